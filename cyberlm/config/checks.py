@@ -1,0 +1,286 @@
+"""Rules across fields. All problems are found before anything is downloaded or loaded, and shown together."""
+
+import string
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cyberlm.config.schema import (
+    DataConfig,
+    DataName,
+    EvaluateConfig,
+    LoraConfig,
+    MethodConfig,
+    MethodName,
+    ModelConfig,
+    ModelSource,
+    OptimConfig,
+    PromptConfig,
+    PromptStyle,
+    Protocol,
+    QuantName,
+    RootConfig,
+    TrainConfig,
+    TrainerConfig,
+)
+from cyberlm.errors import ConfigError, Problem
+
+CYBERMETRIC_SIZES = (80, 500, 2000, 10000)
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+ACCELERATORS = ("auto", "cpu", "cuda")
+EMBEDDING_MODULES = ("lm_head", "embed_tokens")
+
+Config = TypeVar("Config", bound=RootConfig)
+
+
+def build_config(composed: DictConfig, schema: type[Config]) -> Config:
+    """Turns what Hydra composed into dataclasses, after every rule has been checked.
+
+    Raises:
+        ConfigError: With all the problems there are.
+    """
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(
+            "The configuration is incomplete:", [Problem(f"{key} has no value", fix=f"{key}=...") for key in missing]
+        )
+    try:
+        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
+    except OmegaConfBaseException as error:
+        raise ConfigError("The configuration cannot be read:", [Problem(str(error).splitlines()[0])]) from error
+    assert isinstance(built, schema)
+    problems = list(_problems(built))
+    if problems:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"The configuration has {count}:", problems)
+    return built
+
+
+def _problems(config: RootConfig) -> Iterator[Problem]:
+    yield from _model_problems(config.model)
+    yield from _data_problems(config.data)
+    yield from _prompt_problems(config.prompt)
+    yield from _trainer_problems(config.trainer)
+    yield from _open_set_problems("logger", config.logger)
+    yield from _at_least("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1)
+    if config.seed < 0:
+        yield Problem(f"seed={config.seed}", "0 or more")
+    if isinstance(config, TrainConfig):
+        yield from _method_problems(config.method, config.quant.name, config.model)
+        yield from _optim_problems(config.optim)
+        yield from _open_set_problems("callbacks", config.callbacks)
+    if isinstance(config, EvaluateConfig) and config.run is not None and not Path(config.run).is_dir():
+        yield Problem(f"run={config.run} is not a folder", "the folder of a finished run, under outputs/")
+
+
+def _at_least(name: str, value: float | None, least: float) -> Iterator[Problem]:
+    if value is not None and value < least:
+        yield Problem(f"{name}={value:g}", f"{least:g} or more")
+
+
+def _between(name: str, value: float, low: float, high: float) -> Iterator[Problem]:
+    if not low <= value < high:
+        yield Problem(f"{name}={value:g}", f"at least {low:g} and below {high:g}")
+
+
+def _above(name: str, value: float) -> Iterator[Problem]:
+    if not value > 0:
+        yield Problem(f"{name}={value:g}", "above 0")
+
+
+def _model_problems(model: ModelConfig) -> Iterator[Problem]:
+    needs = {
+        ModelSource.embedded: ("package",),
+        ModelSource.hub: ("hub_id",),
+        ModelSource.local: ("path",),
+        ModelSource.tiny: ("tiny",),
+    }[model.source]
+    for name in needs:
+        if getattr(model, name) is None:
+            fix = "model=local model.path=FOLDER" if name == "path" else f"model.{name}=..."
+            yield Problem(f"model.source={model.source.name} without model.{name}", fix=fix)
+    if model.path is not None and model.source is not ModelSource.local:
+        yield Problem(
+            f"model.path={model.path} with model={model.name}", "model.path only with model=local", "model=local"
+        )
+    if model.tiny is not None:
+        for item in fields(model.tiny):
+            least = 0 if item.name == "seed" else 1
+            yield from _at_least(f"model.tiny.{item.name}", getattr(model.tiny, item.name), least)
+        heads = model.tiny.num_attention_heads
+        if heads >= 1 and model.tiny.hidden_size % (2 * heads):
+            yield Problem(
+                f"model.tiny.hidden_size={model.tiny.hidden_size} with {heads} heads", f"a multiple of {2 * heads}"
+            )
+
+
+def _method_problems(method: MethodConfig, quant: QuantName, model: ModelConfig) -> Iterator[Problem]:
+    if method.name is MethodName.sft:
+        if quant is QuantName.nf4:
+            yield Problem(
+                "method=sft quant=nf4: 4-bit weights cannot be trained, only an adapter on them",
+                "method=sft quant=none, or method=qlora",
+                "method=qlora",
+            )
+        if method.lora is not None:
+            yield Problem("method=sft with method.lora", "method.lora only with method=lora or method=qlora")
+        return
+    if method.name is MethodName.qlora and quant is QuantName.none:
+        yield Problem(
+            "method=qlora quant=none: QLoRA is LoRA on a 4-bit base",
+            "method=qlora (which sets quant=nf4), or method=lora quant=none",
+            "method=lora",
+        )
+    if method.lora is None:
+        yield Problem(f"method={method.name.name} without method.lora", fix=f"method={method.name.name}")
+    else:
+        yield from _lora_problems(method.lora, model)
+
+
+def _lora_problems(lora: LoraConfig, model: ModelConfig) -> Iterator[Problem]:
+    yield from _at_least("method.lora.rank", lora.rank, 1)
+    yield from _above("method.lora.alpha", lora.alpha)
+    yield from _between("method.lora.dropout", lora.dropout, 0, 1)
+    targets = lora.target_modules
+    names = [targets] if isinstance(targets, str) else targets
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        yield Problem(
+            f"method.lora.target_modules={targets!r}",
+            "all-linear, or a list of module names",
+            "'method.lora.target_modules=[q_proj,v_proj]'",
+        )
+        return
+    tied = [name for name in names if name in EMBEDDING_MODULES]
+    if tied and model.tied_embeddings:
+        yield Problem(
+            f"method.lora.target_modules holds {', '.join(tied)}, which {model.name} shares between input and output: "
+            "merging the adapter would change both",
+            "all-linear, or a list without them",
+            "method.lora.target_modules=all-linear",
+        )
+
+
+def _data_problems(data: DataConfig) -> Iterator[Problem]:
+    yield from _data_source_problems(data)
+    yield from _between("data.validation_fraction", data.validation_fraction, 0, 1)
+    yield from _between("data.test_fraction", data.test_fraction, 0, 1)
+    held_out = 0 if data.test_size or data.test_path else data.test_fraction
+    if data.validation_fraction + held_out >= 1:
+        yield Problem(
+            f"data.validation_fraction={data.validation_fraction:g} and data.test_fraction={held_out:g} leave nothing "
+            "to train on",
+            "a sum below 1",
+        )
+    if not 0 < data.near_duplicate_jaccard <= 1:
+        yield Problem(f"data.near_duplicate_jaccard={data.near_duplicate_jaccard:g}", "above 0 and at most 1")
+    for name in ("max_train", "max_validation", "max_test", "micro_batch_size", "max_batch_tokens"):
+        yield from _at_least(f"data.{name}", getattr(data, name), 1)
+    yield from _at_least("data.max_length", data.max_length, 16)
+    yield from _at_least("data.num_workers", data.num_workers, 0)
+    yield from _at_least("data.seed", data.seed, 0)
+
+
+def _data_source_problems(data: DataConfig) -> Iterator[Problem]:
+    sizes = ", ".join(map(str, CYBERMETRIC_SIZES))
+    if data.name is DataName.cybermetric:
+        for name in ("size", "test_size"):
+            value = getattr(data, name)
+            if value is None and name == "test_size":
+                continue
+            if value not in CYBERMETRIC_SIZES:
+                yield Problem(f"data.{name}={value}: there is no such CyberMetric file", sizes, f"data.{name}=2000")
+        if data.test_size is not None and data.test_size == data.size:
+            yield Problem(
+                f"data.test_size={data.test_size} is the training file itself", "another size, or no data.test_size"
+            )
+        if data.dir is not None and not Path(data.dir).is_dir():
+            yield Problem(f"data.dir={data.dir} is not a folder", "a folder that holds CyberMetric-<size>-v1.json")
+    else:
+        for name in ("size", "test_size", "dir"):
+            if getattr(data, name) is not None:
+                yield Problem(
+                    f"data.{name}={getattr(data, name)} with data={data.name.name}",
+                    f"data.{name} only with data=cybermetric",
+                    f"data=cybermetric data.{name}={getattr(data, name)}",
+                )
+    if data.name is DataName.mcq:
+        if data.path is None:
+            yield Problem("data=mcq without data.path", "your question file", "data=mcq data.path=questions.jsonl")
+        for name in ("path", "test_path"):
+            value = getattr(data, name)
+            if value is not None and not Path(value).is_file():
+                yield Problem(f"data.{name}={value}: there is no such file", "a .json, .jsonl, .csv or .tsv file")
+    else:
+        for name in ("path", "test_path"):
+            if getattr(data, name) is not None:
+                yield Problem(
+                    f"data.{name}={getattr(data, name)} with data={data.name.name}",
+                    f"data.{name} only with data=mcq",
+                    f"data=mcq data.path={getattr(data, name)}",
+                )
+
+
+def _placeholders(template: str) -> set[str] | None:
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError:
+        return None
+
+
+def _prompt_problems(prompt: PromptConfig) -> Iterator[Problem]:
+    wanted = {"question", "options"} if prompt.show_options else {"question"}
+    for name, template, allowed in (
+        ("question", prompt.question, wanted),
+        ("option", prompt.option, {"letter", "text"}),
+    ):
+        found = _placeholders(template)
+        if found != allowed:
+            wants = " and ".join(f"{{{item}}}" for item in sorted(allowed))
+            yield Problem(f"prompt.{name}={template!r}", f"a template with {wants} and no other placeholder")
+    if prompt.protocol is Protocol.letter and not prompt.show_options:
+        yield Problem(
+            "prompt.protocol=letter prompt.show_options=false: a letter means nothing without the options",
+            "prompt.show_options=true, or prompt=text",
+            "prompt=text",
+        )
+    if prompt.style is not PromptStyle.chat and not prompt.plain_cue.strip():
+        yield Problem("prompt.plain_cue is empty", "the last words of a plain prompt", "'prompt.plain_cue=Answer:'")
+
+
+def _optim_problems(optim: OptimConfig) -> Iterator[Problem]:
+    yield from _above("optim.learning_rate", optim.learning_rate)
+    yield from _at_least("optim.weight_decay", optim.weight_decay, 0)
+    yield from _between("optim.beta1", optim.beta1, 0, 1)
+    yield from _between("optim.beta2", optim.beta2, 0, 1)
+    yield from _above("optim.eps", optim.eps)
+    yield from _between("optim.warmup_fraction", optim.warmup_fraction, 0, 1)
+    yield from _at_least("optim.max_grad_norm", optim.max_grad_norm, 0)
+
+
+def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
+    for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval"):
+        yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
+    yield from _at_least("trainer.log_every_n_steps", trainer.log_every_n_steps, 1)
+    every, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if every is not None and accumulate >= 1 and every % accumulate:
+        yield Problem(
+            f"trainer.val_check_interval={every} with trainer.accumulate_grad_batches={accumulate}: validation would "
+            "fall inside an optimizer step",
+            f"a multiple of {accumulate}",
+            f"trainer.val_check_interval={max(1, round(every / accumulate)) * accumulate}",
+        )
+    for name, allowed in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
+        if getattr(trainer, name) not in allowed:
+            yield Problem(f"trainer.{name}={getattr(trainer, name)}", ", ".join(allowed))
+    if trainer.resume is not None and not Path(trainer.resume).is_dir():
+        yield Problem(f"trainer.resume={trainer.resume} is not a folder", "the folder of an unfinished run")
+
+
+def _open_set_problems(group: str, entries: dict[str, Any]) -> Iterator[Problem]:
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or "_target_" not in entry:
+            yield Problem(f"{group}.{name} has no _target_", "the dotted name of the class to make")

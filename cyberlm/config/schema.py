@@ -1,0 +1,313 @@
+"""The names, types, units and defaults of every setting; the YAML files under conf/ hold the values of each choice.
+
+A string below a field says what it is; `docs/configuration.md` is made from these. OmegaConf takes Enum and Any, not
+Literal and not unions of containers.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+class MethodName(Enum):
+    sft = "sft"
+    lora = "lora"
+    qlora = "qlora"
+
+
+class QuantName(Enum):
+    none = "none"
+    nf4 = "nf4"
+
+
+class ModelSource(Enum):
+    embedded = "embedded"
+    hub = "hub"
+    local = "local"
+    tiny = "tiny"
+
+
+class Dtype(Enum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class Attention(Enum):
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+class DataName(Enum):
+    sample = "sample"
+    cybermetric = "cybermetric"
+    mcq = "mcq"
+
+
+class OnBadRow(Enum):
+    error = "error"
+    skip = "skip"
+
+
+class Protocol(Enum):
+    letter = "letter"
+    text = "text"
+
+
+class PromptStyle(Enum):
+    auto = "auto"
+    chat = "chat"
+    plain = "plain"
+
+
+class OptimizerName(Enum):
+    adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
+    paged_adamw_8bit = "paged_adamw_8bit"
+
+
+class ScheduleName(Enum):
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class OptionScore(Enum):
+    sum = "sum"
+    per_token = "per_token"
+    per_char = "per_char"
+
+
+@dataclass
+class TinyModelConfig:
+    """Shape of a randomly initialised Llama with a byte-level tokenizer, for tests."""
+
+    hidden_size: int = 64
+    intermediate_size: int = 176
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 2
+    tie_word_embeddings: bool = False
+    seed: int = 0
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    """Short name, used in folder and run names."""
+    source: ModelSource = MISSING
+    """Where weights come from: embedded (a GGUF file in a Python package), hub, local (model.path), or tiny (random)."""
+    hub_id: str | None = None
+    """Hugging Face repository, `owner/name`."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository; null for its default branch."""
+    package: str | None = None
+    """Python package that ships the GGUF file (source=embedded)."""
+    path: str | None = None
+    """A folder, a .gguf file, or a hub id (model=local)."""
+    licence: str = "unknown"
+    """Licence of the weights, written into the model card."""
+    licence_url: str | None = None
+    """Page where the licence is read, and accepted for gated models."""
+    gated: bool = False
+    """Whether the hub asks for an accepted licence and a login."""
+    tied_embeddings: bool | None = None
+    """Whether input embeddings and output head share weights; null: read from the model."""
+    dtype: Dtype = Dtype.auto
+    """Type of the base weights. auto: float32 on CPU and for full fine-tuning, bfloat16 on a GPU otherwise."""
+    attention: Attention = Attention.sdpa
+    """Attention implementation; flash_attention_2 needs the flash-attn package and a GPU."""
+    trust_remote_code: bool = False
+    """Run Python code shipped with a hub repository. Off unless you have read that code."""
+    tiny: TinyModelConfig | None = None
+    """Shape of the random model (source=tiny)."""
+
+
+@dataclass
+class LoraConfig:
+    rank: int = 16
+    """Rank r of the update B·A."""
+    alpha: float = 32.0
+    """Scale: the update is multiplied by alpha/rank (alpha/sqrt(rank) with use_rslora)."""
+    dropout: float = 0.0
+    """Dropout before A, in [0, 1)."""
+    target_modules: Any = "all-linear"
+    """`all-linear` (every linear layer but the output head) or a list of module names such as [q_proj,v_proj]."""
+    use_dora: bool = False
+    """Weight-decomposed LoRA (arXiv 2402.09353)."""
+    use_rslora: bool = False
+    """Rank-stabilised scale alpha/sqrt(rank) (arXiv 2312.03732)."""
+
+
+@dataclass
+class MethodConfig:
+    name: MethodName = MISSING
+    """sft (all weights), lora, or qlora (lora on a 4-bit base)."""
+    learning_rate: float = 2e-4
+    """Peak learning rate this method is usually given; optim.learning_rate takes it unless set."""
+    lora: LoraConfig | None = None
+    """Adapter settings (lora and qlora)."""
+
+
+@dataclass
+class QuantConfig:
+    name: QuantName = MISSING
+    """Base weights as they are (none) or in 4-bit NormalFloat (nf4, bitsandbytes)."""
+    double_quant: bool = True
+    """Quantise the quantisation constants too (saves about 0.4 bit a weight)."""
+    compute_dtype: Dtype = Dtype.auto
+    """Type that 4-bit weights are expanded to. auto: float32 on CPU, bfloat16 on a GPU."""
+
+
+@dataclass
+class DataConfig:
+    name: DataName = MISSING
+    """sample (embedded), cybermetric (downloaded), or mcq (your own file)."""
+    size: int | None = None
+    """CyberMetric file: 80, 500, 2000 or 10000 questions."""
+    dir: str | None = None
+    """Folder that already holds the CyberMetric files; nothing is downloaded then."""
+    path: str | None = None
+    """Your own questions: .json, .jsonl, .csv or .tsv (data=mcq)."""
+    test_size: int | None = None
+    """Another CyberMetric file held out as the test set; what it shares with training is left out of training."""
+    test_path: str | None = None
+    """Your own held-out test file (data=mcq)."""
+    on_bad_row: OnBadRow = OnBadRow.error
+    """error: list every bad row and stop; skip: leave bad rows out and count them."""
+    validation_fraction: float = 0.1
+    """Share of questions for validation."""
+    test_fraction: float = 0.2
+    """Share of questions for the test; ignored where a test file is named."""
+    near_duplicate_jaccard: float = 0.8
+    """Questions whose word sets are at least this alike count as one cluster, and stay on one side of the split."""
+    seed: int = 0
+    """Seed of the split."""
+    max_train: int | None = None
+    """Train on at most this many questions (a seeded choice)."""
+    max_validation: int | None = None
+    """Validate on at most this many questions."""
+    max_test: int | None = None
+    """Test on at most this many questions."""
+    micro_batch_size: int = 8
+    """Questions in one forward and backward pass."""
+    max_batch_tokens: int = 4096
+    """Most tokens (padding included) in one forward pass of an evaluation."""
+    max_length: int = 1024
+    """Longest prompt with its answer, in tokens; a longer question is an error, never cut."""
+    num_workers: int = 0
+    """Loader processes; the work is so light that 0 is fastest on most machines."""
+
+
+@dataclass
+class PromptConfig:
+    name: str = MISSING
+    """Short name."""
+    protocol: Protocol = MISSING
+    """letter: the answer is the option's letter; text: the answer is the option's text."""
+    system: str = ""
+    """System message; empty for none."""
+    question: str = MISSING
+    """Template with {question} and, where options are shown, {options}."""
+    option: str = "{letter}) {text}"
+    """Template of one option line."""
+    show_options: bool = True
+    """Whether the options stand in the prompt."""
+    style: PromptStyle = PromptStyle.auto
+    """chat: the model's chat template; plain: text that ends with `plain_cue`; auto: chat where the model has one."""
+    plain_cue: str = "Answer:"
+    """Last words of a plain prompt; the answer follows after one space."""
+
+
+@dataclass
+class OptimConfig:
+    name: OptimizerName = OptimizerName.adamw
+    """adamw (torch, float32 states), adamw_8bit or paged_adamw_8bit (bitsandbytes, GPU only)."""
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; never on norms and biases."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    schedule: ScheduleName = ScheduleName.cosine
+    """Learning rate after warm-up: cosine or linear down to 0, or constant."""
+    warmup_fraction: float = 0.05
+    """Share of optimizer steps over which the learning rate rises from 0."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 switches clipping off."""
+
+
+@dataclass
+class TrainerConfig:
+    max_epochs: int = 1
+    """Passes over the training questions."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; null for no limit."""
+    accumulate_grad_batches: int = 1
+    """Micro-batches in one optimizer step."""
+    val_check_interval: int | None = None
+    """Validate every this many micro-batches; null for once at the end of each epoch."""
+    accelerator: str = "auto"
+    """auto, cpu or cuda; one device."""
+    precision: str = "auto"
+    """auto: 32-true on CPU, bf16-mixed on a GPU."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    log_every_n_steps: int = 1
+    """Optimizer steps between two rows of training metrics."""
+    resume: str | None = None
+    """Run folder to continue; its own configuration is used."""
+
+
+@dataclass
+class EvaluationConfig:
+    option_score: OptionScore = OptionScore.per_token
+    """How the log-probabilities of an option's tokens become its score (text protocol)."""
+    generate: bool = True
+    """Also answer by greedy generation, which ROUGE needs."""
+    max_new_tokens: int = 32
+    """Longest generated answer, in tokens."""
+    base: bool = True
+    """Score the base model too (train.py, and evaluate.py run=...)."""
+
+
+@dataclass
+class RootConfig:
+    """What train.py and evaluate.py share."""
+
+    model: ModelConfig = MISSING
+    quant: QuantConfig = MISSING
+    data: DataConfig = MISSING
+    prompt: PromptConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    logger: dict[str, Any] = field(default_factory=dict)
+    trainer: TrainerConfig = MISSING
+    seed: int = 0
+    """Seed of initialisation, shuffling and dropout."""
+    group: str | None = None
+    """Name shared by the jobs of one sweep; set by the sweep itself."""
+
+
+@dataclass
+class TrainConfig(RootConfig):
+    method: MethodConfig = MISSING
+    optim: OptimConfig = MISSING
+    callbacks: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class EvaluateConfig(RootConfig):
+    run: str | None = None
+    """Run folder whose base and tuned model are scored; null: score `model` as it is."""
+
+
+def register_schemas() -> None:
+    """Puts the root schemas into Hydra's ConfigStore, so that every YAML file and override is type-checked."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)

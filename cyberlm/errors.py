@@ -1,0 +1,67 @@
+"""Errors that a user can put right. Each is shown as one screen, without a traceback, and ends with exit code 1."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: what it is, what is allowed, and what to type instead."""
+
+    what: str
+    allowed: str = ""
+    fix: str = ""
+
+
+class UserError(Exception):
+    """Base of every error that the person at the keyboard can put right.
+
+    Args:
+        title: One line that says what could not be done.
+        problems: Every problem found, not only the first.
+        hint: Closing lines, for example the command that works without what is missing.
+    """
+
+    def __init__(self, title: str, problems: Iterable[Problem] = (), hint: str = "") -> None:
+        self.title = title
+        self.problems = tuple(problems)
+        self.hint = hint
+        super().__init__(self.screen())
+
+    def screen(self, max_problems: int = 40) -> str:
+        """The whole message as plain text; problems past `max_problems` are counted, not shown."""
+        lines = [self.title]
+        for problem in self.problems[:max_problems]:
+            lines.append(f"  - {problem.what}")
+            if problem.allowed:
+                lines.append(f"      allowed: {problem.allowed}")
+            if problem.fix:
+                lines.append(f"      type:    {problem.fix}")
+        if len(self.problems) > max_problems:
+            lines.append(f"  ... and {len(self.problems) - max_problems} more")
+        if self.hint:
+            lines += ["", self.hint]
+        return "\n".join(lines)
+
+
+class ConfigError(UserError):
+    """The configuration cannot be run."""
+
+
+class DataError(UserError):
+    """A question file is missing, is not what it should be, or holds bad rows."""
+
+
+class ModelError(UserError):
+    """A model or adapter cannot be had, or does not fit what is asked of it."""
+
+
+class RunError(UserError):
+    """A run folder is missing, unfinished, or does not fit what is asked of it."""
+
+
+def did_you_mean(name: str, names: Sequence[str]) -> str:
+    """`Did you mean 'rank'?`, or an empty string where nothing is near."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"Did you mean '{near[0]}'?" if near else ""

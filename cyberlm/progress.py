@@ -1,0 +1,111 @@
+"""Progress of long work: a bar with ETA on a terminal, a line every few seconds elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(soft_wrap=True)
+"""Where everything that a person reads is printed."""
+
+SECONDS_BETWEEN_LINES = 10.0
+
+Advance = Callable[..., None]
+"""`advance(n=1, tokens=0, note="")`: n units are done, with so many non-padding tokens."""
+
+
+@contextlib.contextmanager
+def track(label: str, total: int, unit: str) -> Iterator[Advance]:
+    """Shows how far a piece of work is, how fast it goes, and when it will end.
+
+    Args:
+        label: What is being done, for example `Scoring the base model`.
+        total: Units of work in all.
+        unit: Name of one unit, plural, for example `questions`.
+
+    Yields:
+        The function to call as work gets done.
+    """
+    if console.is_terminal:
+        with _bar(label, total, unit) as advance:
+            yield advance
+    else:
+        with _lines(label, total, unit) as advance:
+            yield advance
+
+
+@contextlib.contextmanager
+def _bar(label: str, total: int, unit: str) -> Iterator[Advance]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    meter = _Meter(total, unit)
+    with Progress(*columns, console=console) as progress:
+        task: TaskID = progress.add_task(label, total=total, rate=unit)
+
+        def advance(n: int = 1, tokens: int = 0, note: str = "") -> None:
+            meter.add(n, tokens)
+            progress.update(task, advance=n, rate=f"{unit} {meter.rates()} {note}".rstrip())
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _lines(label: str, total: int, unit: str) -> Iterator[Advance]:
+    meter = _Meter(total, unit)
+    last = meter.started
+
+    def advance(n: int = 1, tokens: int = 0, note: str = "") -> None:
+        nonlocal last
+        meter.add(n, tokens)
+        now = time.monotonic()
+        if now - last >= SECONDS_BETWEEN_LINES and meter.done < total:
+            last = now
+            _print_line(f"{label}: {meter.done:.0f}/{total} {unit}, {meter.rates()}, ETA {meter.eta()} {note}")
+
+    yield advance
+    _print_line(f"{label}: {meter.done:.0f}/{total} {unit} in {clock(time.monotonic() - meter.started)}, {meter.rates()}")
+
+
+def _print_line(text: str) -> None:
+    console.print(text.rstrip(), markup=False, highlight=False)
+    sys.stdout.flush()
+
+
+class _Meter:
+    """Counts units and tokens since it was made."""
+
+    def __init__(self, total: int, unit: str) -> None:
+        self.total, self.unit = total, unit
+        self.done, self.tokens = 0, 0
+        self.started = time.monotonic()
+
+    def add(self, n: int, tokens: int) -> None:
+        self.done += n
+        self.tokens += tokens
+
+    def rates(self) -> str:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        text = f"{self.done / seconds:.3g} {self.unit}/s"
+        return f"{text}, {self.tokens / seconds:.0f} tokens/s" if self.tokens else text
+
+    def eta(self) -> str:
+        if not self.done:
+            return "unknown"
+        seconds = time.monotonic() - self.started
+        return clock(seconds / self.done * (self.total - self.done))
+
+
+def clock(seconds: float) -> str:
+    """`83.4` -> `1:23`; `4000` -> `1:06:40`."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

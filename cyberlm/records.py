@@ -1,0 +1,251 @@
+"""Plain data that the other parts hand to one another. No torch here."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+LETTERS = "ABCDEFGH"
+"""Option letters, in order; a question has 2 to 8 options."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One multiple-choice question.
+
+    Attributes:
+        id: Unique within its file: the file's name and the row's number, for example `CyberMetric-500-v1:17`.
+        question: The question's text, white space already normalised.
+        options: 2 to 8 option texts; option k has letter `LETTERS[k]`.
+        gold: Index of the right option.
+        topic: Sub-topic, where the file states one.
+    """
+
+    id: str
+    question: str
+    options: tuple[str, ...]
+    gold: int
+    topic: str = ""
+
+    @property
+    def letter(self) -> str:
+        """The right option's letter."""
+        return LETTERS[self.gold]
+
+    @property
+    def answer(self) -> str:
+        """The right option's text."""
+        return self.options[self.gold]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (first 16 hex digits) of the question, its options in order, and the gold index."""
+        text = json.dumps([self.question, list(self.options), self.gold], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one model answered to one question: everything that a metric needs, so that any number can be recomputed.
+
+    Attributes:
+        id, hash: Of the question.
+        gold: Index of the right option.
+        n_options: Number of options.
+        option_logprobs: Summed log-probability (natural log) of each option's answer tokens, given the prompt.
+        option_tokens: Answer tokens of each option (1 each in the letter protocol).
+        option_chars: Characters of each option's answer text.
+        choice: Option chosen by likelihood.
+        gold_nll: Mean negative log-likelihood a token of the right answer, end of turn left out (nats).
+        generated: Greedy completion, or None where generation was not asked for.
+        parsed: Option that the completion names, or None where it names none.
+        reference: The text that ROUGE compares the completion with.
+        prompt_hash: SHA-256 (first 16 hex digits) of the rendered prompt.
+        topic: Of the question.
+    """
+
+    id: str
+    hash: str
+    gold: int
+    n_options: int
+    option_logprobs: tuple[float, ...]
+    option_tokens: tuple[int, ...]
+    option_chars: tuple[int, ...]
+    choice: int
+    gold_nll: float
+    generated: str | None
+    parsed: int | None
+    reference: str
+    prompt_hash: str
+    topic: str = ""
+
+    @property
+    def correct(self) -> bool:
+        """Right by likelihood."""
+        return self.choice == self.gold
+
+    @property
+    def generated_correct(self) -> bool:
+        """Right by generation; a completion that cannot be parsed is wrong."""
+        return self.parsed == self.gold
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """The questions of one file, with where they came from.
+
+    Attributes:
+        name: For example `CyberMetric-2000-v1` or `sample`.
+        source: File path or address that was read.
+        sha256: Of the file's bytes.
+        questions: In file order.
+        skipped: Bad rows left out (only under `data.on_bad_row=skip`), each with its line and reason.
+        whitespace_normalised: How many rows had white space put right.
+    """
+
+    name: str
+    source: str
+    sha256: str
+    questions: tuple[Question, ...]
+    skipped: tuple[str, ...] = ()
+    whitespace_normalised: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """Questions for training, validation and test; no near-duplicate cluster stands in two of them.
+
+    Attributes:
+        sources: The files the questions came from.
+        dropped: Why questions were left out, with counts, for example `{"near-duplicate of the test file": 130}`.
+        clusters: Number of near-duplicate clusters over all files.
+    """
+
+    train: tuple[Question, ...]
+    validation: tuple[Question, ...]
+    test: tuple[Question, ...]
+    sources: tuple[QuestionSet, ...]
+    clusters: int
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, Sequence[Question]]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """A share of questions with its 95% Wilson interval."""
+
+    value: float
+    correct: int
+    n: int
+    ci_lo: float
+    ci_hi: float
+
+
+@dataclass(frozen=True)
+class RougeScores:
+    """Mean F-measure of the generated answers against the reference answers, each in [0, 1].
+
+    `rouge2` is None where every reference has fewer than two tokens (it is undefined then, not 0); `note` says so.
+    """
+
+    rouge1: float
+    rouge2: float | None
+    rougeL: float
+    n: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What one model scored on one set of questions.
+
+    Attributes:
+        likelihood: Accuracy of the option chosen by likelihood.
+        per_letter: Recall of each gold letter, by likelihood.
+        gold_nll: Mean over questions of the right answer's negative log-likelihood a token (nats).
+        generation: Accuracy of the parsed greedy completion (unparseable is wrong), or None where it was not measured.
+        generation_note: Why `generation` is None.
+        parse_fail_rate: Share of completions that name no option.
+        rouge: Of the completions, or None where nothing was generated.
+    """
+
+    likelihood: Proportion
+    per_letter: dict[str, Proportion]
+    gold_nll: float
+    generation: Proportion | None
+    generation_note: str
+    parse_fail_rate: float | None
+    rouge: RougeScores | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Base against tuned on the same questions, by likelihood.
+
+    Attributes:
+        difference: Tuned accuracy minus base accuracy.
+        only_base_right, only_tuned_right: Discordant questions.
+        p_value: Exact McNemar test, two-sided.
+        verdict: The same in words; says so where the difference is not significant at 5%.
+    """
+
+    difference: float
+    only_base_right: int
+    only_tuned_right: int
+    p_value: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run cost. Tokens of training are counted over all steps; speeds leave validation out.
+
+    Attributes:
+        seconds: Wall time by phase, for example `{"load": 6.1, "train": 120.3}`.
+        processed_tokens, nonpadding_tokens, label_tokens: With padding; without; those trained on.
+        nonpadding_tokens_per_second: Over the wall time of training steps.
+        adapter_bytes: On disk; for full fine-tuning, of the whole model.
+        peak_host_bytes, peak_device_bytes: Largest resident memory; largest GPU memory (None on CPU).
+    """
+
+    trainable_parameters: int
+    total_parameters: int
+    seconds: dict[str, float]
+    processed_tokens: int
+    nonpadding_tokens: int
+    label_tokens: int
+    nonpadding_tokens_per_second: float
+    peak_host_bytes: int
+    peak_device_bytes: int | None
+    adapter_bytes: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """results.json: everything a run found. Written by `cyberlm.results`; documented in docs/results.md.
+
+    Attributes:
+        schema_version: Raised when a field changes its meaning or goes away.
+        kind: `train` or `evaluate`.
+        scores: By model, `base` and `tuned`; either may be missing.
+        objective: Best validation accuracy (train only): what a sweep maximises. Never of the test set.
+        steps: Optimizer steps taken.
+        provenance: Hashes, seeds, versions and the command.
+    """
+
+    schema_version: int
+    kind: str
+    model: str
+    method: str
+    quant: str
+    prompt: str
+    data: str
+    questions: dict[str, int]
+    scores: dict[str, ModelScores]
+    comparison: Comparison | None
+    objective: float | None
+    steps: int
+    cost: Cost | None
+    provenance: dict[str, str]

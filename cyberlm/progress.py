@@ -72,7 +72,8 @@ def _lines(label: str, total: int, unit: str) -> Iterator[Advance]:
             _print_line(f"{label}: {meter.done:.0f}/{total} {unit}, {meter.rates()}, ETA {meter.eta()} {note}")
 
     yield advance
-    _print_line(f"{label}: {meter.done:.0f}/{total} {unit} in {clock(time.monotonic() - meter.started)}, {meter.rates()}")
+    seconds = clock(time.monotonic() - meter.started)
+    _print_line(f"{label}: {meter.done:.0f}/{total} {unit} in {seconds}, {meter.rates()}")
 
 
 def _print_line(text: str) -> None:

@@ -185,28 +185,10 @@ def _data_problems(data: DataConfig) -> Iterator[Problem]:
 
 
 def _data_source_problems(data: DataConfig) -> Iterator[Problem]:
-    sizes = ", ".join(map(str, CYBERMETRIC_SIZES))
     if data.name is DataName.cybermetric:
-        for name in ("size", "test_size"):
-            value = getattr(data, name)
-            if value is None and name == "test_size":
-                continue
-            if value not in CYBERMETRIC_SIZES:
-                yield Problem(f"data.{name}={value}: there is no such CyberMetric file", sizes, f"data.{name}=2000")
-        if data.test_size is not None and data.test_size == data.size:
-            yield Problem(
-                f"data.test_size={data.test_size} is the training file itself", "another size, or no data.test_size"
-            )
-        if data.dir is not None and not Path(data.dir).is_dir():
-            yield Problem(f"data.dir={data.dir} is not a folder", "a folder that holds CyberMetric-<size>-v1.json")
+        yield from _cybermetric_problems(data)
     else:
-        for name in ("size", "test_size", "dir"):
-            if getattr(data, name) is not None:
-                yield Problem(
-                    f"data.{name}={getattr(data, name)} with data={data.name.name}",
-                    f"data.{name} only with data=cybermetric",
-                    f"data=cybermetric data.{name}={getattr(data, name)}",
-                )
+        yield from _belongs_to(data, DataName.cybermetric, ("size", "test_size", "dir"))
     if data.name is DataName.mcq:
         if data.path is None:
             yield Problem("data=mcq without data.path", "your question file", "data=mcq data.path=questions.jsonl")
@@ -215,13 +197,32 @@ def _data_source_problems(data: DataConfig) -> Iterator[Problem]:
             if value is not None and not Path(value).is_file():
                 yield Problem(f"data.{name}={value}: there is no such file", "a .json, .jsonl, .csv or .tsv file")
     else:
-        for name in ("path", "test_path"):
-            if getattr(data, name) is not None:
-                yield Problem(
-                    f"data.{name}={getattr(data, name)} with data={data.name.name}",
-                    f"data.{name} only with data=mcq",
-                    f"data=mcq data.path={getattr(data, name)}",
-                )
+        yield from _belongs_to(data, DataName.mcq, ("path", "test_path"))
+
+
+def _cybermetric_problems(data: DataConfig) -> Iterator[Problem]:
+    sizes = ", ".join(map(str, CYBERMETRIC_SIZES))
+    for name, required in (("size", True), ("test_size", False)):
+        value = getattr(data, name)
+        if value not in CYBERMETRIC_SIZES and (required or value is not None):
+            yield Problem(f"data.{name}={value}: there is no such CyberMetric file", sizes, f"data.{name}=2000")
+    if data.test_size is not None and data.test_size == data.size:
+        yield Problem(
+            f"data.test_size={data.test_size} is the training file itself", "another size, or no data.test_size"
+        )
+    if data.dir is not None and not Path(data.dir).is_dir():
+        yield Problem(f"data.dir={data.dir} is not a folder", "a folder that holds CyberMetric-<size>-v1.json")
+
+
+def _belongs_to(data: DataConfig, owner: DataName, names: tuple[str, ...]) -> Iterator[Problem]:
+    for name in names:
+        value = getattr(data, name)
+        if value is not None:
+            yield Problem(
+                f"data.{name}={value} with data={data.name.name}",
+                f"data.{name} only with data={owner.name}",
+                f"data={owner.name} data.{name}={value}",
+            )
 
 
 def _placeholders(template: str) -> set[str] | None:

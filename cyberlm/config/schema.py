@@ -100,7 +100,7 @@ class ModelConfig:
     name: str = MISSING
     """Short name, used in folder and run names."""
     source: ModelSource = MISSING
-    """Where weights come from: embedded (a GGUF file in a Python package), hub, local (model.path), or tiny (random)."""
+    """Where weights come from: embedded (a GGUF file in a Python package), hub, local (model.path), tiny (random)."""
     hub_id: str | None = None
     """Hugging Face repository, `owner/name`."""
     revision: str | None = None

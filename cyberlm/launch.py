@@ -1,0 +1,233 @@
+"""From the command line to a checked configuration: Hydra's composition, its errors as one screen, and a sweep's jobs.
+
+Every job of a sweep runs in a process of its own, so that one that is killed, runs out of memory or leaves state behind
+cannot harm the others.
+"""
+
+import datetime
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cyberlm.config import register_schemas
+from cyberlm.errors import ConfigError, Problem, UserError, did_you_mean
+
+WORST_OBJECTIVE = 0.0
+"""What a failed job reports to the sweeper: finite, because Optuna ends a study on NaN."""
+
+log = logging.getLogger(__name__)
+
+
+def conf_folder() -> Path:
+    """conf/ beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parent
+    beside = package.parent / "conf"
+    return beside if (beside / "train.yaml").is_file() else package / "conf"
+
+
+def main(command: str, run: Callable[[DictConfig, Path], float | None]) -> None:
+    """Composes the configuration of `command` and runs it; leaves with exit code 1 and one screen on a user's error.
+
+    Args:
+        command: `train` or `evaluate`: the primary configuration, and the command that a sweep's jobs repeat.
+        run: Called with the composed configuration and the run's folder.
+    """
+    register_schemas()
+    _register_resolvers()
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: the screen is ours
+
+    def job(composed: DictConfig) -> float | None:
+        config = HydraConfig.get()
+        if config.mode == RunMode.MULTIRUN:
+            return _run_in_child(command, composed)
+        folder = Path(config.runtime.output_dir)
+        try:
+            return run(composed, folder)
+        except KeyboardInterrupt:
+            raise SystemExit(128 + signal.SIGINT) from None
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)(job)()
+    except UserError as error:
+        raise SystemExit(_show(error)) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        if full_error:
+            raise
+        raise SystemExit(_show(_composition_error(command, error))) from None
+
+
+def _show(error: UserError) -> int:
+    print(f"\n{error.screen()}\n", file=sys.stderr)
+    return 1
+
+
+def _register_resolvers() -> None:
+    def run_folder(name: str, resume: str | None) -> str:
+        if resume:
+            return str(resume)
+        return _fresh(Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{name}")
+
+    def sweep_folder(name: str) -> str:
+        return _fresh(Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{name}_sweep")
+
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
+
+
+def _fresh(folder: Path) -> str:
+    """The folder's path, or the path with a number behind it where the folder is taken."""
+    candidate, number = folder, 2
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}_{number}"), number + 1
+    return str(candidate)
+
+
+# ---------------------------------------------------------------------------------------------------- sweep jobs
+
+
+def _run_in_child(command: str, composed: DictConfig) -> float:
+    """Runs one job of a sweep in its own process.
+
+    Returns:
+        The job's objective, or `WORST_OBJECTIVE` where it failed: a sweep goes on, and the leaderboard says why.
+    """
+    config = HydraConfig.get()
+    folder = Path(config.runtime.output_dir)
+    overrides = [item for item in config.overrides.task if not item.startswith("group=")]
+    group = composed.group or Path(config.sweep.dir).name
+    line = [
+        *(sys.executable, "-m", "cyberlm", command, f"--config-name={config.job.config_name}"),
+        *overrides,
+        *(f"group='{group}'", "hydra.mode=RUN", f"hydra.run.dir='{folder}'"),
+    ]
+    log.info("job %s: %s", config.job.num, " ".join(overrides))
+    code = subprocess.run(line, env=_child_environment(config), check=False).returncode
+    status = _read_status(folder)
+    if code == 0 and status.get("state") == "finished":
+        return float(status.get("objective") or WORST_OBJECTIVE)
+    if status.get("state") != "failed":
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "status.json").write_text(json.dumps({"state": "failed", "objective": None, "reason": reason}))
+    log.error("job %s failed (exit code %s); the sweep goes on", config.job.num, code)
+    return WORST_OBJECTIVE
+
+
+def _child_environment(config: DictConfig) -> dict[str, str]:
+    """The environment of a job: cyberlm can be imported, and jobs that run side by side share the cores."""
+    environment = dict(os.environ)
+    environment.pop("HYDRA_FULL_ERROR", None)
+    root = str(Path(__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    jobs = OmegaConf.select(config, "launcher.n_jobs")
+    if jobs is not None and jobs != 1 and "OMP_NUM_THREADS" not in environment:
+        cores = len(os.sched_getaffinity(0))
+        parallel = cores if jobs < 0 else min(jobs, cores)
+        environment["OMP_NUM_THREADS"] = str(max(1, cores // parallel))
+    return environment
+
+
+def _read_status(folder: Path) -> dict[str, Any]:
+    try:
+        status = json.loads((folder / "status.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+# ------------------------------------------------------------------------------------------- composition errors
+
+
+def _composition_error(command: str, error: Exception) -> ConfigError:
+    """Every override that cannot be composed, not only the first that Hydra met."""
+    overrides = [item for item in sys.argv[1:] if "=" in item and not item.startswith("-")]
+    problems = []
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        keys = _all_keys(command)
+        for override in overrides:
+            if override.startswith(("hydra.", "hydra/")):
+                continue
+            failure = _try_override(command, override, overrides)
+            if failure is not None:
+                problems.append(_explain(override, failure, keys))
+    if not problems:
+        problems = [Problem(_first_lines(error))]
+    return ConfigError(
+        "These overrides cannot be used:", problems, f"All keys and values: python {command}.py --cfg job"
+    )
+
+
+def _try_override(command: str, override: str, overrides: Sequence[str]) -> Exception | None:
+    """Composes with the group choices of the command line and this override alone."""
+    groups = [item for item in overrides if "." not in item.split("=")[0] and item != override]
+    good = [item for item in groups if _compose(command, [item]) is None]
+    first = override.split("=", 1)
+    single = f"{first[0]}={first[1].split(',')[0]}" if "," in first[1] and first[1][:1] not in "[{'\"" else override
+    return _compose(command, [*good, single])
+
+
+def _compose(command: str, overrides: list[str]) -> Exception | None:
+    try:
+        hydra.compose(command, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        return error
+    return None
+
+
+def _all_keys(command: str) -> list[str]:
+    keys: list[str] = []
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, DictConfig) and not node._is_none():
+            for name in node:
+                keys.append(f"{prefix}{name}")
+                if not OmegaConf.is_missing(node, name) and OmegaConf.is_config(node._get_node(name)):
+                    walk(node._get_node(name), f"{prefix}{name}.")
+
+    try:
+        walk(hydra.compose(command), "")
+    except (HydraException, OmegaConfBaseException):  # a broken file under conf/: the error itself says which
+        return []
+    return keys
+
+
+def _explain(override: str, error: Exception, keys: Sequence[str]) -> Problem:
+    name, _, value = override.lstrip("+~").partition("=")
+    if "." not in name and (options := _group_options(name)):
+        return Problem(f"{override}: there is no {name} '{value}'", ", ".join(options), _suggest(name, value, options))
+    if name not in keys:
+        near = did_you_mean(name, keys)
+        return Problem(f"{override}: there is no key '{name}'. {near}".rstrip())
+    return Problem(f"{override}: {_first_lines(error.__cause__ or error)}")
+
+
+def _group_options(group: str) -> list[str]:
+    if "/" in group or not group.isidentifier():
+        return []
+    loader = GlobalHydra.instance().config_loader()
+    return loader.get_group_options(group)
+
+
+def _suggest(group: str, value: str, options: Sequence[str]) -> str:
+    near = did_you_mean(value, options)
+    return f"{group}={near.split(chr(39))[1]}" if near else ""
+
+
+def _first_lines(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type")))

@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from omegaconf import DictConfig
-
+from cyberlm.config import EvaluateConfig, TrainConfig
 from cyberlm.launch import main as launch
 
 COMMANDS = ("train", "evaluate", "leaderboard")
@@ -13,23 +12,23 @@ COMMANDS = ("train", "evaluate", "leaderboard")
 def train() -> None:
     """Trains, and scores the base and the tuned model on the same questions."""
 
-    def run(composed: DictConfig, folder: Path) -> float | None:
-        from cyberlm.runs import train_from  # torch and the rest are imported only once there is work for them
+    def run(config: TrainConfig, folder: Path) -> float:
+        from cyberlm.runs import train  # torch and the rest are imported only once the configuration is right
 
-        return train_from(composed, folder)
+        return train(config, folder)
 
-    launch("train", run)
+    launch("train", TrainConfig, run)
 
 
 def evaluate() -> None:
     """Scores a finished run, or a model as it is."""
 
-    def run(composed: DictConfig, folder: Path) -> None:
-        from cyberlm.runs import evaluate_from
+    def run(config: EvaluateConfig, folder: Path) -> None:
+        from cyberlm.runs import evaluate
 
-        evaluate_from(composed, folder)
+        evaluate(config, folder)
 
-    launch("evaluate", run)
+    launch("evaluate", EvaluateConfig, run)
 
 
 def leaderboard() -> None:

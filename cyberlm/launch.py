@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -23,11 +23,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cyberlm.config import register_schemas
+from cyberlm.config import build_config, register_schemas
+from cyberlm.config.schema import RootConfig
 from cyberlm.errors import ConfigError, Problem, UserError, did_you_mean
 
 WORST_OBJECTIVE = 0.0
 """What a failed job reports to the sweeper: finite, because Optuna ends a study on NaN."""
+
+Config = TypeVar("Config", bound=RootConfig)
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +42,15 @@ def conf_folder() -> Path:
     return beside if (beside / "train.yaml").is_file() else package / "conf"
 
 
-def main(command: str, run: Callable[[DictConfig, Path], float | None]) -> None:
-    """Composes the configuration of `command` and runs it; leaves with exit code 1 and one screen on a user's error.
+def main(command: str, schema: type[Config], run: Callable[[Config, Path], float | None]) -> None:
+    """Composes and checks the configuration of `command`, and runs it.
+
+    A user's error is one screen and exit code 1, without a traceback.
 
     Args:
         command: `train` or `evaluate`: the primary configuration, and the command that a sweep's jobs repeat.
-        run: Called with the composed configuration and the run's folder.
+        schema: Dataclass of the primary configuration.
+        run: Called with the checked configuration and the run's folder.
     """
     register_schemas()
     _register_resolvers()
@@ -55,9 +61,10 @@ def main(command: str, run: Callable[[DictConfig, Path], float | None]) -> None:
         config = HydraConfig.get()
         if config.mode == RunMode.MULTIRUN:
             return _run_in_child(command, composed)
-        folder = Path(config.runtime.output_dir)
         try:
-            return run(composed, folder)
+            return run(build_config(composed, schema), Path(config.runtime.output_dir))
+        except UserError as error:  # caught here, or Hydra prints a line of its own above the screen
+            raise SystemExit(_show(error)) from None
         except KeyboardInterrupt:
             raise SystemExit(128 + signal.SIGINT) from None
 
@@ -86,6 +93,13 @@ def _register_resolvers() -> None:
         return _fresh(Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{name}_sweep")
 
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True, use_cache=True)
+
+    def run_dir() -> str:
+        """The run's folder, for loggers; a stand-in where only the configuration is printed."""
+        known = HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir")
+        return str(HydraConfig.get().runtime.output_dir) if known else "<run folder>"
+
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
 
 
@@ -128,7 +142,7 @@ def _run_in_child(command: str, composed: DictConfig) -> float:
     return WORST_OBJECTIVE
 
 
-def _child_environment(config: DictConfig) -> dict[str, str]:
+def _child_environment(config: Any) -> dict[str, str]:
     """The environment of a job: cyberlm can be imported, and jobs that run side by side share the cores."""
     environment = dict(os.environ)
     environment.pop("HYDRA_FULL_ERROR", None)
@@ -194,7 +208,7 @@ def _all_keys(command: str) -> list[str]:
 
     def walk(node: Any, prefix: str) -> None:
         if isinstance(node, DictConfig) and not node._is_none():
-            for name in node:
+            for name in map(str, node):
                 keys.append(f"{prefix}{name}")
                 if not OmegaConf.is_missing(node, name) and OmegaConf.is_config(node._get_node(name)):
                     walk(node._get_node(name), f"{prefix}{name}.")
@@ -207,12 +221,14 @@ def _all_keys(command: str) -> list[str]:
 
 
 def _explain(override: str, error: Exception, keys: Sequence[str]) -> Problem:
-    name, _, value = override.lstrip("+~").partition("=")
+    stripped = override.lstrip("+~").split("=", 1)
+    name, value = stripped[0], stripped[1]
     if "." not in name and (options := _group_options(name)):
-        return Problem(f"{override}: there is no {name} '{value}'", ", ".join(options), _suggest(name, value, options))
+        what = f"{override}: there is no {name} '{value}'"
+        return Problem(what, ", ".join(options), _suggest(name, value, options))
     if name not in keys:
-        near = did_you_mean(name, keys)
-        return Problem(f"{override}: there is no key '{name}'. {near}".rstrip())
+        what = f"{override}: there is no key '{name}'. {did_you_mean(name, keys)}"
+        return Problem(what.rstrip())
     return Problem(f"{override}: {_first_lines(error.__cause__ or error)}")
 
 

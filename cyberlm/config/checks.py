@@ -109,8 +109,9 @@ def _model_problems(model: ModelConfig) -> Iterator[Problem]:
         )
     if model.tiny is not None:
         for item in fields(model.tiny):
-            least = 0 if item.name == "seed" else 1
-            yield from _at_least(f"model.tiny.{item.name}", getattr(model.tiny, item.name), least)
+            if item.type is int:
+                least = 0 if item.name == "seed" else 1
+                yield from _at_least(f"model.tiny.{item.name}", getattr(model.tiny, item.name), least)
         heads = model.tiny.num_attention_heads
         if heads >= 1 and model.tiny.hidden_size % (2 * heads):
             yield Problem(
@@ -265,7 +266,8 @@ def _optim_problems(optim: OptimConfig) -> Iterator[Problem]:
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
     for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval"):
         yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
-    yield from _at_least("trainer.log_every_n_steps", trainer.log_every_n_steps, 1)
+    for name in ("log_every_n_steps", "checkpoint_every_n_steps"):
+        yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
     every, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
     if every is not None and accumulate >= 1 and every % accumulate:
         yield Problem(

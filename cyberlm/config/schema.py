@@ -260,6 +260,8 @@ class TrainerConfig:
     """Recompute activations in the backward pass: less memory, about a third slower."""
     log_every_n_steps: int = 1
     """Optimizer steps between two rows of training metrics."""
+    checkpoint_every_n_steps: int = 100
+    """Optimizer steps between two checkpoints that trainer.resume can go on from (besides those at validation)."""
     resume: str | None = None
     """Run folder to continue; its own configuration is used."""
 

@@ -1,0 +1,122 @@
+"""Lightning callbacks that every run has: progress with ETA, what training costs, and the state of random numbers."""
+
+import contextlib
+import random
+import time
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+
+from cyberlm.losses import AnswerBatch
+from cyberlm.progress import Advance, track
+
+
+class TrainingProgress(L.Callback):
+    """Questions/s, tokens/s, loss and ETA of training.
+
+    Args:
+        questions: Training questions of one epoch.
+    """
+
+    def __init__(self, questions: int) -> None:
+        self.questions = questions
+        self.stack = contextlib.ExitStack()
+        self.advance: Advance | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        batches = int(trainer.num_training_batches)
+        total = self.questions * (trainer.max_epochs or 1)
+        if trainer.max_steps > 0:
+            share = trainer.max_steps * trainer.accumulate_grad_batches / (batches * (trainer.max_epochs or 1))
+            total = min(total, round(total * share))
+        self.advance = self.stack.enter_context(track("Training", total, "questions"))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
+    ) -> None:
+        assert self.advance is not None
+        loss = trainer.callback_metrics.get("train/loss")
+        note = f"loss {loss:.3f}" if loss is not None else ""
+        self.advance(len(batch.input_ids), int(batch.attention_mask.sum()), note)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.stack.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.stack.close()
+
+
+class CostMeter(L.Callback):
+    """Tokens and seconds of training steps; validation and checkpoints are left out of the seconds.
+
+    Attributes:
+        processed, nonpadding, label: Tokens so far.
+        seconds: From the start of the first batch, without validation.
+    """
+
+    def __init__(self) -> None:
+        self.processed = self.nonpadding = self.label = 0
+        self.seconds = 0.0
+        self.started: float | None = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: AnswerBatch, batch_idx: int
+    ) -> None:
+        if self.started is None:
+            self.started = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
+    ) -> None:
+        self.processed += batch.input_ids.numel()
+        self.nonpadding += int(batch.attention_mask.sum())
+        self.label += batch.targets.numel()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pause()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._pause()
+
+    def _pause(self) -> None:
+        if self.started is not None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds += time.monotonic() - self.started
+            self.started = None
+
+    def state_dict(self) -> dict[str, Any]:
+        running = time.monotonic() - self.started if self.started is not None else 0.0
+        counts = {"processed": self.processed, "nonpadding": self.nonpadding, "label": self.label}
+        return {**counts, "seconds": self.seconds + running}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.processed, self.nonpadding = state_dict["processed"], state_dict["nonpadding"]
+        self.label, self.seconds = state_dict["label"], state_dict["seconds"]
+
+
+class RandomState(L.Callback):
+    """Random numbers go on where the checkpoint left them, so that a resumed run draws the same dropout."""
+
+    def __init__(self) -> None:
+        self.restored: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.restored = state_dict
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: AnswerBatch, batch_idx: int
+    ) -> None:
+        if self.restored is not None:
+            torch.set_rng_state(self.restored["torch"])
+            random.setstate(self.restored["python"])
+            if "cuda" in self.restored:
+                torch.cuda.set_rng_state(self.restored["cuda"])
+            self.restored = None

@@ -1,0 +1,126 @@
+"""Which questions stand in which batch. Batches are a function of (seed, epoch), so that a run can be repeated."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import Dataset
+
+from cyberlm.losses import AnswerBatch
+from cyberlm.prompts import EncodedQuestion
+from cyberlm.scoring import ScoringBatch, make_scoring_batch, pad_right
+
+BATCHES_IN_A_BUCKET = 32
+"""Questions are sorted by length within a shuffled bucket of so many batches: little padding, and still random."""
+
+
+class PlannedBatch(NamedTuple):
+    """Rows of one micro-batch, and the answer tokens of the whole optimizer step that it belongs to."""
+
+    rows: tuple[int, ...]
+    step_label_tokens: int
+
+
+def plan_epoch(
+    lengths: Sequence[int], label_tokens: Sequence[int], batch_size: int, accumulate: int, seed: int, epoch: int
+) -> list[PlannedBatch]:
+    """Length-bucketed micro-batches of one epoch, each question once.
+
+    The batch with the longest question comes first in epoch 0: if memory does not suffice, the run fails at once.
+
+    Args:
+        lengths: Tokens of each question with its answer.
+        label_tokens: Tokens of each question that are trained on.
+        batch_size: Questions in a micro-batch; the last one may be smaller.
+        accumulate: Micro-batches in an optimizer step; the last step may have fewer.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), batch_size * BATCHES_IN_A_BUCKET):
+        bucket = sorted(shuffled[start : start + batch_size * BATCHES_IN_A_BUCKET], key=lambda row: -lengths[row])
+        batches += [bucket[k : k + batch_size] for k in range(0, len(bucket), batch_size)]
+    batches = [batches[k] for k in torch.randperm(len(batches), generator=generator).tolist()]
+    if epoch == 0:
+        longest = max(range(len(batches)), key=lambda k: max(lengths[row] for row in batches[k]))
+        batches.insert(0, batches.pop(longest))
+    planned = []
+    for start in range(0, len(batches), accumulate):
+        step = batches[start : start + accumulate]
+        total = sum(label_tokens[row] for rows in step for row in rows)
+        planned += [PlannedBatch(tuple(rows), total) for rows in step]
+    return planned
+
+
+class EpochBatches:
+    """Batch sampler that can start in the middle of an epoch, as a resumed run does.
+
+    Lightning calls `.sampler.set_epoch`; `start` is spent on the first pass.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], label_tokens: Sequence[int], batch_size: int, accumulate: int, seed: int
+    ) -> None:
+        self.lengths, self.label_tokens = list(lengths), list(label_tokens)
+        self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
+        self.epoch, self.start = 0, 0
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[PlannedBatch]:
+        start, self.start = self.start, 0
+        planned = plan_epoch(self.lengths, self.label_tokens, self.batch_size, self.accumulate, self.seed, self.epoch)
+        yield from planned[start:]
+
+
+class PlannedDataset(Dataset[Any]):
+    """Hands a planned batch's questions to the collator in one go (torch calls `__getitems__` with what is sampled)."""
+
+    def __init__(self, questions: Sequence[EncodedQuestion]) -> None:
+        self.questions = questions
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitems__(self, planned: PlannedBatch) -> tuple[list[EncodedQuestion], int]:
+        return [self.questions[row] for row in planned.rows], planned.step_label_tokens
+
+
+class AnswerCollator:
+    """Makes an `AnswerBatch`: labels on the gold answer and the end of turn, nowhere else."""
+
+    def __init__(self, end_ids: Sequence[int]) -> None:
+        self.end_ids = tuple(end_ids)
+
+    def example(self, question: EncodedQuestion) -> tuple[tuple[int, ...], int]:
+        """Token ids of prompt, answer and end of turn; and how many of the last ones are trained on."""
+        answer = question.option_ids[question.gold] + self.end_ids
+        return question.prompt_ids + answer, len(answer)
+
+    def __call__(self, fetched: tuple[list[EncodedQuestion], int]) -> AnswerBatch:
+        questions, step_label_tokens = fetched
+        examples = [self.example(question) for question in questions]
+        input_ids, attention_mask = pad_right([ids[:-1] for ids, _ in examples])
+        width = input_ids.shape[1]
+        places: list[int] = []
+        targets: list[int] = []
+        for row, (ids, labels) in enumerate(examples):
+            first = len(ids) - labels
+            places += range(row * width + first - 1, row * width + len(ids) - 1)
+            targets += ids[first:]
+        return AnswerBatch(input_ids, attention_mask, torch.tensor(places), torch.tensor(targets), step_label_tokens)
+
+
+def collate_scoring(questions: Sequence[EncodedQuestion]) -> ScoringBatch:
+    """Makes a `ScoringBatch` for validation."""
+    return make_scoring_batch(
+        [question.prompt_ids for question in questions],
+        [question.option_ids for question in questions],
+        [question.option_chars for question in questions],
+        [question.gold for question in questions],
+    )

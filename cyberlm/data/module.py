@@ -1,0 +1,160 @@
+"""The LightningDataModule: tokenises once, keeps the tokens in Arrow, and hands out batches."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lightning.pytorch as L
+from torch.utils.data import DataLoader
+
+from cyberlm.config import DataConfig
+from cyberlm.data.batching import AnswerCollator, EpochBatches, PlannedDataset, collate_scoring
+from cyberlm.errors import DataError, Problem
+from cyberlm.progress import track
+from cyberlm.prompts import EncodedQuestion, Prompt
+from cyberlm.records import Question, Split
+from cyberlm.scoring import plan_batches
+
+TOKENISED_AT_ONCE = 256
+
+
+def encode_questions(
+    questions: Sequence[Question], prompt: Prompt, max_length: int, cache: Path | None = None
+) -> list[EncodedQuestion]:
+    """Token ids of every question; kept as an Arrow file in `cache` under a fingerprint of prompt and questions.
+
+    Raises:
+        DataError: If a prompt with its longest answer passes `max_length`: nothing is ever cut.
+    """
+    columns = {
+        "id": [question.id for question in questions],
+        "question": [question.question for question in questions],
+        "options": [list(question.options) for question in questions],
+        "gold": [question.gold for question in questions],
+    }
+    fingerprint = hashlib.sha256(
+        "".join([prompt.fingerprint(), *(question.hash for question in questions)]).encode()
+    ).hexdigest()
+    file = cache / f"{fingerprint}.arrow" if cache else None
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with track("Tokenising", len(questions), "questions") as advance:
+
+        def tokenise(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            values = zip(rows["id"], rows["question"], rows["options"], rows["gold"], strict=True)
+            batch = [Question(*row) for row in values]
+            encoded = prompt.encode(batch)
+            advance(len(batch), sum(len(item.prompt_ids) for item in encoded))
+            return {
+                "prompt_ids": [item.prompt_ids for item in encoded],
+                "option_ids": [item.option_ids for item in encoded],
+                "option_chars": [item.option_chars for item in encoded],
+            }
+
+        datasets.disable_progress_bars()
+        table = datasets.Dataset.from_dict(columns).map(
+            tokenise,
+            batched=True,
+            batch_size=TOKENISED_AT_ONCE,
+            remove_columns=["question", "options"],
+            cache_file_name=str(file) if file else None,
+            new_fingerprint=fingerprint,
+        )
+    encoded = [
+        EncodedQuestion(
+            tuple(row["prompt_ids"]), tuple(map(tuple, row["option_ids"])), tuple(row["option_chars"]), row["gold"]
+        )
+        for row in table
+    ]
+    _check_lengths(questions, encoded, prompt, max_length)
+    return encoded
+
+
+def scored_length(question: EncodedQuestion) -> int:
+    """Tokens of the prompt with its longest option."""
+    return len(question.prompt_ids) + max(len(ids) for ids in question.option_ids)
+
+
+def _check_lengths(
+    questions: Sequence[Question], encoded: Sequence[EncodedQuestion], prompt: Prompt, max_length: int
+) -> None:
+    lengths = [scored_length(item) + len(prompt.end_ids) for item in encoded]
+    over = [(question.id, length) for question, length in zip(questions, lengths, strict=True) if length > max_length]
+    if over:
+        raise DataError(
+            f"{len(over)} of {len(questions)} questions are longer than data.max_length={max_length} tokens:",
+            [Problem(f"{name}: {length} tokens") for name, length in over],
+            f"Type data.max_length={max(lengths)}, or take these questions out of the file: nothing is cut.",
+        )
+
+
+class QuestionData(L.LightningDataModule):
+    """Training batches bucketed by length, and validation batches sorted by it.
+
+    Args:
+        config: Batch sizes and limits.
+        train, validation: Tokenised questions.
+        end_ids: Tokens that close an answer.
+        accumulate: Micro-batches in an optimizer step: the loss is normalised over all of them.
+        seed: Of the order.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        train: Sequence[EncodedQuestion],
+        validation: Sequence[EncodedQuestion],
+        end_ids: Sequence[int],
+        accumulate: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.train_questions, self.validation_questions = train, validation
+        self.collator = AnswerCollator(end_ids)
+        self.accumulate, self.seed = accumulate, seed
+        self.batches_done = 0
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        examples = [self.collator.example(question) for question in self.train_questions]
+        batches = EpochBatches(
+            [len(ids) for ids, _ in examples],
+            [labels for _, labels in examples],
+            self.config.micro_batch_size,
+            self.accumulate,
+            self.seed,
+        )
+        batches.start, self.batches_done = self.batches_done, 0
+        if self.trainer is not None:
+            batches.set_epoch(self.trainer.current_epoch)  # the iterator is built before Lightning calls set_epoch
+        return DataLoader(
+            PlannedDataset(self.train_questions),
+            batch_sampler=batches,  # type: ignore[arg-type]  # yields planned batches, not lists of rows
+            collate_fn=self.collator,  # type: ignore[arg-type]
+            num_workers=self.config.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        plan = plan_batches(list(map(scored_length, self.validation_questions)), self.config.max_batch_tokens)
+        return DataLoader(
+            list(self.validation_questions),  # type: ignore[arg-type]
+            batch_sampler=plan,
+            collate_fn=collate_scoring,
+            num_workers=self.config.num_workers,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many micro-batches of the current epoch have been trained on."""
+        assert self.trainer is not None
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return {"batches_done": 0 if progress.is_last_batch else progress.current.ready}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.batches_done = state_dict["batches_done"]
+
+
+def split_sizes(split: Split) -> dict[str, int]:
+    """Questions in each part."""
+    return {name: len(part) for name, part in split.parts().items()}

@@ -1,0 +1,290 @@
+"""Splits questions into training, validation and test so that no near-duplicate stands on two sides."""
+
+import hashlib
+import json
+import random
+import re
+import unicodedata
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasketch import MinHash, MinHashLSH
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from cyberlm.config.schema import DataConfig
+from cyberlm.errors import DataError, Problem
+from cyberlm.records import Question, QuestionSet, Split
+
+MANIFEST_VERSION = 1
+MINHASH_PERMUTATIONS = 128
+MINHASH_SEED = 1
+MISSED_PAIRS = 1e-4
+"""Chance that a pair just alike enough is never proposed; pairs that are more alike are missed less often."""
+SETTINGS = (
+    "on_bad_row",
+    "validation_fraction",
+    "test_fraction",
+    "near_duplicate_jaccard",
+    "max_train",
+    "max_validation",
+    "max_test",
+)
+"""Fields of DataConfig that, with the seed and the files, decide the split."""
+
+_WORD = re.compile(r"\w+")
+
+
+# --- near-duplicates ---
+
+
+def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
+    """Groups texts that are the same or nearly so: connected components over pairs whose word sets are alike.
+
+    MinHash with banding proposes pairs; the exact Jaccard of the two word sets decides.
+
+    Args:
+        texts: For example the questions of all files.
+        jaccard: Least |A ∩ B| / |A ∪ B| of the word sets A and B of a pair, in (0, 1].
+
+    Returns:
+        A cluster number for each text, counted from 0 in order of first appearance.
+    """
+    word_sets = [_words(text) for text in texts]
+    distinct = list(dict.fromkeys(word_sets))
+    pairs = list(_alike(distinct, jaccard))
+    rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs), dtype=np.int8), (rows, columns)), shape=(len(distinct), len(distinct)))
+    _, components = connected_components(graph, directed=False)
+    component = dict(zip(distinct, components.tolist(), strict=True))
+    number: dict[int, int] = {}
+    return [number.setdefault(component[words], len(number)) for words in word_sets]
+
+
+def _words(text: str) -> frozenset[str]:
+    """The text's words in one case and one Unicode form; a text without any word is its own word."""
+    normalised = unicodedata.normalize("NFKC", text).casefold()
+    return frozenset(_WORD.findall(normalised)) or frozenset([" ".join(normalised.split())])
+
+
+def _alike(word_sets: Sequence[frozenset[str]], jaccard: float) -> Iterator[tuple[int, int]]:
+    encoded = ([word.encode() for word in words] for words in word_sets)
+    index = MinHashLSH(num_perm=MINHASH_PERMUTATIONS, params=_bands_and_rows(jaccard))
+    for i, sketch in enumerate(MinHash.generator(encoded, num_perm=MINHASH_PERMUTATIONS, seed=MINHASH_SEED)):
+        for j in index.query(sketch):
+            shared = len(word_sets[i] & word_sets[j])
+            if shared / (len(word_sets[i]) + len(word_sets[j]) - shared) >= jaccard:
+                yield i, j
+        index.insert(i, sketch)
+
+
+def _bands_and_rows(jaccard: float) -> tuple[int, int]:
+    """Bands b and rows r of the index: the most rows (fewest candidates) with (1 - J^r)^b at most MISSED_PAIRS."""
+    for rows in range(MINHASH_PERMUTATIONS // 2, 1, -1):
+        bands = MINHASH_PERMUTATIONS // rows
+        if (1 - jaccard**rows) ** bands <= MISSED_PAIRS:
+            return bands, rows
+    return MINHASH_PERMUTATIONS, 1
+
+
+# --- the split ---
+
+
+def split_questions(config: DataConfig, main: QuestionSet, held_out: QuestionSet | None) -> Split:
+    """Splits by whole near-duplicate clusters; the same files and settings always give the same split.
+
+    With a held-out file, all of it is the test, and what the main file shares with it is left out of training and
+    validation. Without one, the test comes from the main file. Fractions are of the main file's questions, less those
+    left out. Each part keeps the order of its file.
+
+    Raises:
+        DataError: A part would be empty.
+    """
+    questions = main.questions + (held_out.questions if held_out else ())
+    clusters = near_duplicate_clusters([question.question for question in questions], config.near_duplicate_jaccard)
+    rows, held_out_rows = range(len(main.questions)), range(len(main.questions), len(questions))
+    tested = {clusters[row] for row in held_out_rows}
+    usable = [row for row in rows if clusters[row] not in tested]
+    dropped = {"near-duplicate of a test question": len(rows) - len(usable)}
+    rng = random.Random(config.seed)
+    parts = {"train": usable, "validation": [], "test": list(held_out_rows)}
+    if not held_out:
+        parts["test"], parts["train"] = _take(config.test_fraction * len(usable), usable, clusters, rng)
+    parts["validation"], parts["train"] = _take(config.validation_fraction * len(usable), parts["train"], clusters, rng)
+    _check_parts(config, parts, len(usable), dropped)
+    for name, limit in (("train", config.max_train), ("validation", config.max_validation), ("test", config.max_test)):
+        dropped[f"over data.max_{name}"] = len(parts[name])
+        parts[name] = _choose(parts[name], limit, f"{config.seed} {name}")
+        dropped[f"over data.max_{name}"] -= len(parts[name])
+    train, validation, test = (tuple(questions[row] for row in parts[name]) for name in ("train", "validation", "test"))
+    return Split(
+        train=train,
+        validation=validation,
+        test=test,
+        sources=(main, held_out) if held_out else (main,),
+        clusters=len(set(clusters)),
+        dropped={reason: count for reason, count in dropped.items() if count},
+    )
+
+
+def _take(target: float, rows: list[int], clusters: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
+    """Takes whole clusters, in random order, while they fit into the wanted number of rows: (taken, left)."""
+    members = defaultdict(list)
+    for row in rows:
+        members[clusters[row]].append(row)
+    shuffled = list(members.values())
+    rng.shuffle(shuffled)
+    wanted = max(1, round(target)) if target > 0 else 0
+    taken: set[int] = set()
+    for cluster in shuffled:
+        if len(taken) + len(cluster) <= wanted:
+            taken.update(cluster)
+    return sorted(taken), [row for row in rows if row not in taken]
+
+
+def _choose(rows: list[int], limit: int | None, seed: str) -> list[int]:
+    """At most `limit` of the rows, in their order; a smaller limit chooses a subset of what a larger one does."""
+    shuffled = list(rows)
+    random.Random(seed).shuffle(shuffled)
+    return sorted(shuffled[:limit])
+
+
+def _check_parts(config: DataConfig, parts: dict[str, list[int]], usable: int, dropped: dict[str, int]) -> None:
+    problems = []
+    for name, use in (("validation", "the best checkpoint is chosen by it"), ("test", "the results are of it")):
+        fraction = getattr(config, f"{name}_fraction")
+        if usable and not parts[name]:
+            problems.append(
+                Problem(
+                    f"data.{name}_fraction={fraction:g} of {usable} questions leaves the {name} set empty; {use}",
+                    "above 0, and enough for a whole cluster of near-duplicates",
+                    f"data.{name}_fraction={max(0.1, 2 * fraction):g}",
+                )
+            )
+    if not parts["train"]:
+        shared = sum(dropped.values())
+        left_out = f" ({shared} more are near-duplicates of test questions)" if shared else ""
+        problems.append(
+            Problem(
+                f"none of {usable} questions{left_out} is left for training",
+                "a file with more questions, smaller fractions, or another test file",
+            )
+        )
+    if problems:
+        raise DataError("The questions cannot be split:", problems)
+
+
+# --- the manifest ---
+
+
+def write_manifest(split: Split, config: DataConfig, path: Path) -> str:
+    """Writes which question stands in which part, and why: the same split gives the same bytes.
+
+    Args:
+        split: As made by `split_questions`.
+        config: The settings it was made with.
+        path: Usually `split_manifest.json` in the run folder.
+
+    Returns:
+        SHA-256 of the file.
+    """
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "seed": config.seed,
+        "settings": {name: getattr(config, name) for name in SETTINGS} | {"on_bad_row": config.on_bad_row.name},
+        "sources": [
+            {
+                "name": source.name,
+                "sha256": source.sha256,
+                "source": source.source,
+                "questions": len(source.questions),
+                "whitespace_normalised": source.whitespace_normalised,
+                "skipped": list(source.skipped),
+            }
+            for source in split.sources
+        ],
+        "clusters": split.clusters,
+        "dropped": split.dropped,
+        "parts": {
+            name: [{"id": question.id, "hash": question.hash} for question in part]
+            for name, part in split.parts().items()
+        },
+    }
+    content = (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode()
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads what `write_manifest` wrote, and checks its shape.
+
+    Raises:
+        DataError: The file is missing, is not a manifest, or is of another version.
+    """
+    try:
+        manifest = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read:", [Problem(error.strerror or str(error))]) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not a split manifest:", [Problem(f"it is not JSON: {error}")]) from error
+    problems = list(_manifest_problems(manifest))
+    if problems:
+        raise DataError(
+            f"{path} is not a split manifest that this version reads:",
+            map(Problem, problems),
+            "docs/data.md shows its shape; a run writes a new one with the same data settings.",
+        )
+    return manifest
+
+
+def _manifest_problems(manifest: Any) -> Iterator[str]:
+    kinds = {"seed": int, "settings": dict, "sources": list, "clusters": int, "dropped": dict, "parts": dict}
+    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
+        yield f'it does not hold "version": {MANIFEST_VERSION}'
+        return
+    wrong = [
+        f"'{key}' is missing or not of type {kind.__name__}"
+        for key, kind in kinds.items()
+        if not isinstance(manifest.get(key), kind)
+    ]
+    if wrong:
+        yield from wrong
+        return
+    for i, source in enumerate(manifest["sources"]):
+        if not _holds_texts(source, "name", "sha256", "source"):
+            yield f"sources[{i}] does not hold the texts name, sha256 and source"
+    for name in ("train", "validation", "test"):
+        part = manifest["parts"].get(name)
+        if not isinstance(part, list) or not part or not all(_holds_texts(row, "id", "hash") for row in part):
+            yield f'parts.{name} is not a list of {{"id", "hash"}} with at least one row'
+
+
+def _holds_texts(value: Any, *keys: str) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)
+
+
+def select_questions(sources: Sequence[QuestionSet], hashes: Sequence[str]) -> tuple[Question, ...]:
+    """Finds the questions that a manifest names by hash, in its order.
+
+    A hash that stands for several equal rows takes those of the later source first (the held-out file: training holds
+    none of its questions), then in file order.
+
+    Raises:
+        DataError: Some are in none of the sources.
+    """
+    found: dict[str, deque[Question]] = defaultdict(deque)
+    for source in reversed(sources):
+        for question in source.questions:
+            found[question.hash].append(question)
+    missing = [hash_ for hash_, count in Counter(hashes).items() if count > len(found[hash_])]
+    if missing:
+        names = ", ".join(f"{source.name} (sha256 {source.sha256})" for source in sources)
+        raise DataError(
+            f"{len(missing)} of {len(hashes)} questions are not in {names}:",
+            [Problem(f"no question has the hash {hash_}") for hash_ in missing],
+            "The files differ from those that the manifest was made from: compare the sha256 of its sources.",
+        )
+    return tuple(found[hash_].popleft() for hash_ in hashes)

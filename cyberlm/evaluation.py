@@ -1,0 +1,115 @@
+"""One model's answers to a set of questions, by likelihood and by generation."""
+
+from collections.abc import Sequence
+
+from cyberlm.answers import parse_letter, parse_text
+from cyberlm.config import EvaluationConfig, Protocol
+from cyberlm.models import LoadedModel
+from cyberlm.progress import Advance, track
+from cyberlm.prompts import EncodedQuestion, Prompt, prompt_hash
+from cyberlm.records import Prediction, Question
+from cyberlm.scoring import answering, generate, make_scoring_batch, option_log_probs, option_scores, plan_batches
+
+
+def predict(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    questions: Sequence[Question],
+    encoded: Sequence[EncodedQuestion],
+    config: EvaluationConfig,
+    max_batch_tokens: int,
+    label: str,
+) -> list[Prediction]:
+    """Scores every option of every question and, if `config.generate`, answers greedily too.
+
+    Args:
+        encoded: Of the same questions in the same order.
+        max_batch_tokens: Most tokens (padding included) in one forward pass.
+        label: Whose answers they are, for the progress bar.
+
+    Returns:
+        Predictions in the order of `questions`.
+    """
+    with answering(loaded.model):
+        with track(f"Scoring {label}", len(questions), "questions") as advance:
+            scored = _score(loaded, encoded, config, max_batch_tokens, advance)
+        completions: Sequence[str | None] = [None] * len(questions)
+        if config.generate:
+            with track(f"Generating with {label}", len(questions), "questions") as advance:
+                completions = _complete(loaded, prompt, encoded, config, max_batch_tokens, advance)
+    predictions = []
+    for question, item, (log_probs, choice), completion in zip(questions, encoded, scored, completions, strict=True):
+        tokens = tuple(len(ids) for ids in item.option_ids)
+        predictions.append(
+            Prediction(
+                id=question.id,
+                hash=question.hash,
+                gold=question.gold,
+                n_options=len(question.options),
+                option_logprobs=log_probs,
+                option_tokens=tokens,
+                option_chars=item.option_chars,
+                choice=choice,
+                gold_nll=-log_probs[question.gold] / tokens[question.gold],
+                generated=completion,
+                parsed=None if completion is None else _parse(prompt, completion, question),
+                reference=prompt.reference(question),
+                prompt_hash=prompt_hash(prompt.render(question)),
+                topic=question.topic,
+            )
+        )
+    return predictions
+
+
+def _parse(prompt: Prompt, completion: str, question: Question) -> int | None:
+    parse = parse_letter if prompt.config.protocol is Protocol.letter else parse_text
+    return parse(completion, question.options)
+
+
+def _score(
+    loaded: LoadedModel,
+    encoded: Sequence[EncodedQuestion],
+    config: EvaluationConfig,
+    max_batch_tokens: int,
+    advance: Advance,
+) -> list[tuple[tuple[float, ...], int]]:
+    """Summed log-probability of each option, and the option chosen, of every question."""
+    lengths = [
+        len(item.prompt_ids) + sum(len(ids) for ids in item.option_ids) for item in encoded
+    ]  # what one question's keys and values come to
+    scored: dict[int, tuple[tuple[float, ...], int]] = {}
+    for rows in plan_batches(lengths, max_batch_tokens):
+        items = [encoded[row] for row in rows]
+        batch = make_scoring_batch(
+            [item.prompt_ids for item in items],
+            [item.option_ids for item in items],
+            [item.option_chars for item in items],
+            [item.gold for item in items],
+        ).to_device(loaded.device)
+        log_probs = option_log_probs(loaded, batch)
+        choices = option_scores(log_probs, batch, config.option_score).argmax(-1).tolist()
+        for row, item, values, choice in zip(rows, items, log_probs.tolist(), choices, strict=True):
+            scored[row] = (tuple(values[: len(item.option_ids)]), choice)
+        advance(len(rows), sum(lengths[row] for row in rows))
+    return [scored[row] for row in range(len(encoded))]
+
+
+def _complete(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    encoded: Sequence[EncodedQuestion],
+    config: EvaluationConfig,
+    max_batch_tokens: int,
+    advance: Advance,
+) -> list[str]:
+    """Greedy completions as text, special tokens left out."""
+    lengths = [len(item.prompt_ids) + config.max_new_tokens for item in encoded]
+    completions: dict[int, str] = {}
+    pad_id = prompt.tokenizer.pad_token_id
+    for rows in plan_batches(lengths, max_batch_tokens):
+        prompts = [encoded[row].prompt_ids for row in rows]
+        new = generate(loaded, prompts, prompt.stop_ids, pad_id, config.max_new_tokens)
+        for row, ids in zip(rows, new, strict=True):
+            completions[row] = str(prompt.tokenizer.decode(ids, skip_special_tokens=True))
+        advance(len(rows), sum(len(ids) for ids in new))
+    return [completions[row] for row in range(len(encoded))]

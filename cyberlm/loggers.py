@@ -1,0 +1,124 @@
+"""Experiment loggers. wandb never asks a question: it is online where a login exists, and offline elsewhere."""
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from cyberlm.errors import ConfigError, Problem
+from cyberlm.progress import console
+
+WANDB_INIT_SECONDS = 20.0
+
+
+def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: str | None = None) -> WandbLogger:
+    """A run of its own, named after the run's folder; a resumed run goes on under the same id.
+
+    Args:
+        save_dir: The run's folder.
+        group: Name shared by the jobs of one sweep.
+    """
+    import wandb
+
+    if wandb.run is not None:  # left by a run before this one in the same process
+        wandb.finish()
+    name = _run_name(save_dir, group)
+    settings: dict[str, Any] = {
+        "project": project,
+        "group": group,
+        "entity": entity,
+        "name": name,
+        "id": hashlib.sha256(str(Path(save_dir).resolve()).encode()).hexdigest()[:12],
+        "save_dir": save_dir,
+        "log_model": False,
+        "resume": "allow",
+        "settings": wandb.Settings(init_timeout=WANDB_INIT_SECONDS, console="off", silent=True),
+    }
+    if wandb.api.api_key is not None:
+        try:
+            logger = WandbLogger(**settings)
+            _ = logger.experiment  # opened now, so that a network that fails is known now
+            return logger
+        except (wandb.errors.CommError, wandb.errors.UsageError) as error:
+            console.print(f"wandb cannot be reached ({type(error).__name__}); logging offline.")
+    logger = WandbLogger(**settings, mode="offline")
+    folder = Path(logger.experiment.dir).parent
+    console.print(f"wandb is offline. To send this run later: wandb login; wandb sync {folder}", highlight=False)
+    return logger
+
+
+def _run_name(save_dir: str, group: str | None) -> str:
+    folder = Path(save_dir)
+    return f"{group}/{folder.name}" if group else folder.name
+
+
+def tensorboard_logger(save_dir: str) -> TensorBoardLogger:
+    """Event files under the run's folder."""
+    _require("tensorboard", "tensorboard")
+    return TensorBoardLogger(save_dir, name="tensorboard", version="")
+
+
+def mlflow_logger(save_dir: str, experiment_name: str, tracking_uri: str, group: str | None = None) -> MLFlowLogger:
+    """A run in an MLflow server or file store."""
+    _require("mlflow", "mlflow")
+    return MLFlowLogger(
+        experiment_name=experiment_name,
+        run_name=_run_name(save_dir, group),
+        tracking_uri=tracking_uri,
+        tags={"sweep": group} if group else None,
+        log_model=False,
+    )
+
+
+def _require(package: str, extra: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(
+            f"logger={extra} needs a package that is not installed:",
+            [Problem(f"{package} is missing", fix=f"pip install 'cyberlm[{extra}]'")],
+        )
+
+
+def csv_logger(folder: Path) -> CSVLogger:
+    """metrics.csv in the run's folder; a resumed run writes metrics.csv in resumed_1/, and so on, losing nothing."""
+    version, number = "", 1
+    while (folder / version / "metrics.csv").exists():
+        version, number = f"resumed_{number}", number + 1
+    return CSVLogger(str(folder), name="", version=version, flush_logs_every_n_steps=1)
+
+
+def log_config(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
+    """Sends the resolved configuration to every logger."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.config.update(dict(config), allow_val_change=True)
+        elif not isinstance(logger, CSVLogger):
+            logger.log_hyperparams(dict(config))
+
+
+def log_results(loggers: Sequence[Logger], metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Final figures to every logger, and a table of sample predictions to wandb."""
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            logger.log_metrics(dict(metrics))
+            continue
+        import wandb
+
+        run = logger.experiment
+        run.summary.update(dict(metrics))
+        if rows:
+            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+            run.log({"predictions": table})
+
+
+def finish(loggers: Sequence[Logger], succeeded: bool) -> None:
+    """Closes every logger; wandb's run is marked as failed where the run failed."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            wandb.finish(exit_code=0 if succeeded else 1)
+        else:
+            logger.finalize("success" if succeeded else "failed")

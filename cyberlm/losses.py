@@ -1,0 +1,47 @@
+"""Where loss is computed: cross-entropy on answer tokens only, normalised over the whole optimizer step."""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AnswerBatch(NamedTuple):
+    """Right-padded training examples, with the places whose next token is trained on.
+
+    Attributes:
+        input_ids: (B, T) int64; the last token of an example is a target only, so it is not an input.
+        attention_mask: (B, T) int64, 1 on tokens.
+        answer_index: (N,) int64, places in the flattened (B*T) hidden states that predict an answer token.
+        targets: (N,) int64, the answer tokens, end of turn included.
+        step_label_tokens: Answer tokens of the whole optimizer step that this micro-batch belongs to.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    answer_index: Tensor
+    targets: Tensor
+    step_label_tokens: int
+
+
+def answer_nll_sum(hidden: Tensor, head: nn.Module, batch: AnswerBatch) -> Tensor:
+    """Summed negative log-likelihood of the answer tokens; the output head is applied to their places only.
+
+    Args:
+        hidden: (B, T, H) hidden states of the backbone.
+        head: Maps (N, H) to logits (N, V).
+
+    Returns:
+        Scalar, float32.
+    """
+    chosen = hidden.flatten(0, 1)[batch.answer_index]  # (N, H)
+    return F.cross_entropy(head(chosen).float(), batch.targets, reduction="sum")
+
+
+def step_loss(nll_sum: Tensor, batch: AnswerBatch, accumulate: int) -> Tensor:
+    """This micro-batch's share of the optimizer step's mean over answer tokens.
+
+    Lightning divides every micro-batch's loss by `accumulate`, in a last partial window too; multiplying by it here
+    leaves exactly sum(nll) / sum(tokens) over the window, however its questions are laid out in batches.
+    """
+    return nll_sum * (accumulate / batch.step_label_tokens)

@@ -1,0 +1,148 @@
+"""Adapters: added, counted, saved as plain PEFT folders, and opened again."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, TaskType, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from cyberlm.config import LoraConfig, MethodConfig, MethodName
+from cyberlm.errors import ModelError, Problem
+from cyberlm.models.bases import LoadedModel
+
+ADAPTER_FOLDER = "adapter"
+MODEL_FOLDER = "model"
+EMBEDDINGS = ("lm_head", "embed_tokens")
+
+
+def add_adapter(loaded: LoadedModel, lora: LoraConfig, *, gradient_checkpointing: bool) -> LoadedModel:
+    """Freezes the base and injects LoRA (arXiv 2106.09685): y = W x + (alpha/rank) B A x, B starting at zero.
+
+    Raises:
+        ModelError: If a target module does not exist, or is an embedding that input and output share.
+    """
+    targets = lora.target_modules
+    if targets != "all-linear":
+        names = [targets] if isinstance(targets, str) else list(targets)
+        _check_targets(loaded, names)
+        targets = names
+    config = PeftLoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
+    )
+    if gradient_checkpointing:
+        loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model = get_peft_model(loaded.causal, config)
+    model.peft_config["default"].base_model_name_or_path = loaded.name
+    return LoadedModel(model, loaded.causal, loaded.name, loaded.weights_hash)
+
+
+def _check_targets(loaded: LoadedModel, names: list[str]) -> None:
+    linear = {
+        name.rsplit(".", 1)[-1] for name, module in loaded.causal.named_modules() if isinstance(module, nn.Linear)
+    }
+    unknown = [name for name in names if name not in linear and name not in EMBEDDINGS]
+    if unknown:
+        raise ModelError(
+            "The adapter's target modules do not exist in this model:",
+            [Problem(f"method.lora.target_modules: {', '.join(unknown)}", ", ".join(sorted(linear)))],
+        )
+    tied = [name for name in names if name in EMBEDDINGS]
+    if tied and loaded.causal.config.tie_word_embeddings:
+        raise ModelError(
+            "The adapter cannot stand on embeddings that input and output share: merging it would change both.",
+            [Problem(f"method.lora.target_modules: {', '.join(tied)}", fix="method.lora.target_modules=all-linear")],
+        )
+
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that are trained."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Trainable and total parameters; a 4-bit parameter counts as one, though two share a byte."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = parameter.numel()
+        if parameter.__class__.__name__ == "Params4bit":
+            count *= 2 * parameter.element_size()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def save_tuned(loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, fingerprint: str, run: Path) -> Path:
+    """Writes adapter/ (PEFT) or, after full fine-tuning, model/ (transformers), with tokenizer and prompt fingerprint.
+
+    Returns:
+        The folder.
+    """
+    adapted = isinstance(loaded.model, PeftModel)
+    folder = run / (ADAPTER_FOLDER if adapted else MODEL_FOLDER)
+    if isinstance(loaded.model, PeftModel):
+        # "auto" would ask the hub for the base's vocabulary size
+        loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # the model card is written with the results
+    else:
+        loaded.causal.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    (folder / "prompt.json").write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+    return folder
+
+
+def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedModel:
+    """Puts a run's adapter on its base, or replaces the base's weights by the run's fully tuned ones.
+
+    Raises:
+        ModelError: If the run has no adapter, or one that does not fit the base.
+    """
+    if method.name is MethodName.sft:
+        folder = _existing(run / MODEL_FOLDER, "config.json")
+        causal = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=loaded.causal.dtype,
+            device_map={"": loaded.device},
+            use_safetensors=True,
+            attn_implementation=loaded.causal.config._attn_implementation,
+        )
+        return LoadedModel(causal, causal, str(folder), loaded.weights_hash)
+    folder = _existing(run / ADAPTER_FOLDER, "adapter_model.safetensors")
+    try:
+        model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise ModelError(
+            f"The adapter in {folder} does not fit {loaded.name}.", [Problem(str(error).splitlines()[0])]
+        ) from error
+    return LoadedModel(model, loaded.causal, loaded.name, loaded.weights_hash)
+
+
+def _existing(folder: Path, file: str) -> Path:
+    if not (folder / file).is_file():
+        raise ModelError(
+            f"{folder.parent} holds no tuned model.",
+            [Problem(f"{folder / file} is missing", "a run that has finished")],
+            "Continue an unfinished run: python train.py trainer.resume=RUN",
+        )
+    return folder
+
+
+def prompt_fingerprint(folder: Path) -> str | None:
+    """The fingerprint saved beside an adapter, or None where none was saved."""
+    try:
+        return json.loads((folder / "prompt.json").read_text())["fingerprint"]
+    except (OSError, json.JSONDecodeError, KeyError):
+        return None
+
+
+def detached_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of what is trained, by name, on the CPU."""
+    return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}

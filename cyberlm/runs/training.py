@@ -1,0 +1,326 @@
+"""A training run, from top to bottom."""
+
+import contextlib
+import json
+import logging
+import resource
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+import lightning.pytorch as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from cyberlm import loggers as experiment_loggers
+from cyberlm.callbacks import CostMeter, RandomState, TrainingProgress
+from cyberlm.cards import write_card
+from cyberlm.config import TrainConfig, build_config
+from cyberlm.data.module import QuestionData, encode_questions
+from cyberlm.data.sources import load_sources
+from cyberlm.data.splits import split_questions, write_manifest
+from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.models import (
+    LoadedModel,
+    add_adapter,
+    count_parameters,
+    load_base,
+    load_tokenizer,
+    pick_device,
+    save_tuned,
+)
+from cyberlm.models.bases import cache_folder
+from cyberlm.module import Tuner
+from cyberlm.progress import console
+from cyberlm.prompts import EncodedQuestion, Prompt
+from cyberlm.records import Cost, Prediction
+from cyberlm.report import print_results
+from cyberlm.results import environment, write_json
+from cyberlm.runs.parts import (
+    Clock,
+    announce,
+    announce_split,
+    flat_figures,
+    opened_loggers,
+    plain_config,
+    predict_with,
+    provenance_of,
+    results_of,
+    sample_rows,
+    save_config,
+    status_of,
+    write_outputs,
+)
+
+CHECKPOINTS = "checkpoints"
+RESUMABLE = ("trainer.resume", "logger", "group")
+"""Overrides that a resumed run may be given; everything else it keeps."""
+
+
+def train(config: TrainConfig, folder: Path) -> float:
+    """Trains, or continues a run, with its status and loggers; returns the best validation accuracy."""
+    if config.trainer.resume is not None:
+        config = _resumed_config(config, folder)
+    with status_of(folder) as report, opened_loggers(config) as loggers:
+        report.objective = run_training(config, folder, loggers)
+    return report.objective
+
+
+def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -> float:
+    """Scores the base model, trains, scores the tuned model on the same questions, and writes what was found.
+
+    Args:
+        config: Checked.
+        folder: The run's folder.
+        loggers: Experiment loggers; metrics.csv is written in any case.
+
+    Returns:
+        The best validation accuracy.
+    """
+    clock = Clock()
+    announce(config, folder)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    main, held_out = load_sources(config.data)
+    split = split_questions(config.data, main, held_out)
+    split_hash = write_manifest(split, config.data, folder / "split_manifest.json")
+    announce_split(split)
+
+    with clock.phase("load"):
+        device = pick_device(config.trainer.accelerator)
+        prompt = Prompt(config.prompt, load_tokenizer(config.model))
+        encoded = {
+            name: encode_questions(part, prompt, config.data.max_length, cache_folder() / "tokenised")
+            for name, part in split.parts().items()
+        }
+        loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
+    provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
+    _begin(folder, config, provenance)
+    experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
+
+    predictions: dict[str, list[Prediction]] = {}
+    if config.evaluation.base:
+        with clock.phase("score base"):
+            predictions["base"] = predict_with(loaded, prompt, split.test, encoded["test"], config, "the base model")
+
+    loaded = _prepare(loaded, config)
+    meter = CostMeter()
+    with clock.phase("train"):
+        objective, steps = _fit(config, folder, loaded, prompt, encoded, loggers, meter)
+    tuned_folder = save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), folder)
+    with clock.phase("score tuned"):
+        predictions["tuned"] = predict_with(loaded, prompt, split.test, encoded["test"], config, "the tuned model")
+
+    results = results_of(config, "train", split.parts(), predictions, prompt, provenance)
+    results = replace(
+        results,
+        method=config.method.name.name,
+        objective=objective,
+        steps=steps,
+        cost=_cost(loaded, clock, meter, tuned_folder),
+    )
+    write_outputs(folder, results, predictions)
+    write_card(tuned_folder, config, loaded.name, results)
+    experiment_loggers.log_results(loggers, flat_figures(results), sample_rows(split.test, predictions))
+    print_results(results, folder)
+    return objective
+
+
+def _prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
+    """Adds the adapter, or makes every weight trainable."""
+    checkpointing = config.trainer.gradient_checkpointing
+    if config.method.lora is not None:
+        return add_adapter(loaded, config.method.lora, gradient_checkpointing=checkpointing)
+    if checkpointing:
+        loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loaded.causal.requires_grad_(True)
+    return loaded
+
+
+def _fit(
+    config: TrainConfig,
+    folder: Path,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    encoded: Mapping[str, Sequence[EncodedQuestion]],
+    loggers: Sequence[Logger],
+    meter: CostMeter,
+) -> tuple[float, int]:
+    """Trains, and leaves the model with the weights that did best in validation.
+
+    Returns:
+        The best validation accuracy, and the optimizer steps taken.
+    """
+    trainer_config = config.trainer
+    data = QuestionData(
+        config.data,
+        encoded["train"],
+        encoded["validation"],
+        prompt.end_ids,
+        trainer_config.accumulate_grad_batches,
+        config.seed,
+    )
+    _check_interval(config, len(encoded["train"]))
+    tuner = Tuner(loaded, config.optim, config.evaluation.option_score)
+    best = ModelCheckpoint(
+        dirpath=folder / CHECKPOINTS,
+        filename="best",
+        monitor="val/accuracy",
+        mode="max",
+        save_last="link",
+        enable_version_counter=False,
+    )
+    regular = ModelCheckpoint(
+        dirpath=folder / CHECKPOINTS,
+        filename="step",
+        every_n_train_steps=trainer_config.checkpoint_every_n_steps,
+        enable_version_counter=False,
+    )
+    trainer = L.Trainer(
+        accelerator="gpu" if loaded.device.type == "cuda" else "cpu",
+        devices=1,
+        precision=_precision(config, loaded.device),  # type: ignore[arg-type]
+        max_epochs=trainer_config.max_epochs,
+        max_steps=trainer_config.max_steps or -1,
+        accumulate_grad_batches=trainer_config.accumulate_grad_batches,
+        val_check_interval=trainer_config.val_check_interval,
+        gradient_clip_val=config.optim.max_grad_norm or None,
+        log_every_n_steps=trainer_config.log_every_n_steps,
+        logger=[experiment_loggers.csv_logger(folder), *loggers],
+        callbacks=[
+            TrainingProgress(len(encoded["train"])),
+            meter,
+            RandomState(),
+            *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
+            best,
+            regular,
+        ],
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    with _calm_lightning():
+        trainer.fit(tuner, data, ckpt_path=_resume_point(config, folder), weights_only=True)
+        if best.best_model_score is None:  # max_steps came before the first validation
+            accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
+        else:
+            accuracy = float(best.best_model_score)
+            _restore(tuner, Path(best.best_model_path))
+    return accuracy, trainer.global_step
+
+
+def _check_interval(config: TrainConfig, questions: int) -> None:
+    every = config.trainer.val_check_interval
+    batches = -(-questions // config.data.micro_batch_size)
+    if every is not None and every > batches:
+        raise ConfigError(
+            "Validation would never come:",
+            [
+                Problem(
+                    f"trainer.val_check_interval={every}, but an epoch has {batches} micro-batches",
+                    f"at most {batches}, or null for once an epoch",
+                    "trainer.val_check_interval=null",
+                )
+            ],
+        )
+
+
+def _precision(config: TrainConfig, device: torch.device) -> str:
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    return "bf16-mixed" if device.type == "cuda" else "32-true"
+
+
+@contextlib.contextmanager
+def _calm_lightning() -> Iterator[None]:
+    """Leaves out advice that does not hold here: loader workers do not pay, and the run's own bar shows progress."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        yield
+
+
+def _restore(tuner: Tuner, file: Path) -> None:
+    """Puts the trained weights of a checkpoint into the model."""
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    tuner.check_names(checkpoint)
+    tuner.load_state_dict(checkpoint["state_dict"], strict=False)
+
+
+def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path) -> Cost:
+    trainable, total = count_parameters(loaded.model)
+    weights = sum(file.stat().st_size for file in tuned.glob("*.safetensors"))
+    on_gpu = loaded.device.type == "cuda"
+    return Cost(
+        trainable_parameters=trainable,
+        total_parameters=total,
+        seconds={name: round(seconds, 3) for name, seconds in clock.seconds.items()},
+        processed_tokens=meter.processed,
+        nonpadding_tokens=meter.nonpadding,
+        label_tokens=meter.label,
+        nonpadding_tokens_per_second=meter.nonpadding / meter.seconds if meter.seconds else 0.0,
+        peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_device_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+        adapter_bytes=weights,
+    )
+
+
+def _resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The configuration that the run began with; nothing but its loggers can be changed.
+
+    Raises:
+        RunError: If the folder is not of a run that can go on.
+        ConfigError: If anything else is overridden.
+    """
+    changed = [item for item in HydraConfig.get().overrides.task if not item.lstrip("+~").startswith(RESUMABLE)]
+    if changed:
+        raise ConfigError(
+            "A resumed run keeps its own configuration:",
+            [Problem(item, "only trainer.resume and logger") for item in changed],
+            f"Type python train.py trainer.resume={folder}",
+        )
+    try:
+        saved = OmegaConf.load(folder / "config.yaml")
+    except FileNotFoundError:
+        raise RunError(f"{folder} is not a run's folder: it has no config.yaml.") from None
+    assert isinstance(saved, DictConfig)
+    resumed = build_config(saved, TrainConfig)
+    resumed.logger, resumed.group = config.logger, config.group or resumed.group
+    resumed.trainer.resume = str(folder)
+    return resumed
+
+
+def _resume_point(config: TrainConfig, folder: Path) -> Path | None:
+    """The newest checkpoint of the run that is continued."""
+    if config.trainer.resume is None:
+        return None
+    files = sorted((folder / CHECKPOINTS).glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if not files:
+        console.print("There is no checkpoint yet: the run starts again from its beginning.")
+        return None
+    console.print(f"Going on from {files[-1]}", highlight=False)
+    return files[-1]
+
+
+def _begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> None:
+    """Writes what the run is made of, or, for a resumed run, refuses to go on with anything else."""
+    file = folder / "provenance.json"
+    if config.trainer.resume is not None and file.is_file():
+        before = json.loads(file.read_text())
+        differ = [name for name in ("data", "split", "prompt", "weights") if before.get(name) != provenance[name]]
+        if differ:
+            raise RunError(
+                f"{folder} cannot be continued: what it was made of has changed.",
+                [Problem(f"{name}: {before.get(name)} then, {provenance[name]} now") for name in differ],
+            )
+        return
+    save_config(folder, config)
+    write_json(file, dict(provenance))
+    write_json(folder / "environment.json", environment())

@@ -1,0 +1,190 @@
+"""Answers of a model: the log-probability of every option, and greedy completions.
+
+Work is shared: letters need one forward pass a question; option texts continue from their prompt's keys and values,
+which are computed once. Neither batch size nor padding changes a result.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+from cyberlm.config import OptionScore
+
+
+class CausalParts(Protocol):
+    """What scoring needs of a loaded model (`cyberlm.models.LoadedModel` has it)."""
+
+    causal: PreTrainedModel
+
+    @property
+    def backbone(self) -> nn.Module: ...
+
+    @property
+    def head(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+class ScoringBatch(NamedTuple):
+    """Prompts with their options, right-padded.
+
+    Attributes:
+        prompt_ids, prompt_mask: (B, P) int64.
+        option_ids, option_mask: (B, K, O) int64; a question with fewer than K options has rows that are all padding.
+        option_chars: (B, K) int64, characters of each option's answer.
+        gold: (B,) int64.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    option_ids: Tensor
+    option_mask: Tensor
+    option_chars: Tensor
+    gold: Tensor
+
+    def to_device(self, device: torch.device) -> "ScoringBatch":
+        return ScoringBatch(*(part.to(device) for part in self))
+
+
+def make_scoring_batch(
+    prompts: Sequence[Sequence[int]],
+    options: Sequence[Sequence[Sequence[int]]],
+    chars: Sequence[Sequence[int]],
+    gold: Sequence[int],
+) -> ScoringBatch:
+    """Pads token ids of B questions into one batch."""
+    most = max(len(row) for row in options)
+    longest = max(len(ids) for row in options for ids in row)
+    option_ids = torch.zeros(len(options), most, longest, dtype=torch.long)
+    option_mask = torch.zeros_like(option_ids)
+    for b, row in enumerate(options):
+        for k, ids in enumerate(row):
+            option_ids[b, k, : len(ids)] = torch.tensor(ids)
+            option_mask[b, k, : len(ids)] = 1
+    prompt_ids, prompt_mask = pad_right(prompts)
+    option_chars, _ = pad_right(chars)
+    return ScoringBatch(prompt_ids, prompt_mask, option_ids, option_mask, option_chars, torch.tensor(gold))
+
+
+def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Ids (B, T) padded with 0 on the right, and their mask (B, T): masks, not the pad id, say what is padding."""
+    width = max(len(row) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for b, row in enumerate(rows):
+        ids[b, : len(row)] = torch.tensor(row)
+        mask[b, : len(row)] = 1
+    return ids, mask
+
+
+def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Row numbers sorted by length, longest first, cut where padding included a batch would pass `max_tokens`."""
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    batches: list[list[int]] = []
+    for row in order:
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= max_tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def option_log_probs(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
+    """Summed log-probability of each option's tokens after its prompt.
+
+    Returns:
+        (B, K) float32; -inf for rows of padding.
+    """
+    one_token_each = batch.option_ids.shape[2] == 1
+    with _autocast(loaded.device):
+        prompt = loaded.backbone(
+            input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask, use_cache=not one_token_each
+        )
+        last = batch.prompt_mask.sum(1) - 1  # (B,)
+        rows = torch.arange(len(last), device=last.device)
+        ends = prompt.last_hidden_state[rows, last]  # (B, H)
+        scores = _log_probs(loaded.head, ends, batch.option_ids[:, :, 0])
+        if not one_token_each:
+            scores = scores + _continued(loaded, batch, prompt.past_key_values)
+    return scores.masked_fill(batch.option_mask[:, :, 0] == 0, -torch.inf)
+
+
+def _log_probs(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probabilities (N, K), in float32, of tokens (N, K) after hidden states (N, H)."""
+    return torch.log_softmax(head(hidden).float(), dim=-1).gather(1, tokens)
+
+
+def _continued(loaded: CausalParts, batch: ScoringBatch, cache: DynamicCache) -> Tensor:
+    """Summed log-probability (B, K) of each option's tokens from the second on, from the prompt's keys and values."""
+    count, options, width = batch.option_ids.shape
+    inputs = batch.option_ids[:, :, :-1].reshape(count * options, width - 1)
+    mask = batch.option_mask.reshape(count * options, width)
+    cache.batch_repeat_interleave(options)
+    start = batch.prompt_mask.sum(1).repeat_interleave(options)  # (B*K,)
+    positions = start[:, None] + torch.arange(width - 1, device=start.device)
+    hidden = loaded.backbone(
+        input_ids=inputs,
+        attention_mask=torch.cat([batch.prompt_mask.repeat_interleave(options, 0), mask[:, :-1]], dim=1),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    wanted = mask[:, 1:].bool()  # (B*K, O-1)
+    targets = batch.option_ids.reshape(count * options, width)[:, 1:][wanted]  # (N,)
+    log_probs = _log_probs(loaded.head, hidden[wanted], targets[:, None])[:, 0]
+    total = torch.zeros(wanted.shape, device=log_probs.device).masked_scatter(wanted, log_probs)
+    return total.sum(1).view(count, options)
+
+
+def option_scores(log_probs: Tensor, batch: ScoringBatch, how: OptionScore) -> Tensor:
+    """Scores (B, K) to choose by: summed log-probabilities (B, K), or their mean a token or a character."""
+    if how is OptionScore.sum:
+        return log_probs
+    units = batch.option_mask.sum(-1) if how is OptionScore.per_token else batch.option_chars
+    return log_probs / units.clamp(min=1)
+
+
+def generate(
+    loaded: CausalParts, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], pad_id: int, max_new_tokens: int
+) -> list[list[int]]:
+    """Greedy completions, batched with left padding; each stops before the first of `stop_ids`.
+
+    Returns:
+        New token ids of each prompt, without the stop token.
+    """
+    width = max(len(ids) for ids in prompts)
+    input_ids = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in prompts], device=loaded.device)
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=loaded.device)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id
+    )
+    with _autocast(loaded.device):
+        whole = loaded.causal.generate(  # type: ignore[operator]
+            input_ids=input_ids, attention_mask=mask, generation_config=config
+        )
+    completions = []
+    for row in whole[:, width:].tolist():
+        end = next((k for k, token in enumerate(row) if token in stop_ids), len(row))
+        completions.append(row[:end])
+    return completions
+
+
+@contextlib.contextmanager
+def answering(model: nn.Module) -> Iterator[None]:
+    """Switches dropout off and gradients with it, and puts training mode back as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def _autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,0 +1,90 @@
+"""What a sweep found: its jobs ranked by validation accuracy, on the terminal and in leaderboard.csv."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from cyberlm.errors import RunError
+from cyberlm.records import Results
+from cyberlm.report import print_leaderboard
+from cyberlm.results import read_results, read_status
+
+LEADERBOARD = "leaderboard.csv"
+NOT_SWEPT = ("group", "hydra", "sweep")
+
+
+class LeaderboardCallback(Callback):
+    """Hydra calls this when the last job of a sweep has ended."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        show_leaderboard(Path(config.hydra.sweep.dir))
+
+
+def show_leaderboard(folder: Path) -> list[dict[str, str]]:
+    """Ranks the jobs of a sweep, writes leaderboard.csv into its folder and prints it.
+
+    Raises:
+        RunError: If the folder holds no jobs.
+    """
+    rows = leaderboard(folder)
+    with (folder / LEADERBOARD).open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    print_leaderboard(rows)
+    return rows
+
+
+def leaderboard(folder: Path) -> list[dict[str, str]]:
+    """One row a job, best validation accuracy first; jobs that failed come last, with their reason.
+
+    The test figures are shown, and never rank: choosing by them would make them validation figures.
+
+    Raises:
+        RunError: If the folder holds no jobs.
+    """
+    numbered = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()] if folder.is_dir() else []
+    if not numbered:
+        raise RunError(f"{folder} holds no jobs of a sweep.", hint="Type python -m cyberlm leaderboard outputs/SWEEP")
+    jobs = sorted(numbered, key=lambda path: int(path.name))
+    overrides = {job: _overrides(job) for job in jobs}
+    keys = list(dict.fromkeys(key for chosen in overrides.values() for key in chosen))
+    rows = [_row(job, overrides[job], keys) for job in jobs]
+    rows.sort(key=lambda row: (row["state"] != "finished", -float(row["val accuracy"] or 0), int(row["job"])))
+    return [{"rank": str(rank), **row} for rank, row in enumerate(rows, start=1)]
+
+
+def _row(job: Path, chosen: dict[str, str], keys: list[str]) -> dict[str, str]:
+    status = read_status(job)
+    state = status.state if status else "not started"
+    row = {"job": job.name, "state": "killed" if state == "running" else state, "val accuracy": ""}
+    row.update({key: chosen.get(key, "") for key in keys})
+    results = read_results(job) if state == "finished" else None
+    if results is not None and results.objective is not None:
+        row["val accuracy"] = f"{results.objective:.4f}"
+    row.update(_figures(results))
+    row["reason"] = status.reason if status else ""
+    return row
+
+
+def _figures(results: Results | None) -> dict[str, str]:
+    tuned = results.scores.get("tuned") if results else None
+    cost = results.cost if results else None
+    return {
+        "test accuracy": f"{tuned.likelihood.value:.4f}" if tuned else "",
+        "test gold nll": f"{tuned.gold_nll:.4f}" if tuned else "",
+        "trainable": f"{cost.trainable_parameters}" if cost else "",
+        "seconds": f"{sum(cost.seconds.values()):.0f}" if cost else "",
+    }
+
+
+def _overrides(job: Path) -> dict[str, str]:
+    """What the job was given on top of the configuration, from Hydra's record of it."""
+    file = job / ".hydra" / "overrides.yaml"
+    if not file.is_file():
+        return {}
+    pairs = (str(item).lstrip("+~").partition("=") for item in OmegaConf.load(file))
+    return {key: value for key, _, value in pairs if key.split(".")[0].split("/")[0] not in NOT_SWEPT}

@@ -1,8 +1,9 @@
-"""What a person reads at the end of a run or of a sweep. Plain ASCII, and no wider than the terminal (80 columns elsewhere)."""
+"""What a person reads at the end of a run or a sweep, no wider than the terminal (80 columns where there is none)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -10,10 +11,11 @@ from cyberlm.progress import clock, console
 from cyberlm.records import Comparison, Cost, ModelScores, Proportion, Results
 
 MODELS = ("base", "tuned")
+WIDEST_CELL = 40
 
 
 def print_results(results: Results, files: Path) -> None:
-    """Prints the scores of the base and the tuned model side by side, what they mean, what the run cost, and its folder.
+    """Prints the scores of the base and the tuned model side by side, what they mean, what they cost, and the folder.
 
     Args:
         results: Of a training or an evaluation; either model may be missing.
@@ -25,33 +27,42 @@ def print_results(results: Results, files: Path) -> None:
         f"{results.model}, method {results.method}, quant {results.quant}, prompt {results.prompt}, data {results.data}"
     )
     _print_line("Questions: " + ", ".join(f"{count} {part}" for part, count in results.questions.items()))
-    _print_table(_scores_table(scores))
+    _print_wrapped(_scores_table(scores))
     for note in _notes(scores):
-        _print_line(f"Note: {note}.")
+        _print_wrapped(Text(f"Note: {note}."))
     if results.comparison is not None:
-        _print_line(_comparison_line(results.comparison))
+        _print_comparison(results.comparison)
     if results.cost is not None:
-        _print_table(_cost_table(results, results.cost))
+        _print_wrapped(_cost_table(results, results.cost))
     _print_line(f"Files: {files}")
 
 
 def print_leaderboard(rows: Sequence[dict[str, str]]) -> None:
-    """Prints the jobs of a sweep.
+    """Prints the jobs of a sweep; what does not fit beside one another stands below, with the first column repeated.
 
     Args:
         rows: At least one; columns are the keys of the first, in its order, without those that are empty in every row.
     """
     columns = [name for name in rows[0] if any(row.get(name) for row in rows)]
-    table = Table(title="Leaderboard", title_justify="left")
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(row.get(name, "")) for name in columns))
-    _print_table(table)
+    widths = {name: min(WIDEST_CELL, max(len(name), *(len(row.get(name, "")) for row in rows))) for name in columns}
+    first, *others = columns
+    stacked = [[first]]
+    for name in others:
+        width = sum(widths[column] + 3 for column in (*stacked[-1], name))  # a cell's padding, and what parts two cells
+        if width > console.width and len(stacked[-1]) > 1:
+            stacked.append([first])
+        stacked[-1].append(name)
+    for number, shown in enumerate(stacked):
+        table = Table(title="" if number else "Leaderboard", title_justify="left", box=box.SIMPLE, pad_edge=False)
+        for name in shown:
+            table.add_column(name, overflow="fold", max_width=WIDEST_CELL)
+        for row in rows:
+            table.add_row(*(Text(row.get(name, "")) for name in shown))
+        _print_wrapped(table)
 
 
 def _scores_table(scores: dict[str, ModelScores]) -> Table:
-    table = Table(title="Test questions", title_justify="left")
+    table = Table(title="Test questions", title_justify="left", box=box.SIMPLE)
     table.add_column("")
     for name in scores:
         table.add_column(name, justify="right")
@@ -64,10 +75,10 @@ def _scores_table(scores: dict[str, ModelScores]) -> Table:
         table.add_row("  95% interval", *(_interval(m.generation) for m in models))
         table.add_row("  right", *(_count(m.generation) for m in models))
         table.add_row("  no option named", *(_percent(m.parse_fail_rate) for m in models))
-    table.add_row("ROUGE-1", *(_decimal(m.rouge.rouge1 if m.rouge else None) for m in models))
-    table.add_row("ROUGE-2", *(_decimal(m.rouge.rouge2 if m.rouge else None) for m in models))
-    table.add_row("ROUGE-L", *(_decimal(m.rouge.rougeL if m.rouge else None) for m in models))
-    table.add_row("gold answer NLL, nats/token", *(_decimal(m.gold_nll) for m in models))
+    table.add_row("ROUGE-1", *(_rouge(m, "rouge1") for m in models))
+    table.add_row("ROUGE-2", *(_rouge(m, "rouge2") for m in models))
+    table.add_row("ROUGE-L", *(_rouge(m, "rougeL") for m in models))
+    table.add_row("gold answer NLL, nats/token", *(f"{m.gold_nll:.4f}" for m in models))
     table.add_row("questions", *(str(m.likelihood.n) for m in models))
     return table
 
@@ -83,14 +94,15 @@ def _notes(scores: dict[str, ModelScores]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _comparison_line(comparison: Comparison) -> str:
-    return f"Tuned against base: {100 * comparison.difference:+.1f} points of accuracy, {comparison.verdict}."
+def _print_comparison(comparison: Comparison) -> None:
+    _print_line(f"Tuned against base: {100 * comparison.difference:+.1f} points of accuracy by likelihood,")
+    _print_line(f"  {comparison.verdict}.")
 
 
 def _cost_table(results: Results, cost: Cost) -> Table:
-    table = Table(title="Cost", title_justify="left")
-    table.add_column("")
-    table.add_column("", justify="right")
+    table = Table(title="Cost", title_justify="left", box=box.SIMPLE, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
     share = _percent(cost.trainable_parameters / cost.total_parameters, digits=3)
     table.add_row("trainable parameters", f"{cost.trainable_parameters:,} ({share})")
     table.add_row("total parameters", f"{cost.total_parameters:,}")
@@ -100,14 +112,13 @@ def _cost_table(results: Results, cost: Cost) -> Table:
         table.add_row(f"wall time, {phase}", clock(seconds))
     table.add_row("non-padding tokens/s in training", f"{cost.nonpadding_tokens_per_second:,.1f}")
     table.add_row("optimizer steps", str(results.steps))
-    table.add_row(
-        "model size on disk" if results.method == "sft" else "adapter size on disk", _size(cost.adapter_bytes)
-    )
+    saved = "model" if results.method == "sft" else "adapter"
+    table.add_row(f"{saved} size on disk", _size(cost.adapter_bytes))
     return table
 
 
-def _print_table(table: Table) -> None:
-    console.print(table, soft_wrap=False)  # the console's own setting would let a table run past the edge
+def _print_wrapped(content: Table | Text) -> None:
+    console.print(content, soft_wrap=False)  # the console's own setting would let it run past the edge
 
 
 def _print_line(text: str) -> None:
@@ -118,10 +129,6 @@ def _percent(share: float | None, digits: int = 1) -> str:
     return "-" if share is None else f"{100 * share:.{digits}f}%"
 
 
-def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
 def _interval(share: Proportion | None) -> str:
     return "-" if share is None else f"{_percent(share.ci_lo)} to {_percent(share.ci_hi)}"
 
@@ -130,7 +137,15 @@ def _count(share: Proportion | None) -> str:
     return "-" if share is None else f"{share.correct} of {share.n}"
 
 
+def _rouge(scores: ModelScores, name: str) -> str:
+    if scores.rouge is None:
+        return "-"
+    value = getattr(scores.rouge, name)
+    return "undefined" if value is None else f"{value:.4f}"
+
+
 def _size(n_bytes: int) -> str:
     """`5242880` -> `5.0 MiB`."""
-    gibibytes = n_bytes / 2**30
-    return f"{gibibytes:.2f} GiB" if gibibytes >= 1 else f"{n_bytes / 2**20:.1f} MiB"
+    if n_bytes >= 2**30:
+        return f"{n_bytes / 2**30:.2f} GiB"
+    return f"{n_bytes / 2**20:.1f} MiB" if n_bytes >= 2**20 else f"{n_bytes / 2**10:.1f} KiB"

@@ -340,3 +340,15 @@ def test_cybermetric_reads_without_a_bad_row(size: int, normalised: int) -> None
     assert [sum(question.letter == letter for question in found.questions) for letter in "ABCD"] == [size // 4] * 4
     assert found.whitespace_normalised == normalised
     assert found.questions[16].id == f"CyberMetric-{size}-v1:17"
+
+
+# --- the documentation ---
+
+
+@pytest.mark.parametrize(("ending", "rows"), [("json", 1), ("jsonl", 2), ("csv", 2)])
+def test_the_examples_in_the_documentation_are_read(tmp_path: Path, ending: str, rows: int) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text("utf-8")
+    example = page.split(f"```{ending}\n")[1].split("```")[0]
+    found = read(write(tmp_path, f"q.{ending}", example)).questions
+    assert len(found) == rows
+    assert {question.letter for question in found} == {"B"}

@@ -122,6 +122,7 @@ def test_a_torn_download_of_unknown_length_is_refused_by_its_hash(server: Server
 def test_a_download_with_another_hash_is_refused_with_both_and_not_kept(server: Server) -> None:
     server.content = CONTENT.replace(b'"B"}', b'"A"}', 1)
     screen = refusal(cybermetric())
+    assert f"What {server.address}/2f5818b/CyberMetric-2000-v1.json sent is not the CyberMetric-2000-v1" in screen
     assert f"its sha256 is {hashlib.sha256(server.content).hexdigest()}" in screen
     assert f"allowed: {hashlib.sha256(CONTENT).hexdigest()}" in screen
     assert list(cache().iterdir()) == []
@@ -247,4 +248,5 @@ def test_your_own_file_must_be_named() -> None:
 def test_the_sample_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     main, held_out = load_sources(DataConfig(name=DataName.sample))
-    assert (main.name, len(main.questions), held_out) == ("sample", 360, None)
+    assert (main.name, main.source, len(main.questions)) == ("sample", "cyberlm/data/sample.json", 360)
+    assert held_out is None

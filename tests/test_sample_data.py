@@ -86,7 +86,7 @@ def test_the_default_split() -> None:
 
 
 def test_the_datasheet_gives_the_hash_and_the_figures_of_the_file() -> None:
-    page = DATASHEET.read_text()
+    page = DATASHEET.read_text("utf-8")
     content = (Path(sources.__file__).parent / "sample.json").read_bytes()
     assert hashlib.sha256(content).hexdigest() in page
     right_longest = sum(right > max(others) for right, others in map(lengths, QUESTIONS))

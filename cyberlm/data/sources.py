@@ -80,7 +80,8 @@ def load_sources(config: DataConfig) -> tuple[QuestionSet, QuestionSet | None]:
 
 def _sample() -> QuestionSet:
     with importlib.resources.as_file(importlib.resources.files("cyberlm.data") / "sample.json") as path:
-        return read_questions(path, "sample", OnBadRow.error)
+        # Not the path: it differs between machines, and would make their manifests differ.
+        return replace(read_questions(path, "sample", OnBadRow.error), source="cyberlm/data/sample.json")
 
 
 def _own_files(config: DataConfig) -> tuple[QuestionSet, QuestionSet | None]:
@@ -114,21 +115,21 @@ def _file_at_hand(file: CyberMetricFile, folder: Path) -> Path:
             f"{folder} does not hold the questions asked for:",
             [Problem(f"there is no {path.name} in it", "nothing is downloaded where data.dir is set", fetch)],
         )
-    _check_hash(path, file, fetch)
+    _check_hash(path, file, str(path), fetch)
     return path
 
 
 def _cached(file: CyberMetricFile) -> Path:
     """The file in the cache folder (CYBERLM_CACHE_DIR, or the user's), downloaded where it is not there yet."""
-    folder = os.environ.get("CYBERLM_CACHE_DIR") or platformdirs.user_cache_path("cyberlm")
-    path = Path(folder) / f"{file.name}.json"
+    folder = Path(os.environ.get("CYBERLM_CACHE_DIR") or platformdirs.user_cache_path("cyberlm"))
+    path = folder / f"{file.name}.json"
     if not path.is_file():
         _download(file, path)
-    _check_hash(path, file, f"rm '{path}'   (the next run downloads it again)")
+    _check_hash(path, file, str(path), f"rm '{path}'   (the next run downloads it again)")
     return path
 
 
-def _check_hash(path: Path, file: CyberMetricFile, fix: str) -> None:
+def _check_hash(path: Path, file: CyberMetricFile, what: str, fix: str) -> None:
     try:
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -136,7 +137,7 @@ def _check_hash(path: Path, file: CyberMetricFile, fix: str) -> None:
         raise DataError(f"{path} cannot be read:", [Problem(error.strerror or str(error))]) from error
     if found != file.sha256:
         raise DataError(
-            f"{path} is not the {file.name} that cyberlm was made for:",
+            f"{what} is not the {file.name} that cyberlm was made for:",
             [Problem(f"its sha256 is {found}", file.sha256, fix)],
             "A file of your own in the same shape is read with data=mcq data.path=FILE.",
         )
@@ -147,15 +148,22 @@ def _download(file: CyberMetricFile, target: Path) -> None:
     part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(file, part)
-        _check_hash(part, file, f"curl -fLo '{target}' {file.address}")
-        part.replace(target)
+        try:
+            _fetch(file, part)
+            _check_hash(part, file, f"What {file.address} sent", f"curl -fLo '{target}' {file.address}")
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise _not_downloaded(file, target, str(error)) from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise DataError(
+            f"{file.name}.json could not be downloaded to {target.parent}:",
+            [Problem(f"{file.address}: {error}")],
+            f"No network here? With {file.name}.json in a folder: data.dir=FOLDER, or CYBERLM_DATA_DIR=FOLDER."
+            "\nNo room or no right to write there? CYBERLM_CACHE_DIR=FOLDER keeps downloads elsewhere."
+            "\n`python train.py data=sample` works offline.",
+        ) from error
 
 
 def _fetch(file: CyberMetricFile, part: Path) -> None:
@@ -174,13 +182,3 @@ def _fetch(file: CyberMetricFile, part: Path) -> None:
         os.fsync(stream.fileno())
     if length is not None and received != int(length):
         raise http.client.HTTPException(f"the connection closed after {received} of {length} bytes")
-
-
-def _not_downloaded(file: CyberMetricFile, target: Path, reason: str) -> DataError:
-    return DataError(
-        f"{file.name}.json could not be downloaded:",
-        [Problem(f"{file.address}: {reason}", fix="the same command again, once the network is there")],
-        f"No network here? Put {file.name}.json in a folder and add data.dir=FOLDER (or set CYBERLM_DATA_DIR=FOLDER).\n"
-        f"Downloads are kept in {target.parent}; CYBERLM_CACHE_DIR=FOLDER chooses another place.\n"
-        "`python train.py data=sample` works offline.",
-    )

@@ -180,32 +180,32 @@ def _fit(
         every_n_train_steps=trainer_config.checkpoint_every_n_steps,
         enable_version_counter=False,
     )
-    trainer = L.Trainer(
-        accelerator="gpu" if loaded.device.type == "cuda" else "cpu",
-        devices=1,
-        precision=_precision(config, loaded.device),  # type: ignore[arg-type]
-        max_epochs=trainer_config.max_epochs,
-        max_steps=trainer_config.max_steps or -1,
-        accumulate_grad_batches=trainer_config.accumulate_grad_batches,
-        val_check_interval=trainer_config.val_check_interval,
-        gradient_clip_val=config.optim.max_grad_norm or None,
-        log_every_n_steps=trainer_config.log_every_n_steps,
-        logger=[experiment_loggers.csv_logger(folder), *loggers],
-        callbacks=[
-            TrainingProgress(len(encoded["train"])),
-            meter,
-            RandomState(),
-            *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
-            best,
-            regular,
-        ],
-        default_root_dir=folder,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-    )
     with _calm_lightning():
+        trainer = L.Trainer(
+            accelerator="gpu" if loaded.device.type == "cuda" else "cpu",
+            devices=1,
+            precision=_precision(config, loaded.device),  # type: ignore[arg-type]
+            max_epochs=trainer_config.max_epochs,
+            max_steps=trainer_config.max_steps or -1,
+            accumulate_grad_batches=trainer_config.accumulate_grad_batches,
+            val_check_interval=trainer_config.val_check_interval,
+            gradient_clip_val=config.optim.max_grad_norm or None,
+            log_every_n_steps=trainer_config.log_every_n_steps,
+            logger=[experiment_loggers.csv_logger(folder), *loggers],
+            callbacks=[
+                TrainingProgress(len(encoded["train"])),
+                meter,
+                RandomState(),
+                *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
+                best,
+                regular,
+            ],
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
         trainer.fit(tuner, data, ckpt_path=_resume_point(config, folder), weights_only=True)
         if best.best_model_score is None:  # max_steps came before the first validation
             accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
@@ -239,11 +239,17 @@ def _precision(config: TrainConfig, device: torch.device) -> str:
 
 @contextlib.contextmanager
 def _calm_lightning() -> Iterator[None]:
-    """Leaves out advice that does not hold here: loader workers do not pay, and the run's own bar shows progress."""
+    """Leaves out advice that does not hold here, and deprecations between libraries that no one here can mend."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        for message in (
+            ".*does not have many workers.*",
+            ".*Checkpoint directory .* exists and is not empty.*",
+            ".*Experiment logs directory .* exists and is not empty.*",
+            ".*isinstance.treespec, LeafSpec.*",
+            ".*is_gradient_checkpointing.*",
+        ):
+            warnings.filterwarnings("ignore", message=message)
         yield
 
 

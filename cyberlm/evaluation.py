@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 from cyberlm.answers import parse_letter, parse_text
 from cyberlm.config import EvaluationConfig, Protocol
+from cyberlm.metrics import choose
 from cyberlm.models import LoadedModel
 from cyberlm.progress import Advance, track
 from cyberlm.prompts import EncodedQuestion, Prompt, prompt_hash
 from cyberlm.records import Prediction, Question
-from cyberlm.scoring import answering, generate, make_scoring_batch, option_log_probs, option_scores, plan_batches
+from cyberlm.scoring import answering, generate, make_scoring_batch, option_log_probs, plan_batches
 
 
 def predict(
@@ -32,13 +33,13 @@ def predict(
     """
     with answering(loaded.model):
         with track(f"Scoring {label}", len(questions), "questions") as advance:
-            scored = _score(loaded, encoded, config, max_batch_tokens, advance)
+            scored = _score(loaded, encoded, max_batch_tokens, advance)
         completions: Sequence[str | None] = [None] * len(questions)
         if config.generate:
             with track(f"Generating with {label}", len(questions), "questions") as advance:
                 completions = _complete(loaded, prompt, encoded, config, max_batch_tokens, advance)
     predictions = []
-    for question, item, (log_probs, choice), completion in zip(questions, encoded, scored, completions, strict=True):
+    for question, item, log_probs, completion in zip(questions, encoded, scored, completions, strict=True):
         tokens = tuple(len(ids) for ids in item.option_ids)
         predictions.append(
             Prediction(
@@ -49,7 +50,7 @@ def predict(
                 option_logprobs=log_probs,
                 option_tokens=tokens,
                 option_chars=item.option_chars,
-                choice=choice,
+                choice=choose(log_probs, tokens, item.option_chars, config.option_score),
                 gold_nll=-log_probs[question.gold] / tokens[question.gold],
                 generated=completion,
                 parsed=None if completion is None else _parse(prompt, completion, question),
@@ -69,15 +70,14 @@ def _parse(prompt: Prompt, completion: str, question: Question) -> int | None:
 def _score(
     loaded: LoadedModel,
     encoded: Sequence[EncodedQuestion],
-    config: EvaluationConfig,
     max_batch_tokens: int,
     advance: Advance,
-) -> list[tuple[tuple[float, ...], int]]:
-    """Summed log-probability of each option, and the option chosen, of every question."""
+) -> list[tuple[float, ...]]:
+    """Summed log-probability of each option of every question."""
     lengths = [
         len(item.prompt_ids) + sum(len(ids) for ids in item.option_ids) for item in encoded
     ]  # what one question's keys and values come to
-    scored: dict[int, tuple[tuple[float, ...], int]] = {}
+    scored: dict[int, tuple[float, ...]] = {}
     for rows in plan_batches(lengths, max_batch_tokens):
         items = [encoded[row] for row in rows]
         batch = make_scoring_batch(
@@ -87,9 +87,8 @@ def _score(
             [item.gold for item in items],
         ).to_device(loaded.device)
         log_probs = option_log_probs(loaded, batch)
-        choices = option_scores(log_probs, batch, config.option_score).argmax(-1).tolist()
-        for row, item, values, choice in zip(rows, items, log_probs.tolist(), choices, strict=True):
-            scored[row] = (tuple(values[: len(item.option_ids)]), choice)
+        for row, item, values in zip(rows, items, log_probs.tolist(), strict=True):
+            scored[row] = tuple(values[: len(item.option_ids)])
         advance(len(rows), sum(lengths[row] for row in rows))
     return [scored[row] for row in range(len(encoded))]
 

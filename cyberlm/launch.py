@@ -5,7 +5,6 @@ cannot harm the others.
 """
 
 import datetime
-import json
 import logging
 import os
 import signal
@@ -26,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cyberlm.config import build_config, register_schemas
 from cyberlm.config.schema import RootConfig
 from cyberlm.errors import ConfigError, Problem, UserError, did_you_mean
+from cyberlm.results import read_status, write_status
 
 WORST_OBJECTIVE = 0.0
 """What a failed job reports to the sweeper: finite, because Optuna ends a study on NaN."""
@@ -131,13 +131,12 @@ def _run_in_child(command: str, composed: DictConfig) -> float:
     ]
     log.info("job %s: %s", config.job.num, " ".join(overrides))
     code = subprocess.run(line, env=_child_environment(config), check=False).returncode
-    status = _read_status(folder)
-    if code == 0 and status.get("state") == "finished":
-        return float(status.get("objective") or WORST_OBJECTIVE)
-    if status.get("state") != "failed":
+    status = read_status(folder)
+    if code == 0 and status is not None and status.state == "finished":
+        return WORST_OBJECTIVE if status.objective is None else status.objective
+    if status is None or status.state != "failed":
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "status.json").write_text(json.dumps({"state": "failed", "objective": None, "reason": reason}))
+        write_status(folder, "failed", reason=reason)
     log.error("job %s failed (exit code %s); the sweep goes on", config.job.num, code)
     return WORST_OBJECTIVE
 
@@ -154,14 +153,6 @@ def _child_environment(config: Any) -> dict[str, str]:
         parallel = cores if jobs < 0 else min(jobs, cores)
         environment["OMP_NUM_THREADS"] = str(max(1, cores // parallel))
     return environment
-
-
-def _read_status(folder: Path) -> dict[str, Any]:
-    try:
-        status = json.loads((folder / "status.json").read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return status if isinstance(status, dict) else {}
 
 
 # ------------------------------------------------------------------------------------------- composition errors

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model
 from torch import nn
@@ -11,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from cyberlm.config import LoraConfig, MethodConfig, MethodName
 from cyberlm.errors import ModelError, Problem
-from cyberlm.models.bases import LoadedModel
+from cyberlm.models.bases import LoadedModel, quiet
 
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
@@ -40,7 +39,8 @@ def add_adapter(loaded: LoadedModel, lora: LoraConfig, *, gradient_checkpointing
     )
     if gradient_checkpointing:
         loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model = get_peft_model(loaded.causal, config)
+    with quiet():
+        model = get_peft_model(loaded.causal, config)
     model.peft_config["default"].base_model_name_or_path = loaded.name
     return LoadedModel(model, loaded.causal, loaded.name, loaded.weights_hash)
 
@@ -141,8 +141,3 @@ def prompt_fingerprint(folder: Path) -> str | None:
         return json.loads((folder / "prompt.json").read_text())["fingerprint"]
     except (OSError, json.JSONDecodeError, KeyError):
         return None
-
-
-def detached_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A copy of what is trained, by name, on the CPU."""
-    return {name: value.detach().cpu().clone() for name, value in model.named_parameters() if value.requires_grad}

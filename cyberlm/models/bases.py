@@ -1,7 +1,9 @@
 """Base models: from the embedded GGUF file, the hub, a folder, or random numbers; plain or 4-bit."""
 
+import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
@@ -29,6 +31,7 @@ from transformers import (
 from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.errors import ModelError, Problem
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
+from cyberlm.progress import console
 
 WORKS_WITHOUT_THE_HUB = "Works without the hub:\n    python train.py method=qlora        (the embedded model and data)"
 
@@ -161,7 +164,7 @@ def _load_tiny(
     digest = hashlib.sha256(repr(config.tiny).encode()).hexdigest()
     if quant.name is QuantName.none:
         return model.to(device=device, dtype=dtype), config.name, digest  # type: ignore[call-arg]
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         model.save_pretrained(folder)
         quantised = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, quantization_config=_nf4(quant, device)
@@ -261,10 +264,11 @@ def _converted(gguf: Path, name: str) -> _Place:
     digest = _sha256([gguf])
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
     if not folder.is_dir():
+        console.print(f"Preparing {gguf.name} (once, a few seconds)", highlight=False)
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            with _quiet():
+            with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be switched off
                 tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
                 model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
                 model.hf_quantizer = None  # type: ignore[assignment]  # else save_pretrained refuses: "quantized with gguf"
@@ -295,7 +299,7 @@ def _check_reachable(config: ModelConfig, hub_id: str) -> None:
 
 def _from_hub(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
     try:
-        with _quiet():
+        with quiet():
             return load()
     except (OSError, HfHubHTTPError) as error:
         chain = _causes(error)
@@ -327,7 +331,7 @@ def _unavailable(config: ModelConfig, reason: str) -> ModelError:
     return ModelError(f"The model {config.name} cannot be loaded.", [Problem(f"{hub_id}: {reason}")], "\n".join(lines))
 
 
-class _quiet:
+class quiet:
     """Keeps transformers' bars and advice off the screen, and nothing else."""
 
     def __enter__(self) -> None:

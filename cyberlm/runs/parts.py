@@ -5,7 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Clock:
 
 @dataclass
 class _Report:
-    objective: float = field(default=0.0)
+    objective: float | None = None
 
 
 @contextlib.contextmanager

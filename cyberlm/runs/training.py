@@ -67,8 +67,9 @@ def train(config: TrainConfig, folder: Path) -> float:
     if config.trainer.resume is not None:
         config = _resumed_config(config, folder)
     with status_of(folder) as report, opened_loggers(config) as loggers:
-        report.objective = run_training(config, folder, loggers)
-    return report.objective
+        objective = run_training(config, folder, loggers)
+        report.objective = objective
+    return objective
 
 
 def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -> float:
@@ -247,7 +248,7 @@ def _calm_lightning() -> Iterator[None]:
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*Experiment logs directory .* exists and is not empty.*",
             ".*isinstance.treespec, LeafSpec.*",
-            ".*is_gradient_checkpointing.*",
+            ".*module.s. in eval mode at the start of training.*",  # Tuner.on_train_start changes it
         ):
             warnings.filterwarnings("ignore", message=message)
         yield

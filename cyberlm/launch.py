@@ -5,18 +5,23 @@ cannot harm the others.
 """
 
 import datetime
+import difflib
+import itertools
 import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +34,17 @@ from cyberlm.results import read_status, write_status
 
 WORST_OBJECTIVE = 0.0
 """What a failed job reports to the sweeper: finite, because Optuna ends a study on NaN."""
+
+COMPOSITION_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    AssertionError,  # OmegaConf, on x.y=1 where x is null
+    ValueError,  # Hydra, on model=null
+    yaml.YAMLError,  # a file that is not YAML
+)
+
+MOST_TRIED = 200
+"""Combinations of a sweep that are composed again to find which override is at fault."""
 
 Config = TypeVar("Config", bound=RootConfig)
 
@@ -53,11 +69,15 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         run: Called with the checked configuration and the run's folder.
     """
     register_schemas()
-    _register_resolvers()
+    register_resolvers()
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: the screen is ours
 
+    composing = True
+
     def job(composed: DictConfig) -> float | None:
+        nonlocal composing
+        composing = False
         config = HydraConfig.get()
         if config.mode == RunMode.MULTIRUN:
             return _run_in_child(command, composed)
@@ -72,8 +92,10 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)(job)()
     except UserError as error:
         raise SystemExit(_show(error)) from None
-    except (HydraException, OmegaConfBaseException) as error:
-        if full_error:
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except COMPOSITION_ERRORS as error:
+        if full_error or not (composing or isinstance(error, (HydraException, OmegaConfBaseException))):
             raise
         raise SystemExit(_show(_composition_error(command, error))) from None
 
@@ -83,10 +105,11 @@ def _show(error: UserError) -> int:
     return 1
 
 
-def _register_resolvers() -> None:
-    def run_folder(name: str, resume: str | None) -> str:
+def register_resolvers() -> None:
+    def run_folder(resume: str | None, *names: str | Enum) -> str:
         if resume:
             return str(resume)
+        name = "_".join(part.name if isinstance(part, Enum) else str(part) for part in names)
         return _fresh(Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{name}")
 
     def sweep_folder(name: str) -> str:
@@ -164,32 +187,48 @@ def _composition_error(command: str, error: Exception) -> ConfigError:
     problems = []
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
         keys = _all_keys(command)
-        for override in overrides:
-            if override.startswith(("hydra.", "hydra/")):
-                continue
-            failure = _try_override(command, override, overrides)
-            if failure is not None:
-                problems.append(_explain(override, failure, keys))
+        if keys:  # else a file under conf/ is broken, and every override would be blamed
+            problems = list(_override_problems(command, overrides, keys))
     if not problems:
-        problems = [Problem(_first_lines(error))]
+        problems = [Problem(_first_lines(error.__cause__ or error))]
     return ConfigError(
         "These overrides cannot be used:", problems, f"All keys and values: python {command}.py --cfg job"
     )
 
 
-def _try_override(command: str, override: str, overrides: Sequence[str]) -> Exception | None:
-    """Composes with the group choices of the command line and this override alone."""
-    groups = [item for item in overrides if "." not in item.split("=")[0] and item != override]
-    good = [item for item in groups if _compose(command, [item]) is None]
-    first = override.split("=", 1)
-    single = f"{first[0]}={first[1].split(',')[0]}" if "," in first[1] and first[1][:1] not in "[{'\"" else override
-    return _compose(command, [*good, single])
+def _override_problems(command: str, overrides: Sequence[str], keys: Sequence[str]) -> Iterator[Problem]:
+    """Composes each override on its own, on top of the group choices that can be composed."""
+    ours = [item for item in overrides if not item.startswith(("hydra.", "hydra/"))]
+    values = {item: _values(item) for item in ours}
+    groups = [item for item in ours if "." not in item.split("=")[0]]
+    for override in ours:
+        chosen = [values[item] for item in groups if item != override]
+        good = [[item for item in items if _compose(command, [item]) is None] or [""] for items in chosen]
+        tried = itertools.product(values[override], *good)
+        for single, *others in itertools.islice(tried, MOST_TRIED):
+            choices = list(filter(None, others))
+            failure = _compose(command, [*choices, single])
+            if failure is not None:
+                yield _explain(command, single, choices, failure, keys)
+                break
+
+
+def _values(override: str) -> list[str]:
+    """The overrides that a sweep makes of one; outside a sweep, the override itself."""
+    sweeps = any(item in ("-m", "--multirun") or item.startswith("sweep=") for item in sys.argv[1:])
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+        if sweeps and parsed.is_sweep_override() and parsed.is_discrete_sweep():
+            return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+    except HydraException:  # told as this override's own problem
+        pass
+    return [override]
 
 
 def _compose(command: str, overrides: list[str]) -> Exception | None:
     try:
         hydra.compose(command, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSITION_ERRORS as error:
         return error
     return None
 
@@ -206,21 +245,39 @@ def _all_keys(command: str) -> list[str]:
 
     try:
         walk(hydra.compose(command), "")
-    except (HydraException, OmegaConfBaseException):  # a broken file under conf/: the error itself says which
+    except COMPOSITION_ERRORS:  # a broken file under conf/: the error itself says which
         return []
     return keys
 
 
-def _explain(override: str, error: Exception, keys: Sequence[str]) -> Problem:
-    stripped = override.lstrip("+~").split("=", 1)
-    name, value = stripped[0], stripped[1]
+def _explain(command: str, override: str, choices: list[str], error: Exception, keys: Sequence[str]) -> Problem:
+    name, value = override.lstrip("+~").split("=", 1)
     if "." not in name and (options := _group_options(name)):
-        what = f"{override}: there is no {name} '{value}'"
-        return Problem(what, ", ".join(options), _suggest(name, value, options))
+        return _explain_group(override, name, value, options)
     if name not in keys:
-        what = f"{override}: there is no key '{name}'. {did_you_mean(name, keys)}"
-        return Problem(what.rstrip())
+        return Problem(f"{override}: there is no key '{name}'. {did_you_mean(name, keys)}".rstrip())
+    parent, _, _ = name.rpartition(".")
+    if isinstance(error, AssertionError) and parent:
+        group = name.split(".")[0]
+        works = [
+            item
+            for option in _group_options(group)
+            if _compose(command, [item := f"{group}={option}", override]) is None
+        ]
+        shown = " ".join(item for item in choices if item.startswith(f"{group}=")) or "the defaults"
+        return Problem(f"{override}: there is no {parent} with {shown}", " or ".join(works))
+    if "Ambiguous value" in str(error):
+        return Problem(f"{override}: several values are a sweep", fix=f"python {command}.py -m {override}")
     return Problem(f"{override}: {_first_lines(error.__cause__ or error)}")
+
+
+def _explain_group(override: str, group: str, value: str, options: Sequence[str]) -> Problem:
+    if "," in value and not value.startswith("["):
+        return Problem(f"{override}: several values are a sweep", fix=f"python train.py -m {override}")
+    chosen = [item.strip() for item in value.strip("[]").split(",")]
+    wrong = [item for item in chosen if item not in options]
+    what = f"{override}: there is no {group} {' or '.join(repr(item) for item in wrong)}"
+    return Problem(what, ", ".join(options), _suggest(override, wrong, options))
 
 
 def _group_options(group: str) -> list[str]:
@@ -230,9 +287,14 @@ def _group_options(group: str) -> list[str]:
     return loader.get_group_options(group)
 
 
-def _suggest(group: str, value: str, options: Sequence[str]) -> str:
-    near = did_you_mean(value, options)
-    return f"{group}={near.split(chr(39))[1]}" if near else ""
+def _suggest(override: str, wrong: Sequence[str], options: Sequence[str]) -> str:
+    """The override with every wrong name replaced by the nearest right one; empty where one has none near."""
+    for name in wrong:
+        near = difflib.get_close_matches(name, options, n=1)
+        if not near:
+            return ""
+        override = override.replace(name, near[0])
+    return override
 
 
 def _first_lines(error: BaseException) -> str:

@@ -126,6 +126,7 @@ def load_base(
         causal = _from_hub(config, lambda: AutoModelForCausalLM.from_pretrained(place.path, **options))
         name = place.name
         digest = place.digest or getattr(causal.config, "_commit_hash", None) or "unknown"
+    _keep_nf4_as_stored(causal)
     causal.config.use_cache = True
     loaded = LoadedModel(causal, causal, name, digest)
     _check_head(loaded)
@@ -149,6 +150,18 @@ def _nf4(quant: QuantConfig, device: torch.device) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=quant.double_quant,
         bnb_4bit_compute_dtype=compute,
     )
+
+
+def _keep_nf4_as_stored(causal: nn.Module) -> None:
+    """Keeps 4-bit weights as they were quantised, on every CPU.
+
+    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer in its first forward pass in eval mode, in place: its
+    scales become bfloat16 and its results too. Scoring the base model would change the weights that are trained next,
+    and figures would depend on the CPU.
+    """
+    for module in causal.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _trust(config: ModelConfig) -> dict[str, bool]:

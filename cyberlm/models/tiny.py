@@ -51,6 +51,7 @@ def tiny_model(config: TinyModelConfig, vocab_size: int) -> LlamaForCausalLM:
         num_attention_heads=config.num_attention_heads,
         num_key_value_heads=config.num_key_value_heads,
         tie_word_embeddings=config.tie_word_embeddings,
+        initializer_range=config.hidden_size**-0.5,  # a frozen random head can then still reach any letter
         max_position_embeddings=4096,
         bos_token_id=vocab_size - len(SPECIAL),
         eos_token_id=vocab_size - len(SPECIAL) + 1,

@@ -108,10 +108,10 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         with clock.phase("score base"):
             predictions["base"] = predict_with(loaded, prompt, split.test, encoded["test"], config, "the base model")
 
-    loaded = _prepare(loaded, config)
+    loaded = prepare(loaded, config)
     meter = CostMeter()
     with clock.phase("train"):
-        objective, steps = _fit(config, folder, loaded, prompt, encoded, loggers, meter)
+        objective, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
     tuned_folder = save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), folder)
     with clock.phase("score tuned"):
         predictions["tuned"] = predict_with(loaded, prompt, split.test, encoded["test"], config, "the tuned model")
@@ -131,7 +131,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     return objective
 
 
-def _prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
+def prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
     """Adds the adapter, or makes every weight trainable."""
     checkpointing = config.trainer.gradient_checkpointing
     if config.method.lora is not None:
@@ -142,7 +142,7 @@ def _prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
     return loaded
 
 
-def _fit(
+def fit(
     config: TrainConfig,
     folder: Path,
     loaded: LoadedModel,
@@ -248,6 +248,7 @@ def _calm_lightning() -> Iterator[None]:
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*Experiment logs directory .* exists and is not empty.*",
             ".*isinstance.treespec, LeafSpec.*",
+            ".*your dataloader is not resumable.*",  # QuestionData's is
             ".*module.s. in eval mode at the start of training.*",  # Tuner.on_train_start changes it
         ):
             warnings.filterwarnings("ignore", message=message)

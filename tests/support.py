@@ -1,0 +1,68 @@
+"""What several tests need: composed configurations, a tiny model, and training in a few lines."""
+
+from pathlib import Path
+
+import hydra
+import torch
+from omegaconf import OmegaConf
+
+from cyberlm.callbacks import CostMeter
+from cyberlm.config import TrainConfig, build_config, register_schemas
+from cyberlm.data.sources import load_sources
+from cyberlm.launch import conf_folder, register_resolvers
+from cyberlm.models import LoadedModel, load_base, load_tokenizer
+from cyberlm.prompts import Prompt
+from cyberlm.records import Question
+from cyberlm.runs.training import fit, prepare
+
+TINY = ("model=tiny_random", "logger=none", "callbacks=none", "prompt=letter", "trainer.accelerator=cpu")
+
+
+def compose(*overrides: str, command: str = "train"):
+    """What Hydra composes, with interpolations that only a running job can resolve left alone."""
+    register_schemas()
+    register_resolvers()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        return hydra.compose(command, list(overrides))
+
+
+def config_of(*overrides: str) -> TrainConfig:
+    return build_config(compose(*TINY, *overrides), TrainConfig)
+
+
+SHORT = ("prompt.system=", "prompt.question='{question} {options}'", "prompt.option='{letter} {text}'")
+"""Prompts of a few dozen bytes, for training in seconds."""
+
+
+def short_questions(count: int) -> tuple[Question, ...]:
+    """Questions that can only be memorised, with balanced letters."""
+    words = ("key", "hash", "salt", "nonce", "token", "proxy", "vault", "patch")
+    return tuple(
+        Question(f"short:{k}", f"{words[k % 8]} {k}?", ("one", "two", "three", "four"), (k * 7 // 3) % 4)
+        for k in range(count)
+    )
+
+
+def sample_questions(count: int) -> tuple[Question, ...]:
+    main, _ = load_sources(config_of("data=sample").data)
+    return main.questions[:count]
+
+
+def tiny(config: TrainConfig) -> tuple[LoadedModel, Prompt]:
+    """The tiny model as the configuration wants it trained, and its prompt."""
+    torch.manual_seed(config.seed)
+    base = load_base(config.model, config.quant, torch.device("cpu"), trains_all_weights=config.method.lora is None)
+    return prepare(base, config), Prompt(config.prompt, load_tokenizer(config.model))
+
+
+def fit_tiny(config: TrainConfig, questions: tuple[Question, ...], folder: Path) -> tuple[LoadedModel, float, int]:
+    """Trains and validates on the same questions; returns the model, the best accuracy and the steps."""
+    loaded, prompt = tiny(config)
+    encoded = prompt.encode(questions)
+    both = {"train": encoded, "validation": encoded}
+    accuracy, steps = fit(config, folder, loaded, prompt, both, [], CostMeter())
+    return loaded, accuracy, steps
+
+
+def resolved(config) -> dict:
+    return OmegaConf.to_container(config, resolve=True)

@@ -1,0 +1,270 @@
+"""Training does what it says: it overfits, follows a frozen curve, resumes, and its loss is the plain one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from support import SHORT, config_of, fit_tiny, short_questions, tiny
+
+from cyberlm.callbacks import CostMeter
+from cyberlm.data.batching import AnswerCollator, plan_epoch
+from cyberlm.losses import answer_nll_sum, step_loss
+from cyberlm.models import load_base, load_tokenizer, trainable_names
+from cyberlm.models.tiny import tiny_model
+from cyberlm.module import Tuner
+from cyberlm.runs.training import fit
+
+METHODS = ("sft", "lora", "qlora")
+RATES = {"sft": 3e-3, "lora": 4e-3, "qlora": 4e-3}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
+]
+
+
+def overfit_config(method: str, *overrides: str):
+    return config_of(
+        f"method={method}",
+        f"optim.learning_rate={RATES[method]}",
+        "optim.schedule=linear",
+        f"trainer.max_epochs={40 if method == 'sft' else 70}",
+        *SHORT,
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tiny_llama_overfits_32_questions(method: str, tmp_path: Path) -> None:
+    _, accuracy, _ = fit_tiny(overfit_config(method), short_questions(32), tmp_path)
+    assert accuracy == 1.0
+
+
+def curve(method: str, tmp_path: Path, *overrides: str) -> list[float]:
+    """Training loss of each of 8 optimizer steps."""
+    config = config_of(f"method={method}", "trainer.max_epochs=2", "optim.learning_rate=1e-3", *SHORT, *overrides)
+    fit_tiny(config, short_questions(32), tmp_path)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("train/loss")
+    return [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+
+
+FROZEN = {
+    "sft": [6.2277541, 4.8159924, 3.7245119, 3.5840821, 3.1522536, 2.9224076, 3.0075307, 2.7806671],
+    "lora": [6.2277541, 6.2014017, 5.0179515, 5.0542054, 4.645865, 4.415844, 4.4702945, 4.2176571],
+    "qlora": [6.2327638, 5.9961829, 4.9251065, 4.8373775, 4.5238891, 4.3030629, 4.3009176, 4.1179538],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_curve_is_frozen(method: str, tmp_path: Path) -> None:
+    assert curve(method, tmp_path) == pytest.approx(FROZEN[method], abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------- the loss, plainly
+
+
+def plain_step_gradient(config, batches, prompt) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one optimizer step by a reference: full logits of each question alone, no padding."""
+    model = tiny_model(config.model.tiny, len(prompt.tokenizer))
+    total, count = torch.zeros(()), 0
+    for question in [question for batch in batches for question in batch]:
+        answer = list(question.option_ids[question.gold]) + list(prompt.end_ids)
+        ids = torch.tensor([list(question.prompt_ids) + answer])
+        logits = model(input_ids=ids).logits[0, len(question.prompt_ids) - 1 : -1]
+        total = total - torch.log_softmax(logits, -1)[range(len(answer)), answer].sum()
+        count += len(answer)
+    loss = total / count
+    loss.backward()
+    return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_loss_and_gradient_equal_a_plain_reference(accumulate: int) -> None:
+    config = config_of("method=sft", "prompt=text", "prompt.system=", "prompt.question='{question}'")
+    loaded, prompt = tiny(config)
+    loaded.causal.eval()
+    encoded = prompt.encode(short_questions(12))
+    size = 12 // accumulate
+    batches = [encoded[k : k + size] for k in range(0, 12, size)]
+    collator = AnswerCollator(prompt.end_ids)
+    labels = sum(collator.example(question)[1] for question in encoded)
+    total = 0.0
+    for batch in batches:
+        examples = collator((batch, labels))
+        hidden = loaded.backbone(
+            input_ids=examples.input_ids, attention_mask=examples.attention_mask, use_cache=False
+        ).last_hidden_state
+        loss = step_loss(answer_nll_sum(hidden, loaded.head, examples), examples, accumulate) / accumulate
+        loss.backward()
+        total += float(loss.detach())
+    reference, gradients = plain_step_gradient(config, batches, prompt)
+    assert total == pytest.approx(reference, abs=1e-5)
+    for name, parameter in loaded.causal.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_accumulation_does_not_change_a_run(tmp_path: Path) -> None:
+    """8 questions at once, or 4 times 2 that make up the same step: the same weights, also in a last partial step."""
+    questions = short_questions(8)
+    weights = []
+    for size, accumulate in ((8, 1), (2, 4), (2, 8)):
+        config = config_of(
+            "method=sft",
+            "trainer.max_epochs=3",
+            "optim.learning_rate=1e-3",
+            f"data.micro_batch_size={size}",
+            f"trainer.accumulate_grad_batches={accumulate}",
+            *SHORT,
+        )
+        loaded, _, steps = fit_tiny(config, questions, tmp_path / f"{size}_{accumulate}")
+        assert steps == 3
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in loaded.causal.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=0)
+    torch.testing.assert_close(weights[0], weights[2], atol=2e-5, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+def test_every_question_once_an_epoch_and_longest_first() -> None:
+    lengths = [10 + 7 * k % 50 for k in range(103)]
+    for epoch in (0, 1):
+        planned = plan_epoch(lengths, [2] * 103, batch_size=8, accumulate=4, seed=3, epoch=epoch)
+        rows = [row for batch in planned for row in batch.rows]
+        assert sorted(rows) == list(range(103))
+        for start in range(0, len(planned), 4):
+            step = planned[start : start + 4]
+            assert {batch.step_label_tokens for batch in step} == {2 * sum(len(batch.rows) for batch in step)}
+    assert max(lengths) in [lengths[row] for row in plan_epoch(lengths, [2] * 103, 8, 4, 3, 0)[0].rows]
+    assert plan_epoch(lengths, [2] * 103, 8, 4, 3, 0) != plan_epoch(lengths, [2] * 103, 8, 4, 3, 1)
+
+
+def test_buckets_hold_little_padding() -> None:
+    lengths = [20 + (k * 37) % 200 for k in range(2000)]
+    planned = plan_epoch(lengths, [2] * 2000, batch_size=8, accumulate=1, seed=0, epoch=1)
+    padded = sum(len(batch.rows) * max(lengths[row] for row in batch.rows) for batch in planned)
+    assert sum(lengths) / padded > 0.95
+
+
+# ------------------------------------------------------------------------------------ checkpoints and resuming
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpoints_hold_what_trains(method: str, tmp_path: Path) -> None:
+    config = config_of(f"method={method}", *SHORT)
+    loaded, _, _ = fit_tiny(config, short_questions(16), tmp_path)
+    saved = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert set(saved) == {f"model.{name}" for name in trainable_names(loaded.model)}
+    if method != "sft":
+        assert all("lora_" in name for name in saved)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    from cyberlm.errors import RunError
+
+    config = config_of("method=lora", *SHORT)
+    loaded, _ = tiny(config)
+    tuner = Tuner(loaded, config.optim, config.evaluation.option_score)
+    with pytest.raises(RunError, match="does not fit this model"):
+        tuner.check_names({"state_dict": {"model.other": torch.zeros(1)}})
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_killed_in_the_middle_ends_the_same(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after 5 of 8 steps in epoch 1, with dropout, then continued from the checkpoint of step 4."""
+    dropout = ["method.lora.dropout=0.2"] if method != "sft" else []
+    overrides = [
+        *(f"method={method}", "trainer.max_epochs=2", "data.micro_batch_size=4", "optim.learning_rate=1e-3"),
+        *("trainer.accumulate_grad_batches=2", "trainer.checkpoint_every_n_steps=3", *SHORT, *dropout),
+    ]
+    questions = short_questions(32)
+    whole, accuracy, steps = fit_tiny(config_of(*overrides), questions, tmp_path / "whole")
+    assert steps == 8
+
+    killed = tmp_path / "killed"
+    original = CostMeter.on_train_batch_end
+
+    def kill(self, trainer, *arguments) -> None:
+        original(self, trainer, *arguments)
+        if trainer.global_step == 7:
+            raise _Killed
+
+    monkeypatch.setattr(CostMeter, "on_train_batch_end", kill)
+    with pytest.raises(_Killed):
+        fit_tiny(config_of(*overrides), questions, killed)
+    monkeypatch.setattr(CostMeter, "on_train_batch_end", original)
+    assert (killed / "checkpoints" / "step.ckpt").is_file()
+    newest = max((killed / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    assert torch.load(newest, weights_only=True)["global_step"] == 6
+
+    config = config_of(*overrides)
+    config.trainer.resume = str(killed)
+    torch.manual_seed(12345)
+    loaded, prompt = tiny(config)
+    torch.manual_seed(54321)  # the state of random numbers comes from the checkpoint, not from here
+    encoded = prompt.encode(questions)
+    again, steps = fit(config, killed, loaded, prompt, {"train": encoded, "validation": encoded}, [], CostMeter())
+    assert (again, steps) == (accuracy, 8)
+    expected = dict(whole.model.named_parameters())
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+
+
+# ------------------------------------------------------------------------------------ adapters outside cyberlm
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapter_opens_with_peft_alone_and_answers_the_same(method: str, tmp_path: Path) -> None:
+    from cyberlm.models import save_tuned
+    from cyberlm.scoring import answering
+
+    config = config_of(f"method={method}", "trainer.max_epochs=3", "optim.learning_rate=1e-2", *SHORT)
+    questions = short_questions(32)
+    loaded, _, _ = fit_tiny(config, questions, tmp_path)
+    prompt = tiny(config)[1]
+    folder = save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), tmp_path)
+    assert folder == tmp_path / "adapter"
+    assert not any(str(Path.home()) in file.read_text() for file in folder.glob("*.json"))
+
+    base = load_base(config.model, config.quant, torch.device("cpu"))
+    outside = PeftModel.from_pretrained(base.causal, str(folder)).eval()
+    with answering(loaded.model), torch.inference_mode():
+        for question in prompt.encode(questions):
+            ids = torch.tensor([question.prompt_ids])
+            ours = loaded.model(input_ids=ids).logits[0, -1]
+            theirs = outside(input_ids=ids).logits[0, -1]
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+            assert int(ours.argmax()) == int(theirs.argmax())
+
+
+@pytest.mark.parametrize("switch", ["use_dora", "use_rslora"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapter_switches_train(switch: str, method: str, tmp_path: Path) -> None:
+    config = config_of(f"method={method}", f"method.lora.{switch}=true", "optim.learning_rate=1e-2", *SHORT)
+    loaded, _, steps = fit_tiny(config, short_questions(16), tmp_path)
+    assert steps == 2
+    moved = [p for name, p in loaded.model.named_parameters() if "lora_B" in name and p.abs().sum() > 0]
+    assert moved
+
+
+def test_dropout_is_active_in_training(tmp_path: Path) -> None:
+    """transformers loads in eval mode; with dropout at 0.9 the first losses of two seeds must differ after B moved."""
+    first = curve("lora", tmp_path / "a", "method.lora.dropout=0.9")
+    without = curve("lora", tmp_path / "b")
+    assert first[0] == pytest.approx(without[0], abs=1e-6)  # B is zero in the first step
+    assert first[3:] != pytest.approx(without[3:], abs=1e-6)
+
+
+def test_resolved_seed_gives_the_same_run(tmp_path: Path) -> None:
+    assert curve("lora", tmp_path / "a") == curve("lora", tmp_path / "b")
+
+
+def test_tokenizer_is_the_tiny_one() -> None:
+    assert len(load_tokenizer(config_of().model)) == 256 + 26 + 6

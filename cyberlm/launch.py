@@ -80,11 +80,15 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         composing = False
         config = HydraConfig.get()
         if config.mode == RunMode.MULTIRUN:
-            return _run_in_child(command, composed)
+            return _run_in_child(command, schema, composed)
         try:
             return run(build_config(composed, schema), Path(config.runtime.output_dir))
         except UserError as error:  # caught here, or Hydra prints a line of its own above the screen
             raise SystemExit(_show(error)) from None
+        except (HydraException, OmegaConfBaseException) as error:
+            if full_error:
+                raise
+            raise SystemExit(_show(_part_error(error))) from None
         except KeyboardInterrupt:
             raise SystemExit(128 + signal.SIGINT) from None
 
@@ -103,6 +107,13 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
 def _show(error: UserError) -> int:
     print(f"\n{error.screen()}\n", file=sys.stderr)
     return 1
+
+
+def _part_error(error: Exception) -> UserError:
+    """What Hydra met when it made a logger or a callback."""
+    if isinstance(error.__cause__, UserError):
+        return error.__cause__
+    return ConfigError("A part of the run cannot be made:", [Problem(_first_lines(error.__cause__ or error))])
 
 
 def register_resolvers() -> None:
@@ -137,7 +148,7 @@ def _fresh(folder: Path) -> str:
 # ---------------------------------------------------------------------------------------------------- sweep jobs
 
 
-def _run_in_child(command: str, composed: DictConfig) -> float:
+def _run_in_child(command: str, schema: type[Config], composed: DictConfig) -> float:
     """Runs one job of a sweep in its own process.
 
     Returns:
@@ -145,10 +156,21 @@ def _run_in_child(command: str, composed: DictConfig) -> float:
     """
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
+    try:
+        build_config(composed, schema)
+    except ConfigError as error:
+        _show(error)
+        write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))
+        return WORST_OBJECTIVE
     overrides = [item for item in config.overrides.task if not item.startswith("group=")]
     group = composed.group or Path(config.sweep.dir).name
     line = [
         *(sys.executable, "-m", "cyberlm", command, f"--config-name={config.job.config_name}"),
+        *(
+            f"--config-dir={source.path}"
+            for source in config.runtime.config_sources
+            if source.provider == "command-line"
+        ),
         *overrides,
         *(f"group='{group}'", "hydra.mode=RUN", f"hydra.run.dir='{folder}'"),
     ]
@@ -226,11 +248,23 @@ def _values(override: str) -> list[str]:
 
 
 def _compose(command: str, overrides: list[str]) -> Exception | None:
+    search = [f"hydra.searchpath=[file://{folder}]" for folder in _config_folders()]
     try:
-        hydra.compose(command, overrides)
+        hydra.compose(command, [*search, *overrides])
     except COMPOSITION_ERRORS as error:
         return error
     return None
+
+
+def _config_folders() -> list[str]:
+    """The folder that --config-dir adds to conf/, where it was given."""
+    following = zip(sys.argv, [*sys.argv[1:], ""], strict=True)
+    given = [
+        after if item in ("--config-dir", "-cd") else item.removeprefix("--config-dir=")
+        for item, after in following
+        if item in ("--config-dir", "-cd") or item.startswith("--config-dir=")
+    ]
+    return [str(Path(folder).resolve()) for folder in given if Path(folder).is_dir()]
 
 
 def _all_keys(command: str) -> list[str]:
@@ -252,32 +286,24 @@ def _all_keys(command: str) -> list[str]:
 
 def _explain(command: str, override: str, choices: list[str], error: Exception, keys: Sequence[str]) -> Problem:
     name, value = override.lstrip("+~").split("=", 1)
-    if "." not in name and (options := _group_options(name)):
-        return _explain_group(override, name, value, options)
-    if name not in keys:
-        return Problem(f"{override}: there is no key '{name}'. {did_you_mean(name, keys)}".rstrip())
-    parent, _, _ = name.rpartition(".")
-    if isinstance(error, AssertionError) and parent:
-        group = name.split(".")[0]
-        works = [
-            item
-            for option in _group_options(group)
-            if _compose(command, [item := f"{group}={option}", override]) is None
-        ]
-        shown = " ".join(item for item in choices if item.startswith(f"{group}=")) or "the defaults"
-        return Problem(f"{override}: there is no {parent} with {shown}", " or ".join(works))
+    group, _, rest = name.partition(".")
+    options = _group_options(group)
     if "Ambiguous value" in str(error):
         return Problem(f"{override}: several values are a sweep", fix=f"python {command}.py -m {override}")
+    if options and not rest:
+        wrong = [item.strip() for item in value.strip("[]").split(",") if item.strip() not in options]
+        if wrong:
+            what = f"{override}: there is no {name} {' or '.join(map(repr, wrong))}"
+            return Problem(what, ", ".join(options), _corrected(override, wrong, options))
+    elif isinstance(error, AssertionError):  # what stands before the last dot is null
+        chosen = " ".join(item for item in choices if item.startswith(f"{group}=")) or f"the default {group}"
+        works = [item for option in options if _compose(command, [item := f"{group}={option}", override]) is None]
+        if works:
+            what = f"{override}: there is no {name.rpartition('.')[0]} with {chosen}"
+            return Problem(what, f"with {' or '.join(works)}")
+    if name not in keys and (rest or not options):
+        return Problem(f"{override}: there is no key '{name}'. {did_you_mean(name, keys)}".rstrip())
     return Problem(f"{override}: {_first_lines(error.__cause__ or error)}")
-
-
-def _explain_group(override: str, group: str, value: str, options: Sequence[str]) -> Problem:
-    if "," in value and not value.startswith("["):
-        return Problem(f"{override}: several values are a sweep", fix=f"python train.py -m {override}")
-    chosen = [item.strip() for item in value.strip("[]").split(",")]
-    wrong = [item for item in chosen if item not in options]
-    what = f"{override}: there is no {group} {' or '.join(repr(item) for item in wrong)}"
-    return Problem(what, ", ".join(options), _suggest(override, wrong, options))
 
 
 def _group_options(group: str) -> list[str]:
@@ -287,13 +313,13 @@ def _group_options(group: str) -> list[str]:
     return loader.get_group_options(group)
 
 
-def _suggest(override: str, wrong: Sequence[str], options: Sequence[str]) -> str:
+def _corrected(override: str, wrong: Sequence[str], options: Sequence[str]) -> str:
     """The override with every wrong name replaced by the nearest right one; empty where one has none near."""
     for name in wrong:
-        near = difflib.get_close_matches(name, options, n=1)
+        near = difflib.get_close_matches(name.strip(), options, n=1)
         if not near:
             return ""
-        override = override.replace(name, near[0])
+        override = override.replace(name.strip(), near[0])
     return override
 
 

@@ -23,6 +23,7 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
     """
     import wandb
 
+    chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode  # silent: its advice would break up the screen
     if wandb.run is not None:  # left by a run before this one in the same process
         wandb.finish()
     name = _run_name(save_dir, group)
@@ -37,13 +38,17 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
         "resume": "allow",
         "settings": wandb.Settings(init_timeout=WANDB_INIT_SECONDS, console="off", silent=True),
     }
-    if wandb.api.api_key is not None:
+    if chosen == "disabled":
+        return WandbLogger(**settings, mode="disabled")
+    if chosen == "online":
         try:
-            logger = WandbLogger(**settings)
-            _ = logger.experiment  # opened now, so that a network that fails is known now
-            return logger
+            if wandb.login(prompt=False, verify=False):
+                logger = WandbLogger(**settings)
+                _ = logger.experiment  # opened now, so that a network that fails is known now
+                return logger
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
-            console.print(f"wandb cannot be reached ({type(error).__name__}); logging offline.")
+            reason = str(error).partition("\n")[0]
+            console.print(f"wandb cannot be used online ({reason}); logging offline.", markup=False, highlight=False)
     logger = WandbLogger(**settings, mode="offline")
     folder = Path(logger.experiment.dir).parent
     console.print(f"wandb is offline. To send this run later: wandb login; wandb sync {folder}", highlight=False)

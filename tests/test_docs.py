@@ -93,11 +93,14 @@ def test_tables_of_a_schema(maker, monkeypatch):
     ("text", "description"),
     [
         ("# @package _global_\n# What it is.\n# More.\nname: x\n", "What it is."),
-        ("name: x\n# Too late.\nflag: true\ninner: {step: 1, none: null}\n", "Sets `flag=true`, `inner.step=1`, `inner.none=null`"),
+        (
+            "name: x\n# Too late.\nflag: true\nat: {step: 1, end: null}\n",
+            "Sets `flag=true`, `at.step=1`, `at.end=null`",
+        ),
         ("name: x\nurl: https://example.org\n", "No values of its own"),
         ("{}\n", "No values of its own"),
     ],
-)  # fmt: skip
+)
 def test_description_of_a_group_file(maker, tmp_path, text, description):
     file = tmp_path / "x.yaml"
     file.write_text(text, "utf-8")

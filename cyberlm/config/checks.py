@@ -2,9 +2,9 @@
 
 import string
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,7 +27,7 @@ from cyberlm.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
-from cyberlm.errors import ConfigError, Problem
+from cyberlm.errors import ConfigError, Problem, did_you_mean
 
 CYBERMETRIC_SIZES = (80, 500, 2000, 10000)
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -43,21 +43,38 @@ def build_config(composed: DictConfig, schema: type[Config]) -> Config:
     Raises:
         ConfigError: With all the problems there are.
     """
-    missing = sorted(OmegaConf.missing_keys(composed))
-    if missing:
-        raise ConfigError(
-            "The configuration is incomplete:", [Problem(f"{key} has no value", fix=f"{key}=...") for key in missing]
-        )
+    unknown = list(_unknown_keys(composed, schema))
     try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError(
+                "The configuration is incomplete:",
+                [Problem(f"{key} has no value", fix=f"{key}=...") for key in missing],
+            )
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
     except OmegaConfBaseException as error:
-        raise ConfigError("The configuration cannot be read:", [Problem(str(error).splitlines()[0])]) from error
+        problems = unknown or [Problem(str(error).splitlines()[0])]
+        raise ConfigError("The configuration cannot be read:", problems) from error
     assert isinstance(built, schema)
-    problems = list(_problems(built))
+    problems = [*unknown, *_problems(built)]
     if problems:
         count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise ConfigError(f"The configuration has {count}:", problems)
     return built
+
+
+def _unknown_keys(node: DictConfig, kind: type, prefix: str = "") -> Iterator[Problem]:
+    """Keys that no dataclass has: Hydra adds them with +key=value, and nothing would ever read them."""
+    types = get_type_hints(kind)
+    for name in map(str, node):
+        if name not in types:
+            key, keys = f"{prefix}{name}", [f"{prefix}{known}" for known in types]
+            yield Problem(f"there is no key '{key}'. {did_you_mean(key, keys)}".rstrip())
+            continue
+        nested = next((part for part in (types[name], *get_args(types[name])) if is_dataclass(part)), None)
+        child = node._get_node(name)
+        if isinstance(nested, type) and isinstance(child, DictConfig) and not (child._is_none() or child._is_missing()):
+            yield from _unknown_keys(child, nested, f"{prefix}{name}.")
 
 
 def _problems(config: RootConfig) -> Iterator[Problem]:

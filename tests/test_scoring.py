@@ -1,0 +1,123 @@
+"""Scores and completions against the plain way: one question at a time, without padding or shared work."""
+
+import pytest
+import torch
+from support import config_of, sample_questions, tiny
+
+from cyberlm.config import OptionScore
+from cyberlm.evaluation import predict
+from cyberlm.records import Question
+from cyberlm.scoring import (
+    answering,
+    generate,
+    make_scoring_batch,
+    option_log_probs,
+    option_scores,
+    pad_right,
+    plan_batches,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
+
+
+def uneven_questions() -> list[Question]:
+    """2 to 8 options, answers of 1 to 40 characters, prompts of different lengths."""
+    texts = ("a", "a firewall", "some longer answer about key rotation", "x y", "port 22", "TLS", "no", "zero trust")
+    return [Question(f"u:{k}", "What is it? " * (1 + 3 * k % 7), texts[: 2 + k % 7], k % 2) for k in range(14)]
+
+
+def plain_log_probs(loaded, encoded) -> list[float]:
+    scores = []
+    for ids in encoded.option_ids:
+        whole = torch.tensor([list(encoded.prompt_ids) + list(ids)])
+        log_probs = torch.log_softmax(loaded.model(input_ids=whole).logits[0], -1)
+        start = len(encoded.prompt_ids) - 1
+        scores.append(sum(float(log_probs[start + k, token]) for k, token in enumerate(ids)))
+    return scores
+
+
+def batch_of(encoded):
+    return make_scoring_batch(
+        [item.prompt_ids for item in encoded],
+        [item.option_ids for item in encoded],
+        [item.option_chars for item in encoded],
+        [item.gold for item in encoded],
+    )
+
+
+@pytest.mark.parametrize("protocol", ["letter", "text"])
+@pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
+def test_option_log_probs_equal_one_question_at_a_time(protocol: str, method: str) -> None:
+    loaded, prompt = tiny(config_of(f"method={method}", f"prompt={protocol}"))
+    questions = uneven_questions()
+    encoded = prompt.encode(questions)
+    with answering(loaded.model):
+        together = option_log_probs(loaded, batch_of(encoded))
+        for row, item in enumerate(encoded):
+            expected = plain_log_probs(loaded, item)
+            assert together[row, : len(expected)].tolist() == pytest.approx(expected, abs=1e-4)
+            assert torch.isinf(together[row, len(expected) :]).all()
+            alone = option_log_probs(loaded, batch_of([item]))[0]
+            torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_scores_a_token_and_a_character() -> None:
+    _, prompt = tiny(config_of("prompt=text"))
+    batch = batch_of(prompt.encode([Question("q", "q?", ("ab", "abcd"), 0)]))
+    log_probs = torch.tensor([[-4.0, -6.0]])
+    assert option_scores(log_probs, batch, OptionScore.sum).tolist() == [[-4.0, -6.0]]
+    assert option_scores(log_probs, batch, OptionScore.per_token).tolist() == [[-2.0, -1.5]]  # bytes are tokens
+    assert option_scores(log_probs, batch, OptionScore.per_char).tolist() == [[-2.0, -1.5]]
+
+
+def test_left_padded_generation_equals_one_at_a_time() -> None:
+    loaded, prompt = tiny(config_of())
+    prompts = [item.prompt_ids for item in prompt.encode(uneven_questions())]
+    with answering(loaded.model):
+        together = generate(loaded, prompts, prompt.stop_ids, prompt.tokenizer.pad_token_id, 8)
+        alone = [generate(loaded, [ids], prompt.stop_ids, prompt.tokenizer.pad_token_id, 8)[0] for ids in prompts]
+        ids = torch.tensor([prompts[0]])
+        for _ in range(8):  # greedy by hand, without a cache
+            ids = torch.cat([ids, loaded.model(input_ids=ids, use_cache=False).logits[:, -1].argmax(-1)[None]], 1)
+    assert together == alone
+    by_hand = ids[0, len(prompts[0]) :].tolist()
+    stop = next((k for k, token in enumerate(by_hand) if token in prompt.stop_ids), len(by_hand))
+    assert together[0] == by_hand[:stop]
+
+
+def test_predictions_do_not_depend_on_the_batch() -> None:
+    config = config_of("prompt=text", "evaluation.max_new_tokens=4")
+    loaded, prompt = tiny(config)
+    questions = sample_questions(12)
+    encoded = prompt.encode(questions)
+    few, many = (
+        predict(loaded, prompt, questions, encoded, config.evaluation, tokens, "it") for tokens in (300, 20000)
+    )
+    assert [p.id for p in few] == [q.id for q in questions]
+    for one, other in zip(few, many, strict=True):
+        assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-4)
+        assert (one.choice, one.generated, one.prompt_hash) == (other.choice, other.generated, other.prompt_hash)
+
+
+def test_batches_are_sorted_and_within_the_budget() -> None:
+    lengths = [5, 100, 7, 40, 40, 3]
+    batches = plan_batches(lengths, 100)
+    assert sorted(row for batch in batches for row in batch) == list(range(6))
+    assert all(len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= 100 for batch in batches)
+    assert batches[0] == [1]
+    assert plan_batches([], 10) == []
+
+
+def test_padding_is_told_by_the_mask() -> None:
+    ids, mask = pad_right([[0, 0, 5], [7]])
+    assert ids.tolist() == [[0, 0, 5], [7, 0, 0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+def test_answering_puts_training_mode_back() -> None:
+    loaded, _ = tiny(config_of("method.lora.dropout=0.5"))
+    loaded.model.train()
+    with answering(loaded.model):
+        assert not loaded.model.training
+        assert torch.is_inference_mode_enabled()
+    assert loaded.model.training

@@ -49,6 +49,7 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             reason = str(error).partition("\n")[0]
             console.print(f"wandb cannot be used online ({reason}); logging offline.", markup=False, highlight=False)
+            wandb.teardown()  # else its service holds the run's id as one in use
     logger = WandbLogger(**settings, mode="offline")
     folder = Path(logger.experiment.dir).parent
     console.print(f"wandb is offline. To send this run later: wandb login; wandb sync {folder}", highlight=False)

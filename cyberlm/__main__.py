@@ -4,7 +4,9 @@ import sys
 from pathlib import Path
 
 from cyberlm.config import EvaluateConfig, TrainConfig
+from cyberlm.errors import UserError
 from cyberlm.launch import main as launch
+from cyberlm.launch import show
 
 COMMANDS = ("train", "evaluate", "leaderboard")
 
@@ -35,7 +37,12 @@ def leaderboard() -> None:
     """Ranks the jobs of a sweep's folder again, for example after the sweep itself was killed."""
     from cyberlm.sweeps import show_leaderboard
 
-    show_leaderboard(Path(sys.argv[1]))
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: cyberlm leaderboard outputs/SWEEP")
+    try:
+        show_leaderboard(Path(sys.argv[1]))
+    except UserError as error:
+        raise SystemExit(show(error)) from None
 
 
 def main() -> None:

@@ -48,7 +48,7 @@ class TrainingProgress(L.Callback):
 
 
 class CostMeter(L.Callback):
-    """Tokens and seconds of training steps; validation and checkpoints are left out of the seconds.
+    """Tokens and seconds of training steps; validation is left out of the seconds.
 
     Attributes:
         processed, nonpadding, label: Tokens so far.

@@ -84,27 +84,27 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         try:
             return run(build_config(composed, schema), Path(config.runtime.output_dir))
         except UserError as error:  # caught here, or Hydra prints a line of its own above the screen
-            raise SystemExit(_show(error)) from None
+            raise SystemExit(show(error)) from None
         except (HydraException, OmegaConfBaseException) as error:
             if full_error:
                 raise
-            raise SystemExit(_show(_part_error(error))) from None
+            raise SystemExit(show(_part_error(error))) from None
         except KeyboardInterrupt:
             raise SystemExit(128 + signal.SIGINT) from None
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)(job)()
     except UserError as error:
-        raise SystemExit(_show(error)) from None
+        raise SystemExit(show(error)) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except COMPOSITION_ERRORS as error:
         if full_error or not (composing or isinstance(error, (HydraException, OmegaConfBaseException))):
             raise
-        raise SystemExit(_show(_composition_error(command, error))) from None
+        raise SystemExit(show(_composition_error(command, error))) from None
 
 
-def _show(error: UserError) -> int:
+def show(error: UserError) -> int:
     print(f"\n{error.screen()}\n", file=sys.stderr)
     return 1
 
@@ -123,9 +123,17 @@ def register_resolvers() -> None:
         name = "_".join(part.name if isinstance(part, Enum) else str(part) for part in names)
         return _fresh(Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{name}")
 
+    def evaluation_folder(model: str, run: str | None) -> str:
+        return run_folder(None, "evaluate", Path(run).name if run else model)
+
+    def record_folder(resume: str | None) -> str:
+        return ".hydra_resumed" if resume else ".hydra"  # a resumed run keeps the record of how it began
+
     def sweep_folder(name: str) -> str:
         return _fresh(Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{name}_sweep")
 
+    OmegaConf.register_new_resolver("evaluation_folder", evaluation_folder, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("record_folder", record_folder, replace=True)
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True, use_cache=True)
 
     def run_dir() -> str:
@@ -159,7 +167,7 @@ def _run_in_child(command: str, schema: type[Config], composed: DictConfig) -> f
     try:
         build_config(composed, schema)
     except ConfigError as error:
-        _show(error)
+        show(error)
         write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))
         return WORST_OBJECTIVE
     overrides = [item for item in config.overrides.task if not item.startswith("group=")]

@@ -44,23 +44,19 @@ def validation_metrics() -> MetricCollection:
     return MetricCollection({"accuracy": MulticlassAccuracy(num_classes=len(LETTERS), average="micro")})
 
 
-def option_scores(
-    logprobs: Sequence[float], tokens: Sequence[int], chars: Sequence[int], how: OptionScore
-) -> list[float]:
-    """What the options of one question are compared by.
+def option_scores(log_probs: torch.Tensor, tokens: torch.Tensor, chars: torch.Tensor, how: OptionScore) -> torch.Tensor:
+    """What options are compared by.
 
     Args:
-        logprobs: Summed log-probability of each option's answer tokens (nats).
-        tokens: Answer tokens of each option.
-        chars: Characters of each option's answer text.
+        log_probs: (..., K) summed log-probability of each option's answer tokens (nats).
+        tokens: (..., K) answer tokens of each option; 0 for padding.
+        chars: (..., K) characters of each option's answer text; 0 for padding.
         how: The sum itself; or divided by tokens, or by characters (`acc_norm` of lm-evaluation-harness), so that
             long options are not at a disadvantage.
     """
-    if how is OptionScore.per_token:
-        return [logprob / n for logprob, n in zip(logprobs, tokens, strict=True)]
-    if how is OptionScore.per_char:
-        return [logprob / n for logprob, n in zip(logprobs, chars, strict=True)]
-    return list(logprobs)
+    if how is OptionScore.sum:
+        return log_probs
+    return log_probs / (tokens if how is OptionScore.per_token else chars).clamp(min=1)
 
 
 def choose(logprobs: Sequence[float], tokens: Sequence[int], chars: Sequence[int], how: OptionScore) -> int:
@@ -69,7 +65,8 @@ def choose(logprobs: Sequence[float], tokens: Sequence[int], chars: Sequence[int
     Raises:
         RunError: If a score is infinite or not a number, for then any choice would be arbitrary.
     """
-    scores = option_scores(logprobs, tokens, chars, how)
+    values = torch.tensor(logprobs, dtype=torch.float64)
+    scores = option_scores(values, torch.tensor(tokens), torch.tensor(chars), how).tolist()
     if not all(map(math.isfinite, scores)):
         raise RunError(
             "The model's answers cannot be scored.",

@@ -9,10 +9,10 @@ from torchmetrics import MeanMetric
 from cyberlm.config import OptimConfig, OptionScore
 from cyberlm.errors import RunError
 from cyberlm.losses import AnswerBatch, answer_nll_sum, step_loss
-from cyberlm.metrics import validation_metrics
+from cyberlm.metrics import option_scores, validation_metrics
 from cyberlm.models import LoadedModel, trainable_names
 from cyberlm.optim import build_optimizer, build_schedule
-from cyberlm.scoring import ScoringBatch, answering, option_log_probs, option_scores
+from cyberlm.scoring import ScoringBatch, answering, option_log_probs
 
 
 class Tuner(L.LightningModule):
@@ -49,8 +49,10 @@ class Tuner(L.LightningModule):
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
         with answering(self.model):
             log_probs = option_log_probs(self.loaded, batch)  # (B, K)
-        self.metrics.update(option_scores(log_probs, batch, self.option_score).argmax(-1), batch.gold)
-        per_token = option_scores(log_probs, batch, OptionScore.per_token)
+        tokens = batch.option_mask.sum(-1)  # (B, K)
+        scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
+        self.metrics.update(scores.argmax(-1), batch.gold)
+        per_token = option_scores(log_probs, tokens, batch.option_chars, OptionScore.per_token)
         self.nll.update(-per_token.gather(1, batch.gold[:, None]))
 
     def on_validation_epoch_end(self) -> None:

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from cyberlm.config import OptionScore
-
 
 class CausalParts(Protocol):
     """What scoring needs of a loaded model (`cyberlm.models.LoadedModel` has it)."""
@@ -139,14 +137,6 @@ def _continued(loaded: CausalParts, batch: ScoringBatch, cache: DynamicCache) ->
     log_probs = _log_probs(loaded.head, hidden[wanted], targets[:, None])[:, 0]
     total = torch.zeros(wanted.shape, device=log_probs.device).masked_scatter(wanted, log_probs)
     return total.sum(1).view(count, options)
-
-
-def option_scores(log_probs: Tensor, batch: ScoringBatch, how: OptionScore) -> Tensor:
-    """Scores (B, K) to choose by: summed log-probabilities (B, K), or their mean a token or a character."""
-    if how is OptionScore.sum:
-        return log_probs
-    units = batch.option_mask.sum(-1) if how is OptionScore.per_token else batch.option_chars
-    return log_probs / units.clamp(min=1)
 
 
 def generate(

@@ -34,8 +34,14 @@ def show_leaderboard(folder: Path) -> list[dict[str, str]]:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print_leaderboard(rows)
+    print_leaderboard(_telling(rows))
     return rows
+
+
+def _telling(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows without what was the same in every job; leaderboard.csv keeps it."""
+    kept = [key for key in rows[0] if len(rows) == 1 or len({row[key] for row in rows}) > 1]
+    return [{key: row[key] for key in ("rank", "job", "state", *kept)} for row in rows]
 
 
 def leaderboard(folder: Path) -> list[dict[str, str]]:

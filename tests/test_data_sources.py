@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from cyberlm import cache as cache_module
 from cyberlm.config import DataConfig, DataName, OnBadRow
 from cyberlm.data import sources
 from cyberlm.data.sources import CYBERMETRIC_FILES, CyberMetricFile, load_sources
@@ -163,7 +164,7 @@ def test_without_a_variable_the_cache_is_the_users(
     monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("CYBERLM_CACHE_DIR")
-    monkeypatch.setattr(sources.platformdirs, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(cache_module, "user_cache_path", lambda name: tmp_path / name)
     load_sources(cybermetric())
     assert (tmp_path / "cyberlm" / "CyberMetric-2000-v1.json").read_bytes() == CONTENT
 

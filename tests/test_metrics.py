@@ -231,9 +231,10 @@ def test_only_the_same_questions_are_compared() -> None:
 
 def test_option_scores_by_hand() -> None:
     logprobs, tokens, chars = (-6.0, -4.0, -9.0), (3, 1, 9), (12, 4, 6)
-    assert option_scores(logprobs, tokens, chars, OptionScore.sum) == [-6.0, -4.0, -9.0]
-    assert option_scores(logprobs, tokens, chars, OptionScore.per_token) == [-2.0, -4.0, -1.0]
-    assert option_scores(logprobs, tokens, chars, OptionScore.per_char) == [-0.5, -1.0, -1.5]
+    tensors = [torch.tensor(values) for values in (logprobs, tokens, chars)]
+    assert option_scores(*tensors, OptionScore.sum).tolist() == [-6.0, -4.0, -9.0]
+    assert option_scores(*tensors, OptionScore.per_token).tolist() == [-2.0, -4.0, -1.0]
+    assert option_scores(*tensors, OptionScore.per_char).tolist() == [-0.5, -1.0, -1.5]
     assert [choose(logprobs, tokens, chars, how) for how in (OptionScore.sum, OptionScore.per_token)] == [1, 2]
     assert choose(logprobs, tokens, chars, OptionScore.per_char) == 0
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from support import config_of, sample_questions, tiny
 
-from cyberlm.config import OptionScore
 from cyberlm.evaluation import predict
 from cyberlm.records import Question
 from cyberlm.scoring import (
@@ -12,7 +11,6 @@ from cyberlm.scoring import (
     generate,
     make_scoring_batch,
     option_log_probs,
-    option_scores,
     pad_right,
     plan_batches,
 )
@@ -59,15 +57,6 @@ def test_option_log_probs_equal_one_question_at_a_time(protocol: str, method: st
             assert torch.isinf(together[row, len(expected) :]).all()
             alone = option_log_probs(loaded, batch_of([item]))[0]
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
-
-
-def test_scores_a_token_and_a_character() -> None:
-    _, prompt = tiny(config_of("prompt=text"))
-    batch = batch_of(prompt.encode([Question("q", "q?", ("ab", "abcd"), 0)]))
-    log_probs = torch.tensor([[-4.0, -6.0]])
-    assert option_scores(log_probs, batch, OptionScore.sum).tolist() == [[-4.0, -6.0]]
-    assert option_scores(log_probs, batch, OptionScore.per_token).tolist() == [[-2.0, -1.5]]  # bytes are tokens
-    assert option_scores(log_probs, batch, OptionScore.per_char).tolist() == [[-2.0, -1.5]]
 
 
 def test_left_padded_generation_equals_one_at_a_time() -> None:

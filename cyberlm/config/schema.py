@@ -87,12 +87,19 @@ class TinyModelConfig:
     """Shape of a randomly initialised Llama with a byte-level tokenizer, for tests."""
 
     hidden_size: int = 64
+    """Width H."""
     intermediate_size: int = 192
+    """Width of the feed-forward layer."""
     num_hidden_layers: int = 2
+    """Decoder blocks."""
     num_attention_heads: int = 4
+    """Query heads."""
     num_key_value_heads: int = 2
+    """Key and value heads."""
     tie_word_embeddings: bool = False
+    """Whether the output head is the input embedding."""
     seed: int = 0
+    """Of the random weights."""
 
 
 @dataclass
@@ -232,8 +239,11 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay; never on norms and biases."""
     beta1: float = 0.9
+    """Decay of the running mean of gradients."""
     beta2: float = 0.999
+    """Decay of the running mean of squared gradients."""
     eps: float = 1e-8
+    """Added to the denominator of the update."""
     schedule: ScheduleName = ScheduleName.cosine
     """Learning rate after warm-up: cosine or linear down to 0, or constant."""
     warmup_fraction: float = 0.05
@@ -288,6 +298,7 @@ class RootConfig:
     prompt: PromptConfig = MISSING
     evaluation: EvaluationConfig = MISSING
     logger: dict[str, Any] = field(default_factory=dict)
+    """Experiment loggers by name, each with a _target_; training writes metrics.csv in any case."""
     trainer: TrainerConfig = MISSING
     seed: int = 0
     """Seed of initialisation, shuffling and dropout."""
@@ -300,6 +311,7 @@ class TrainConfig(RootConfig):
     method: MethodConfig = MISSING
     optim: OptimConfig = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
+    """Lightning callbacks by name, each with a _target_."""
 
 
 @dataclass

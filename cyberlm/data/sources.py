@@ -10,8 +10,7 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import platformdirs
-
+from cyberlm.cache import cache_folder
 from cyberlm.config.schema import DataConfig, DataName, OnBadRow
 from cyberlm.data.files import read_questions
 from cyberlm.errors import DataError, Problem
@@ -121,7 +120,7 @@ def _file_at_hand(file: CyberMetricFile, folder: Path) -> Path:
 
 def _cached(file: CyberMetricFile) -> Path:
     """The file in the cache folder (CYBERLM_CACHE_DIR, or the user's), downloaded where it is not there yet."""
-    folder = Path(os.environ.get("CYBERLM_CACHE_DIR") or platformdirs.user_cache_path("cyberlm"))
+    folder = cache_folder()
     path = folder / f"{file.name}.json"
     if not path.is_file():
         _download(file, path)

@@ -18,7 +18,6 @@ import transformers
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.utils import get_session
-from platformdirs import user_cache_path
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -28,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from cyberlm.cache import cache_folder
 from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.errors import ModelError, Problem
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
@@ -161,7 +161,7 @@ def _keep_nf4_as_stored(causal: nn.Module) -> None:
     """
     for module in causal.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # torch types modules' attributes
 
 
 def _trust(config: ModelConfig) -> dict[str, bool]:
@@ -174,7 +174,7 @@ def _load_tiny(
     """A random model; a 4-bit one goes through a folder, because only loading quantises."""
     assert config.tiny is not None
     model: PreTrainedModel = tiny_model(config.tiny, len(tiny_tokenizer()))
-    digest = hashlib.sha256(repr(config.tiny).encode()).hexdigest()
+    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
     if quant.name is QuantName.none:
         return model.to(device=device, dtype=dtype), config.name, digest  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -264,12 +264,6 @@ def _embedded_gguf(config: ModelConfig) -> Path:
             "Or take the same model from the hub: model.source=hub",
         )
     return files[0]
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: $CYBERLM_CACHE_DIR, or the user's cache folder."""
-    given = os.environ.get("CYBERLM_CACHE_DIR")
-    return Path(given) if given else user_cache_path("cyberlm")
 
 
 def _converted(gguf: Path, name: str) -> _Place:

@@ -1,6 +1,7 @@
 """An evaluation, from top to bottom."""
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 
 from cyberlm import loggers as experiment_loggers
+from cyberlm.cache import cache_folder
 from cyberlm.config import EvaluateConfig, TrainConfig
 from cyberlm.data.module import encode_questions
 from cyberlm.data.sources import load_sources
@@ -23,12 +25,12 @@ from cyberlm.models import (
     pick_device,
 )
 from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, prompt_fingerprint
-from cyberlm.models.bases import cache_folder
 from cyberlm.prompts import Prompt
 from cyberlm.records import Prediction, Question, QuestionSet, Results
 from cyberlm.report import print_results
 from cyberlm.results import environment, write_json
 from cyberlm.runs.parts import (
+    SPLIT_MANIFEST,
     Clock,
     announce,
     config_of,
@@ -79,7 +81,7 @@ def evaluate_run(config: EvaluateConfig, run: Path, folder: Path, loggers: Seque
             f"Type python evaluate.py run={run}",
         )
     config = replace(config, model=trained.model, quant=trained.quant, prompt=trained.prompt)
-    manifest = read_manifest(run / "split_manifest.json")
+    manifest = read_manifest(run / SPLIT_MANIFEST)
     if "data" in chosen:
         main, _ = load_sources(config.data)
         questions: Sequence[Question] = main.questions[: config.data.max_test]
@@ -114,6 +116,8 @@ def _evaluate(
     write_json(folder / "provenance.json", provenance)
     write_json(folder / "environment.json", environment())
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
+    if config.run is not None:
+        _check_weights(provenance["weights"], Path(config.run))
     predictions: dict[str, list[Prediction]] = {}
     if trained is None or config.evaluation.base:
         with clock.phase("score base"):
@@ -150,6 +154,15 @@ def _refuse_trained_on(questions: Sequence[Question], manifest: Mapping[str, Any
             [Problem(", ".join(both[:5]) + (" ..." if len(both) > 5 else ""))],
             f"The run's own test questions: python evaluate.py run={run}\n"
             "A file held out from the start: python train.py data=cybermetric data.size=2000 data.test_size=500",
+        )
+
+
+def _check_weights(now: str, run: Path) -> None:
+    then = json.loads((run / "provenance.json").read_text())["weights"]
+    if then != now:
+        raise RunError(
+            f"The base weights are not those that {run} was trained on:",
+            [Problem(f"hash {then} then, {now} now", "the same file or revision")],
         )
 
 

@@ -28,6 +28,7 @@ from cyberlm.records import LETTERS, ModelScores, Prediction, Question, Question
 from cyberlm.results import SCHEMA_VERSION, environment, write_predictions, write_results, write_status
 
 SAMPLE_PREDICTIONS = 32
+SPLIT_MANIFEST = "split_manifest.json"
 
 
 class Clock:

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm import loggers as experiment_loggers
+from cyberlm.cache import cache_folder
 from cyberlm.callbacks import CostMeter, RandomState, TrainingProgress
 from cyberlm.cards import write_card
 from cyberlm.config import TrainConfig, build_config
@@ -34,7 +35,6 @@ from cyberlm.models import (
     pick_device,
     save_tuned,
 )
-from cyberlm.models.bases import cache_folder
 from cyberlm.module import Tuner
 from cyberlm.progress import console
 from cyberlm.prompts import EncodedQuestion, Prompt
@@ -42,6 +42,7 @@ from cyberlm.records import Cost, Prediction
 from cyberlm.report import print_results
 from cyberlm.results import environment, write_json
 from cyberlm.runs.parts import (
+    SPLIT_MANIFEST,
     Clock,
     announce,
     announce_split,
@@ -88,7 +89,8 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     L.seed_everything(config.seed, workers=True, verbose=False)
     main, held_out = load_sources(config.data)
     split = split_questions(config.data, main, held_out)
-    split_hash = write_manifest(split, config.data, folder / "split_manifest.json")
+    resumed = config.trainer.resume is not None
+    split_hash = write_manifest(split, config.data, folder / ("split_again.json" if resumed else SPLIT_MANIFEST))
     announce_split(split)
 
     with clock.phase("load"):
@@ -301,6 +303,9 @@ def _resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
     assert isinstance(saved, DictConfig)
     resumed = build_config(saved, TrainConfig)
     resumed.logger, resumed.group = config.logger, config.group or resumed.group
+    for entry in resumed.logger.values():
+        if "group" in entry:
+            entry["group"] = resumed.group
     resumed.trainer.resume = str(folder)
     return resumed
 
@@ -328,7 +333,10 @@ def _begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> 
                 f"{folder} cannot be continued: what it was made of has changed.",
                 [Problem(f"{name}: {before.get(name)} then, {provenance[name]} now") for name in differ],
             )
+        (folder / "split_again.json").unlink()
         return
+    if config.trainer.resume is not None:  # it was stopped before it had begun
+        (folder / "split_again.json").replace(folder / SPLIT_MANIFEST)
     save_config(folder, config)
     write_json(file, dict(provenance))
     write_json(folder / "environment.json", environment())

@@ -82,7 +82,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         if config.mode == RunMode.MULTIRUN:
             return _run_in_child(command, schema, composed)
         try:
-            return run(build_config(composed, schema), Path(config.runtime.output_dir))
+            return run(build_config(composed, schema), _seen_from_here(config.runtime.output_dir))
         except UserError as error:  # caught here, or Hydra prints a line of its own above the screen
             raise SystemExit(show(error)) from None
         except (HydraException, OmegaConfBaseException) as error:
@@ -139,10 +139,16 @@ def register_resolvers() -> None:
     def run_dir() -> str:
         """The run's folder, for loggers; a stand-in where only the configuration is printed."""
         known = HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir")
-        return str(HydraConfig.get().runtime.output_dir) if known else "<run folder>"
+        return str(_seen_from_here(HydraConfig.get().runtime.output_dir)) if known else "<run folder>"
 
     OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
+
+
+def _seen_from_here(folder: str) -> Path:
+    """The path from the working directory, where the folder lies below it."""
+    path = Path(folder)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _fresh(folder: Path) -> str:

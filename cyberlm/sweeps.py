@@ -14,6 +14,8 @@ from cyberlm.results import read_results, read_status
 
 LEADERBOARD = "leaderboard.csv"
 NOT_SWEPT = ("group", "hydra", "sweep")
+FOUND = {"rank", "job", "state", "val accuracy", "test accuracy", "test gold nll", "trainable", "seconds", "reason"}
+"""Columns of the leaderboard that are not overrides."""
 
 
 class LeaderboardCallback(Callback):
@@ -39,9 +41,9 @@ def show_leaderboard(folder: Path) -> list[dict[str, str]]:
 
 
 def _telling(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows without what was the same in every job; leaderboard.csv keeps it."""
-    kept = [key for key in rows[0] if len(rows) == 1 or len({row[key] for row in rows}) > 1]
-    return [{key: row[key] for key in ("rank", "job", "state", *kept)} for row in rows]
+    """The rows without overrides that were the same in every job; leaderboard.csv keeps them."""
+    kept = [key for key in rows[0] if key in FOUND or len(rows) == 1 or len({row[key] for row in rows}) > 1]
+    return [{key: row[key] for key in kept} for row in rows]
 
 
 def leaderboard(folder: Path) -> list[dict[str, str]]:

@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
 
 
 @pytest.fixture(autouse=True)

@@ -250,6 +250,7 @@ def _calm_lightning() -> Iterator[None]:
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*Experiment logs directory .* exists and is not empty.*",
             ".*isinstance.treespec, LeafSpec.*",
+            ".*could not find the monitored key.*",  # max_steps before the first validation: fit() validates then
             ".*your dataloader is not resumable.*",  # QuestionData's is
             ".*module.s. in eval mode at the start of training.*",  # Tuner.on_train_start changes it
         ):

@@ -1,0 +1,150 @@
+"""A whole run and its evaluation, end to end, on the tiny model and the embedded questions."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support import compose, config_of
+
+from cyberlm.config import EvaluateConfig, Protocol, TrainConfig, build_config
+from cyberlm.errors import ConfigError, RunError
+from cyberlm.metrics import compare, score_predictions
+from cyberlm.results import read_predictions, read_results, read_status
+from cyberlm.runs import evaluate, train
+
+SMALL = (
+    *("data.max_train=24", "data.max_validation=8", "data.max_test=16", "evaluation.max_new_tokens=4"),
+    *("optim.learning_rate=1e-2", "trainer.max_epochs=2"),
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def small(*overrides: str) -> TrainConfig:
+    return config_of(*SMALL, *overrides)
+
+
+def scoring(*overrides: str) -> EvaluateConfig:
+    composed = compose("logger=none", "evaluation.max_new_tokens=4", *overrides, command="evaluate")
+    return build_config(composed, EvaluateConfig)
+
+
+@pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
+def test_a_run_leaves_everything_it_promises(method: str, tmp_path: Path) -> None:
+    objective = train(small(f"method={method}"), tmp_path / "run")
+    run = tmp_path / "run"
+    results = read_results(run)
+    status = read_status(run)
+    assert status is not None and (status.state, status.objective) == ("finished", objective)
+    assert results.questions == {"train": 24, "validation": 8, "test": 16}
+    assert results.objective == objective and results.steps == 6
+    assert set(results.scores) == {"base", "tuned"}
+    assert results.cost is not None and results.cost.nonpadding_tokens <= results.cost.processed_tokens
+    assert results.cost.label_tokens == 2 * 2 * 24  # letter and end of turn, two epochs
+    tuned = run / ("model" if method == "sft" else "adapter")
+    for file in (
+        "prompt.json",
+        "tokenizer.json",
+        "README.md",
+        "config.json" if method == "sft" else "adapter_config.json",
+    ):
+        assert (tuned / file).is_file(), file
+    for file in ("config.yaml", "environment.json", "split_manifest.json", "metrics.csv", "provenance.json"):
+        assert (run / file).is_file(), file
+    header = (run / "metrics.csv").read_text().splitlines()[0]
+    assert {"train/loss", "val/accuracy", "val/nll"} <= set(header.split(","))
+    assert results.provenance["weights"] and results.provenance["prompt"]
+
+    # every figure comes again from predictions.jsonl
+    predictions = read_predictions(run / "predictions.jsonl")
+    for name, rows in predictions.items():
+        assert score_predictions(rows, Protocol.letter, True) == results.scores[name]
+        right = sum(row.choice == row.gold for row in rows)
+        assert results.scores[name].likelihood.value == right / 16
+    assert compare(predictions["base"], predictions["tuned"]) == results.comparison
+
+    # the same figures from evaluate.py
+    evaluate(scoring(f"run={run}"), tmp_path / "again")
+    again = read_results(tmp_path / "again")
+    assert again.scores == results.scores
+    assert again.comparison == results.comparison
+    assert read_predictions(tmp_path / "again" / "predictions.jsonl") == predictions
+
+
+def test_text_prompt_has_rouge_and_says_why_there_is_no_generation_accuracy(tmp_path: Path) -> None:
+    train(small("prompt=text", "evaluation.base=false"), tmp_path / "run")
+    results = read_results(tmp_path / "run")
+    assert set(results.scores) == {"tuned"} and results.comparison is None
+    tuned = results.scores["tuned"]
+    assert tuned.generation is None and "not shown" in tuned.generation_note
+    assert tuned.rouge is not None and tuned.rouge.rouge2 is not None
+
+
+def test_a_model_as_it_is_is_scored_on_the_whole_file(tmp_path: Path) -> None:
+    config = scoring("model=tiny_random", "data.max_test=20", "prompt=letter", "evaluation.generate=false")
+    evaluate(config, tmp_path / "e")
+    results = read_results(tmp_path / "e")
+    assert results.kind == "evaluate" and set(results.scores) == {"base"} and results.questions == {"test": 20}
+    assert results.scores["base"].rouge is None
+    status = read_status(tmp_path / "e")
+    assert status is not None and status.objective is None
+
+
+def test_scoring_refuses_questions_that_were_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cyberlm.runs import evaluating
+
+    train(small(), tmp_path / "run")
+    monkeypatch.setattr(evaluating, "_chosen_groups", lambda: {"data", "run"})
+    with pytest.raises(RunError, match="were trained on or validated on"):
+        evaluate(scoring(f"run={tmp_path / 'run'}", "data=sample"), tmp_path / "e")
+    status = read_status(tmp_path / "e")
+    assert status is not None and status.state == "failed"
+    monkeypatch.setattr(evaluating, "_chosen_groups", lambda: {"model", "run"})
+    with pytest.raises(ConfigError, match="belong to the run"):
+        evaluate(scoring(f"run={tmp_path / 'run'}"), tmp_path / "e2")
+
+
+def test_scoring_refuses_another_prompt_and_another_base(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(small(), run)
+    prompt = run / "adapter" / "prompt.json"
+    saved = prompt.read_text()
+    prompt.write_text(json.dumps({"fingerprint": "0" * 16}))
+    with pytest.raises(RunError, match="prompt is not the one"):
+        evaluate(scoring(f"run={run}"), tmp_path / "e")
+    prompt.write_text(saved)
+    config = run / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("    seed: 0\n", "    seed: 5\n"))
+    assert config.read_text() != text
+    with pytest.raises(RunError, match="base weights are not those"):
+        evaluate(scoring(f"run={run}"), tmp_path / "e2")
+
+
+def test_validation_that_would_never_come_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Validation would never come"):
+        train(small("trainer.val_check_interval=40"), tmp_path / "run")
+    status = read_status(tmp_path / "run")
+    assert status is not None and status.state == "failed"
+
+
+def test_max_steps_before_the_first_validation_still_has_an_objective(tmp_path: Path) -> None:
+    objective = train(small("trainer.max_steps=1", "evaluation.base=false"), tmp_path / "run")
+    assert 0 <= objective <= 1
+    assert read_results(tmp_path / "run").steps == 1
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    for name in ("false", "true"):
+        overrides = ("trainer.max_steps=2", f"trainer.gradient_checkpointing={name}", "evaluation.generate=false")
+        train(small(*overrides), tmp_path / name)
+    plain, checkpointed = (read_results(tmp_path / name).scores["tuned"].gold_nll for name in ("false", "true"))
+    assert plain == pytest.approx(checkpointed, abs=1e-5)

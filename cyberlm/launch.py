@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,14 +33,6 @@ from cyberlm.results import read_status, write_status
 
 WORST_OBJECTIVE = 0.0
 """What a failed job reports to the sweeper: finite, because Optuna ends a study on NaN."""
-
-COMPOSITION_ERRORS = (
-    HydraException,
-    OmegaConfBaseException,
-    AssertionError,  # OmegaConf, on x.y=1 where x is null
-    ValueError,  # Hydra, on model=null
-    yaml.YAMLError,  # a file that is not YAML
-)
 
 MOST_TRIED = 200
 """Combinations of a sweep that are composed again to find which override is at fault."""
@@ -98,7 +89,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         raise SystemExit(show(error)) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
-    except COMPOSITION_ERRORS as error:
+    except Exception as error:  # Hydra and OmegaConf raise AssertionError, ValueError and more on what is typed wrong
         if full_error or not (composing or isinstance(error, (HydraException, OmegaConfBaseException))):
             raise
         raise SystemExit(show(_composition_error(command, error))) from None
@@ -265,7 +256,7 @@ def _compose(command: str, overrides: list[str]) -> Exception | None:
     search = [f"hydra.searchpath=[file://{folder}]" for folder in _config_folders()]
     try:
         hydra.compose(command, [*search, *overrides])
-    except COMPOSITION_ERRORS as error:
+    except Exception as error:  # of any type: see main
         return error
     return None
 
@@ -293,7 +284,7 @@ def _all_keys(command: str) -> list[str]:
 
     try:
         walk(hydra.compose(command), "")
-    except COMPOSITION_ERRORS:  # a broken file under conf/: the error itself says which
+    except Exception:  # a broken file under conf/: the error itself says which
         return []
     return keys
 
@@ -311,7 +302,8 @@ def _explain(command: str, override: str, choices: list[str], error: Exception, 
             return Problem(what, ", ".join(options), _corrected(override, wrong, options))
     elif isinstance(error, AssertionError):  # what stands before the last dot is null
         chosen = " ".join(item for item in choices if item.startswith(f"{group}=")) or f"the default {group}"
-        works = [item for option in options if _compose(command, [item := f"{group}={option}", override]) is None]
+        plain = override.lstrip("+")
+        works = [item for option in options if _compose(command, [item := f"{group}={option}", plain]) is None]
         if works:
             what = f"{override}: there is no {name.rpartition('.')[0]} with {chosen}"
             return Problem(what, f"with {' or '.join(works)}")

@@ -1,5 +1,6 @@
 """Rules across fields. All problems are found before anything is downloaded or loaded, and shown together."""
 
+import math
 import string
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -19,6 +20,7 @@ from cyberlm.config.schema import (
     ModelConfig,
     ModelSource,
     OptimConfig,
+    OptimizerName,
     PromptConfig,
     PromptStyle,
     Protocol,
@@ -32,6 +34,9 @@ from cyberlm.errors import ConfigError, Problem, did_you_mean
 CYBERMETRIC_SIZES = (80, 500, 2000, 10000)
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda")
+LARGEST_SEED = 2**32 - 1
+"""Of NumPy's old generator, which Lightning seeds too."""
+
 EMBEDDING_MODULES = ("lm_head", "embed_tokens")
 
 Config = TypeVar("Config", bound=RootConfig)
@@ -84,18 +89,19 @@ def _problems(config: RootConfig) -> Iterator[Problem]:
     yield from _trainer_problems(config.trainer)
     yield from _open_set_problems("logger", config.logger)
     yield from _at_least("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1)
-    if config.seed < 0:
-        yield Problem(f"seed={config.seed}", "0 or more")
+    if not 0 <= config.seed <= LARGEST_SEED:
+        yield Problem(f"seed={config.seed}", f"0 to {LARGEST_SEED}")
     if isinstance(config, TrainConfig):
         yield from _method_problems(config.method, config.quant.name, config.model)
         yield from _optim_problems(config.optim)
+        yield from _cpu_problems(config)
         yield from _open_set_problems("callbacks", config.callbacks)
     if isinstance(config, EvaluateConfig) and config.run is not None and not Path(config.run).is_dir():
         yield Problem(f"run={config.run} is not a folder", "the folder of a finished run, under outputs/")
 
 
 def _at_least(name: str, value: float | None, least: float) -> Iterator[Problem]:
-    if value is not None and value < least:
+    if value is not None and not least <= value < math.inf:
         yield Problem(f"{name}={value:g}", f"{least:g} or more")
 
 
@@ -105,7 +111,7 @@ def _between(name: str, value: float, low: float, high: float) -> Iterator[Probl
 
 
 def _above(name: str, value: float) -> Iterator[Problem]:
-    if not value > 0:
+    if not 0 < value < math.inf:
         yield Problem(f"{name}={value:g}", "above 0")
 
 
@@ -118,7 +124,7 @@ def _model_problems(model: ModelConfig) -> Iterator[Problem]:
     }[model.source]
     for name in needs:
         if getattr(model, name) is None:
-            fix = "model=local model.path=FOLDER" if name == "path" else f"model.{name}=..."
+            fix = {"path": "model=local model.path=FOLDER", "tiny": "model=tiny_random"}.get(name, f"model.{name}=...")
             yield Problem(f"model.source={model.source.name} without model.{name}", fix=fix)
     if model.path is not None and model.source is not ModelSource.local:
         yield Problem(
@@ -129,11 +135,13 @@ def _model_problems(model: ModelConfig) -> Iterator[Problem]:
             if item.type is int:
                 least = 0 if item.name == "seed" else 1
                 yield from _at_least(f"model.tiny.{item.name}", getattr(model.tiny, item.name), least)
-        heads = model.tiny.num_attention_heads
+        heads, groups = model.tiny.num_attention_heads, model.tiny.num_key_value_heads
         if heads >= 1 and model.tiny.hidden_size % (2 * heads):
             yield Problem(
                 f"model.tiny.hidden_size={model.tiny.hidden_size} with {heads} heads", f"a multiple of {2 * heads}"
             )
+        if heads >= 1 and groups >= 1 and heads % groups:
+            yield Problem(f"model.tiny.num_key_value_heads={groups} with {heads} heads", f"a divisor of {heads}")
 
 
 def _method_problems(method: MethodConfig, quant: QuantName, model: ModelConfig) -> Iterator[Problem]:
@@ -278,6 +286,16 @@ def _optim_problems(optim: OptimConfig) -> Iterator[Problem]:
     yield from _above("optim.eps", optim.eps)
     yield from _between("optim.warmup_fraction", optim.warmup_fraction, 0, 1)
     yield from _at_least("optim.max_grad_norm", optim.max_grad_norm, 0)
+
+
+def _cpu_problems(config: TrainConfig) -> Iterator[Problem]:
+    """What a CPU cannot do, where one is asked for; with `auto` it is known only once torch has looked for a GPU."""
+    if config.trainer.accelerator != "cpu":
+        return
+    if config.optim.name is not OptimizerName.adamw:
+        yield Problem(f"optim.name={config.optim.name.name} on a CPU: 8-bit states need a GPU", "adamw", "optim=adamw")
+    if config.trainer.precision == "16-mixed":
+        yield Problem("trainer.precision=16-mixed on a CPU", "auto, 32-true, bf16-mixed", "trainer.precision=auto")
 
 
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 """The LightningDataModule: tokenises once, keeps the tokens in Arrow, and hands out batches."""
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,13 +41,15 @@ def encode_questions(
     file = cache / f"{fingerprint}.arrow" if cache else None
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-    with track("Tokenising", len(questions), "questions") as advance:
+    known = file is not None and file.is_file()
+    with contextlib.nullcontext() if known else track("Tokenising", len(questions), "questions") as advance:
 
         def tokenise(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
             values = zip(rows["id"], rows["question"], rows["options"], rows["gold"], strict=True)
             batch = [Question(*row) for row in values]
             encoded = prompt.encode(batch)
-            advance(len(batch), sum(len(item.prompt_ids) for item in encoded))
+            if advance is not None:
+                advance(len(batch), sum(len(item.prompt_ids) for item in encoded))
             return {
                 "prompt_ids": [item.prompt_ids for item in encoded],
                 "option_ids": [item.option_ids for item in encoded],

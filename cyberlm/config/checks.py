@@ -153,7 +153,8 @@ def _method_problems(method: MethodConfig, quant: QuantName, model: ModelConfig)
                 "method=qlora",
             )
         if method.lora is not None:
-            yield Problem("method=sft with method.lora", "method.lora only with method=lora or method=qlora")
+            allowed = "method.lora only with method=lora or method=qlora"
+            yield Problem("method=sft with method.lora", allowed, "method=sft method.lora=null")
         return
     if method.name is MethodName.qlora and quant is QuantName.none:
         yield Problem(
@@ -246,7 +247,7 @@ def _belongs_to(data: DataConfig, owner: DataName, names: tuple[str, ...]) -> It
         if value is not None:
             yield Problem(
                 f"data.{name}={value} with data={data.name.name}",
-                f"data.{name} only with data={owner.name}",
+                f"data.{name} only with data={owner.name}, else data.{name}=null",
                 f"data={owner.name} data.{name}={value}",
             )
 

@@ -1,5 +1,6 @@
 """The same questions with their options in another order: which may be reordered, and what it shows."""
 
+import functools
 import random
 import re
 from collections import Counter
@@ -12,20 +13,17 @@ from cyberlm.statistics.outcomes import NO_CHOICE, choices, golds
 
 _QUANTITY = r"\b(?:all|any|both|each|either|most|neither|none|one|some|three|two)(?:\s+of)?(?:\s+(?:the|these|those))?"
 _NOUN = r"(?:alternatives?|answers?|choices?|options?|responses?)"
-_OTHER_OPTIONS = (
-    # "all of the above"; but "any port above 1023" is no such thing
-    re.compile(rf"{_QUANTITY}(?:\s+\w+)?\s+(?:above|aforementioned|below|foregoing|preceding)\b(?!\s+\d)", re.IGNORECASE),
-    # "all provided answers", "not any of the listed options"
-    re.compile(rf"{_QUANTITY}(?:\s+\w+)?\s+{_NOUN}\b", re.IGNORECASE),
-    # "all of the mentioned strategies"
-    re.compile(rf"{_QUANTITY}\s+(?:listed|mentioned|provided|stated)\b", re.IGNORECASE),
-    # "all of them", standing at the front
-    re.compile(r"\s*(?:all|any|both|either|neither|none)\s+of\s+(?:them|these|those|the\s+two)\b", re.IGNORECASE),
-    # "both a and b", in small letters
-    re.compile(r"\b(?:both|either|neither)\s+\(?[a-h]\)?\s+(?:and|n?or)\s+\(?[a-h]\b", re.IGNORECASE),
+_GROUP = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # "all of the above"; but "any port above 1023" is no such thing
+        rf"{_QUANTITY}(?:\s+\w+)?\s+(?:above|aforementioned|below|foregoing|preceding)\b(?!\s+\d)",
+        rf"{_QUANTITY}(?:\s+\w+)?\s+{_NOUN}\b",  # "all provided answers", "not any of the listed options"
+        rf"{_QUANTITY}\s+(?:listed|mentioned|provided|stated)\b",  # "all of the mentioned strategies"
+        r"^\s*(?:all|any|both|either|neither|none)\s+of\s+(?:them|these|those|the\s+two)\b",  # "all of them"
+    )
 )
-"""What refers to the other options without their letters. Each is tried at every place of an option but the fourth."""
-_AT_FRONT = _OTHER_OPTIONS[3]
+"""What refers to other options by place or as a group."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +55,22 @@ def safe_to_permute(options: Sequence[str]) -> bool:
 
 
 def _speaks_of_others(option: str, n_options: int) -> bool:
-    if _AT_FRONT.match(option) or any(p.search(option) for p in _OTHER_OPTIONS if p is not _AT_FRONT):
-        return True
+    return any(pattern.search(option) for pattern in (*_GROUP, *_letter_patterns(n_options)))
+
+
+@functools.cache
+def _letter_patterns(n_options: int) -> tuple[re.Pattern[str], ...]:
+    """What refers to other options by letter. Letters are capitals, so that the article "a" is none."""
     letter = f"[A-{LETTERS[n_options - 1]}]"
+    both = r"\b(?i:both|either|neither)\s+\(?"
     patterns = (
-        # "A, B, and C", "A) and B)", "B nor C"; not "C&C", "C and C++" or "machine A1"
+        # "A, B, and C", "A) and B)", "B nor C"; not "C&C", "C and C++", "A and AAAA"
         rf"(?<![\w&/.'’-])({letter})\)?(?:\s*(?:,|&|\b(?i:and|n?or)\b))+\s*\(?(?!\1){letter}(?![\w&/'’+-])",
         rf"\b(?i:answers?|choices?|options?|statements?)\s+\(?{letter}\b",  # "option B"
-        rf"\b(?i:both|either|except|neither|only)\s+\(?{letter}(?=\W*(?:$|\b(?:and|n?or|is|are)\b))",  # "only B is correct"
+        rf"\b(?i:both|either|except|neither|only)\s+\(?{letter}(?=\W*(?:$|\b(?:and|n?or|is|are)\b))",  # "only B is right"
+        rf"{both}{letter.lower()}\)?\s+(?:and|n?or)\s+\(?{letter.lower()}\b",  # "both a and b"
     )
-    return any(re.search(pattern, option) for pattern in patterns)
+    return tuple(map(re.compile, patterns))
 
 
 def rotate(question: Question, shift: int) -> Question:

@@ -279,7 +279,7 @@ def test_bad_config(line: str, what: str, allowed: str, fix: str) -> None:
         ("run=/nowhere", "run=/nowhere is not a folder"),
         ("seed=-1", "seed=-1"),
         ("data=mcq", "data=mcq without data.path"),
-        ("+evaluation.rouge=true", "there is no key 'evaluation.rouge'."),
+        ("+nothing=1", "there is no key 'nothing'."),
     ],
 )
 def test_bad_evaluation_config(line: str, what: str) -> None:

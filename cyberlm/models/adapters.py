@@ -88,13 +88,14 @@ def save_tuned(loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, fingerpr
     """
     adapted = isinstance(loaded.model, PeftModel)
     folder = run / (ADAPTER_FOLDER if adapted else MODEL_FOLDER)
-    if isinstance(loaded.model, PeftModel):
-        # "auto" would ask the hub for the base's vocabulary size
-        loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # the model card is written with the results
-    else:
-        loaded.causal.save_pretrained(str(folder))
-    tokenizer.save_pretrained(str(folder))
+    with quiet():
+        if isinstance(loaded.model, PeftModel):
+            # "auto" would ask the hub for the base's vocabulary size
+            loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # the model card is written with the results
+        else:
+            loaded.causal.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
     (folder / "prompt.json").write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
     return folder
 
@@ -107,13 +108,14 @@ def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedMo
     """
     if method.name is MethodName.sft:
         folder = _existing(run / MODEL_FOLDER, "config.json")
-        causal = AutoModelForCausalLM.from_pretrained(
-            str(folder),
-            dtype=loaded.causal.dtype,
-            device_map={"": loaded.device},
-            use_safetensors=True,
-            attn_implementation=loaded.causal.config._attn_implementation,
-        )
+        with quiet():
+            causal = AutoModelForCausalLM.from_pretrained(
+                str(folder),
+                dtype=loaded.causal.dtype,
+                device_map={"": loaded.device},
+                use_safetensors=True,
+                attn_implementation=loaded.causal.config._attn_implementation,
+            )
         return LoadedModel(causal, causal, str(folder), loaded.weights_hash)
     folder = _existing(run / ADAPTER_FOLDER, "adapter_model.safetensors")
     try:

@@ -315,8 +315,8 @@ def _explain(command: str, override: str, choices: list[str], error: Exception, 
 def _group_options(group: str) -> list[str]:
     if "/" in group or not group.isidentifier():
         return []
-    loader = GlobalHydra.instance().config_loader()
-    return loader.get_group_options(group)
+    own = {file.stem for folder in _config_folders() for file in Path(folder, group).glob("*.yaml")}
+    return sorted({*GlobalHydra.instance().config_loader().get_group_options(group), *own})
 
 
 def _corrected(override: str, wrong: Sequence[str], options: Sequence[str]) -> str:

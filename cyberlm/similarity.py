@@ -66,7 +66,7 @@ def _rarest_first(word_sets: Iterable[WordSet]) -> dict[str, int]:
 
 
 def _prefix(words: WordSet, jaccard: float, ranks: Mapping[str, int]) -> list[str]:
-    """The |A| - ceil(J |A|) + 1 rarest words of A: two sets with Jaccard index J or more share a word of their prefixes.
+    """The |A| - ceil(J |A|) + 1 rarest words of A: sets with Jaccard index J or more share a word of their prefixes.
 
     Prefix filtering: Chaudhuri et al. 2006, doi 10.1109/ICDE.2006.9; Bayardo et al. 2007, doi 10.1145/1242572.1242591.
     """

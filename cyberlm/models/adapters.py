@@ -119,7 +119,8 @@ def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedMo
         return LoadedModel(causal, causal, str(folder), loaded.weights_hash)
     folder = _existing(run / ADAPTER_FOLDER, "adapter_model.safetensors")
     try:
-        model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
+        with quiet():
+            model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise ModelError(
             f"The adapter in {folder} does not fit {loaded.name}.", [Problem(str(error).splitlines()[0])]

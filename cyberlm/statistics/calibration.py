@@ -13,11 +13,11 @@ from scipy.stats import rankdata
 from cyberlm.config import OptionScore
 from cyberlm.errors import Problem, RunError
 from cyberlm.records import Prediction
-from cyberlm.statistics.outcomes import FloatArray, IntArray, golds, option_scores
+from cyberlm.statistics.outcomes import golds, option_scores
 
 BINS = 15
 FEWEST_QUESTIONS = 300
-"""Fewer make a bin smaller than 20 questions: its gap is then mostly chance, and ECE comes out too high."""
+"""Fewer make a bin smaller than 20 questions: its gap is then mostly chance, which adds to ECE."""
 TEMPERATURES = (0.01, 100.0)
 """Limits of the search."""
 
@@ -101,14 +101,15 @@ def calibrate(
 def _warning(n: int, n_validation: int, temperature: float | None) -> str:
     warnings = []
     if n < FEWEST_QUESTIONS:
-        warnings.append(f"calibration on {n} questions is unreliable (fewer than {FEWEST_QUESTIONS}): ECE is too high")
+        warnings.append(
+            f"{n} questions are few for calibration (fewer than {FEWEST_QUESTIONS}): ECE comes out too high"
+        )
     if temperature is not None:
         if n_validation < FEWEST_QUESTIONS:
             warnings.append(f"the temperature was fitted on {n_validation} questions (fewer than {FEWEST_QUESTIONS})")
-        low, high = TEMPERATURES
-        if temperature < 1.01 * low or temperature > high / 1.01:
+        if temperature in TEMPERATURES:
             warnings.append(
-                f"the temperature, {temperature:.2g}, stands at the edge of its range ({low:g} to {high:g})"
+                f"no temperature is best: the likelihood grows up to the limit of the search, {temperature:g}"
             )
     return "; ".join(warnings)
 
@@ -191,20 +192,25 @@ def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float
     return float((np.cumsum(rates) / np.arange(1, errors.size + 1)).mean())
 
 
-def fit_temperature(scores: FloatArray, gold: IntArray) -> float:
+def fit_temperature(scores: ArrayLike, gold: ArrayLike) -> float:
     """The T that minimises the negative log-likelihood of softmax(scores / T) (Guo et al. 2017, arXiv 1706.04599).
 
-    The likelihood is concave in 1/T, so there is one optimum; it is searched for over log T within `TEMPERATURES`.
+    The likelihood is concave in 1/T; it is searched over log T within `TEMPERATURES`. It has no optimum where every
+    question is answered right (or the scores point away from the right options): T is then the limit it runs to.
     T does not change which option is chosen.
 
     Args:
         scores: (N, K) float of the validation questions, -inf for options that a question does not have.
         gold: (N,) int.
     """
+    values = np.asarray(scores, dtype=np.float64)
 
     def loss(log_temperature: float) -> float:
-        return negative_log_likelihood(log_softmax(scores / math.exp(log_temperature), axis=1), gold)
+        return negative_log_likelihood(log_softmax(values / math.exp(log_temperature), axis=1), gold)
 
     low, high = map(math.log, TEMPERATURES)
     found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8})
+    for limit in TEMPERATURES:
+        if loss(math.log(limit)) <= found.fun:  # the search ends near a limit, never on it
+            return limit
     return math.exp(float(found.x))

@@ -35,7 +35,7 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     """95% score interval (Wilson 1927, JASA 22:209, doi 10.1080/01621459.1927.10502953), no continuity correction.
 
     With z = 1.96: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n). `n` need not be whole, so that an effective
-    number of questions can be put in (as Korn and Graubard 1998, Survey Methodology 24:193, do for surveys).
+    number of questions can be put in (as surveys do: Korn and Graubard 1998, Survey Methodology 24:193).
 
     Args:
         share: p, in [0, 1].
@@ -73,7 +73,7 @@ def clustered_variance(correct: ArrayLike, clusters: ArrayLike) -> float:
     """Variance of accuracy where questions of one cluster may be answered alike.
 
     v = (1/n²) Σ_c (Σ_{i in c} (x_i - p))²: the cluster-robust variance of a mean (Liang and Zeger 1986, Biometrika
-    73:13, doi 10.1093/biomet/73.1.13; for evaluations Miller 2024, arXiv 2411.00640, section 2.2). Without a correction
+    73:13, doi 10.1093/biomet/73.1.13; for evaluations Miller 2024, arXiv 2411.00640). Without a correction
     for few clusters, so that clusters of one question each give p(1-p)/n exactly.
 
     Args:
@@ -102,7 +102,7 @@ def effective_questions(correct: ArrayLike, clusters: ArrayLike) -> float:
     values = np.asarray(correct, dtype=bool)
     count = np.unique(np.asarray(clusters)).size
     share = float(values.mean())
-    if count == 1 or share in (0.0, 1.0):
+    if count in (1, values.size) or share in (0.0, 1.0):
         return float(count)
     variance = clustered_variance(values, clusters)
     binomial = share * (1 - share)

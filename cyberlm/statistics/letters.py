@@ -112,8 +112,7 @@ def letter_prior(log_probs: ArrayLike) -> FloatArray:
     """PriDe's prior: how probable each letter is to the model whatever stands behind it.
 
     Over the cyclic permutations of a question every option stands once behind every letter, so that what options have
-    to say averages out: softmax of the mean over permutations of log p(letter); then the mean over questions
-    (section 4 of the paper).
+    to say averages out: softmax of the mean over permutations of log p(letter); then the mean over questions.
 
     Args:
         log_probs: (N, K, K) float, log-probability of [question, permutation, letter]; normalised or not.

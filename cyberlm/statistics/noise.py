@@ -81,10 +81,10 @@ def noise_sensitivity(
     by_hash = {suspect.hash: suspect for suspect in suspects}
     doubted = np.array([p.hash in by_hash for p in predictions])
     corrected = published.copy()
-    for i in np.flatnonzero(doubted):
-        letter = by_hash[predictions[i].hash].corrected
-        if letter is not None:
-            corrected[i] = LETTERS.index(letter)
+    for i, prediction in enumerate(predictions):
+        suspect = by_hash.get(prediction.hash)
+        if suspect is not None and suspect.corrected is not None:
+            corrected[i] = LETTERS.index(suspect.corrected)
     numbers = cluster_numbers([p.hash for p in predictions], clusters)
     sure = ~doubted
     return NoiseSensitivity(

@@ -218,7 +218,7 @@ def detectable_difference(only_first: int, only_second: int, n: int) -> float | 
     """Smallest difference of accuracy that n questions show in 80 of 100 tries, at 5%: 2.8 √((b+c)/n²).
 
     (b+c)/n² is the variance of the difference where the models are equally good; the factor is z(0.975) + z(0.80)
-    (Connor 1987, Biometrics 43:207; Miller 2024, arXiv 2411.00640, section 5).
+    (Connor 1987, Biometrics 43:207; Miller 2024, arXiv 2411.00640).
 
     Args:
         only_first: b, questions that only the first model got right.

@@ -67,7 +67,7 @@ def _letter_patterns(n_options: int) -> tuple[re.Pattern[str], ...]:
         # "A, B, and C", "A) and B)", "B nor C"; not "C&C", "C and C++", "A and AAAA"
         rf"(?<![\w&/.'’-])({letter})\)?(?:\s*(?:,|&|\b(?i:and|n?or)\b))+\s*\(?(?!\1){letter}(?![\w&/'’+-])",
         rf"\b(?i:answers?|choices?|options?|statements?)\s+\(?{letter}\b",  # "option B"
-        rf"\b(?i:both|either|except|neither|only)\s+\(?{letter}(?=\W*(?:$|\b(?:and|n?or|is|are)\b))",  # "only B is right"
+        rf"\b(?i:both|either|except|neither|only)\s+\(?{letter}(?=\W*(?:$|\b(?:and|n?or|is|are)\b))",  # "only B is"
         rf"{both}{letter.lower()}\)?\s+(?:and|n?or)\s+\(?{letter.lower()}\b",  # "both a and b"
     )
     return tuple(map(re.compile, patterns))
@@ -97,7 +97,7 @@ def prior_sample(questions: Sequence[Question], share: float = 0.05, seed: int =
 
     Args:
         questions: Of the test.
-        share: Of all questions, as in PriDe (Zheng et al. 2024, arXiv 2309.03882, section 4); at least one.
+        share: Of all questions, as in PriDe (Zheng et al. 2024, arXiv 2309.03882); at least one.
         seed: The same questions in any order, and the same seed, give the same sample.
 
     Returns:
@@ -116,8 +116,7 @@ def prior_sample(questions: Sequence[Question], share: float = 0.05, seed: int =
 def permutation_scores(
     rotated: Sequence[Sequence[Prediction]], skipped: int = 0, generated: bool = False
 ) -> PermutationScores:
-    """Accuracy and consistency over rotations. `circular_acc` is MMBench's CircularEval (Liu et al. 2023,
-    arXiv 2307.06281, section 4).
+    """Accuracy and consistency over rotations; `circular_acc` is CircularEval (Liu et al. 2023, arXiv 2307.06281).
 
     Args:
         rotated: For each question, its K predictions in the order of `rotations`.

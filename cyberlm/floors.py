@@ -1,0 +1,347 @@
+"""What a test can be passed with by shortcuts that read no question, and signs that something else went wrong.
+
+A model has learned something about the questions only as far as it is above the best of these floors.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import numpy as np
+from scipy.sparse import csr_array, hstack
+from scipy.stats import binom
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from cyberlm.errors import Problem, RunError
+from cyberlm.records import LETTERS, Prediction, Question
+
+OPTIONS_ONLY = "options_only"
+NO_QUESTION = "no_question"
+HASHED_FEATURES = 2**18  # columns for the words and word pairs of an option
+SURE = 0.001  # `diagnose` says only what chance would bring about more rarely than this
+CONSTANT_SHARE = 0.8  # least share of answers with one letter that is called constant
+LONGEST_SHARE = 0.6  # least share of answers with the longest option that is called a habit
+BAD_ECE = 0.1  # largest calibration error, beyond what so few questions show by chance, that passes without a word
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What one shortcut scores.
+
+    Attributes:
+        name: `majority_letter`, `longest_option`, `options_only` or `no_question`.
+        accuracy, note: On the test questions, and what it rests on, in words.
+        credits: For each test question, in order: 1 where the shortcut is right, 0 where it is wrong, 1/m where it
+            names m options alike and the right one is among them. Empty where only the accuracy is known.
+    """
+
+    name: str
+    accuracy: float
+    credits: tuple[float, ...]
+    note: str
+
+
+@dataclass(frozen=True)
+class Floors:
+    """Floors of one set of test questions, to be held against any number of models.
+
+    Attributes:
+        tested: Hashes of the test questions, in order.
+        floors: What each shortcut scores.
+        missing: Why others are not among them, by name.
+    """
+
+    tested: tuple[str, ...]
+    floors: tuple[Floor, ...]
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
+class FloorReport:
+    """One model, by likelihood, against the floors.
+
+    Attributes:
+        floors, notes: By name, the accuracy of each shortcut, and what it rests on or why it is missing.
+        best, max_floor: Name (the first of equals) and accuracy of the highest floor.
+        accuracy, skill: The model's; see `skill`.
+        hard_floor: Name of the highest floor whose single answers are known; another than `best` where only the
+            number of that was handed in.
+        n_hard, correct_hard, accuracy_hard: Questions that `hard_floor` gets wrong (not those that it gets half
+            right), how many of them the model gets right, and their share; None where there are none.
+    """
+
+    floors: dict[str, float]
+    notes: dict[str, str]
+    best: str
+    max_floor: float
+    accuracy: float
+    skill: float | None
+    hard_floor: str
+    n_hard: int
+    correct_hard: int
+    accuracy_hard: float | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong with a model or the answer key, in a sentence for the report, and the figure behind it.
+
+    Attributes:
+        name: `shifted_key`, `constant_letter`, `longest_option` or `calibration`.
+        figure: Accuracy against the shifted key, share of the letter, agreement with the longest option, or ECE.
+    """
+
+    name: str
+    figure: float
+    sentence: str
+
+
+def shortcut_floors(test: Sequence[Question], train: Sequence[Question] = ()) -> Floors:
+    """What can be scored on the test questions without reading them.
+
+    Args:
+        test: Questions that models are scored on.
+        train: Questions that a shortcut may learn from; none of the test questions may be among them. Without any,
+            the majority letter is that of the test questions, and there is no model of the options.
+
+    Raises:
+        RunError: If there are no test questions.
+    """
+    if not test:
+        raise RunError("There are no questions to score.")
+    tested, floors = tuple(question.hash for question in test), (majority_letter(test, train), longest_option(test))
+    if not train:
+        return Floors(tested, floors, {OPTIONS_ONLY: "not measured: there are no training questions to learn it from"})
+    return Floors(tested, (*floors, options_only(test, train)), {})
+
+
+def majority_letter(test: Sequence[Question], train: Sequence[Question] = ()) -> Floor:
+    """Always the letter that is right most often in training; the first of equals."""
+    counts = Counter(question.gold for question in train or test)
+    most = max(counts.values())
+    first, *equals = (LETTERS[gold] for gold in sorted(counts) if counts[gold] == most)
+    note = f"always {first}, which is right in {most} of {counts.total()} {'training' if train else 'test'} questions"
+    if equals:
+        note += f" (as is {', '.join(equals)})"
+    return _floor("majority_letter", [float(question.letter == first) for question in test], note)
+
+
+def longest_option(test: Sequence[Question]) -> Floor:
+    """Always the option of the most characters; options of equal length share the credit."""
+    shares = [_is_longest(question, question.gold) for question in test]
+    return _floor("longest_option", shares, "always the option of the most characters")
+
+
+def options_only(test: Sequence[Question], train: Sequence[Question]) -> Floor:
+    """The option most like the right ones of training, judged without the question.
+
+    Logistic regression of whether an option is right on its words and word pairs (hashed, each row of norm 1), its
+    place among its question's options by length, and the log of its length over their mean.
+    """
+    model = LogisticRegression(C=1.0, solver="liblinear", max_iter=1000)
+    is_gold = [int(k == question.gold) for question in train for k in range(len(question.options))]
+    model.fit(_option_features(train), is_gold)
+    ends = np.cumsum([len(question.options) for question in test])
+    logits = np.split(model.decision_function(_option_features(test)), ends[:-1])  # one array for each question
+    shares = [_share_of_best(row.tolist(), question.gold) for row, question in zip(logits, test, strict=True)]
+    return _floor(OPTIONS_ONLY, shares, f"a logistic model of the options alone, fitted on {len(train)} questions")
+
+
+def _floor(name: str, shares: Sequence[float], note: str) -> Floor:
+    return Floor(name, math.fsum(shares) / len(shares), tuple(shares), note)
+
+
+def _share_of_best(values: Sequence[float], index: int) -> float:
+    """1/m where `values[index]` is one of m equal largest values, else 0."""
+    best = max(values)
+    return 1 / values.count(best) if values[index] == best else 0.0
+
+
+def _is_longest(question: Question, index: int) -> float:
+    """1/m where the option is one of the m longest, else 0."""
+    return _share_of_best([len(option) for option in question.options], index)
+
+
+def _option_features(questions: Sequence[Question]) -> csr_array:
+    """One row for each option of each question, of HASHED_FEATURES + len(LETTERS) + 1 columns."""
+    words = HashingVectorizer(
+        n_features=HASHED_FEATURES, ngram_range=(1, 2), token_pattern=r"\w+", binary=True, alternate_sign=False
+    )
+    hashed = words.transform([option for question in questions for option in question.options])
+    lengths = np.concatenate([_length_features(question) for question in questions])
+    return csr_array(hstack([hashed, csr_array(lengths)]))
+
+
+def _length_features(question: Question) -> np.ndarray:
+    """(K, len(LETTERS) + 1): how many options are longer, one-hot; log of the option's length over the mean."""
+    lengths = np.array([max(len(option), 1) for option in question.options])
+    longer = (lengths > lengths[:, None]).sum(axis=1)  # (K,)
+    return np.column_stack([np.eye(len(LETTERS))[longer], np.log(lengths / lengths.mean())])
+
+
+def compare_with_floors(
+    floors: Floors, predictions: Sequence[Prediction], no_question: float | Sequence[Prediction] | None = None
+) -> FloorReport:
+    """How far a model is above the best floor, and what it makes of the questions that this floor gets wrong.
+
+    Args:
+        floors: Of the test questions.
+        predictions: The model's, of the same questions in the same order.
+        no_question: What the same model scores where it is shown the options without the question: its accuracy, or
+            better its predictions, of the same questions in the same order.
+
+    Raises:
+        RunError: If predictions are of other questions, or the accuracy is not in [0, 1].
+    """
+    _check_same(floors.tested, predictions)
+    extra = () if no_question is None else (_no_question(no_question, floors.tested),)
+    measured, missing = floors.floors + extra, {NO_QUESTION: "not measured"} if not extra else {}
+    best = max(measured, key=lambda floor: floor.accuracy)
+    known = max((floor for floor in measured if floor.credits), key=lambda floor: floor.accuracy)
+    hard = [row.correct for row, credit in zip(predictions, known.credits, strict=True) if credit == 0]
+    accuracy = sum(row.correct for row in predictions) / len(predictions)
+    return FloorReport(
+        floors={floor.name: floor.accuracy for floor in measured},
+        notes={floor.name: floor.note for floor in measured} | floors.missing | missing,
+        best=best.name,
+        max_floor=best.accuracy,
+        accuracy=accuracy,
+        skill=skill(accuracy, best.accuracy),
+        hard_floor=known.name,
+        n_hard=len(hard),
+        correct_hard=sum(hard),
+        accuracy_hard=sum(hard) / len(hard) if hard else None,
+    )
+
+
+def skill(accuracy: float, max_floor: float) -> float | None:
+    """(accuracy - max_floor) / (1 - max_floor), None where the floor is 1 (Murphy 1988, Mon. Weather Rev. 116:2417)."""
+    return (accuracy - max_floor) / (1 - max_floor) if max_floor < 1 else None
+
+
+def _no_question(measured: float | Sequence[Prediction], tested: Sequence[str]) -> Floor:
+    note = "the model itself, shown the options without the question"
+    if not isinstance(measured, int | float):
+        _check_same(tested, measured)
+        return _floor(NO_QUESTION, [float(prediction.correct) for prediction in measured], note)
+    if not 0 <= measured <= 1:
+        raise RunError(f"Accuracy without the question is {measured}.", hint="Give a share from 0 to 1.")
+    return Floor(NO_QUESTION, float(measured), (), note)
+
+
+def _check_same(tested: Sequence[str], predictions: Sequence[Prediction]) -> None:
+    """Raises RunError where the predictions are not of the tested questions in the same order."""
+    answered = [prediction.hash for prediction in predictions]
+    if list(tested) == answered:
+        return
+    pairs = zip_longest(tested, answered, fillvalue="none")
+    place, (asked, found) = next((k, pair) for k, pair in enumerate(pairs, start=1) if pair[0] != pair[1])
+    raise RunError(
+        f"{len(answered)} predictions are not of the {len(tested)} questions.",
+        [Problem(f"the first difference, at place {place}: question {asked}, prediction {found}")],
+        "Give one prediction for each question, in the same order.",
+    )
+
+
+def diagnose(
+    questions: Sequence[Question], predictions: Sequence[Prediction], ece: float | None = None, ece_bins: int = 15
+) -> tuple[Finding, ...]:
+    """What looks wrong with a model's choices by likelihood, or with the answer key; nothing where nothing does.
+
+    Args:
+        questions: Those that were scored.
+        predictions: Of the same questions in the same order.
+        ece: Expected calibration error of the model's confidence, in [0, 1], where it was measured.
+        ece_bins: Bins of equal mass that it was measured with.
+
+    Raises:
+        RunError: If there are no predictions, or they are of other questions.
+    """
+    if not questions:
+        raise RunError("There are no questions to score.")
+    _check_same([question.hash for question in questions], predictions)
+    by_choice = (_shifted_key(predictions), _constant_letter(predictions), _longest_habit(questions, predictions))
+    by_confidence = None if ece is None else _bad_calibration(predictions, ece, ece_bins)
+    return tuple(finding for finding in (*by_choice, by_confidence) if finding is not None)
+
+
+def _shifted_key(predictions: Sequence[Prediction]) -> Finding | None:
+    """Accuracy far below chance, and high against the key moved one letter on or back."""
+    n, chance, correct = len(predictions), _chance(predictions), sum(row.correct for row in predictions)
+    if binom.cdf(correct, n, chance) >= SURE:
+        return None
+    chosen = Counter(row.choice for row in predictions)
+    for step, moved in ((1, "on (A to B)"), (-1, "back (B to A)")):
+        key = [(row.gold + step) % row.n_options for row in predictions]
+        shifted = sum(row.choice == letter for row, letter in zip(predictions, key, strict=True))
+        by_habit = sum(chosen[letter] for letter in key) / n**2  # the same letters, whatever the question
+        if shifted >= 2 * correct and _above(shifted, n, max(chance, by_habit)):
+            return Finding(
+                "shifted_key",
+                shifted / n,
+                f"The answer key looks shifted by one letter: accuracy is {correct / n:.1%}, far below the "
+                f"{chance:.1%} of chance, but {shifted / n:.1%} against the key moved one letter {moved}.",
+            )
+    return None
+
+
+def _constant_letter(predictions: Sequence[Prediction]) -> Finding | None:
+    """Nearly always the same letter, and more often than it is right."""
+    n = len(predictions)
+    choice, count = Counter(row.choice for row in predictions).most_common(1)[0]
+    gold = sum(row.gold == choice for row in predictions) / n
+    if count / n < CONSTANT_SHARE or not _above(count, n, max(gold, _chance(predictions))):
+        return None
+    letter = LETTERS[choice]
+    return Finding(
+        "constant_letter",
+        count / n,
+        f"The model answers {letter} to {count / n:.1%} of the questions, where {letter} is right in {gold:.1%}.",
+    )
+
+
+def _longest_habit(questions: Sequence[Question], predictions: Sequence[Prediction]) -> Finding | None:
+    """Mostly the longest option, and more often than it is right; options of equal length share the credit."""
+    n, pairs = len(predictions), list(zip(questions, predictions, strict=True))
+    agreed = math.fsum(_is_longest(question, row.choice) for question, row in pairs)
+    right = math.fsum(_is_longest(question, row.gold) for question, row in pairs) / n
+    if agreed / n < LONGEST_SHARE or not _above(math.floor(agreed), n, max(right, _chance(predictions))):
+        return None
+    return Finding(
+        "longest_option",
+        agreed / n,
+        f"The model chooses the longest option in {agreed / n:.1%} of the questions, "
+        f"where the longest is right in {right:.1%}.",
+    )
+
+
+def _bad_calibration(predictions: Sequence[Prediction], ece: float, bins: int) -> Finding | None:
+    """An ECE above `BAD_ECE` and what a calibrated model shows by chance.
+
+    A bin's gap is about half-normal with mean sqrt(2/π · c(1 - c)B/n) at confidence c; as this is concave in c, the
+    mean of B bins is at most that at the accuracy (here with two right and two wrong answers added).
+    """
+    n = len(predictions)
+    share = (sum(row.correct for row in predictions) + 2) / (n + 4)
+    passes = BAD_ECE + math.sqrt(2 / math.pi * share * (1 - share) * min(bins, n) / n)
+    if ece <= passes:
+        return None
+    return Finding(
+        "calibration",
+        ece,
+        f"Confidence is badly calibrated: on average it is {ece:.2f} away from the share of right answers "
+        f"(with {n} questions, up to {passes:.2f} would pass).",
+    )
+
+
+def _chance(predictions: Sequence[Prediction]) -> float:
+    """Expected accuracy of guessing."""
+    return sum(1 / row.n_options for row in predictions) / len(predictions)
+
+
+def _above(count: int, n: int, share: float) -> bool:
+    """Whether `count` of `n` is too many to come about by chance where the expected share is `share`."""
+    return bool(binom.sf(count - 1, n, share) < SURE)

@@ -1,6 +1,7 @@
 """One model's answers to a set of questions, by likelihood and by generation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cyberlm.answers import parse_letter, parse_text
 from cyberlm.config import EvaluationConfig, Protocol
@@ -10,6 +11,7 @@ from cyberlm.progress import Advance, track
 from cyberlm.prompts import EncodedQuestion, Prompt, prompt_hash
 from cyberlm.records import Prediction, Question
 from cyberlm.scoring import answering, generate, make_scoring_batch, option_log_probs, plan_batches
+from cyberlm.statistics import rotations, safe_to_permute
 
 
 def predict(
@@ -60,6 +62,48 @@ def predict(
             )
         )
     return predictions
+
+
+def predict_rotations(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    questions: Sequence[Question],
+    plain: Sequence[Prediction],
+    config: EvaluationConfig,
+    max_batch_tokens: int,
+    label: str,
+) -> list[list[Prediction]]:
+    """Answers by likelihood to every rotation of the options, for each question whose options may be reordered.
+
+    Args:
+        plain: Answers to the questions as they are, in the same order: the first of each group.
+    """
+    safe = [
+        (question, answer)
+        for question, answer in zip(questions, plain, strict=True)
+        if safe_to_permute(question.options)
+    ]
+    turned = [rotated for question, _ in safe for rotated in rotations(question)[1:]]
+    likelihood = replace(config, generate=False)
+    encoded = prompt.encode(turned)
+    answers = iter(predict(loaded, prompt, turned, encoded, likelihood, max_batch_tokens, f"{label}, rotated options"))
+    return [[answer, *(next(answers) for _ in question.options[1:])] for question, answer in safe]
+
+
+def predict_blind(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    questions: Sequence[Question],
+    config: EvaluationConfig,
+    max_batch_tokens: int,
+    label: str,
+) -> list[Prediction]:
+    """Answers by likelihood to the options alone, under the hashes of the questions that they belong to."""
+    blind = [replace(question, question="") for question in questions]
+    likelihood = replace(config, generate=False)
+    encoded = prompt.encode(blind)
+    answers = predict(loaded, prompt, blind, encoded, likelihood, max_batch_tokens, f"{label}, without the question")
+    return [replace(answer, hash=question.hash) for answer, question in zip(answers, questions, strict=True)]
 
 
 def _parse(prompt: Prompt, completion: str, question: Question) -> int | None:

@@ -1,7 +1,4 @@
-"""What a test can be passed with by shortcuts that read no question, and signs that something else went wrong.
-
-A model has learned something about the questions only as far as it is above the best of these floors.
-"""
+"""Floors: what shortcuts score that read no question; and signs that a model or an answer key is wrong."""
 
 import math
 from collections import Counter
@@ -24,7 +21,7 @@ HASHED_FEATURES = 2**18  # columns for the words and word pairs of an option
 SURE = 0.001  # `diagnose` says only what chance would bring about more rarely than this
 CONSTANT_SHARE = 0.8  # least share of answers with one letter that is called constant
 LONGEST_SHARE = 0.6  # least share of answers with the longest option that is called a habit
-BAD_ECE = 0.1  # largest calibration error, beyond what so few questions show by chance, that passes without a word
+BAD_ECE = 0.1  # largest calibration error that passes without a word
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Floor:
         name: `majority_letter`, `longest_option`, `options_only` or `no_question`.
         accuracy, note: On the test questions, and what it rests on, in words.
         credits: For each test question, in order: 1 where the shortcut is right, 0 where it is wrong, 1/m where it
-            names m options alike and the right one is among them. Empty where only the accuracy is known.
+            names m options with the right one among them. Empty where only the accuracy is known.
     """
 
     name: str
@@ -274,11 +271,12 @@ def _shifted_key(predictions: Sequence[Prediction]) -> Finding | None:
     if binom.cdf(correct, n, chance) >= SURE:
         return None
     chosen = Counter(row.choice for row in predictions)
+    wrong_evenly = sum((not row.correct) / max(row.n_options - 1, 2) for row in predictions) / n  # of two: chance
     for step, moved in ((1, "on (A to B)"), (-1, "back (B to A)")):
         key = [(row.gold + step) % row.n_options for row in predictions]
         shifted = sum(row.choice == letter for row, letter in zip(predictions, key, strict=True))
         by_habit = sum(chosen[letter] for letter in key) / n**2  # the same letters, whatever the question
-        if shifted >= 2 * correct and _above(shifted, n, max(chance, by_habit)):
+        if _above(shifted, n, max(chance, wrong_evenly, by_habit)):
             return Finding(
                 "shifted_key",
                 shifted / n,
@@ -319,14 +317,16 @@ def _longest_habit(questions: Sequence[Question], predictions: Sequence[Predicti
 
 
 def _bad_calibration(predictions: Sequence[Prediction], ece: float, bins: int) -> Finding | None:
-    """An ECE above `BAD_ECE` and what a calibrated model shows by chance.
+    """An ECE above `BAD_ECE`, and above all that a calibrated model is likely to show by chance.
 
-    A bin's gap is about half-normal with mean sqrt(2/π · c(1 - c)B/n) at confidence c; as this is concave in c, the
-    mean of B bins is at most that at the accuracy (here with two right and two wrong answers added).
+    The gap of one of B bins is then about half-normal, of scale s = sqrt(c(1 - c)B/n) at confidence c; the mean of B
+    gaps lies around s·sqrt(2/π) with standard deviation s·sqrt((1 - 2/π)/B), of which three are allowed. As c(1 - c) is
+    concave, bins of any confidence show no more than at the mean: the accuracy (two right and two wrong added).
     """
-    n = len(predictions)
+    n, bins = len(predictions), min(bins, len(predictions))
     share = (sum(row.correct for row in predictions) + 2) / (n + 4)
-    passes = BAD_ECE + math.sqrt(2 / math.pi * share * (1 - share) * min(bins, n) / n)
+    scale = math.sqrt(share * (1 - share) * bins / n)
+    passes = max(BAD_ECE, scale * (math.sqrt(2 / math.pi) + 3 * math.sqrt((1 - 2 / math.pi) / bins)))
     if ece <= passes:
         return None
     return Finding(

@@ -14,12 +14,16 @@ MODELS = ("base", "tuned")
 WIDEST_CELL = 40
 
 
-def print_results(results: Results, files: Path) -> None:
+def print_results(
+    results: Results, files: Path, evidence: Sequence[Sequence[str]] = (), sentences: Sequence[str] = ()
+) -> None:
     """Prints the scores of the base and the tuned model side by side, what they mean, what they cost, and the folder.
 
     Args:
         results: Of a training or an evaluation; either model may be missing.
         files: Folder of the run.
+        evidence: Rows of a table: what it is, then the figure of each model.
+        sentences: What is to be said below it.
     """
     scores = {name: results.scores[name] for name in MODELS if name in results.scores}
     console.print()
@@ -32,6 +36,10 @@ def print_results(results: Results, files: Path) -> None:
         _print_wrapped(Text(f"Note: {note}."))
     if results.comparison is not None:
         _print_comparison(results.comparison)
+    if evidence:
+        _print_wrapped(_evidence_table(list(scores), evidence))
+    for sentence in sentences:
+        _print_wrapped(Text(sentence))
     if results.cost is not None:
         _print_wrapped(_cost_table(results, results.cost))
     _print_line(f"Files: {files}")
@@ -59,6 +67,16 @@ def print_leaderboard(rows: Sequence[dict[str, str]]) -> None:
         for row in rows:
             table.add_row(*(Text(row.get(name, "")) for name in shown))
         _print_wrapped(table)
+
+
+def _evidence_table(models: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title="Evidence", title_justify="left", box=box.SIMPLE)
+    table.add_column("")
+    for name in models:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _scores_table(scores: dict[str, ModelScores]) -> Table:

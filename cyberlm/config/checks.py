@@ -89,6 +89,10 @@ def _problems(config: RootConfig) -> Iterator[Problem]:
     yield from _trainer_problems(config.trainer)
     yield from _open_set_problems("logger", config.logger)
     yield from _at_least("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1)
+    yield from _between("evaluation.prior_share", config.evaluation.prior_share, 0, 1)
+    suspects = config.evaluation.suspects
+    if suspects is not None and not Path(suspects).is_file():
+        yield Problem(f"evaluation.suspects={suspects}: there is no such file", "a JSON file of doubtful items")
     if not 0 <= config.seed <= LARGEST_SEED:
         yield Problem(f"seed={config.seed}", f"0 to {LARGEST_SEED}")
     if isinstance(config, TrainConfig):

@@ -286,6 +286,16 @@ class EvaluationConfig:
     """Longest generated answer, in tokens."""
     base: bool = True
     """Score the base model too (train.py, and evaluate.py run=...)."""
+    rotations: bool = False
+    """Also answer under every rotation of the options, where they are shown: K - 1 more passes."""
+    without_question: bool = False
+    """Also answer without the question's text: one more pass."""
+    validation: bool = False
+    """Also answer the validation questions, to fit a temperature on: a pass over these."""
+    prior_share: float = 0.05
+    """Share of the questions that the prior of the letters is estimated on, of those that were rotated."""
+    suspects: str | None = None
+    """File of items whose published key is doubtful (docs/results.md)."""
 
 
 @dataclass

@@ -2,10 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as L
 from hydra.core.hydra_config import HydraConfig
@@ -18,6 +17,8 @@ from cyberlm.data.module import encode_questions
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import read_manifest, select_questions
 from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.evidence import Answers
+from cyberlm.leaks import audit_leaks, refuse_leaked
 from cyberlm.models import (
     load_base,
     load_tokenizer,
@@ -26,24 +27,21 @@ from cyberlm.models import (
 )
 from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, prompt_fingerprint
 from cyberlm.prompts import Prompt
-from cyberlm.records import Prediction, Question, QuestionSet, Results
-from cyberlm.report import print_results
-from cyberlm.results import environment, write_json
+from cyberlm.records import Question, QuestionSet, Results
+from cyberlm.results import environment, write_json, write_results
+from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.parts import (
     SPLIT_MANIFEST,
     Clock,
     announce,
+    conclude,
     config_of,
-    flat_figures,
     opened_loggers,
     plain_config,
-    predict_with,
     provenance_of,
     results_of,
-    sample_rows,
     save_config,
     status_of,
-    write_outputs,
 )
 
 
@@ -81,18 +79,19 @@ def evaluate_run(config: EvaluateConfig, run: Path, folder: Path, loggers: Seque
             f"Type python evaluate.py run={run}",
         )
     config = replace(config, model=trained.model, quant=trained.quant, prompt=trained.prompt)
-    manifest = read_manifest(run / SPLIT_MANIFEST)
+    parts = read_manifest(run / SPLIT_MANIFEST)["parts"]
+    sources = [source for source in load_sources(trained.data) if source is not None]
+    seen = select_questions(sources, [row["hash"] for part in ("train", "validation") for row in parts[part]])
     if "data" in chosen:
         main, _ = load_sources(config.data)
         questions: Sequence[Question] = main.questions[: config.data.max_test]
         sources = [main]
-        _refuse_trained_on(questions, manifest, run)
+        refuse_leaked(audit_leaks(questions, seen), str(run))
     else:
         config = replace(config, data=trained.data)
-        sources = [source for source in load_sources(config.data) if source is not None]
-        questions = select_questions(sources, [row["hash"] for row in manifest["parts"]["test"]])
+        questions = select_questions(sources, [row["hash"] for row in parts["test"]])
     announce(config, folder)
-    return _evaluate(config, trained, folder, loggers, questions, tuple(sources))
+    return _evaluate(config, trained, folder, loggers, questions, tuple(sources), seen)
 
 
 def _evaluate(
@@ -102,6 +101,7 @@ def _evaluate(
     loggers: Sequence[Logger],
     questions: Sequence[Question],
     sources: Sequence[QuestionSet],
+    seen: Sequence[Question] = (),
 ) -> Results:
     clock = Clock()
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -118,23 +118,25 @@ def _evaluate(
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
     if config.run is not None:
         _check_weights(provenance["weights"], Path(config.run))
-    predictions: dict[str, list[Prediction]] = {}
+    asked = Asked(questions, encoded, seen=seen, suspects=doubtful_items(config, questions))
+    answers: dict[str, Answers] = {}
     if trained is None or config.evaluation.base:
         with clock.phase("score base"):
-            predictions["base"] = predict_with(loaded, prompt, questions, encoded, config, "the base model")
+            answers["base"] = ask(loaded, prompt, asked, config, "the base model")
     if trained is not None:
         assert config.run is not None
         run = Path(config.run)
         _check_fingerprint(prompt, run / (ADAPTER_FOLDER if trained.method.lora else MODEL_FOLDER))
         tuned = load_tuned(loaded, trained.method, run)
         with clock.phase("score tuned"):
-            predictions["tuned"] = predict_with(tuned, prompt, questions, encoded, config, "the tuned model")
-    results = results_of(config, "evaluate", {"test": questions}, predictions, prompt, provenance)
+            answers["tuned"] = ask(tuned, prompt, asked, config, "the tuned model")
+    results = results_of(config, "evaluate", {"test": questions}, answers, prompt, provenance)
+    evidence = weigh(answers, asked, prompt, config)
     if trained is not None:
         results = replace(results, method=trained.method.name.name)
-    write_outputs(folder, results, predictions)
-    experiment_loggers.log_results(loggers, flat_figures(results), sample_rows(questions, predictions))
-    print_results(results, folder)
+    write_results(results, folder)
+    write_answers(folder, answers, evidence)
+    conclude(folder, results, evidence, questions, answers, loggers)
     return results
 
 
@@ -142,19 +144,6 @@ def _chosen_groups() -> set[str]:
     """Groups named on the command line, whole or in part."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return {item.lstrip("+~").split("=")[0].split(".")[0] for item in overrides}
-
-
-def _refuse_trained_on(questions: Sequence[Question], manifest: Mapping[str, Any], run: Path) -> None:
-    seen = {row["hash"] for part in ("train", "validation") for row in manifest["parts"][part]}
-    both = [question.id for question in questions if question.hash in seen]
-    if both:
-        raise RunError(
-            f"{len(both)} of {len(questions)} questions were trained on or validated on in {run}: "
-            "scoring them would measure memory.",
-            [Problem(", ".join(both[:5]) + (" ..." if len(both) > 5 else ""))],
-            f"The run's own test questions: python evaluate.py run={run}\n"
-            "A file held out from the start: python train.py data=cybermetric data.size=2000 data.test_size=500",
-        )
 
 
 def _check_weights(now: str, run: Path) -> None:

@@ -17,15 +17,17 @@ from cyberlm import loggers as experiment_loggers
 from cyberlm.config import ModelSource, TrainConfig, build_config
 from cyberlm.config.schema import RootConfig
 from cyberlm.errors import RunError
-from cyberlm.evaluation import predict
+from cyberlm.evidence import Answers, Evidence, sentences, summary
+from cyberlm.evidence import figures as evidence_figures
 from cyberlm.metrics import compare, score_predictions
 from cyberlm.models import (
     LoadedModel,
 )
 from cyberlm.progress import console
-from cyberlm.prompts import EncodedQuestion, Prompt
-from cyberlm.records import LETTERS, ModelScores, Prediction, Question, QuestionSet, Results, Split
-from cyberlm.results import SCHEMA_VERSION, environment, write_predictions, write_results, write_status
+from cyberlm.prompts import Prompt
+from cyberlm.records import LETTERS, ModelScores, Question, QuestionSet, Results, Split
+from cyberlm.report import print_results
+from cyberlm.results import SCHEMA_VERSION, environment, write_status
 
 SAMPLE_PREDICTIONS = 32
 SPLIT_MANIFEST = "split_manifest.json"
@@ -104,17 +106,6 @@ def announce_split(split: Split) -> None:
             console.print(f"  {len(source.skipped)} bad rows of {source.name} skipped", highlight=False)
 
 
-def predict_with(
-    loaded: LoadedModel,
-    prompt: Prompt,
-    questions: Sequence[Question],
-    encoded: Sequence[EncodedQuestion],
-    config: RootConfig,
-    label: str,
-) -> list[Prediction]:
-    return predict(loaded, prompt, questions, encoded, config.evaluation, config.data.max_batch_tokens, label)
-
-
 def provenance_of(
     config: RootConfig, sources: Sequence[QuestionSet], split_hash: str, prompt: Prompt, loaded: LoadedModel
 ) -> dict[str, str]:
@@ -136,15 +127,15 @@ def results_of(
     config: RootConfig,
     kind: str,
     parts: Mapping[str, Sequence[Question]],
-    predictions: Mapping[str, Sequence[Prediction]],
+    answers: Mapping[str, Answers],
     prompt: Prompt,
     provenance: dict[str, str],
 ) -> Results:
     scores: dict[str, ModelScores] = {
-        name: score_predictions(rows, prompt.config.protocol, prompt.config.show_options)
-        for name, rows in predictions.items()
+        name: score_predictions(given.plain, prompt.config.protocol, prompt.config.show_options)
+        for name, given in answers.items()
     }
-    both = "base" in predictions and "tuned" in predictions
+    both = "base" in answers and "tuned" in answers
     return Results(
         schema_version=SCHEMA_VERSION,
         kind=kind,
@@ -155,7 +146,7 @@ def results_of(
         data=_data_name(config),
         questions={name: len(part) for name, part in parts.items()},
         scores=scores,
-        comparison=compare(predictions["base"], predictions["tuned"]) if both else None,
+        comparison=compare(answers["base"].plain, answers["tuned"].plain) if both else None,
         objective=None,
         steps=0,
         cost=None,
@@ -163,9 +154,18 @@ def results_of(
     )
 
 
-def write_outputs(folder: Path, results: Results, predictions: dict[str, list[Prediction]]) -> None:
-    write_results(results, folder)
-    write_predictions(folder / "predictions.jsonl", predictions)
+def conclude(
+    folder: Path,
+    results: Results,
+    evidence: Evidence,
+    test: Sequence[Question],
+    answers: Mapping[str, Answers],
+    loggers: Sequence[Logger],
+) -> None:
+    """Figures to every logger, tables to the terminal."""
+    figures = {**flat_figures(results), **evidence_figures(evidence)}
+    experiment_loggers.log_results(loggers, figures, sample_rows(test, answers))
+    print_results(results, folder, summary(evidence), sentences(evidence))
 
 
 def plain_config(config: RootConfig) -> dict[str, Any]:
@@ -210,15 +210,15 @@ def flat_figures(results: Results) -> dict[str, float]:
     return flat
 
 
-def sample_rows(questions: Sequence[Question], predictions: Mapping[str, Sequence[Prediction]]) -> list[dict[str, Any]]:
+def sample_rows(questions: Sequence[Question], answers: Mapping[str, Answers]) -> list[dict[str, Any]]:
     """The first questions with what each model answered, for a table."""
     rows = []
     for k, question in enumerate(questions[:SAMPLE_PREDICTIONS]):
         row: dict[str, Any] = {"question": question.question, "gold": f"{question.letter}) {question.answer}"}
-        for name, answered in predictions.items():
-            row[f"{name} choice"] = LETTERS[answered[k].choice]
-            row[f"{name} right"] = answered[k].correct
-            row[f"{name} generated"] = answered[k].generated
+        for name, given in answers.items():
+            row[f"{name} choice"] = LETTERS[given.plain[k].choice]
+            row[f"{name} right"] = given.plain[k].correct
+            row[f"{name} generated"] = given.plain[k].generated
         rows.append(row)
     return rows
 

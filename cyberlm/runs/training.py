@@ -26,6 +26,7 @@ from cyberlm.data.module import QuestionData, encode_questions
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions, write_manifest
 from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.evidence import Answers
 from cyberlm.models import (
     LoadedModel,
     add_adapter,
@@ -38,24 +39,21 @@ from cyberlm.models import (
 from cyberlm.module import Tuner
 from cyberlm.progress import console
 from cyberlm.prompts import EncodedQuestion, Prompt
-from cyberlm.records import Cost, Prediction
-from cyberlm.report import print_results
-from cyberlm.results import environment, write_json
+from cyberlm.records import Cost
+from cyberlm.results import environment, write_json, write_results
+from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.parts import (
     SPLIT_MANIFEST,
     Clock,
     announce,
     announce_split,
-    flat_figures,
+    conclude,
     opened_loggers,
     plain_config,
-    predict_with,
     provenance_of,
     results_of,
-    sample_rows,
     save_config,
     status_of,
-    write_outputs,
 )
 
 CHECKPOINTS = "checkpoints"
@@ -105,10 +103,16 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     _begin(folder, config, provenance)
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
 
-    predictions: dict[str, list[Prediction]] = {}
+    seen = (*split.train, *split.validation)
+    asked = Asked(
+        *(split.test, encoded["test"], split.validation, encoded["validation"]),
+        seen,
+        doubtful_items(config, split.test),
+    )
+    answers: dict[str, Answers] = {}
     if config.evaluation.base:
         with clock.phase("score base"):
-            predictions["base"] = predict_with(loaded, prompt, split.test, encoded["test"], config, "the base model")
+            answers["base"] = ask(loaded, prompt, asked, config, "the base model")
 
     loaded = prepare(loaded, config)
     meter = CostMeter()
@@ -116,9 +120,11 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         objective, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
     tuned_folder = save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), folder)
     with clock.phase("score tuned"):
-        predictions["tuned"] = predict_with(loaded, prompt, split.test, encoded["test"], config, "the tuned model")
+        answers["tuned"] = ask(loaded, prompt, asked, config, "the tuned model")
 
-    results = results_of(config, "train", split.parts(), predictions, prompt, provenance)
+    with clock.phase("weigh evidence"):
+        results = results_of(config, "train", split.parts(), answers, prompt, provenance)
+        evidence = weigh(answers, asked, prompt, config)
     results = replace(
         results,
         method=config.method.name.name,
@@ -126,10 +132,10 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         steps=steps,
         cost=_cost(loaded, clock, meter, tuned_folder),
     )
-    write_outputs(folder, results, predictions)
+    write_results(results, folder)
+    write_answers(folder, answers, evidence)
     write_card(tuned_folder, config, loaded.name, results)
-    experiment_loggers.log_results(loggers, flat_figures(results), sample_rows(split.test, predictions))
-    print_results(results, folder)
+    conclude(folder, results, evidence, split.test, answers, loggers)
     return objective
 
 

@@ -1,0 +1,98 @@
+"""From a loaded model to its answers, and from the answers of all models to results, evidence and files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+
+from cyberlm.config.schema import RootConfig
+from cyberlm.data.splits import near_duplicate_clusters
+from cyberlm.evaluation import predict, predict_blind, predict_rotations
+from cyberlm.evidence import Answers, Evidence, Setting, collect
+from cyberlm.models import LoadedModel
+from cyberlm.prompts import EncodedQuestion, Prompt
+from cyberlm.records import Prediction, Question
+from cyberlm.results import write_json, write_predictions
+from cyberlm.statistics import Suspect, check_suspects, prior_sample, read_suspects, safe_to_permute
+
+EVIDENCE_FILE = "evidence.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What models are asked, and what they may have seen before.
+
+    Attributes:
+        test, encoded: The questions that are scored, and their tokens.
+        validation, encoded_validation: For the temperature (`evaluation.validation`).
+        seen: Questions that were trained on or validated on.
+        suspects: Items of `evaluation.suspects`.
+    """
+
+    test: Sequence[Question]
+    encoded: Sequence[EncodedQuestion]
+    validation: Sequence[Question] = ()
+    encoded_validation: Sequence[EncodedQuestion] = ()
+    seen: Sequence[Question] = ()
+    suspects: Sequence[Suspect] = ()
+
+
+def doubtful_items(config: RootConfig, test: Sequence[Question]) -> tuple[Suspect, ...]:
+    """The items of `evaluation.suspects`, checked against the questions before time is spent on these."""
+    if config.evaluation.suspects is None:
+        return ()
+    suspects = read_suspects(Path(config.evaluation.suspects))
+    check_suspects(suspects, test)
+    return suspects
+
+
+def ask(loaded: LoadedModel, prompt: Prompt, asked: Asked, config: RootConfig, label: str) -> Answers:
+    """One model's answers, with the passes that `config.evaluation` asks for."""
+    wanted, tokens = config.evaluation, config.data.max_batch_tokens
+    plain = predict(loaded, prompt, asked.test, asked.encoded, wanted, tokens, label)
+    rotated: Sequence[Sequence[Prediction]] = ()
+    if wanted.rotations and prompt.config.show_options:  # in what order options are not shown changes nothing
+        rotated = predict_rotations(loaded, prompt, asked.test, plain, wanted, tokens, label)
+    blind: Sequence[Prediction] = ()
+    if wanted.without_question:
+        blind = predict_blind(loaded, prompt, asked.test, wanted, tokens, label)
+    validation: Sequence[Prediction] = ()
+    if wanted.validation and asked.validation:
+        validation = predict(
+            *(loaded, prompt, asked.validation, asked.encoded_validation),
+            *(wanted, tokens, f"{label}, validation questions"),
+        )
+    sample = prior_sample(asked.test, wanted.prior_share, config.seed) if rotated else ()
+    return Answers(
+        plain=plain,
+        rotated=rotated,
+        skipped=sum(not safe_to_permute(question.options) for question in asked.test) if rotated else 0,
+        prior_sample=frozenset(question.hash for question in sample),
+        blind=blind,
+        validation=validation,
+    )
+
+
+def weigh(answers: Mapping[str, Answers], asked: Asked, prompt: Prompt, config: RootConfig) -> Evidence:
+    """Evidence about all models that were asked the same."""
+    texts = [question.question for question in asked.test]
+    numbers = near_duplicate_clusters(texts, config.data.near_duplicate_jaccard)
+    clusters = {question.hash: number for question, number in zip(asked.test, numbers, strict=True)}
+    setting = Setting(prompt.config.protocol, config.evaluation.option_score, clusters, asked.suspects)
+    return collect(answers, setting, asked.test, asked.seen)
+
+
+def write_answers(folder: Path, answers: Mapping[str, Answers], evidence: Evidence) -> None:
+    """evidence.json, predictions.jsonl, and, where further passes were made, passes.jsonl."""
+    write_json(folder / EVIDENCE_FILE, asdict(evidence))
+    write_predictions(folder / "predictions.jsonl", {name: given.plain for name, given in answers.items()})
+    passes: dict[str, Sequence[Prediction]] = {}
+    for name, given in answers.items():
+        further = {
+            "rotated": list(chain.from_iterable(group[1:] for group in given.rotated)),
+            "without_question": given.blind,
+            "validation": given.validation,
+        }
+        passes.update({f"{name}:{kind}": rows for kind, rows in further.items() if rows})
+    if passes:
+        write_predictions(folder / "passes.jsonl", passes)

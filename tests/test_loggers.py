@@ -1,0 +1,212 @@
+"""Experiment loggers: wandb asks nothing and loses nothing, a missing package is said, metrics.csv is kept."""
+
+import builtins
+import getpass
+import importlib.util
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import wandb
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from rich.console import Console
+from support import compose
+from test_sweeps import wandb_run
+
+from cyberlm import loggers
+from cyberlm.config import EvaluateConfig, TrainConfig, build_config
+from cyberlm.errors import ConfigError, Problem
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Terminal(io.StringIO):
+    """A keyboard at which nobody sits: whoever asks has to be told no."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def read(self, *_: object) -> str:
+        raise AssertionError("somebody is asked something")
+
+    readline = read  # type: ignore[assignment]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[io.StringIO]:
+    """wandb without a login, at a terminal; what is printed."""
+
+    def ask(*_: object, **__: object) -> str:
+        raise AssertionError("somebody is asked something")
+
+    wandb.teardown()  # its settings are read from the environment once a process
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(builtins, "input", ask)
+    monkeypatch.setattr(getpass, "getpass", ask)
+    printed = io.StringIO()
+    monkeypatch.setattr(loggers, "console", Console(file=printed, soft_wrap=True))
+    yield printed
+    wandb.teardown()
+
+
+def test_wandb_without_a_login_is_offline(
+    shown: io.StringIO, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep" / "3"
+    logger = loggers.wandb_logger(str(folder), "cyberlm", group="sweep")
+    loggers.log_config([logger], {"method": {"lora": {"rank": 4}}})
+    logger.log_metrics({"val/accuracy": 0.5}, step=1)
+    loggers.log_results([logger], {"test/accuracy": 0.25}, [{"question": "q", "right": True}])
+    loggers.finish([logger], succeeded=True)
+    run = wandb_run(folder)
+    assert (run["group"], run["name"], run["exit"]) == ("sweep", "sweep/3", 0)
+    assert run["config"]["method"] == {"lora": {"rank": 4}}  # type: ignore[index]
+    assert shown.getvalue() == (f"wandb is offline. To send this run later: wandb login; wandb sync {run['folder']}\n")
+    assert capfd.readouterr() == ("", "")
+    assert "WANDB_MODE" not in os.environ, "the next run of this process must be free to choose"
+
+
+def test_wandb_run_that_failed_is_marked(shown: io.StringIO, tmp_path: Path) -> None:
+    loggers.finish([loggers.wandb_logger(str(tmp_path / "run"), "cyberlm")], succeeded=False)
+    run = wandb_run(tmp_path / "run")
+    assert (run["group"], run["name"], run["exit"]) == ("", "run", 1)
+    assert wandb.run is None
+
+
+def test_wandb_run_is_one_for_each_folder(shown: io.StringIO, tmp_path: Path) -> None:
+    """A job never logs into the run of the job before it, even one that was left open; a resumed run goes on."""
+    first = loggers.wandb_logger(str(tmp_path / "1"), "cyberlm")
+    ids = [first.experiment.id]
+    ids += [loggers.wandb_logger(str(tmp_path / name), "cyberlm").experiment.id for name in ("2", "1")]
+    loggers.finish([first], succeeded=True)
+    assert ids[0] != ids[1]
+    assert ids[0] == ids[2]
+
+
+def test_wandb_that_is_disabled_stays_disabled(
+    shown: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = loggers.wandb_logger(str(tmp_path / "run"), "cyberlm")
+    loggers.log_config([logger], {"seed": 0})
+    loggers.finish([logger], succeeded=True)
+    assert shown.getvalue() == ""
+    assert not list(tmp_path.rglob("*.wandb"))
+
+
+@pytest.mark.parametrize(("key", "reason"), [("short", "WANDB_API_KEY invalid"), (KEY, "context deadline exceeded")])
+def test_wandb_that_cannot_be_reached_is_offline(
+    shown: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, reason: str
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(loggers, "WANDB_INIT_SECONDS", 2.0)
+    logger = loggers.wandb_logger(str(tmp_path / "run"), "cyberlm")
+    loggers.finish([logger], succeeded=True)
+    first, second = shown.getvalue().splitlines()
+    assert first.startswith("wandb cannot be used online (")
+    assert reason in first
+    assert second.endswith(f"wandb sync {wandb_run(tmp_path / 'run')['folder']}")
+    assert key not in shown.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------- the other loggers
+
+
+@pytest.mark.parametrize(
+    ("make", "package"),
+    [
+        (lambda folder: loggers.tensorboard_logger(folder), "tensorboard"),
+        (lambda folder: loggers.mlflow_logger(folder, "cyberlm", f"sqlite:///{folder}/mlflow.db"), "mlflow"),
+    ],
+)
+def test_missing_package(make, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    with pytest.raises(ConfigError) as caught:
+        make(str(tmp_path))
+    assert caught.value.title == f"logger={package} needs a package that is not installed:"
+    assert caught.value.problems == (Problem(f"{package} is missing", fix=f"pip install 'cyberlm[{package}]'"),)
+
+
+def write_metrics(logger: CSVLogger, value: float) -> None:
+    logger.log_metrics({"train/loss": value}, step=0)
+    logger.save()
+    logger.log_metrics({"val/accuracy": value}, step=1)  # a column that comes later
+    logger.save()
+
+
+def test_metrics_of_a_resumed_run_stand_in_a_folder_of_their_own(tmp_path: Path) -> None:
+    for value in (1.5, 2.5, 3.5):
+        logger = loggers.csv_logger(tmp_path)
+        write_metrics(logger, value)
+        loggers.finish([logger], succeeded=True)
+    files = [tmp_path / "metrics.csv", tmp_path / "resumed_1" / "metrics.csv", tmp_path / "resumed_2" / "metrics.csv"]
+    assert sorted(tmp_path.rglob("metrics.csv")) == sorted(files)
+    for file, value in zip(files, (1.5, 2.5, 3.5), strict=True):
+        assert file.read_text().split() == ["step,train/loss,val/accuracy", f"0,{value},", f"1,,{value}"]
+
+
+class Recorder(CSVLogger):
+    """A logger other than wandb's that remembers how it was closed."""
+
+    status = ""
+
+    def finalize(self, status: str) -> None:
+        self.status = status
+
+
+@pytest.mark.parametrize(("succeeded", "status"), [(True, "success"), (False, "failed")])
+def test_loggers_are_told_how_the_run_ended(tmp_path: Path, succeeded: bool, status: str) -> None:
+    both = [Recorder(str(tmp_path), name="a"), Recorder(str(tmp_path), name="b")]
+    loggers.finish(both, succeeded)
+    assert [logger.status for logger in both] == [status, status]
+
+
+# --------------------------------------------------------------------------------------------------- configuration
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("logger=none", []),
+        ("logger=csv", []),
+        ("logger=[]", []),
+        ("logger=wandb", ["wandb"]),
+        ("logger=tensorboard", ["tensorboard"]),
+        ("logger=mlflow", ["mlflow"]),
+        ("logger=[wandb,tensorboard]", ["wandb", "tensorboard"]),
+        ("logger=[none,mlflow]", ["mlflow"]),
+        ("logger=[wandb,tensorboard,mlflow,csv]", ["wandb", "tensorboard", "mlflow"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_loggers_compose(command: str, override: str, names: list[str]) -> None:
+    schema = {"train": TrainConfig, "evaluate": EvaluateConfig}[command]
+    config = build_config(compose(override, "group=mine", command=command), schema)
+    assert sorted(config.logger) == sorted(names)
+    for name, entry in config.logger.items():
+        assert callable(getattr(loggers, entry["_target_"].rpartition(".")[2]))
+        assert entry.get("group", "mine") == "mine", name
+        assert entry["save_dir"] == "<run folder>"
+
+
+def test_wandb_takes_its_project_and_entity() -> None:
+    line = ("logger=wandb", "logger.wandb.project=mine", "logger.wandb.entity=us")
+    entry = build_config(compose(*line), TrainConfig).logger["wandb"]
+    assert (entry["project"], entry["entity"]) == ("mine", "us")
+
+
+def test_wandb_logger_is_lightnings(shown: io.StringIO, tmp_path: Path) -> None:
+    logger = loggers.wandb_logger(str(tmp_path / "run"), "mine", entity="us")
+    assert isinstance(logger, WandbLogger)
+    assert (logger.experiment.project, logger.experiment.entity) == ("mine", "us")
+    assert Path(logger.experiment.dir).is_relative_to(tmp_path / "run")
+    loggers.finish([logger], succeeded=True)

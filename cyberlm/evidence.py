@@ -218,10 +218,10 @@ def sentences(evidence: Evidence) -> list[str]:
         )
     for pair in evidence.pairs:
         word = "not significant" if pair.p_holm >= 0.05 else "significant"
-        smallest = "" if pair.detectable is None else f"; detectable at 80% power: {pair.detectable:.1%}"
+        smallest = "" if pair.detectable is None else f"; {pair.detectable:.1%} could be told from none (80% power)"
         said.append(
-            f"{pair.second} against {pair.first}: {pair.difference:+.1%} (95% {pair.ci_lo:+.1%} to {pair.ci_hi:+.1%}), "
-            f"{word} (p = {pair.p_holm:.3g}, n = {pair.n}){smallest}."
+            f"{pair.second} minus {pair.first}: {pair.difference:+.1%}, 95% interval {pair.ci_lo:+.1%} to "
+            f"{pair.ci_hi:+.1%}, {word} (p = {pair.p_holm:.3g}, n = {pair.n}){smallest}."
         )
     for name, model in evidence.models.items():
         said += [f"{name}: {finding.sentence}" for finding in model.findings]

@@ -218,9 +218,13 @@ def _composition_error(command: str, error: Exception) -> ConfigError:
             problems = list(_override_problems(command, overrides, keys))
     if not problems:
         problems = [Problem(_first_lines(error.__cause__ or error))]
-    return ConfigError(
-        "These overrides cannot be used:", problems, f"All keys and values: python {command}.py --cfg job"
-    )
+    return ConfigError("These overrides cannot be used:", problems, f"All keys and values: {_typed(command)} --cfg job")
+
+
+def _typed(command: str) -> str:
+    """The command as it was typed: python train.py in a checkout, python -m cyberlm train elsewhere."""
+    script = f"{command}.py"
+    return f"python {script}" if Path(sys.argv[0]).name == script else f"python -m cyberlm {command}"
 
 
 def _override_problems(command: str, overrides: Sequence[str], keys: Sequence[str]) -> Iterator[Problem]:
@@ -294,7 +298,7 @@ def _explain(command: str, override: str, choices: list[str], error: Exception, 
     group, _, rest = name.partition(".")
     options = _group_options(group)
     if "Ambiguous value" in str(error):
-        return Problem(f"{override}: several values are a sweep", fix=f"python {command}.py -m {override}")
+        return Problem(f"{override}: several values are a sweep", fix=f"{_typed(command)} -m {override}")
     if options and not rest:
         wrong = [item.strip() for item in value.strip("[]").split(",") if item.strip() not in options]
         if wrong:

@@ -79,11 +79,12 @@ def _row(job: Path, chosen: dict[str, str], keys: list[str]) -> dict[str, str]:
 
 
 def _figures(results: Results | None) -> dict[str, str]:
-    tuned = results.scores.get("tuned") if results else None
+    scores = results.scores if results else {}
+    shown = scores.get("tuned") or scores.get("base")  # evaluate.py without a run scores a model as it is
     cost = results.cost if results else None
     return {
-        "test accuracy": f"{tuned.likelihood.value:.4f}" if tuned else "",
-        "test gold nll": f"{tuned.gold_nll:.4f}" if tuned else "",
+        "test accuracy": f"{shown.likelihood.value:.4f}" if shown else "",
+        "test gold nll": f"{shown.gold_nll:.4f}" if shown else "",
         "trainable": f"{cost.trainable_parameters}" if cost else "",
         "seconds": f"{sum(cost.seconds.values()):.0f}" if cost else "",
     }

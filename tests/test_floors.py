@@ -125,6 +125,16 @@ def test_options_only_finds_a_word_or_a_length_that_gives_the_answer_away(mark: 
     assert floor.note == "a logistic model of the options alone, fitted on 400 questions"
 
 
+def test_options_only_finds_a_rank_by_length_that_gives_the_answer_away() -> None:
+    rng = random.Random(0)
+    questions = []
+    for k in range(500):
+        lengths = rng.sample(range(1, 60), 4)
+        second = lengths.index(sorted(lengths)[2])
+        questions.append(Question(f"q:{k}", "?", tuple("x" * length for length in lengths), second))
+    assert options_only(questions[:100], questions[100:]).accuracy > 0.9
+
+
 def test_options_only_is_chance_where_options_tell_nothing() -> None:
     floor = options_only(marked(401, str), marked(402, str))
     assert 0.15 < floor.accuracy < 0.35
@@ -297,8 +307,8 @@ def test_a_shifted_key_of_a_model_that_knows_half_the_answers() -> None:
 
 def test_a_shifted_key_of_questions_with_different_numbers_of_options() -> None:
     questions = [question for n in (2, 3, 4, 5) for question in balanced(60, n)]
-    found = diagnose(questions, answered(questions, choices_of(questions, 0.85, shift=1)))
-    assert [finding.name for finding in found] == ["shifted_key"]
+    (found,) = diagnose(questions, answered(questions, choices_of(questions, 1.0, shift=1)))
+    assert (found.name, found.figure) == ("shifted_key", 1)
 
 
 def test_a_constant_letter() -> None:

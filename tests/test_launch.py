@@ -1,10 +1,12 @@
 """From the command line to one screen: errors as the user sees them, folders, and what a sweep's job is given."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,17 @@ def test_torch_is_imported_only_once_the_configuration_is_right(tmp_path: Path) 
 # ------------------------------------------------------------------------------------------------ in this process
 
 
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """Hydra gives the root logger a file in the run's folder."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in [handler for handler in root.handlers if handler not in handlers]:
+        handler.close()
+    root.handlers, root.level = handlers, level
+
+
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Types a command line, which must end with one screen; returns it."""
@@ -151,7 +164,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
 
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [f"{command}.py", *arguments])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "")
         schema = TrainConfig if command == "train" else EvaluateConfig
         with pytest.raises(SystemExit) as ended:
             launch.main(command, schema, never)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -142,6 +143,18 @@ def test_found_figures_are_printed_even_where_they_agree(tmp_path: Path, monkeyp
     assert [(row["val accuracy"], row["test accuracy"], row["seed"]) for row in shown] == [
         ("0.5000", "0.5000", "0"),
         ("0.5000", "0.5000", "1"),
+    ]
+
+
+def test_evaluations_of_models_as_they_are(tmp_path: Path) -> None:
+    for number, accuracy in enumerate((0.5, 0.6)):
+        found = results(0.0, accuracy)
+        job = make_job(tmp_path / str(number), [f"seed={number}"], "finished")
+        write_results(replace(found, scores={"base": found.scores["tuned"]}, objective=None, cost=None), job)
+    rows = leaderboard(tmp_path)
+    assert [(row["job"], row["val accuracy"], row["test accuracy"]) for row in rows] == [
+        ("0", "", "0.5000"),
+        ("1", "", "0.6000"),
     ]
 
 

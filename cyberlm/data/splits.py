@@ -3,27 +3,21 @@
 import hashlib
 import json
 import random
-import re
-import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cyberlm.config.schema import DataConfig
 from cyberlm.errors import DataError, Problem
 from cyberlm.records import Question, QuestionSet, Split
+from cyberlm.similarity import alike, words_of
 
 MANIFEST_VERSION = 1
-MINHASH_PERMUTATIONS = 128
-MINHASH_SEED = 1
-MISSED_PAIRS = 1e-4
-"""Chance that a pair just alike enough is never proposed; pairs that are more alike are missed less often."""
 SETTINGS = (
     "on_bad_row",
     "validation_fraction",
@@ -35,16 +29,12 @@ SETTINGS = (
 )
 """Fields of DataConfig that, with the seed and the files, decide the split."""
 
-_WORD = re.compile(r"\w+")
-
 
 # --- near-duplicates ---
 
 
 def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
     """Groups texts that are the same or nearly so: connected components over pairs whose word sets are alike.
-
-    MinHash with banding proposes pairs; the exact Jaccard of the two word sets decides.
 
     Args:
         texts: For example the questions of all files.
@@ -53,41 +43,15 @@ def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
     Returns:
         A cluster number for each text, counted from 0 in order of first appearance.
     """
-    word_sets = [_words(text) for text in texts]
+    word_sets = [frozenset(words_of(text)) for text in texts]
     distinct = list(dict.fromkeys(word_sets))
-    pairs = list(_alike(distinct, jaccard))
+    pairs = list(alike(distinct, jaccard))
     rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(pairs), dtype=np.int8), (rows, columns)), shape=(len(distinct), len(distinct)))
     _, components = connected_components(graph, directed=False)
     component = dict(zip(distinct, components.tolist(), strict=True))
     number: dict[int, int] = {}
     return [number.setdefault(component[words], len(number)) for words in word_sets]
-
-
-def _words(text: str) -> frozenset[str]:
-    """The text's words in one case and one Unicode form; a text without any word is its own word."""
-    normalised = unicodedata.normalize("NFKC", text).casefold()
-    return frozenset(_WORD.findall(normalised)) or frozenset([" ".join(normalised.split())])
-
-
-def _alike(word_sets: Sequence[frozenset[str]], jaccard: float) -> Iterator[tuple[int, int]]:
-    encoded = ([word.encode() for word in words] for words in word_sets)
-    index = MinHashLSH(num_perm=MINHASH_PERMUTATIONS, params=_bands_and_rows(jaccard))
-    for i, sketch in enumerate(MinHash.generator(encoded, num_perm=MINHASH_PERMUTATIONS, seed=MINHASH_SEED)):
-        for j in index.query(sketch):
-            shared = len(word_sets[i] & word_sets[j])
-            if shared / (len(word_sets[i]) + len(word_sets[j]) - shared) >= jaccard:
-                yield i, j
-        index.insert(i, sketch)
-
-
-def _bands_and_rows(jaccard: float) -> tuple[int, int]:
-    """Bands b and rows r of the index: the most rows (fewest candidates) with (1 - J^r)^b at most MISSED_PAIRS."""
-    for rows in range(MINHASH_PERMUTATIONS // 2, 1, -1):
-        bands = MINHASH_PERMUTATIONS // rows
-        if (1 - jaccard**rows) ** bands <= MISSED_PAIRS:
-            return bands, rows
-    return MINHASH_PERMUTATIONS, 1
 
 
 # --- the split ---

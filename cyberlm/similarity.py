@@ -29,7 +29,7 @@ def alike(word_sets: Sequence[WordSet], jaccard: float) -> Iterator[tuple[int, i
     """Every pair i > j of sets in one collection whose Jaccard index is at least `jaccard`, in (0, 1]."""
     index = _index(jaccard)
     for i, sketch in enumerate(_sketches(word_sets)):
-        for j in index.query(sketch):
+        for j in sorted(index.query(sketch)):
             if _jaccard(word_sets[i], word_sets[j]) >= jaccard:
                 yield i, j
         index.insert(i, sketch)

@@ -1,7 +1,7 @@
 """From a loaded model to its answers, and from the answers of all models to results, evidence and files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def ask(loaded: LoadedModel, prompt: Prompt, asked: Asked, config: RootConfig, l
     if wanted.validation and asked.validation:
         validation = predict(
             *(loaded, prompt, asked.validation, asked.encoded_validation),
-            *(wanted, tokens, f"{label}, validation questions"),
+            *(replace(wanted, generate=False), tokens, f"{label}, validation questions"),
         )
     sample = prior_sample(asked.test, wanted.prior_share, config.seed) if rotated else ()
     return Answers(

@@ -8,7 +8,7 @@ from cyberlm.errors import UserError
 from cyberlm.launch import main as launch
 from cyberlm.launch import show
 
-COMMANDS = ("train", "evaluate", "leaderboard")
+COMMANDS = ("train", "evaluate", "leaderboard", "recompute")
 
 
 def train() -> None:
@@ -45,11 +45,23 @@ def leaderboard() -> None:
         raise SystemExit(show(error)) from None
 
 
+def recompute() -> None:
+    """Computes every figure of a run again from its rows, without a model."""
+    from cyberlm.runs.recomputing import show_recomputed
+
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: cyberlm recompute outputs/RUN")
+    try:
+        show_recomputed(Path(sys.argv[1]))
+    except UserError as error:
+        raise SystemExit(show(error)) from None
+
+
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         raise SystemExit(f"usage: cyberlm {{{','.join(COMMANDS)}}} [overrides]")
     command = sys.argv.pop(1)
-    {"train": train, "evaluate": evaluate, "leaderboard": leaderboard}[command]()
+    {"train": train, "evaluate": evaluate, "leaderboard": leaderboard, "recompute": recompute}[command]()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from cyberlm.errors import ConfigError, RunError
 from cyberlm.metrics import compare, score_predictions
 from cyberlm.results import read_predictions, read_results, read_status
 from cyberlm.runs import evaluate, train
+from cyberlm.runs.recomputing import recompute
 
 SMALL = (
     *("data.max_train=24", "data.max_validation=8", "data.max_test=16", "evaluation.max_new_tokens=4"),
@@ -77,6 +78,27 @@ def test_a_run_leaves_everything_it_promises(method: str, tmp_path: Path) -> Non
     assert again.scores == results.scores
     assert again.comparison == results.comparison
     assert read_predictions(tmp_path / "again" / "predictions.jsonl") == predictions
+
+
+@pytest.mark.parametrize("prompt", ["letter", "text"])
+def test_every_figure_comes_again_from_the_rows(prompt: str, tmp_path: Path) -> None:
+    """With all passes, of a training run and of an evaluation of it; and a changed row is found."""
+    run, again = tmp_path / "run", tmp_path / "again"
+    train(small(f"prompt={prompt}", "evaluation=full", "evaluation.prior_share=0.2"), run)
+    evaluate(scoring(f"run={run}", "evaluation=full", "evaluation.prior_share=0.2"), again)
+    evidence = json.loads((run / "evidence.json").read_text())
+    for model in evidence["models"].values():
+        assert (model["permutations"] is not None) == (prompt == "letter")
+        assert "no_question" in model["floors"]["floors"]
+        assert model["calibration"]["scaled"] is not None
+    assert len(evidence["pairs"]) == 1 and evidence["leaks"]["n_exact"] == 0
+    assert recompute(run) == []
+    assert recompute(again) == []
+    rows = (run / "predictions.jsonl").read_text().splitlines()
+    row = json.loads(rows[0])
+    row["choice"] = (row["choice"] + 1) % 4
+    (run / "predictions.jsonl").write_text("\n".join([json.dumps(row), *rows[1:]]) + "\n")
+    assert any(name.startswith("evidence.") for name in recompute(run))
 
 
 def test_text_prompt_has_rouge_and_says_why_there_is_no_generation_accuracy(tmp_path: Path) -> None:

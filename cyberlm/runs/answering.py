@@ -16,6 +16,7 @@ from cyberlm.results import write_json, write_predictions
 from cyberlm.statistics import Suspect, check_suspects, prior_sample, read_suspects, safe_to_permute
 
 EVIDENCE_FILE = "evidence.json"
+PASSES_FILE = "passes.jsonl"
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,28 @@ def ask(loaded: LoadedModel, prompt: Prompt, asked: Asked, config: RootConfig, l
             *(loaded, prompt, asked.validation, asked.encoded_validation),
             *(replace(wanted, generate=False), tokens, f"{label}, validation questions"),
         )
-    sample = prior_sample(asked.test, wanted.prior_share, config.seed) if rotated else ()
     return Answers(
         plain=plain,
         rotated=rotated,
         skipped=sum(not safe_to_permute(question.options) for question in asked.test) if rotated else 0,
-        prior_sample=frozenset(question.hash for question in sample),
+        prior_sample=sample_of(asked.test, config) if rotated else frozenset(),
         blind=blind,
         validation=validation,
     )
 
 
-def weigh(answers: Mapping[str, Answers], asked: Asked, prompt: Prompt, config: RootConfig) -> Evidence:
+def sample_of(test: Sequence[Question], config: RootConfig) -> frozenset[str]:
+    """Hashes of the questions that the prior of the letters is estimated on."""
+    sample = prior_sample(test, config.evaluation.prior_share, config.seed)
+    return frozenset(question.hash for question in sample)
+
+
+def weigh(answers: Mapping[str, Answers], asked: Asked, config: RootConfig) -> Evidence:
     """Evidence about all models that were asked the same."""
     texts = [question.question for question in asked.test]
     numbers = near_duplicate_clusters(texts, config.data.near_duplicate_jaccard)
     clusters = {question.hash: number for question, number in zip(asked.test, numbers, strict=True)}
-    setting = Setting(prompt.config.protocol, config.evaluation.option_score, clusters, asked.suspects)
+    setting = Setting(config.prompt.protocol, config.evaluation.option_score, clusters, asked.suspects)
     return collect(answers, setting, asked.test, asked.seen)
 
 
@@ -95,4 +101,4 @@ def write_answers(folder: Path, answers: Mapping[str, Answers], evidence: Eviden
         }
         passes.update({f"{name}:{kind}": rows for kind, rows in further.items() if rows})
     if passes:
-        write_predictions(folder / "passes.jsonl", passes)
+        write_predictions(folder / PASSES_FILE, passes)

@@ -131,7 +131,7 @@ def _evaluate(
         with clock.phase("score tuned"):
             answers["tuned"] = ask(tuned, prompt, asked, config, "the tuned model")
     results = results_of(config, "evaluate", {"test": questions}, answers, prompt, provenance)
-    evidence = weigh(answers, asked, prompt, config)
+    evidence = weigh(answers, asked, config)
     if trained is not None:
         results = replace(results, method=trained.method.name.name)
     write_results(results, folder)

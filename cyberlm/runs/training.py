@@ -124,7 +124,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
 
     with clock.phase("weigh evidence"):
         results = results_of(config, "train", split.parts(), answers, prompt, provenance)
-        evidence = weigh(answers, asked, prompt, config)
+        evidence = weigh(answers, asked, config)
     results = replace(
         results,
         method=config.method.name.name,

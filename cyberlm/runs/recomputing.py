@@ -1,0 +1,126 @@
+"""Every figure of a run again, from its per-question rows and the question files, without a model."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from cyberlm.config import EvaluateConfig, TrainConfig, build_config
+from cyberlm.config.schema import RootConfig
+from cyberlm.data.sources import load_sources
+from cyberlm.data.splits import read_manifest, select_questions
+from cyberlm.errors import RunError
+from cyberlm.evidence import Answers
+from cyberlm.metrics import compare, score_predictions
+from cyberlm.records import Prediction, Question
+from cyberlm.results import read_predictions, read_results
+from cyberlm.runs.answering import EVIDENCE_FILE, PASSES_FILE, Asked, doubtful_items, sample_of, weigh
+from cyberlm.runs.parts import SPLIT_MANIFEST, config_of
+from cyberlm.statistics import safe_to_permute
+
+
+def recompute(run: Path) -> list[str]:
+    """Compares the figures of `results.json` and `evidence.json` with those computed again.
+
+    Returns:
+        Dotted names of the figures that differ, with both values; empty where all are equal.
+
+    Raises:
+        RunError: If the folder holds no finished run.
+    """
+    results = read_results(run)
+    config = _config(run)
+    predictions = read_predictions(run / "predictions.jsonl")
+    rows = next(iter(predictions.values()))
+    sources = [source for source in load_sources(config.data) if source is not None]
+    test = select_questions(sources, [row.hash for row in rows])
+    asked = Asked(test, (), seen=_seen(run, config), suspects=doubtful_items(config, test))
+    answers = _answers(run, predictions, test, config)
+
+    protocol, shown = config.prompt.protocol, config.prompt.show_options
+    scores = {name: asdict(score_predictions(given, protocol, shown)) for name, given in predictions.items()}
+    both = "base" in predictions and "tuned" in predictions
+    again = {
+        "scores": scores,
+        "comparison": asdict(compare(predictions["base"], predictions["tuned"])) if both else None,
+        "evidence": asdict(weigh(answers, asked, config)),
+    }
+    written = {
+        "scores": {name: asdict(given) for name, given in results.scores.items()},
+        "comparison": asdict(results.comparison) if results.comparison else None,
+        "evidence": json.loads((run / EVIDENCE_FILE).read_text(encoding="utf-8")),
+    }
+    return list(_differences("", written, json.loads(json.dumps(again))))
+
+
+def _config(run: Path) -> RootConfig:
+    saved = OmegaConf.load(run / "config.yaml")
+    if "method" in saved:
+        return config_of(run)
+    assert isinstance(saved, DictConfig)
+    return build_config(saved, EvaluateConfig)
+
+
+def _seen(run: Path, config: RootConfig) -> tuple[Question, ...]:
+    """The questions that the run, or the run that was evaluated, trained on or validated on."""
+    if isinstance(config, TrainConfig):
+        trained = run
+    elif isinstance(config, EvaluateConfig) and config.run is not None:
+        trained = Path(config.run)
+    else:
+        return ()
+    parts = read_manifest(trained / SPLIT_MANIFEST)["parts"]
+    sources = [source for source in load_sources(config_of(trained).data) if source is not None]
+    return select_questions(sources, [row["hash"] for part in ("train", "validation") for row in parts[part]])
+
+
+def _answers(
+    run: Path, predictions: Mapping[str, Sequence[Prediction]], test: Sequence[Question], config: RootConfig
+) -> dict[str, Answers]:
+    file = run / PASSES_FILE
+    passes = read_predictions(file) if file.is_file() else {}
+    safe = [safe_to_permute(question.options) for question in test]
+    answers = {}
+    for name, plain in predictions.items():
+        turned = iter(passes.get(f"{name}:rotated", ()))
+        rotated = []
+        if f"{name}:rotated" in passes:
+            rotated = [
+                [row, *(next(turned) for _ in range(row.n_options - 1))]
+                for row, is_safe in zip(plain, safe, strict=True)
+                if is_safe
+            ]
+        answers[name] = Answers(
+            plain=plain,
+            rotated=rotated,
+            skipped=safe.count(False) if rotated else 0,
+            prior_sample=sample_of(test, config) if rotated else frozenset(),
+            blind=passes.get(f"{name}:without_question", ()),
+            validation=passes.get(f"{name}:validation", ()),
+        )
+    return answers
+
+
+def _differences(name: str, written: object, again: object) -> Iterator[str]:
+    if isinstance(written, dict) and isinstance(again, dict):
+        for key in sorted({*written, *again}):
+            yield from _differences(f"{name}.{key}".lstrip("."), written.get(key), again.get(key))
+    elif isinstance(written, list) and isinstance(again, list) and len(written) == len(again):
+        for place, pair in enumerate(zip(written, again, strict=True)):
+            yield from _differences(f"{name}[{place}]", *pair)
+    elif written != again:
+        yield f"{name}: {written} in the file, {again} computed again"
+
+
+def show_recomputed(run: Path) -> None:
+    """Prints that all figures are equal.
+
+    Raises:
+        RunError: With the figures that are not.
+    """
+    different = recompute(run)
+    if different:
+        raise RunError(f"{len(different)} figures of {run} are not what its rows give:", hint="\n".join(different[:20]))
+    print(f"Every figure of {run} is what predictions.jsonl gives.")

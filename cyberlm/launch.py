@@ -61,6 +61,8 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
     """
     register_schemas()
     register_resolvers()
+    # Hydra's parser refuses overrides on both sides of -m
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda item: item not in ("-m", "--multirun"))
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: the screen is ours
 

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cyberlm"
-ENTRY = "__main__"
+ENTRIES = {"__main__", "recompute"}
+"""What is typed after `python -m`: above the floors, imported by nothing."""
 FLOORS = {
     0: {"errors", "config", "records", "progress", "cache", "similarity"},
     1: {
@@ -63,7 +64,7 @@ def breaches(path: Path, source: str) -> list[str]:
     part = part_of(path)
     found = []
     for line, target in imported_parts(ast.parse(source), path):
-        if target in ("", part) or part == ENTRY:
+        if target in ("", part) or part in ENTRIES:
             continue
         if part == "__init__":
             found.append(f"line {line}: cyberlm/__init__.py imports {target}; it holds the version alone")
@@ -75,7 +76,7 @@ def breaches(path: Path, source: str) -> list[str]:
 
 
 def test_every_part_has_a_floor() -> None:
-    assert PARTS - {ENTRY} == set(FLOOR), "put the part on a floor, here and in docs/architecture.md"
+    assert set(FLOOR) == PARTS - ENTRIES, "put the part on a floor, here and in docs/architecture.md"
 
 
 def test_page_tells_the_same_floors() -> None:

@@ -222,6 +222,7 @@ LORA_ONLY = """  - method.lora.rank={}: there is no method.lora with method=sft
             "  - method=qlra: there is no method 'qlra'\n      allowed: lora, qlora, sft\n      type:    method=qlora",
         ),
         ("-m seed=1,two", "  - seed=two: Value 'two' of type 'str' could not be converted to Integer"),
+        ("seed=1,x -m prompt=text", "  - seed=x: Value 'x' of type 'str' could not be converted to Integer"),
         ("-m method=sft,lora method.lora.rank=2,4", LORA_ONLY.format(2)),
         (
             "sweep=rank_alpha method.lora.rnk=2",

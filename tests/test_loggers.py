@@ -56,6 +56,12 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[io.String
     wandb.teardown()
 
 
+def written(folder: Path) -> dict[str, object]:
+    """The run in a folder, once wandb's own process has written the last of it."""
+    wandb.teardown()
+    return wandb_run(folder)
+
+
 def test_wandb_without_a_login_is_offline(
     shown: io.StringIO, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +71,7 @@ def test_wandb_without_a_login_is_offline(
     logger.log_metrics({"val/accuracy": 0.5}, step=1)
     loggers.log_results([logger], {"test/accuracy": 0.25}, [{"question": "q", "right": True}])
     loggers.finish([logger], succeeded=True)
-    run = wandb_run(folder)
+    run = written(folder)
     assert (run["group"], run["name"], run["exit"]) == ("sweep", "sweep/3", 0)
     assert run["config"]["method"] == {"lora": {"rank": 4}}  # type: ignore[index]
     assert shown.getvalue() == (f"wandb is offline. To send this run later: wandb login; wandb sync {run['folder']}\n")
@@ -75,7 +81,7 @@ def test_wandb_without_a_login_is_offline(
 
 def test_wandb_run_that_failed_is_marked(shown: io.StringIO, tmp_path: Path) -> None:
     loggers.finish([loggers.wandb_logger(str(tmp_path / "run"), "cyberlm")], succeeded=False)
-    run = wandb_run(tmp_path / "run")
+    run = written(tmp_path / "run")
     assert (run["group"], run["name"], run["exit"]) == ("", "run", 1)
     assert wandb.run is None
 
@@ -113,7 +119,7 @@ def test_wandb_that_cannot_be_reached_is_offline(
     first, second = shown.getvalue().splitlines()
     assert first.startswith("wandb cannot be used online (")
     assert reason in first
-    assert second.endswith(f"wandb sync {wandb_run(tmp_path / 'run')['folder']}")
+    assert second.endswith(f"wandb sync {written(tmp_path / 'run')['folder']}")
     assert key not in shown.getvalue()
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -63,9 +64,22 @@ class Tuner(L.LightningModule):
         self.nll.reset()
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.optim)
+        optimizer = build_optimizer(self.model, self.optim, fused=not self._scales_gradients())
         schedule = build_schedule(optimizer, self.optim, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Lightning refuses to clip before a fused step in mixed precision; without scaled gradients that is safe."""
+        if self._scales_gradients():
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+
+    def _scales_gradients(self) -> bool:
+        return self.trainer.precision == "16-mixed"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {f"model.{name}" for name in trainable_names(self.model)}

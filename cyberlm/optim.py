@@ -10,11 +10,24 @@ from cyberlm.config import OptimConfig, OptimizerName
 from cyberlm.errors import ConfigError, Problem
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
-    """AdamW over what is trained; weight decay on matrices only, never on norms and biases.
+def check_optimizer(config: OptimConfig, device: torch.device) -> None:
+    """Refuses 8-bit optimizer states on a CPU, before anything is loaded.
 
     Raises:
-        ConfigError: If 8-bit states are asked for on a CPU.
+        ConfigError: With what to type instead.
+    """
+    if config.name is not OptimizerName.adamw and device.type != "cuda":
+        raise ConfigError(
+            "8-bit optimizer states need a GPU:",
+            [Problem(f"optim.name={config.name.name} on a CPU", "adamw", "optim=adamw")],
+        )
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Optimizer:
+    """AdamW over what is trained; weight decay on matrices only, never on norms and biases.
+
+    Args:
+        fused: One kernel a step. Not with float16 gradients, which such a step would unscale after they are clipped.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -22,15 +35,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    on_gpu = trained[0].device.type == "cuda"
     shared = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.name is OptimizerName.adamw:
-        return torch.optim.AdamW(groups, fused=True, **shared)  # type: ignore[arg-type]
-    if not on_gpu:
-        raise ConfigError(
-            "8-bit optimizer states need a GPU:",
-            [Problem(f"optim.name={config.name.name} on a CPU", "adamw", "optim=adamw")],
-        )
+        return torch.optim.AdamW(groups, fused=fused, **shared)  # type: ignore[arg-type]
     import bitsandbytes
 
     kind = {

@@ -164,6 +164,23 @@ def test_max_steps_before_the_first_validation_still_has_an_objective(tmp_path: 
     assert read_results(tmp_path / "run").steps == 1
 
 
+@pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
+def test_mixed_precision_trains_and_clips(method: str, tmp_path: Path) -> None:
+    """bf16-mixed is the default on a GPU; here it runs on the CPU."""
+    overrides = (f"method={method}", "trainer.precision=bf16-mixed", "optim.max_grad_norm=0.1", "trainer.max_steps=3")
+    train(small(*overrides, "evaluation.generate=false"), tmp_path / "run")
+    scores = read_results(tmp_path / "run").scores
+    assert scores["tuned"].gold_nll < scores["base"].gold_nll
+
+
+def test_8bit_states_on_a_cpu_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    config = small("optim=paged_adamw_8bit", "trainer.accelerator=auto")
+    with pytest.raises(ConfigError, match="need a GPU"):
+        train(config, tmp_path / "run")
+    status = read_status(tmp_path / "run")
+    assert status is not None and "optim.name=paged_adamw_8bit" in status.reason
+
+
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     for name in ("false", "true"):
         overrides = ("trainer.max_steps=2", f"trainer.gradient_checkpointing={name}", "evaluation.generate=false")

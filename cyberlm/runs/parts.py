@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm import loggers as experiment_loggers
 from cyberlm.config import ModelSource, TrainConfig, build_config
 from cyberlm.config.schema import RootConfig
-from cyberlm.errors import RunError
+from cyberlm.errors import RunError, UserError
 from cyberlm.evidence import Answers, Evidence, sentences, summary
 from cyberlm.evidence import figures as evidence_figures
 from cyberlm.metrics import compare, score_predictions
@@ -61,10 +62,20 @@ def status_of(folder: Path) -> Iterator[_Report]:
     try:
         yield report
     except BaseException as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        write_status(folder, "failed", reason=f"{type(error).__name__}: {reason}")
+        write_status(folder, "failed", reason=_reason(error))
         raise
     write_status(folder, "finished", report.objective)
+
+
+def _reason(error: BaseException) -> str:
+    """One line that says why a run failed."""
+    if isinstance(error, UserError):
+        return " ".join([error.title, *(problem.what for problem in error.problems[:1])])
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    told = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+    first = (str(told).splitlines() or [""])[0]
+    return f"{type(told).__name__}: {first}"
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ from cyberlm.models import (
     save_tuned,
 )
 from cyberlm.module import Tuner
+from cyberlm.optim import check_optimizer
 from cyberlm.progress import console
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Cost
@@ -93,6 +94,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
 
     with clock.phase("load"):
         device = pick_device(config.trainer.accelerator)
+        check_optimizer(config.optim, device)
         prompt = Prompt(config.prompt, load_tokenizer(config.model))
         encoded = {
             name: encode_questions(part, prompt, config.data.max_length, cache_folder() / "tokenised")

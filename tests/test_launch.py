@@ -124,7 +124,7 @@ Works without the hub:
     )
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["objective"]) == ("failed", None)
-    assert status["reason"].startswith("ModelError: The model llama3_8b cannot be loaded.")
+    assert status["reason"].startswith("The model llama3_8b cannot be loaded. meta-llama/Meta-Llama-3-8B: ")
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left <= {".hydra", "train.log", "status.json", "split_manifest.json", "wandb"}
     assert not list((tmp_path / "run").rglob("*.safetensors"))

@@ -3,10 +3,13 @@
 import sys
 from pathlib import Path
 
+import absl.logging
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+# rouge_score brings absl, whose log handler closes its stream when Hydra configures logging: it must not be pytest's
+absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
 
 

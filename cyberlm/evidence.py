@@ -63,12 +63,14 @@ class Setting:
 
     Attributes:
         protocol, option_score: Of the prompt and of the choice by likelihood.
+        options_shown: Without, a completion cannot be matched to an option, and generation is not judged.
         clusters: Near-duplicate cluster of each test question, by hash; without it questions count as independent.
         suspects: Items whose published key is doubtful.
     """
 
     protocol: Protocol
     option_score: OptionScore
+    options_shown: bool = True
     clusters: Mapping[str, int] | None = None
     suspects: Sequence[Suspect] = ()
 
@@ -151,7 +153,7 @@ def _of_model(
     plain = answers.plain
     clusters = cluster_numbers([row.hash for row in plain], setting.clusters)
     letters_asked = setting.protocol is Protocol.letter
-    generated = all(row.generated is not None for row in plain) and any(row.parsed is not None for row in plain)
+    generated = setting.options_shown and all(row.generated is not None for row in plain)
     how = OptionScore.sum if letters_asked else setting.option_score
     calibration = calibrate(plain, answers.validation, how)
     sample = [group for group in answers.rotated if group[0].hash in answers.prior_sample]

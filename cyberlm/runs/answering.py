@@ -84,7 +84,8 @@ def weigh(answers: Mapping[str, Answers], asked: Asked, config: RootConfig) -> E
     texts = [question.question for question in asked.test]
     numbers = near_duplicate_clusters(texts, config.data.near_duplicate_jaccard)
     clusters = {question.hash: number for question, number in zip(asked.test, numbers, strict=True)}
-    setting = Setting(config.prompt.protocol, config.evaluation.option_score, clusters, asked.suspects)
+    prompt, how = config.prompt, config.evaluation.option_score
+    setting = Setting(prompt.protocol, how, prompt.show_options, clusters, asked.suspects)
     return collect(answers, setting, asked.test, asked.seen)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import absl.logging
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 # rouge_score brings absl, whose log handler closes its stream when Hydra configures logging: it must not be pytest's
@@ -15,6 +16,7 @@ torch.set_num_threads(1)  # tiny models: a second thread costs more than it brin
 
 @pytest.fixture(autouse=True)
 def _own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    HydraConfig.instance().cfg = None  # what a command run in this process before has left
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")

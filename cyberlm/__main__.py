@@ -1,6 +1,7 @@
 """`python -m cyberlm train ...` and `python -m cyberlm evaluate ...`: the commands of train.py and evaluate.py."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from cyberlm.config import EvaluateConfig, TrainConfig
@@ -37,22 +38,21 @@ def leaderboard() -> None:
     """Ranks the jobs of a sweep's folder again, for example after the sweep itself was killed."""
     from cyberlm.sweeps import show_leaderboard
 
-    if len(sys.argv) != 2:
-        raise SystemExit("usage: cyberlm leaderboard outputs/SWEEP")
-    try:
-        show_leaderboard(Path(sys.argv[1]))
-    except UserError as error:
-        raise SystemExit(show(error)) from None
+    _with_folder("leaderboard outputs/SWEEP", show_leaderboard)
 
 
 def recompute() -> None:
     """Computes every figure of a run again from its rows, without a model."""
     from cyberlm.runs.recomputing import show_recomputed
 
+    _with_folder("recompute outputs/RUN", show_recomputed)
+
+
+def _with_folder(usage: str, call: Callable[[Path], object]) -> None:
     if len(sys.argv) != 2:
-        raise SystemExit("usage: cyberlm recompute outputs/RUN")
+        raise SystemExit(f"usage: cyberlm {usage}")
     try:
-        show_recomputed(Path(sys.argv[1]))
+        call(Path(sys.argv[1]))
     except UserError as error:
         raise SystemExit(show(error)) from None
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import hydra
 import torch
-from omegaconf import OmegaConf
 
 from cyberlm.callbacks import CostMeter
 from cyberlm.config import TrainConfig, build_config, register_schemas
@@ -62,7 +61,3 @@ def fit_tiny(config: TrainConfig, questions: tuple[Question, ...], folder: Path)
     both = {"train": encoded, "validation": encoded}
     accuracy, steps = fit(config, folder, loaded, prompt, both, [], CostMeter())
     return loaded, accuracy, steps
-
-
-def resolved(config) -> dict:
-    return OmegaConf.to_container(config, resolve=True)

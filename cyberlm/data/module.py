@@ -15,7 +15,7 @@ from cyberlm.data.batching import AnswerCollator, EpochBatches, PlannedDataset, 
 from cyberlm.errors import DataError, Problem
 from cyberlm.progress import track
 from cyberlm.prompts import EncodedQuestion, Prompt
-from cyberlm.records import Question, Split
+from cyberlm.records import Question
 from cyberlm.scoring import plan_batches
 
 TOKENISED_AT_ONCE = 256
@@ -156,8 +156,3 @@ class QuestionData(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.batches_done = state_dict["batches_done"]
-
-
-def split_sizes(split: Split) -> dict[str, int]:
-    """Questions in each part."""
-    return {name: len(part) for name, part in split.parts().items()}

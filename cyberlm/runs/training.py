@@ -15,13 +15,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
 
 from cyberlm import loggers as experiment_loggers
 from cyberlm.cache import cache_folder
 from cyberlm.callbacks import CostMeter, RandomState, TrainingProgress
 from cyberlm.cards import write_card
-from cyberlm.config import TrainConfig, build_config
+from cyberlm.config import TrainConfig
 from cyberlm.data.module import QuestionData, encode_questions
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions, write_manifest
@@ -49,6 +48,7 @@ from cyberlm.runs.parts import (
     announce,
     announce_split,
     conclude,
+    config_of,
     opened_loggers,
     plain_config,
     provenance_of,
@@ -305,12 +305,7 @@ def _resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
             [Problem(item, "only trainer.resume and logger") for item in changed],
             f"Type python train.py trainer.resume={folder}",
         )
-    try:
-        saved = OmegaConf.load(folder / "config.yaml")
-    except FileNotFoundError:
-        raise RunError(f"{folder} is not a run's folder: it has no config.yaml.") from None
-    assert isinstance(saved, DictConfig)
-    resumed = build_config(saved, TrainConfig)
+    resumed = config_of(folder)
     resumed.logger, resumed.group = config.logger, config.group or resumed.group
     for entry in resumed.logger.values():
         if "group" in entry:

@@ -12,7 +12,7 @@ from cyberlm.launch import conf_folder, register_resolvers
 from cyberlm.models import LoadedModel, load_base, load_tokenizer
 from cyberlm.prompts import Prompt
 from cyberlm.records import Question
-from cyberlm.runs.training import fit, prepare
+from cyberlm.runs.fitting import fit, prepare
 
 TINY = ("model=tiny_random", "logger=none", "callbacks=none", "prompt=letter", "trainer.accelerator=cpu")
 

@@ -12,7 +12,7 @@ from cyberlm.config import TrainConfig, build_config
 from cyberlm.data.sources import load_sources
 from cyberlm.models import load_base, load_tokenizer, save_tuned
 from cyberlm.prompts import Prompt
-from cyberlm.runs.training import fit, prepare
+from cyberlm.runs.fitting import fit, prepare
 from cyberlm.scoring import answering, generate
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from cyberlm.losses import answer_nll_sum, step_loss
 from cyberlm.models import load_base, load_tokenizer, trainable_names
 from cyberlm.models.tiny import tiny_model
 from cyberlm.module import Tuner
-from cyberlm.runs.training import fit
+from cyberlm.runs.fitting import fit
 
 METHODS = ("sft", "lora", "qlora")
 RATES = {"sft": 3e-3, "lora": 4e-3, "qlora": 4e-3}

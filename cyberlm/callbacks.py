@@ -38,7 +38,7 @@ class TrainingProgress(L.Callback):
         assert self.advance is not None
         loss = trainer.callback_metrics.get("train/loss")
         note = f"loss {loss:.3f}" if loss is not None else ""
-        self.advance(len(batch.input_ids), int(batch.attention_mask.sum()), note)
+        self.advance(len(batch.input_ids), batch.tokens, note)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stack.close()
@@ -69,8 +69,8 @@ class CostMeter(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
     ) -> None:
-        self.processed += batch.input_ids.numel()
-        self.nonpadding += int(batch.attention_mask.sum())
+        self.processed += batch.computed_tokens
+        self.nonpadding += batch.tokens
         self.label += batch.targets.numel()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -9,19 +9,33 @@ from torch import Tensor, nn
 class AnswerBatch(NamedTuple):
     """Right-padded training examples, with the places whose next token is trained on.
 
+    Padding needs no mask in attention: it stands behind an example's tokens, which see only what is before them.
+
     Attributes:
-        input_ids: (B, T) int64; the last token of an example is a target only, so it is not an input.
+        prefix_ids: (P,) int64, tokens that all examples begin with (`cyberlm.prefixes`); may be empty.
+        input_ids: (B, T) int64, what follows; the last token of an example is a target only, so it is not an input.
         attention_mask: (B, T) int64, 1 on tokens.
         answer_index: (N,) int64, places in the flattened (B*T) hidden states that predict an answer token.
         targets: (N,) int64, the answer tokens, end of turn included.
         step_label_tokens: Answer tokens of the whole optimizer step that this micro-batch belongs to.
     """
 
+    prefix_ids: Tensor
     input_ids: Tensor
     attention_mask: Tensor
     answer_index: Tensor
     targets: Tensor
     step_label_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the examples, those that they share counted in each."""
+        return int(self.attention_mask.sum()) + len(self.input_ids) * len(self.prefix_ids)
+
+    @property
+    def computed_tokens(self) -> int:
+        """Places that go through the model: padding included, shared tokens once."""
+        return self.input_ids.numel() + len(self.prefix_ids)
 
 
 def answer_nll_sum(hidden: Tensor, head: nn.Module, batch: AnswerBatch) -> Tensor:

@@ -1,7 +1,7 @@
 """Answers of a model: the log-probability of every option, and greedy completions.
 
-Work is shared: letters need one forward pass a question; option texts continue from their prompt's keys and values,
-which are computed once. Neither batch size nor padding changes a result.
+Work is shared: what all prompts of a batch begin with is encoded once; letters need one forward pass a question; option
+texts continue from their prompt's keys and values. Neither batch size nor padding changes a result.
 """
 
 import contextlib
@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+
+from cyberlm.prefixes import encode_prefix, shared_length
 
 
 class CausalParts(Protocol):
@@ -32,12 +34,14 @@ class ScoringBatch(NamedTuple):
     """Prompts with their options, right-padded.
 
     Attributes:
-        prompt_ids, prompt_mask: (B, P) int64.
+        prefix_ids: (S,) int64, tokens that all prompts begin with (`cyberlm.prefixes`); may be empty.
+        prompt_ids, prompt_mask: (B, P) int64, what follows.
         option_ids, option_mask: (B, K, O) int64; a question with fewer than K options has rows that are all padding.
         option_chars: (B, K) int64, characters of each option's answer.
         gold: (B,) int64.
     """
 
+    prefix_ids: Tensor
     prompt_ids: Tensor
     prompt_mask: Tensor
     option_ids: Tensor
@@ -50,7 +54,7 @@ class ScoringBatch(NamedTuple):
 
 
 def make_scoring_batch(
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[tuple[int, ...]],
     options: Sequence[Sequence[Sequence[int]]],
     chars: Sequence[Sequence[int]],
     gold: Sequence[int],
@@ -64,9 +68,11 @@ def make_scoring_batch(
         for k, ids in enumerate(row):
             option_ids[b, k, : len(ids)] = torch.tensor(ids)
             option_mask[b, k, : len(ids)] = 1
-    prompt_ids, prompt_mask = pad_right(prompts)
+    shared = shared_length(prompts)
+    prefix_ids = torch.tensor(prompts[0][:shared], dtype=torch.long)
+    prompt_ids, prompt_mask = pad_right([ids[shared:] for ids in prompts])
     option_chars, _ = pad_right(chars)
-    return ScoringBatch(prompt_ids, prompt_mask, option_ids, option_mask, option_chars, torch.tensor(gold))
+    return ScoringBatch(prefix_ids, prompt_ids, prompt_mask, option_ids, option_mask, option_chars, torch.tensor(gold))
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -100,8 +106,10 @@ def option_log_probs(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
     """
     one_token_each = batch.option_ids.shape[2] == 1
     with _autocast(loaded.device):
+        past = encode_prefix(loaded.backbone, loaded.causal.config, batch.prefix_ids, rows=len(batch.gold))
+        # Right padding needs no mask here: no token sees what stands behind it.
         prompt = loaded.backbone(
-            input_ids=batch.prompt_ids, attention_mask=batch.prompt_mask, use_cache=not one_token_each
+            input_ids=batch.prompt_ids, past_key_values=past, use_cache=past is not None or not one_token_each
         )
         last = batch.prompt_mask.sum(1) - 1  # (B,)
         rows = torch.arange(len(last), device=last.device)
@@ -123,11 +131,13 @@ def _continued(loaded: CausalParts, batch: ScoringBatch, cache: DynamicCache) ->
     inputs = batch.option_ids[:, :, :-1].reshape(count * options, width - 1)
     mask = batch.option_mask.reshape(count * options, width)
     cache.batch_repeat_interleave(options)
-    start = batch.prompt_mask.sum(1).repeat_interleave(options)  # (B*K,)
+    shared = len(batch.prefix_ids)
+    start = shared + batch.prompt_mask.sum(1).repeat_interleave(options)  # (B*K,)
     positions = start[:, None] + torch.arange(width - 1, device=start.device)
+    seen = [mask.new_ones(count * options, shared), batch.prompt_mask.repeat_interleave(options, 0), mask[:, :-1]]
     hidden = loaded.backbone(
         input_ids=inputs,
-        attention_mask=torch.cat([batch.prompt_mask.repeat_interleave(options, 0), mask[:, :-1]], dim=1),
+        attention_mask=torch.cat(seen, dim=1),
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
@@ -140,22 +150,25 @@ def _continued(loaded: CausalParts, batch: ScoringBatch, cache: DynamicCache) ->
 
 
 def generate(
-    loaded: CausalParts, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], pad_id: int, max_new_tokens: int
+    loaded: CausalParts, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int], pad_id: int, max_new_tokens: int
 ) -> list[list[int]]:
     """Greedy completions, batched with left padding; each stops before the first of `stop_ids`.
 
     Returns:
         New token ids of each prompt, without the stop token.
     """
-    width = max(len(ids) for ids in prompts)
-    input_ids = torch.tensor([[pad_id] * (width - len(ids)) + list(ids) for ids in prompts], device=loaded.device)
-    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=loaded.device)
+    width, shared = max(len(ids) for ids in prompts), shared_length(prompts)
+    prefix = list(prompts[0][:shared])  # padding stands between it and what follows
+    rows = [prefix + [pad_id] * (width - len(ids)) + list(ids[shared:]) for ids in prompts]
+    seen = [[1] * shared + [0] * (width - len(ids)) + [1] * (len(ids) - shared) for ids in prompts]
+    input_ids, mask = torch.tensor(rows, device=loaded.device), torch.tensor(seen, device=loaded.device)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id
     )
     with _autocast(loaded.device):
+        past = encode_prefix(loaded.backbone, loaded.causal.config, input_ids[0, :shared], rows=len(prompts))
         whole = loaded.causal.generate(  # type: ignore[operator]
-            input_ids=input_ids, attention_mask=mask, generation_config=config
+            input_ids=input_ids, attention_mask=mask, past_key_values=past, generation_config=config
         )
     completions = []
     for row in whole[:, width:].tolist():

@@ -13,6 +13,7 @@ from cyberlm.losses import answer_nll_sum, step_loss
 from cyberlm.models import load_base, load_tokenizer, trainable_names
 from cyberlm.models.tiny import tiny_model
 from cyberlm.module import Tuner
+from cyberlm.prefixes import encode_prefix
 from cyberlm.runs.fitting import fit
 
 METHODS = ("sft", "lora", "qlora")
@@ -88,13 +89,14 @@ def test_loss_and_gradient_equal_a_plain_reference(accumulate: int) -> None:
     encoded = prompt.encode(short_questions(12))
     size = 12 // accumulate
     batches = [encoded[k : k + size] for k in range(0, 12, size)]
-    collator = AnswerCollator(prompt.end_ids)
+    collator = AnswerCollator(prompt.end_ids, share_prefix=True)
     labels = sum(collator.example(question)[1] for question in encoded)
     total = 0.0
     for batch in batches:
         examples = collator((batch, labels))
+        past = encode_prefix(loaded.backbone, loaded.causal.config, examples.prefix_ids, len(batch))
         hidden = loaded.backbone(
-            input_ids=examples.input_ids, attention_mask=examples.attention_mask, use_cache=False
+            input_ids=examples.input_ids, past_key_values=past, use_cache=past is not None
         ).last_hidden_state
         loss = step_loss(answer_nll_sum(hidden, loaded.head, examples), examples, accumulate) / accumulate
         loss.backward()

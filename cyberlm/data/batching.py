@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from cyberlm.losses import AnswerBatch
+from cyberlm.prefixes import shared_length
 from cyberlm.prompts import EncodedQuestion
 from cyberlm.scoring import ScoringBatch, make_scoring_batch, pad_right
 
@@ -92,10 +93,15 @@ class PlannedDataset(Dataset[Any]):
 
 
 class AnswerCollator:
-    """Makes an `AnswerBatch`: labels on the gold answer and the end of turn, nowhere else."""
+    """Makes an `AnswerBatch`: labels on the gold answer and the end of turn, nowhere else.
 
-    def __init__(self, end_ids: Sequence[int]) -> None:
-        self.end_ids = tuple(end_ids)
+    Args:
+        end_ids: Tokens that close an answer.
+        share_prefix: Whether what all examples begin with is set apart, to be encoded once.
+    """
+
+    def __init__(self, end_ids: Sequence[int], *, share_prefix: bool) -> None:
+        self.end_ids, self.share_prefix = tuple(end_ids), share_prefix
 
     def example(self, question: EncodedQuestion) -> tuple[tuple[int, ...], int]:
         """Token ids of prompt, answer and end of turn; and how many of the last ones are trained on."""
@@ -105,15 +111,20 @@ class AnswerCollator:
     def __call__(self, fetched: tuple[list[EncodedQuestion], int]) -> AnswerBatch:
         questions, step_label_tokens = fetched
         examples = [self.example(question) for question in questions]
-        input_ids, attention_mask = pad_right([ids[:-1] for ids, _ in examples])
+        shared = shared_length([question.prompt_ids for question in questions]) if self.share_prefix else 0
+        prefix_ids = torch.tensor(questions[0].prompt_ids[:shared], dtype=torch.long)
+        input_ids, attention_mask = pad_right([ids[shared:-1] for ids, _ in examples])
         width = input_ids.shape[1]
         places: list[int] = []
         targets: list[int] = []
         for row, (ids, labels) in enumerate(examples):
             first = len(ids) - labels
-            places += range(row * width + first - 1, row * width + len(ids) - 1)
+            start = row * width - shared
+            places += range(start + first - 1, start + len(ids) - 1)
             targets += ids[first:]
-        return AnswerBatch(input_ids, attention_mask, torch.tensor(places), torch.tensor(targets), step_label_tokens)
+        return AnswerBatch(
+            prefix_ids, input_ids, attention_mask, torch.tensor(places), torch.tensor(targets), step_label_tokens
+        )
 
 
 def collate_scoring(questions: Sequence[EncodedQuestion]) -> ScoringBatch:

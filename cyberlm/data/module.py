@@ -102,6 +102,7 @@ class QuestionData(L.LightningDataModule):
         end_ids: Tokens that close an answer.
         accumulate: Micro-batches in an optimizer step: the loss is normalised over all of them.
         seed: Of the order.
+        share_prefix: Whether what all examples of a batch begin with is encoded once.
     """
 
     def __init__(
@@ -112,11 +113,13 @@ class QuestionData(L.LightningDataModule):
         end_ids: Sequence[int],
         accumulate: int,
         seed: int,
+        *,
+        share_prefix: bool,
     ) -> None:
         super().__init__()
         self.config = config
         self.train_questions, self.validation_questions = train, validation
-        self.collator = AnswerCollator(end_ids)
+        self.collator = AnswerCollator(end_ids, share_prefix=share_prefix)
         self.accumulate, self.seed = accumulate, seed
         self.batches_done = 0
 

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from cyberlm.config import LoraConfig, MethodConfig, MethodName
 from cyberlm.errors import ModelError, Problem
+from cyberlm.kernels import use_fast_products
 from cyberlm.models.bases import LoadedModel, quiet
 
 ADAPTER_FOLDER = "adapter"
@@ -42,6 +43,7 @@ def add_adapter(loaded: LoadedModel, lora: LoraConfig, *, gradient_checkpointing
     with quiet():
         model = get_peft_model(loaded.causal, config)
     model.peft_config["default"].base_model_name_or_path = loaded.name
+    use_fast_products(model)
     return LoadedModel(model, loaded.causal, loaded.name, loaded.weights_hash)
 
 
@@ -116,6 +118,7 @@ def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedMo
                 use_safetensors=True,
                 attn_implementation=loaded.causal.config._attn_implementation,
             )
+        use_fast_products(causal)
         return LoadedModel(causal, causal, str(folder), loaded.weights_hash)
     folder = _existing(run / ADAPTER_FOLDER, "adapter_model.safetensors")
     try:
@@ -125,6 +128,7 @@ def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedMo
         raise ModelError(
             f"The adapter in {folder} does not fit {loaded.name}.", [Problem(str(error).splitlines()[0])]
         ) from error
+    use_fast_products(model)
     return LoadedModel(model, loaded.causal, loaded.name, loaded.weights_hash)
 
 

@@ -30,6 +30,7 @@ from transformers import (
 from cyberlm.cache import cache_folder
 from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.errors import ModelError, Problem
+from cyberlm.kernels import use_fast_products
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.progress import console
 
@@ -128,6 +129,7 @@ def load_base(
         digest = place.digest or getattr(causal.config, "_commit_hash", None) or "unknown"
     _keep_nf4_as_stored(causal)
     causal.config.use_cache = True
+    use_fast_products(causal)
     loaded = LoadedModel(causal, causal, name, digest)
     _check_head(loaded)
     return loaded

@@ -58,6 +58,7 @@ def fit(
         prompt.end_ids,
         trainer_config.accumulate_grad_batches,
         config.seed,
+        share_prefix=_shares_prefix(config),
     )
     _check_interval(config, len(encoded["train"]))
     tuner = Tuner(loaded, config.optim, config.evaluation.option_score)
@@ -108,6 +109,12 @@ def fit(
             accuracy = float(best.best_model_score)
             _restore(tuner, Path(best.best_model_path))
     return accuracy, trainer.global_step
+
+
+def _shares_prefix(config: TrainConfig) -> bool:
+    """Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache."""
+    dropout = config.method.lora is not None and config.method.lora.dropout > 0
+    return not (dropout or config.trainer.gradient_checkpointing)
 
 
 def _check_interval(config: TrainConfig, questions: int) -> None:

@@ -1,0 +1,133 @@
+"""Float32 matrix products on a CPU, by the library that is fastest on it.
+
+PyTorch multiplies float32 matrices with MKL, which keeps to AVX2 on processors that are not Intel's; oneDNN, which
+comes with PyTorch too, uses AVX-512 wherever it is (docs/performance.md has the ratio). Both compute in float32:
+results differ in the order of sums alone. Elsewhere (GPU, Intel, other types, autocast) nothing is changed.
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+@functools.cache
+def onednn_is_faster() -> bool:
+    """Whether this is an AMD processor with AVX-512. A rule, not a measurement: a run repeats on the same machine."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
+        return False
+    return CPU_INFO.is_file() and "AuthenticAMD" in CPU_INFO.read_text(encoding="utf-8", errors="replace")
+
+
+def use_fast_products(model: nn.Module) -> None:
+    """Lets every linear layer and plain LoRA layer of a model on a CPU multiply with oneDNN, where that is faster.
+
+    Layers keep their parameters and remain instances of their classes; call it again when layers were added.
+    """
+    if not onednn_is_faster():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = OneDnnLinear
+        elif type(module) is lora.Linear and _is_plain(module):
+            module.__class__ = OneDnnLora
+
+
+class OneDnnLinear(nn.Linear):
+    """`nn.Linear` whose three products (output, and both gradients) are oneDNN's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _applies(input, self.weight):
+            return super().forward(input)
+        result: Tensor = _Linear.apply(input, self.weight, self.bias)
+        return result
+
+
+class OneDnnLora(lora.Linear):
+    """PEFT's LoRA layer with one adapter and no dropout: y = W x + scale B A x, added where it is computed."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base: Any = self.base_layer
+        simple = not (args or kwargs or self.disable_adapters or self.merged) and len(self.active_adapters) == 1
+        if not (simple and _applies(x, base.weight)):
+            return super().forward(x, *args, **kwargs)
+        name = self.active_adapters[0]
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        result: Tensor = _Lora.apply(x, base.weight, base.bias, down, up, self.scaling[name])
+        return result
+
+
+def _is_plain(layer: lora.Linear) -> bool:
+    """Neither dropout, DoRA nor biases of the adapter, and a base layer that is not quantised."""
+    dropped = any(not isinstance(dropout, nn.Identity) for dropout in layer.lora_dropout.values())
+    biased = any(part.bias is not None for part in layer.lora_B.values())
+    return isinstance(layer.base_layer, nn.Linear) and not (dropped or biased or layer.lora_variant)
+
+
+def _applies(x: Tensor, weight: Tensor) -> bool:
+    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    return plain and x.numel() > 0 and not torch.is_autocast_enabled("cpu")
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (N, I) and weight (O, I) to x weightᵀ + bias (N, O); either may be a transposed view."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
+def _product_onto(x: Tensor, weight: Tensor, sum_: Tensor) -> Tensor:
+    """x (N, I), weight (O, I) and sum (N, O) to x weightᵀ + sum (N, O)."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, sum_, weight, None, "add")
+    return result
+
+
+class _Linear(torch.autograd.Function):
+    """y = x Wᵀ + b for x (..., I), W (O, I), b (O,)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # (N, I)
+        ctx.save_for_backward(rows if weight.requires_grad else None, weight)
+        ctx.shape = x.shape
+        return _product(rows, weight, bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])  # (N, O)
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            _product(grad, weight.t()).view(ctx.shape) if to_x else None,
+            _product(grad.t(), rows.t()) if to_weight else None,
+            grad.sum(0) if to_bias else None,
+        )
+
+
+class _Lora(torch.autograd.Function):
+    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ for x (..., I), frozen W (O, I) and b (O,), A (R, I), B (O, R)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # (N, I)
+        narrow = _product(rows, down).mul_(scale)  # (N, R)
+        ctx.save_for_backward(rows, narrow, weight, down, up)
+        ctx.scale, ctx.shape = scale, x.shape
+        return _product_onto(narrow, up, _product(rows, weight, bias)).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, narrow, weight, down, up = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1])  # (N, O)
+        to_narrow = _product(grad, up.t()).mul_(ctx.scale)  # (N, R)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = _product_onto(to_narrow, down.t(), _product(grad, weight.t())).view(ctx.shape)
+        to_up = _product(narrow.t(), grad.t()).t()  # as (R, O): a product with few columns is slow
+        return to_x, None, None, _product(to_narrow.t(), rows.t()), to_up, None

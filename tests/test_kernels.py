@@ -1,0 +1,114 @@
+"""oneDNN's products against a reference in float64, and against PyTorch's own layers."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners import lora
+from support import config_of, tiny
+from torch import nn
+
+from cyberlm import kernels
+from cyberlm.kernels import OneDnnLinear, OneDnnLora, onednn_is_faster, use_fast_products
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_processor_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: True)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layer_and_its_gradients_equal_float64(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(96, 160, bias=bias))
+    exact = copy.deepcopy(layer).double()
+    use_fast_products(layer)
+    assert isinstance(layer[0], OneDnnLinear)
+    x = torch.randn(3, 7, 96, requires_grad=True)
+    y = x.detach().double().requires_grad_()
+    out, expected = layer(x), exact(y)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+    (out**2).sum().backward()
+    (expected**2).sum().backward()
+    torch.testing.assert_close(x.grad.double(), y.grad, atol=1e-4, rtol=1e-4)
+    for got, reference in zip(layer.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(got.grad.double(), reference.grad, atol=2e-4, rtol=1e-4)
+
+
+def adapted(**settings) -> nn.Module:
+    torch.manual_seed(1)
+    model = nn.Sequential()
+    model.add_module("q", nn.Linear(64, 48))
+    model.add_module("act", nn.SiLU())
+    model.add_module("v", nn.Linear(48, 80, bias=False))
+    config = LoraConfig(r=4, lora_alpha=12, target_modules=["q", "v"], init_lora_weights=False, **settings)
+    return get_peft_model(model, config)
+
+
+def gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    out = model(x)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return out, list(torch.autograd.grad((out**2).sum(), [x, *trained]))
+
+
+def test_lora_layer_and_its_gradients_equal_pefts() -> None:
+    plain = adapted()
+    fast = copy.deepcopy(plain)
+    use_fast_products(fast)
+    assert sum(isinstance(module, OneDnnLora) for module in fast.modules()) == 2
+    x = torch.randn(5, 9, 64, requires_grad=True)
+    (out, grads), (expected, references) = gradients(fast, x), gradients(plain, x)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    for got, reference in zip(grads, references, strict=True):
+        torch.testing.assert_close(got, reference, atol=1e-3, rtol=1e-4)
+
+
+def test_what_is_more_than_plain_lora_stays_with_peft() -> None:
+    for settings in ({"lora_dropout": 0.5}, {"use_dora": True}):
+        model = adapted(**settings)
+        use_fast_products(model)
+        assert any(type(module) is lora.Linear for module in model.modules())
+        assert not any(isinstance(module, OneDnnLora) for module in model.modules())
+
+
+def test_adapters_can_be_switched_off_and_merged() -> None:
+    plain = adapted()
+    fast = copy.deepcopy(plain)
+    use_fast_products(fast)
+    x = torch.randn(4, 64)
+    with plain.disable_adapter(), fast.disable_adapter():
+        torch.testing.assert_close(fast(x), plain(x), atol=1e-5, rtol=1e-5)
+    tuned = fast(x)
+    merged = fast.merge_and_unload()
+    torch.testing.assert_close(merged(x), tuned, atol=1e-4, rtol=1e-4)
+
+
+def test_other_types_and_autocast_are_left_to_pytorch() -> None:
+    layer = nn.Sequential(nn.Linear(32, 32))
+    use_fast_products(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 32)).dtype is torch.bfloat16
+    assert layer.double()(torch.randn(2, 32, dtype=torch.float64)).dtype is torch.float64
+    assert layer.float()(torch.empty(0, 32)).shape == (0, 32)
+
+
+def test_loaded_models_use_them_only_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, _ = tiny(config_of("method=lora"))
+    assert any(isinstance(module, OneDnnLora) for module in loaded.model.modules())
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: False)
+    loaded, _ = tiny(config_of("method=lora"))
+    assert not any(isinstance(module, OneDnnLora | OneDnnLinear) for module in loaded.model.modules())
+
+
+def test_the_choice_is_the_processors(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for vendor, expected in (("AuthenticAMD", torch.backends.mkldnn.is_available()), ("GenuineIntel", False)):
+        info = tmp_path / vendor
+        info.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        monkeypatch.setattr(kernels, "CPU_INFO", info)
+        assert onednn_is_faster.__wrapped__() is expected
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert onednn_is_faster.__wrapped__() is False

@@ -204,7 +204,8 @@ class Cost:
 
     Attributes:
         seconds: Wall time by phase, for example `{"load": 6.1, "train": 120.3}`.
-        processed_tokens, nonpadding_tokens, label_tokens: With padding; without; those trained on.
+        processed_tokens: Places computed: padding included, what a batch's prompts begin with once.
+        nonpadding_tokens, label_tokens: Of the prompts and answers, in full; of the answers alone.
         nonpadding_tokens_per_second: Over the wall time of training steps.
         adapter_bytes: On disk; for full fine-tuning, of the whole model.
         peak_host_bytes, peak_device_bytes: Largest resident memory; largest GPU memory (None on CPU).

@@ -1,6 +1,7 @@
 """Adapters: added, counted, saved as plain PEFT folders, and opened again."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from peft import LoraConfig as PeftLoraConfig
@@ -63,6 +64,14 @@ def _check_targets(loaded: LoadedModel, names: list[str]) -> None:
             "The adapter cannot stand on embeddings that input and output share: merging it would change both.",
             [Problem(f"method.lora.target_modules: {', '.join(tied)}", fix="method.lora.target_modules=all-linear")],
         )
+
+
+def base_alone(loaded: LoadedModel) -> AbstractContextManager[None]:
+    """The base model without its adapter, where it has one, for as long as the context lasts."""
+    if not isinstance(loaded.model, PeftModel):
+        return nullcontext()
+    without: AbstractContextManager[None] = loaded.model.disable_adapter()
+    return without
 
 
 def trainable_names(model: nn.Module) -> list[str]:

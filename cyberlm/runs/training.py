@@ -23,6 +23,7 @@ from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.evidence import Answers
 from cyberlm.models import (
     LoadedModel,
+    base_alone,
     count_parameters,
     load_base,
     load_tokenizer,
@@ -65,7 +66,9 @@ def train(config: TrainConfig, folder: Path) -> float:
 
 
 def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -> float:
-    """Scores the base model, trains, scores the tuned model on the same questions, and writes what was found.
+    """Trains, scores the base and the tuned model on the same questions, and writes what was found.
+
+    A frozen base is scored behind the training, with its adapter switched off, so that training begins at once.
 
     Args:
         config: Checked.
@@ -104,15 +107,21 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         doubtful_items(config, split.test),
     )
     answers: dict[str, Answers] = {}
-    if config.evaluation.base:
-        with clock.phase("score base"):
+
+    def score_base() -> None:
+        with clock.phase("score base"), base_alone(loaded):
             answers["base"] = ask(loaded, prompt, asked, config, "the base model")
 
+    adapted = config.method.lora is not None
+    if config.evaluation.base and not adapted:  # full fine-tuning is about to change its weights
+        score_base()
     loaded = prepare(loaded, config)
     meter = CostMeter()
     with clock.phase("train"):
         objective, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
     tuned_folder = save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), folder)
+    if config.evaluation.base and adapted:
+        score_base()
     with clock.phase("score tuned"):
         answers["tuned"] = ask(loaded, prompt, asked, config, "the tuned model")
 

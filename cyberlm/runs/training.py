@@ -107,21 +107,16 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         doubtful_items(config, split.test),
     )
     answers: dict[str, Answers] = {}
-
-    def score_base() -> None:
-        with clock.phase("score base"), base_alone(loaded):
-            answers["base"] = ask(loaded, prompt, asked, config, "the base model")
-
     adapted = config.method.lora is not None
     if config.evaluation.base and not adapted:  # full fine-tuning is about to change its weights
-        score_base()
+        answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     loaded = prepare(loaded, config)
     meter = CostMeter()
     with clock.phase("train"):
         objective, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
     tuned_folder = save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), folder)
     if config.evaluation.base and adapted:
-        score_base()
+        answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     with clock.phase("score tuned"):
         answers["tuned"] = ask(loaded, prompt, asked, config, "the tuned model")
 
@@ -140,6 +135,11 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     write_card(tuned_folder, config, loaded.name, results)
     conclude(folder, results, evidence, split.test, answers, loggers)
     return objective
+
+
+def _ask_base(clock: Clock, loaded: LoadedModel, prompt: Prompt, asked: Asked, config: TrainConfig) -> Answers:
+    with clock.phase("score base"), base_alone(loaded):
+        return ask(loaded, prompt, asked, config, "the base model")
 
 
 def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path) -> Cost:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
 from peft.tuners import lora
 from torch import Tensor, nn
 
@@ -25,7 +27,7 @@ def onednn_is_faster() -> bool:
 
 
 def use_fast_products(model: nn.Module) -> None:
-    """Lets every linear layer and plain LoRA layer of a model on a CPU multiply with oneDNN, where that is faster.
+    """Lets every linear layer (4-bit too) and plain LoRA layer on a CPU multiply with oneDNN, where that is faster.
 
     Layers keep their parameters and remain instances of their classes; call it again when layers were added.
     """
@@ -34,6 +36,8 @@ def use_fast_products(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = OneDnnLinear
+        elif type(module) is Linear4bit:
+            module.__class__ = OneDnnLinear4bit
         elif type(module) is lora.Linear and _is_plain(module):
             module.__class__ = OneDnnLora
 
@@ -42,9 +46,21 @@ class OneDnnLinear(nn.Linear):
     """`nn.Linear` whose three products (output, and both gradients) are oneDNN's."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _applies(input, self.weight):
+        if not (_is_float32(input) and self.weight.dtype == torch.float32):
             return super().forward(input)
         result: Tensor = _Linear.apply(input, self.weight, self.bias)
+        return result
+
+
+class OneDnnLinear4bit(Linear4bit):
+    """`Linear4bit`, which expands its weights before each product, with oneDNN's products."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = getattr(self.weight, "quant_state", None)  # None before the weights are on a device
+        expands_to_float32 = state is not None and state.dtype == self.compute_dtype == torch.float32
+        if not (expands_to_float32 and _is_float32(x)):
+            return super().forward(x)
+        result: Tensor = _Linear4bit.apply(x, self.weight, self.bias)
         return result
 
 
@@ -54,7 +70,7 @@ class OneDnnLora(lora.Linear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base: Any = self.base_layer
         simple = not (args or kwargs or self.disable_adapters or self.merged) and len(self.active_adapters) == 1
-        if not (simple and _applies(x, base.weight)):
+        if not (simple and _is_float32(x) and base.weight.dtype == torch.float32):
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
@@ -69,9 +85,10 @@ def _is_plain(layer: lora.Linear) -> bool:
     return isinstance(layer.base_layer, nn.Linear) and not (dropped or biased or layer.lora_variant)
 
 
-def _applies(x: Tensor, weight: Tensor) -> bool:
-    plain = x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
-    return plain and x.numel() > 0 and not torch.is_autocast_enabled("cpu")
+def _is_float32(x: Tensor) -> bool:
+    """Whether a layer gets, and would compute with, float32 numbers on a CPU."""
+    plain = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
+    return plain and not torch.is_autocast_enabled("cpu")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -106,6 +123,23 @@ class _Linear(torch.autograd.Function):
             _product(grad.t(), rows.t()) if to_weight else None,
             grad.sum(0) if to_bias else None,
         )
+
+
+class _Linear4bit(torch.autograd.Function):
+    """y = x Wᵀ + b for x (..., I), frozen 4-bit W that expands to (O, I), frozen b (O,)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Params4bit, bias: Tensor | None) -> Tensor:
+        ctx.packed, ctx.state, ctx.shape = packed.data, packed.quant_state, x.shape
+        weight = dequantize_4bit(packed.data, packed.quant_state)
+        return _product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        weight = dequantize_4bit(ctx.packed, ctx.state)
+        return _product(grads[0].reshape(-1, grads[0].shape[-1]), weight.t()).view(ctx.shape), None, None
 
 
 class _Lora(torch.autograd.Function):

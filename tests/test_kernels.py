@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from peft.tuners import lora
 from support import config_of, tiny
 from torch import nn
 
 from cyberlm import kernels
-from cyberlm.kernels import OneDnnLinear, OneDnnLora, onednn_is_faster, use_fast_products
+from cyberlm.kernels import OneDnnLinear, OneDnnLinear4bit, OneDnnLora, onednn_is_faster, use_fast_products
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
 
@@ -36,6 +37,21 @@ def test_linear_layer_and_its_gradients_equal_float64(bias: bool) -> None:
     torch.testing.assert_close(x.grad.double(), y.grad, atol=1e-4, rtol=1e-4)
     for got, reference in zip(layer.parameters(), exact.parameters(), strict=True):
         torch.testing.assert_close(got.grad.double(), reference.grad, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_4bit_layer_and_its_gradient_equal_bitsandbytes(double_quant: bool) -> None:
+    loaded, _ = tiny(config_of("method=qlora", f"quant.double_quant={str(double_quant).lower()}"))
+    layer = next(module for module in loaded.model.modules() if isinstance(module, OneDnnLinear4bit))
+    x = torch.randn(4, 5, layer.in_features, requires_grad=True)
+    out = layer(x)
+    (gradient,) = torch.autograd.grad((out**2).sum(), x)
+    layer.__class__ = Linear4bit
+    expected = layer(x)
+    (reference,) = torch.autograd.grad((expected**2).sum(), x)
+    assert out.grad_fn is not None and "_Linear4bit" in out.grad_fn.name()
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient, reference, atol=1e-4, rtol=1e-4)
 
 
 def adapted(**settings) -> nn.Module:

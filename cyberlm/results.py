@@ -92,7 +92,7 @@ def write_predictions(path: Path, predictions_by_model: Mapping[str, Sequence[Pr
 
     Args:
         path: File to write, for example `predictions.jsonl` of a run folder.
-        predictions_by_model: By `base` and `tuned`.
+        predictions_by_model: By the model's name.
 
     Raises:
         RunError: If a number is infinite or not a number.
@@ -291,7 +291,7 @@ def _built_fields(kind: Any, value: dict[str, Any], name: str, problems: list[Pr
     for key, field in declared.items():
         if key in value:
             built[key] = _built(hints[key], value[key], _join(name, key), problems)
-        elif field.default is MISSING:
+        elif field.default is MISSING and field.default_factory is MISSING:
             problems.append(Problem(f"{_join(name, key)} is missing"))
     return None if problems else kind(**built)
 

@@ -29,7 +29,7 @@ RESULTS = Results(
     prompt="text",
     data="sample",
     questions={"train": 320, "validation": 32, "test": 150},
-    scores={"tuned": TUNED, "base": BASE},
+    scores={"base": BASE, "tuned": TUNED},
     comparison=Comparison(0.0267, 2, 6, 0.2890625, "no significant difference (p = 0.289): 6 questions gained, 2 lost"),
     objective=0.5,
     steps=40,

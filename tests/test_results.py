@@ -11,7 +11,7 @@ import pytest
 
 from cyberlm import results as results_module
 from cyberlm.errors import RunError
-from cyberlm.records import Comparison, Cost, ModelScores, Prediction, Proportion, Results, RougeScores
+from cyberlm.records import Comparison, Cost, ModelScores, Prediction, Proportion, Results, RougeScores, ScoredModel
 from cyberlm.results import (
     PACKAGES,
     SCHEMA_VERSION,
@@ -83,7 +83,11 @@ def damage(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize(
     "results",
-    [RESULTS, replace(RESULTS, kind="evaluate", scores={"base": SCORES}, comparison=None, objective=None, cost=None)],
+    [
+        RESULTS,
+        replace(RESULTS, kind="evaluate", scores={"base": SCORES}, comparison=None, objective=None, cost=None),
+        replace(RESULTS, models={"a": ScoredModel("outputs/a", "adapter", "hub/id", "nf4", "0f", "1e", "2d")}),
+    ],
 )
 def test_results_round_trip(tmp_path: Path, results: Results) -> None:
     write_results(results, tmp_path / "new" / "folder")
@@ -258,6 +262,6 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_field_is_documented() -> None:
     text = (Path(__file__).parent.parent / "docs" / "results.md").read_text(encoding="utf-8")
-    records = (Results, ModelScores, Proportion, RougeScores, Comparison, Cost, Prediction, Status)
+    records = (Results, ScoredModel, ModelScores, Proportion, RougeScores, Comparison, Cost, Prediction, Status)
     names = {field.name for record in records for field in fields(record)} | {"model", "correct", "generated_correct"}
     assert {name for name in names if f"`{name}`" not in text} == set()

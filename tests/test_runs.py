@@ -124,12 +124,12 @@ def test_scoring_refuses_questions_that_were_trained_on(tmp_path: Path, monkeypa
     from cyberlm.runs import evaluating
 
     train(small(), tmp_path / "run")
-    monkeypatch.setattr(evaluating, "_chosen_groups", lambda: {"data", "run"})
+    monkeypatch.setattr(evaluating, "_groups_given", lambda: {"data", "run"})
     with pytest.raises(RunError, match="were trained on or validated on"):
         evaluate(scoring(f"run={tmp_path / 'run'}", "data=sample"), tmp_path / "e")
     status = read_status(tmp_path / "e")
     assert status is not None and status.state == "failed"
-    monkeypatch.setattr(evaluating, "_chosen_groups", lambda: {"model", "run"})
+    monkeypatch.setattr(evaluating, "_groups_given", lambda: {"model", "run"})
     with pytest.raises(ConfigError, match="belong to the run"):
         evaluate(scoring(f"run={tmp_path / 'run'}"), tmp_path / "e2")
 

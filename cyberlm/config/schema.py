@@ -328,6 +328,8 @@ class TrainConfig(RootConfig):
 class EvaluateConfig(RootConfig):
     run: str | None = None
     """Run folder whose base and tuned model are scored; null: score `model` as it is."""
+    runs: list[str] = field(default_factory=list)
+    """Models scored together and paired: folders of runs, of adapters and of whole models, and `model` options."""
 
 
 def register_schemas() -> None:

@@ -10,14 +10,16 @@ from omegaconf import DictConfig, OmegaConf
 from cyberlm.config import EvaluateConfig, TrainConfig, build_config
 from cyberlm.config.schema import RootConfig
 from cyberlm.data.sources import load_sources
-from cyberlm.data.splits import read_manifest, select_questions
+from cyberlm.data.splits import select_questions
 from cyberlm.errors import RunError
 from cyberlm.evidence import Answers
 from cyberlm.metrics import compare, score_predictions
 from cyberlm.records import Prediction, Question
 from cyberlm.results import read_predictions, read_results
 from cyberlm.runs.answering import EVIDENCE_FILE, PASSES_FILE, Asked, doubtful_items, sample_of, weigh
-from cyberlm.runs.parts import SPLIT_MANIFEST, config_of
+from cyberlm.runs.contenders import find_contenders, trained_runs
+from cyberlm.runs.parts import config_of
+from cyberlm.runs.questions import seen_by
 from cyberlm.statistics import safe_to_permute
 
 
@@ -64,16 +66,11 @@ def _config(run: Path) -> RootConfig:
 
 
 def _seen(run: Path, config: RootConfig) -> tuple[Question, ...]:
-    """The questions that the run, or the run that was evaluated, trained on or validated on."""
-    if isinstance(config, TrainConfig):
-        trained = run
-    elif isinstance(config, EvaluateConfig) and config.run is not None:
-        trained = Path(config.run)
-    else:
-        return ()
-    parts = read_manifest(trained / SPLIT_MANIFEST)["parts"]
-    sources = [source for source in load_sources(config_of(trained).data) if source is not None]
-    return select_questions(sources, [row["hash"] for part in ("train", "validation") for row in parts[part]])
+    """The questions that the run, or any run that was evaluated, trained on or validated on."""
+    if isinstance(config, EvaluateConfig):
+        return seen_by(trained_runs(find_contenders(config)))
+    assert isinstance(config, TrainConfig)
+    return seen_by({run: config})
 
 
 def _answers(

@@ -55,7 +55,7 @@ def write_results(results: Results, folder: Path) -> None:
     Raises:
         RunError: If a number is infinite or not a number where the type does not allow None.
     """
-    write_json(folder / RESULTS_FILE, _plain(results, Results, RESULTS_FILE))
+    write_record(folder / RESULTS_FILE, results)
 
 
 def read_results(folder: Path) -> Results:
@@ -68,15 +68,36 @@ def read_results(folder: Path) -> Results:
     hint = _RESCORE.format(folder)
     if not path.is_file():
         raise RunError(f"There is no {RESULTS_FILE} in {folder}.", _unfinished(folder), hint)
+    return read_record(Results, path, SCHEMA_VERSION, hint)
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Writes a dataclass as a JSON file, whole or not at all.
+
+    Raises:
+        RunError: If a number is infinite or not a number where its type does not allow None.
+    """
+    write_json(path, _plain(record, type(record), path.name))
+
+
+def read_record(kind: type[Record], path: Path, version: int, hint: str) -> Record:
+    """Reads a dataclass with a `schema_version` from a JSON file.
+
+    Raises:
+        RunError: If there is no such file, or it is torn, of another version, or has unknown, missing or mistyped
+            fields: with all of these, and `hint`.
+    """
+    if not path.is_file():
+        raise RunError(f"There is no {path}.", hint=hint)
     value = _parse(path.read_text(encoding="utf-8"), str(path), hint)
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
+    found = value.get("schema_version") if isinstance(value, dict) else None
+    if found != version:
         raise RunError(
             f"{path} cannot be read by this version of cyberlm.",
-            [Problem(f"schema_version is {version!r}", allowed=str(SCHEMA_VERSION))],
+            [Problem(f"schema_version is {found!r}", allowed=str(version))],
             f"Read it with the cyberlm that wrote it. {hint}",
         )
-    return _record(Results, value, str(path), hint)
+    return _record(kind, value, str(path), hint)
 
 
 def _unfinished(folder: Path) -> list[Problem]:
@@ -215,6 +236,8 @@ def _plain(value: Any, kind: Any, where: str) -> Any:
         kind: Its declared type.
         where: File and field, for the message.
     """
+    if value is not None and not isinstance(value, float) and _is_optional(kind):
+        kind = _without_none(kind)
     if is_dataclass(value):
         hints = get_type_hints(type(value))
         return {f.name: _plain(getattr(value, f.name), hints[f.name], f"{where}: {f.name}") for f in fields(value)}
@@ -264,8 +287,7 @@ def _built(kind: Any, value: Any, name: str, problems: list[Problem]) -> Any:
         problems: Grows.
     """
     if _is_optional(kind):
-        inner = next(part for part in get_args(kind) if part is not types.NoneType)
-        return None if value is None else _built(inner, value, name, problems)
+        return None if value is None else _built(_without_none(kind), value, name, problems)
     if is_dataclass(kind) and isinstance(value, dict):
         return _built_fields(kind, value, name, problems)
     if get_origin(kind) is dict and isinstance(value, dict):
@@ -299,6 +321,11 @@ def _built_fields(kind: Any, value: dict[str, Any], name: str, problems: list[Pr
 def _is_optional(kind: Any) -> bool:
     """Whether a declared type is `X | None`."""
     return get_origin(kind) in (Union, types.UnionType) and types.NoneType in get_args(kind)
+
+
+def _without_none(kind: Any) -> Any:
+    """`X` of `X | None`."""
+    return next(part for part in get_args(kind) if part is not types.NoneType)
 
 
 def _join(name: str, key: str) -> str:

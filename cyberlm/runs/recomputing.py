@@ -1,6 +1,5 @@
 """Every figure of a run again, from its per-question rows and the question files, without a model."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +11,11 @@ from cyberlm.config.schema import RootConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import select_questions
 from cyberlm.errors import RunError
-from cyberlm.evidence import Answers
+from cyberlm.evidence import Answers, read_evidence
 from cyberlm.metrics import compare, score_predictions
 from cyberlm.records import Prediction, Question
 from cyberlm.results import read_predictions, read_results
-from cyberlm.runs.answering import EVIDENCE_FILE, PASSES_FILE, Asked, doubtful_items, sample_of, weigh
+from cyberlm.runs.answering import PASSES_FILE, Asked, doubtful_items, sample_of, weigh
 from cyberlm.runs.contenders import find_contenders, trained_runs
 from cyberlm.runs.parts import config_of
 from cyberlm.runs.questions import seen_by
@@ -52,9 +51,9 @@ def recompute(run: Path) -> list[str]:
     written = {
         "scores": {name: asdict(given) for name, given in results.scores.items()},
         "comparison": asdict(results.comparison) if results.comparison else None,
-        "evidence": json.loads((run / EVIDENCE_FILE).read_text(encoding="utf-8")),
+        "evidence": asdict(read_evidence(run)),
     }
-    return list(_differences("", written, json.loads(json.dumps(again))))
+    return list(_differences("", written, again))
 
 
 def _config(run: Path) -> RootConfig:
@@ -104,7 +103,7 @@ def _differences(name: str, written: object, again: object) -> Iterator[str]:
     if isinstance(written, dict) and isinstance(again, dict):
         for key in sorted({*written, *again}):
             yield from _differences(f"{name}.{key}".lstrip("."), written.get(key), again.get(key))
-    elif isinstance(written, list) and isinstance(again, list) and len(written) == len(again):
+    elif isinstance(written, tuple) and isinstance(again, tuple) and len(written) == len(again):
         for place, pair in enumerate(zip(written, again, strict=True)):
             yield from _differences(f"{name}[{place}]", *pair)
     elif written != again:

@@ -137,25 +137,32 @@ def _recall_per_letter(predictions: Sequence[Prediction]) -> dict[str, Proportio
 
 
 def _rouge(predictions: Sequence[Prediction]) -> RougeScores | None:
-    """Mean ROUGE F-measures (Lin 2004, aclanthology.org/W04-1013) of what was generated; None where nothing was."""
+    """ROUGE of what was generated; None where nothing was."""
     pairs = [(p.generated, p.reference) for p in predictions if p.generated is not None]
-    if not pairs:
-        return None
+    return rouge([text for text, _ in pairs], [text for _, text in pairs]) if pairs else None
+
+
+def rouge(answers: Sequence[str], references: Sequence[str]) -> RougeScores:
+    """Mean ROUGE F-measures (Lin 2004, aclanthology.org/W04-1013) of answers, each against its reference."""
     # rougeLsum is left out: it downloads NLTK data. torchmetrics takes (prediction, target), rouge_score the reverse.
-    generated, references = [text for text, _ in pairs], [text for _, text in pairs]
-    means = rouge_score(generated, references, rouge_keys=("rouge1", "rouge2", "rougeL"))
-    short = sum(len(_rouge_tokens(reference)) < 2 for reference in references)
-    if short == len(pairs):
+    means = rouge_score(answers, references, rouge_keys=("rouge1", "rouge2", "rougeL"))
+    short, n = short_references(references), len(references)
+    if short == n:
         note = "ROUGE-2 is undefined: every reference has fewer than two tokens"
     else:
-        note = f"{short} of {len(pairs)} references have fewer than two tokens and count 0 in ROUGE-2" if short else ""
+        note = f"{short} of {n} references have fewer than two tokens and count 0 in ROUGE-2" if short else ""
     return RougeScores(
         rouge1=float(means["rouge1_fmeasure"]),
-        rouge2=None if short == len(pairs) else float(means["rouge2_fmeasure"]),
+        rouge2=None if short == n else float(means["rouge2_fmeasure"]),
         rougeL=float(means["rougeL_fmeasure"]),
-        n=len(pairs),
+        n=n,
         note=note,
     )
+
+
+def short_references(references: Sequence[str]) -> int:
+    """How many have fewer than two tokens, and so no pair of tokens for ROUGE-2."""
+    return sum(len(_rouge_tokens(reference)) < 2 for reference in references)
 
 
 def _rouge_tokens(text: str) -> list[str]:

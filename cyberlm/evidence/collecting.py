@@ -10,10 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from numpy.typing import ArrayLike
+
 from cyberlm.config import OptionScore, Protocol
 from cyberlm.floors import Finding, FloorReport, Floors, compare_with_floors, diagnose, shortcut_floors
 from cyberlm.leaks import CleanAccuracy, LeakAudit, accuracy_clean_and_dirty, audit_leaks
-from cyberlm.records import Prediction, Question
+from cyberlm.metrics import rouge, short_references
+from cyberlm.records import LETTERS, Prediction, Question, RougeScores
 from cyberlm.results import read_record, write_record
 from cyberlm.statistics import (
     AccuracyInterval,
@@ -29,8 +32,10 @@ from cyberlm.statistics import (
     cluster_numbers,
     compare_models,
     debias,
+    golds,
     letter_bias,
     noise_sensitivity,
+    option_scores,
     permutation_scores,
     right,
 )
@@ -80,6 +85,34 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class OptionScoring:
+    """Accuracy by likelihood where options are compared by their summed log-probability, or by that divided by length.
+
+    Attributes:
+        sum, per_token, per_char: As `evaluation.option_score`; one of them is the accuracy that is reported.
+    """
+
+    sum: AccuracyInterval
+    per_token: AccuracyInterval
+    per_char: AccuracyInterval
+
+
+@dataclass(frozen=True)
+class RougeContext:
+    """What ROUGE is for answers that need no model: the ends of its scale on these questions.
+
+    Attributes:
+        oracle: The reference answers against themselves.
+        always_wrong: The option behind the right one (after the last the first), as a text or a letter.
+        share_refs_lt2_tokens: Share of the references with fewer than two tokens, for which ROUGE-2 is undefined.
+    """
+
+    oracle: RougeScores
+    always_wrong: RougeScores
+    share_refs_lt2_tokens: float
+
+
+@dataclass(frozen=True)
 class ModelEvidence:
     """One model's evidence; None where it was not measured or does not apply.
 
@@ -95,6 +128,7 @@ class ModelEvidence:
         debiasing: With the letters' prior taken out (letter protocol).
         noise: With and without items whose key is doubtful.
         findings: What looks wrong, in words.
+        option_scoring: Under each way of comparing options (text protocol).
     """
 
     likelihood: AccuracyInterval
@@ -109,6 +143,7 @@ class ModelEvidence:
     debiasing: Debiasing | None
     noise: NoiseSensitivity | None
     findings: tuple[Finding, ...]
+    option_scoring: OptionScoring | None = None
 
 
 @dataclass(frozen=True)
@@ -120,12 +155,14 @@ class Evidence:
         models: By name.
         pairs: Every two models on the same questions, p-values adjusted over all of them (Holm).
         leaks: Test questions against those that were trained on or validated on; None without training questions.
+        rouge: What ROUGE is without any model; None where nothing was generated.
     """
 
     schema_version: int
     models: dict[str, ModelEvidence]
     pairs: tuple[PairComparison, ...] = ()
     leaks: LeakAudit | None = None
+    rouge: RougeContext | None = None
 
 
 def collect(
@@ -148,6 +185,7 @@ def collect(
         if len(answers) > 1
         else (),
         leaks=leaks,
+        rouge=_rouge_context(next(iter(answers.values())).plain, setting.protocol, test),
     )
 
 
@@ -174,6 +212,34 @@ def _of_model(
         debiasing=debias(sample, plain) if sample and letters_asked else None,
         noise=noise_sensitivity(plain, setting.suspects, setting.clusters) if setting.suspects else None,
         findings=diagnose(test, plain, calibration.raw.ece, calibration.bins),
+        option_scoring=None if letters_asked else _option_scoring(plain, clusters),
+    )
+
+
+def _option_scoring(predictions: Sequence[Prediction], clusters: ArrayLike) -> OptionScoring:
+    gold = golds(predictions)
+    by = {how: option_scores(predictions, how).argmax(axis=1) == gold for how in OptionScore}
+    sums, tokens, chars = (
+        accuracy_interval(by[how], clusters) for how in (OptionScore.sum, OptionScore.per_token, OptionScore.per_char)
+    )
+    return OptionScoring(sums, tokens, chars)
+
+
+def _rouge_context(
+    predictions: Sequence[Prediction], protocol: Protocol, test: Sequence[Question]
+) -> RougeContext | None:
+    if any(row.generated is None for row in predictions):
+        return None
+    references = [row.reference for row in predictions]
+    behind = [(question.gold + 1) % len(question.options) for question in test]
+    wrong = [
+        LETTERS[option] if protocol is Protocol.letter else question.options[option]
+        for question, option in zip(test, behind, strict=True)
+    ]
+    return RougeContext(
+        oracle=rouge(references, references),
+        always_wrong=rouge(wrong, references),
+        share_refs_lt2_tokens=short_references(references) / len(references),
     )
 
 

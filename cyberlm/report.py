@@ -10,6 +10,7 @@ from rich.text import Text
 
 from cyberlm.progress import clock, console
 from cyberlm.records import Comparison, Cost, ModelScores, Proportion, Results
+from cyberlm.shares import wilson
 
 WIDEST_CELL = 40
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
@@ -100,7 +101,7 @@ def _score_rows(models: Sequence[ModelScores]) -> list[list[str]]:
         rows += [
             ["  95% interval", *(_interval(m.generation) for m in models)],
             ["  right", *(_count(m.generation) for m in models)],
-            ["  no option named", *(_percent(m.parse_fail_rate) for m in models)],
+            ["  no option named", *(_failed(m) for m in models)],
         ]
     rows += [[label, *(_rouge(m, name) for m in models)] for label, name in ROUGE.items()]
     rows.append(["gold answer NLL, nats/token", *(f"{m.gold_nll:.4f}" for m in models)])
@@ -160,6 +161,14 @@ def _interval(share: Proportion | None) -> str:
 
 def _count(share: Proportion | None) -> str:
     return "-" if share is None else f"{share.correct} of {share.n}"
+
+
+def _failed(scores: ModelScores) -> str:
+    """Share of completions that name no option, with its interval."""
+    if scores.parse_fail_rate is None:
+        return "-"
+    low, high = wilson(scores.parse_fail_rate, scores.likelihood.n)
+    return f"{_percent(scores.parse_fail_rate)} ({100 * low:.0f}-{high:.0%})"
 
 
 def _rouge(scores: ModelScores, name: str) -> str:

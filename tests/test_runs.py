@@ -8,7 +8,8 @@ from support import compose, config_of
 
 from cyberlm.config import EvaluateConfig, Protocol, TrainConfig, build_config
 from cyberlm.errors import ConfigError, RunError
-from cyberlm.metrics import compare, score_predictions
+from cyberlm.evidence import compare
+from cyberlm.metrics import score_predictions
 from cyberlm.results import read_predictions, read_results, read_status
 from cyberlm.runs import evaluate, train
 from cyberlm.runs.recomputing import recompute

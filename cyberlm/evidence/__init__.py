@@ -10,6 +10,7 @@ from cyberlm.evidence.collecting import (
     read_evidence,
     write_evidence,
 )
+from cyberlm.evidence.comparison import compare
 from cyberlm.evidence.telling import figures, sentences, summary
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ModelEvidence",
     "Setting",
     "collect",
+    "compare",
     "figures",
     "read_evidence",
     "sentences",

@@ -11,8 +11,8 @@ from cyberlm.config.schema import RootConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import select_questions
 from cyberlm.errors import RunError
-from cyberlm.evidence import Answers, read_evidence
-from cyberlm.metrics import compare, score_predictions
+from cyberlm.evidence import Answers, compare, read_evidence
+from cyberlm.metrics import score_predictions
 from cyberlm.records import Prediction, Question
 from cyberlm.results import read_predictions, read_results
 from cyberlm.runs.answering import PASSES_FILE, Asked, doubtful_items, sample_of, weigh

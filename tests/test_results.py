@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from cyberlm import results as results_module
 from cyberlm.errors import RunError
@@ -187,6 +188,26 @@ def test_predictions_round_trip(tmp_path: Path) -> None:
     assert [next(iter(row)) for row in rows] == ["model"] * 3
     assert [(row["correct"], row["generated_correct"]) for row in rows] == [(True, False), (True, None), (False, True)]
     assert "naïve" in path.read_text(encoding="utf-8")
+
+
+def test_parquet_holds_the_rows_of_the_lines(tmp_path: Path) -> None:
+    by_model = {
+        "base": [PREDICTION, replace(PREDICTION, id="sample:2", generated=None, parsed=None)],
+        "tuned": [replace(PREDICTION, choice=0, parsed=1)],
+    }
+    for name in ("predictions.jsonl", "predictions.parquet"):
+        write_predictions(tmp_path / name, by_model)
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    table = parquet.read_table(tmp_path / "predictions.parquet")
+    assert table.to_pylist() == [json.loads(line) for line in lines]
+    assert table.column_names == list(json.loads(lines[0]))
+    nothing = {"base": [replace(PREDICTION, generated=None, parsed=None)]}
+    write_predictions(tmp_path / "none.parquet", nothing)  # columns keep their types where all are null
+    assert parquet.read_schema(tmp_path / "none.parquet") == table.schema
+    bad = replace(PREDICTION, gold_nll=float("inf"))
+    with pytest.raises(RunError, match=r"bad\.parquet, prediction 1 of base: gold_nll"):
+        write_predictions(tmp_path / "bad.parquet", {"base": [bad]})
+    assert not (tmp_path / "bad.parquet").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 from support import compose, config_of
 
 from cyberlm.config import EvaluateConfig, Protocol, TrainConfig, build_config
@@ -103,7 +104,9 @@ def test_every_figure_comes_again_from_the_rows(prompt: str, tmp_path: Path) -> 
 
 
 def test_text_prompt_has_rouge_and_says_why_there_is_no_generation_accuracy(tmp_path: Path) -> None:
-    train(small("prompt=text", "evaluation.base=false"), tmp_path / "run")
+    train(small("prompt=text", "evaluation.base=false", "evaluation.parquet=true"), tmp_path / "run")
+    rows = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert parquet.read_table(tmp_path / "run" / "predictions.parquet").to_pylist() == list(map(json.loads, rows))
     results = read_results(tmp_path / "run")
     assert set(results.scores) == {"tuned"} and results.comparison is None
     tuned = results.scores["tuned"]

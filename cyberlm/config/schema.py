@@ -294,6 +294,8 @@ class EvaluationConfig:
     """Also answer the validation questions, to fit a temperature on: a pass over these."""
     prior_share: float = 0.05
     """Share of the questions that the prior of the letters is estimated on, of those that were rotated."""
+    parquet: bool = False
+    """Write the per-question rows as predictions.parquet too."""
     suspects: str | None = None
     """File of items whose published key is doubtful (docs/results.md)."""
 

@@ -88,10 +88,15 @@ def weigh(answers: Mapping[str, Answers], asked: Asked, config: RootConfig) -> E
     return collect(answers, setting, asked.test, asked.seen)
 
 
-def write_answers(folder: Path, answers: Mapping[str, Answers], evidence: Evidence) -> None:
-    """evidence.json, predictions.jsonl, and, where further passes were made, passes.jsonl."""
+def write_answers(
+    folder: Path, answers: Mapping[str, Answers], evidence: Evidence, *, as_parquet: bool = False
+) -> None:
+    """evidence.json, predictions.jsonl (and .parquet), and, where further passes were made, passes.jsonl."""
     write_evidence(evidence, folder)
-    write_predictions(folder / "predictions.jsonl", {name: given.plain for name, given in answers.items()})
+    plain = {name: given.plain for name, given in answers.items()}
+    write_predictions(folder / "predictions.jsonl", plain)
+    if as_parquet:
+        write_predictions(folder / "predictions.parquet", plain)
     passes: dict[str, Sequence[Prediction]] = {}
     for name, given in answers.items():
         further = {

@@ -96,7 +96,7 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     results = _named_after(replace(results, models=models), contenders, trained)
     evidence = weigh(answers, asked, config)
     write_results(results, folder)
-    write_answers(folder, answers, evidence)
+    write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
     conclude(folder, results, evidence, questions, answers, loggers)
     return results
 

@@ -116,8 +116,9 @@ def register_resolvers() -> None:
         name = "_".join(part.name if isinstance(part, Enum) else str(part) for part in names)
         return _fresh(Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{name}")
 
-    def evaluation_folder(model: str, run: str | None) -> str:
-        return run_folder(None, "evaluate", Path(run).name if run else model)
+    def evaluation_folder(model: str, run: str | None, runs: Sequence[str]) -> str:
+        several = f"{len(runs)}_models" if runs else model
+        return run_folder(None, "evaluate", Path(run).name if run else several)
 
     def record_folder(resume: str | None) -> str:
         return ".hydra_resumed" if resume else ".hydra"  # a resumed run keeps the record of how it began
@@ -321,8 +322,13 @@ def _explain(command: str, override: str, choices: list[str], error: Exception, 
 def _group_options(group: str) -> list[str]:
     if "/" in group or not group.isidentifier():
         return []
-    own = {file.stem for folder in _config_folders() for file in Path(folder, group).glob("*.yaml")}
-    return sorted({*GlobalHydra.instance().config_loader().get_group_options(group), *own})
+    return sorted({*GlobalHydra.instance().config_loader().get_group_options(group), *group_files(group)})
+
+
+def group_files(group: str) -> dict[str, Path]:
+    """The file of each option of a group, by name: of conf/, and of the folder that --config-dir adds."""
+    folders = (conf_folder(), *map(Path, _config_folders()))
+    return {file.stem: file for folder in folders for file in sorted((folder / group).glob("*.yaml"))}
 
 
 def _corrected(override: str, wrong: Sequence[str], options: Sequence[str]) -> str:

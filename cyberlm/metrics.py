@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 
 import torch
-from scipy.stats import binomtest
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_stat_scores
@@ -17,25 +16,11 @@ from torchmetrics.functional.text import rouge_score
 
 from cyberlm.config import OptionScore, Protocol
 from cyberlm.errors import Problem, RunError
-from cyberlm.records import LETTERS, Comparison, ModelScores, Prediction, Proportion, RougeScores
-
-SIGNIFICANCE = 0.05
-"""A difference with a smaller McNemar p-value is called significant."""
+from cyberlm.records import LETTERS, ModelScores, Prediction, Proportion, RougeScores
+from cyberlm.shares import wilson
 
 OPTIONS_NOT_SHOWN = "the options were not shown, so a free answer cannot be matched to one of them"
 NOT_GENERATED = "no answers were generated"
-
-
-def wilson(correct: int, n: int) -> Proportion:
-    """A share with its 95% score interval (Wilson 1927, JASA 22:209), without continuity correction.
-
-    Raises:
-        RunError: If `n` is 0.
-    """
-    if n == 0:
-        raise RunError("There are no questions to score.", [Problem("a share of 0 questions is undefined")])
-    interval = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return Proportion(correct / n, correct, n, float(interval.low), float(interval.high))
 
 
 def validation_metrics() -> MetricCollection:
@@ -96,7 +81,7 @@ def score_predictions(predictions: Sequence[Prediction], protocol: Protocol, sho
         likelihood=_accuracy(predictions),
         per_letter=_recall_per_letter(predictions),
         gold_nll=math.fsum(prediction.gold_nll for prediction in predictions) / len(predictions),
-        generation=None if note else wilson(right, len(predictions)),
+        generation=None if note else _proportion(right, len(predictions)),
         generation_note=note,
         parse_fail_rate=None if note else failed / len(predictions),
         rouge=_rouge(predictions),
@@ -123,102 +108,52 @@ def _choice_and_gold(predictions: Sequence[Prediction]) -> tuple[torch.Tensor, t
     return choice, gold
 
 
+def _proportion(correct: int, n: int) -> Proportion:
+    return Proportion(correct / n, correct, n, *wilson(correct / n, n))
+
+
 def _accuracy(predictions: Sequence[Prediction]) -> Proportion:
     """Share of questions whose right option was chosen by likelihood."""
     share = float(multiclass_accuracy(*_choice_and_gold(predictions), num_classes=len(LETTERS), average="micro"))
-    return wilson(round(share * len(predictions)), len(predictions))  # exact: float32 holds counts up to 2**24
+    return _proportion(round(share * len(predictions)), len(predictions))  # exact: float32 holds counts up to 2**24
 
 
 def _recall_per_letter(predictions: Sequence[Prediction]) -> dict[str, Proportion]:
     """Of the questions with each gold letter, the share chosen right; letters that are never gold are left out."""
     counts = multiclass_stat_scores(*_choice_and_gold(predictions), num_classes=len(LETTERS), average="none")
     rows = counts.tolist()  # (8, 5): tp, fp, tn, fn, support
-    return {letter: wilson(row[0], row[4]) for letter, row in zip(LETTERS, rows, strict=True) if row[4]}
+    return {letter: _proportion(row[0], row[4]) for letter, row in zip(LETTERS, rows, strict=True) if row[4]}
 
 
 def _rouge(predictions: Sequence[Prediction]) -> RougeScores | None:
-    """Mean ROUGE F-measures (Lin 2004, aclanthology.org/W04-1013) of what was generated; None where nothing was."""
+    """ROUGE of what was generated; None where nothing was."""
     pairs = [(p.generated, p.reference) for p in predictions if p.generated is not None]
-    if not pairs:
-        return None
+    return rouge([text for text, _ in pairs], [text for _, text in pairs]) if pairs else None
+
+
+def rouge(answers: Sequence[str], references: Sequence[str]) -> RougeScores:
+    """Mean ROUGE F-measures (Lin 2004, aclanthology.org/W04-1013) of answers, each against its reference."""
     # rougeLsum is left out: it downloads NLTK data. torchmetrics takes (prediction, target), rouge_score the reverse.
-    generated, references = [text for text, _ in pairs], [text for _, text in pairs]
-    means = rouge_score(generated, references, rouge_keys=("rouge1", "rouge2", "rougeL"))
-    short = sum(len(_rouge_tokens(reference)) < 2 for reference in references)
-    if short == len(pairs):
+    means = rouge_score(answers, references, rouge_keys=("rouge1", "rouge2", "rougeL"))
+    short, n = short_references(references), len(references)
+    if short == n:
         note = "ROUGE-2 is undefined: every reference has fewer than two tokens"
     else:
-        note = f"{short} of {len(pairs)} references have fewer than two tokens and count 0 in ROUGE-2" if short else ""
+        note = f"{short} of {n} references have fewer than two tokens and count 0 in ROUGE-2" if short else ""
     return RougeScores(
         rouge1=float(means["rouge1_fmeasure"]),
-        rouge2=None if short == len(pairs) else float(means["rouge2_fmeasure"]),
+        rouge2=None if short == n else float(means["rouge2_fmeasure"]),
         rougeL=float(means["rougeL_fmeasure"]),
-        n=len(pairs),
+        n=n,
         note=note,
     )
+
+
+def short_references(references: Sequence[str]) -> int:
+    """How many have fewer than two tokens, and so no pair of tokens for ROUGE-2."""
+    return sum(len(_rouge_tokens(reference)) < 2 for reference in references)
 
 
 def _rouge_tokens(text: str) -> list[str]:
     """Tokens as the `rouge_score` package (and torchmetrics) cuts them, without stemming."""
     return re.findall(r"[a-z0-9]+", text.lower())
-
-
-def compare(base: Sequence[Prediction], tuned: Sequence[Prediction]) -> Comparison:
-    """Whether the tuned model answers other questions right than the base model, by likelihood.
-
-    The exact McNemar test asks whether the questions that changed sides changed both ways alike: with b that only the
-    base model and c that only the tuned model got right, p = min(1, 2 P(Bin(b+c, 1/2) <= min(b, c)))
-    (McNemar 1947, Psychometrika 12:153; exact form: Fagerland et al. 2013, doi 10.1186/1471-2288-13-91).
-
-    Args:
-        base: Predictions of the base model.
-        tuned: Predictions of the tuned model, of the same questions in the same order.
-
-    Raises:
-        RunError: If the two are not of the same questions in the same order.
-    """
-    _check_same_questions(base, tuned)
-    pairs = list(zip(base, tuned, strict=True))
-    lost = sum(before.correct and not after.correct for before, after in pairs)
-    gained = sum(after.correct and not before.correct for before, after in pairs)
-    changed = lost + gained
-    tail = float(binomtest(min(lost, gained), changed, 0.5, alternative="less").pvalue) if changed else 1.0
-    p_value = min(1.0, 2 * tail)
-    return Comparison(
-        difference=(gained - lost) / len(pairs),
-        only_base_right=lost,
-        only_tuned_right=gained,
-        p_value=p_value,
-        verdict=_verdict(lost, gained, p_value),
-    )
-
-
-def _check_same_questions(base: Sequence[Prediction], tuned: Sequence[Prediction]) -> None:
-    problem = ""
-    if len(base) != len(tuned):
-        problem = f"the base model answered {len(base)} questions, the tuned model {len(tuned)}"
-    elif not base:
-        problem = "there are no questions"
-    else:
-        apart = [i for i, (before, after) in enumerate(zip(base, tuned, strict=True)) if before.hash != after.hash]
-        if apart:
-            before, after = base[apart[0]], tuned[apart[0]]
-            problem = (
-                f"{len(apart)} of {len(base)} questions differ, the first at place {apart[0] + 1}: "
-                f"{before.id} ({before.hash}) and {after.id} ({after.hash})"
-            )
-    if problem:
-        raise RunError(
-            "The two models cannot be compared.",
-            [Problem(problem, allowed="the same questions in the same order")],
-            hint="Score both models in one run: python evaluate.py run=outputs/...",
-        )
-
-
-def _verdict(lost: int, gained: int, p_value: float) -> str:
-    if p_value >= SIGNIFICANCE:
-        finding = "no significant difference"
-    else:
-        finding = "significantly better" if gained > lost else "significantly worse"
-    p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3g}"
-    return f"{finding} ({p}): {gained} question{'' if gained == 1 else 's'} gained, {lost} lost"

@@ -224,16 +224,40 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class ScoredModel:
+    """What one model of an evaluation was.
+
+    Attributes:
+        source: What was typed for it, or the name of its `model` option.
+        kind: `base`, `adapter`, or `weights` (merged or fully tuned).
+        base: Name of the weights that were loaded: hub id or path.
+        quant: `none` or `nf4`.
+        weights: Hash of these weights.
+        adapter: SHA-256 of the adapter's files; None without one.
+        prompt: Fingerprint of the prompt with this model's tokenizer.
+    """
+
+    source: str
+    kind: str
+    base: str
+    quant: str
+    weights: str
+    adapter: str | None
+    prompt: str
+
+
+@dataclass(frozen=True)
 class Results:
     """results.json: everything a run found. Written by `cyberlm.results`; documented in docs/results.md.
 
     Attributes:
         schema_version: Raised when a field changes its meaning or goes away.
         kind: `train` or `evaluate`.
-        scores: By model, `base` and `tuned`; either may be missing.
+        scores: By model: `base` and `tuned` (either may be missing), or the names of the models of an evaluation.
         objective: Best validation accuracy (train only): what a sweep maximises. Never of the test set.
         steps: Optimizer steps taken.
         provenance: Hashes, seeds, versions and the command.
+        models: By the names of `scores`, what was scored (evaluations only).
     """
 
     schema_version: int
@@ -250,3 +274,4 @@ class Results:
     steps: int
     cost: Cost | None
     provenance: dict[str, str]
+    models: dict[str, ScoredModel] = field(default_factory=dict)

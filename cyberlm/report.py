@@ -1,7 +1,8 @@
 """What a person reads at the end of a run or a sweep, no wider than the terminal (80 columns where there is none)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich import box
 from rich.table import Table
@@ -9,35 +10,36 @@ from rich.text import Text
 
 from cyberlm.progress import clock, console
 from cyberlm.records import Comparison, Cost, ModelScores, Proportion, Results
+from cyberlm.shares import wilson
 
-MODELS = ("base", "tuned")
 WIDEST_CELL = 40
+ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 
 
 def print_results(
     results: Results, files: Path, evidence: Sequence[Sequence[str]] = (), sentences: Sequence[str] = ()
 ) -> None:
-    """Prints the scores of the base and the tuned model side by side, what they mean, what they cost, and the folder.
+    """Prints the scores of all models side by side, what they mean, what the run cost, and its folder.
 
     Args:
-        results: Of a training or an evaluation; either model may be missing.
+        results: Of a training or an evaluation.
         files: Folder of the run.
         evidence: Rows of a table: what it is, then the figure of each model.
         sentences: What is to be said below it.
     """
-    scores = {name: results.scores[name] for name in MODELS if name in results.scores}
+    scores = results.scores
     console.print()
     _print_line(
         f"{results.model}, method {results.method}, quant {results.quant}, prompt {results.prompt}, data {results.data}"
     )
     _print_line("Questions: " + ", ".join(f"{count} {part}" for part, count in results.questions.items()))
-    _print_wrapped(_scores_table(scores))
+    _print_models("Test questions", list(scores), _score_rows(list(scores.values())))
     for note in _notes(scores):
         _print_wrapped(Text(f"Note: {note}."))
     if results.comparison is not None:
         _print_comparison(results.comparison)
     if evidence:
-        _print_wrapped(_evidence_table(list(scores), evidence))
+        _print_models("Evidence", list(scores), evidence)
     for sentence in sentences:
         _print_wrapped(Text(sentence))
     if results.cost is not None:
@@ -52,7 +54,26 @@ def print_leaderboard(rows: Sequence[dict[str, str]]) -> None:
         rows: At least one; columns are the keys of the first, in its order, without those that are empty in every row.
     """
     columns = [name for name in rows[0] if any(row.get(name) for row in rows)]
-    widths = {name: min(WIDEST_CELL, max(len(name), *(len(row.get(name, "")) for row in rows))) for name in columns}
+    _print_stacked("Leaderboard", {name: [row.get(name, "") for row in rows] for name in columns})
+
+
+def _print_models(title: str, models: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table with a column for each model: rows hold what it is, then the figure of each model."""
+    labels, *figures = zip(*rows, strict=True)
+    _print_stacked(title, {"": labels, **dict(zip(models, figures, strict=True))}, justify="right")
+
+
+def _print_stacked(
+    title: str, columns: Mapping[str, Sequence[str]], justify: Literal["left", "right"] = "left"
+) -> None:
+    """A table; columns that do not fit beside one another stand below, with the first repeated.
+
+    Args:
+        title: Above the first part.
+        columns: By heading, the cells from top to bottom.
+        justify: Of all columns but the first.
+    """
+    widths = {name: min(WIDEST_CELL, max(map(len, [name, *cells]))) for name, cells in columns.items()}
     first, *others = columns
     stacked = [[first]]
     for name in others:
@@ -61,44 +82,31 @@ def print_leaderboard(rows: Sequence[dict[str, str]]) -> None:
             stacked.append([first])
         stacked[-1].append(name)
     for number, shown in enumerate(stacked):
-        table = Table(title="" if number else "Leaderboard", title_justify="left", box=box.SIMPLE, pad_edge=False)
+        table = Table(title="" if number else title, title_justify="left", box=box.SIMPLE, pad_edge=False)
         for name in shown:
-            table.add_column(name, overflow="fold", max_width=WIDEST_CELL)
-        for row in rows:
-            table.add_row(*(Text(row.get(name, "")) for name in shown))
+            table.add_column(name, justify="left" if name == first else justify, overflow="fold", max_width=WIDEST_CELL)
+        for cells in zip(*(columns[name] for name in shown), strict=True):
+            table.add_row(*map(Text, cells))
         _print_wrapped(table)
 
 
-def _evidence_table(models: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title="Evidence", title_justify="left", box=box.SIMPLE)
-    table.add_column("")
-    for name in models:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _scores_table(scores: dict[str, ModelScores]) -> Table:
-    table = Table(title="Test questions", title_justify="left", box=box.SIMPLE)
-    table.add_column("")
-    for name in scores:
-        table.add_column(name, justify="right")
-    models = scores.values()
-    table.add_row("accuracy, likelihood", *(_percent(m.likelihood.value) for m in models))
-    table.add_row("  95% interval", *(_interval(m.likelihood) for m in models))
-    table.add_row("  right", *(_count(m.likelihood) for m in models))
-    table.add_row("accuracy, generation", *(_percent(m.generation.value if m.generation else None) for m in models))
+def _score_rows(models: Sequence[ModelScores]) -> list[list[str]]:
+    rows = [
+        ["accuracy, likelihood", *(_percent(m.likelihood.value) for m in models)],
+        ["  95% interval", *(_interval(m.likelihood) for m in models)],
+        ["  right", *(_count(m.likelihood) for m in models)],
+        ["accuracy, generation", *(_percent(m.generation.value if m.generation else None) for m in models)],
+    ]
     if any(m.generation for m in models):
-        table.add_row("  95% interval", *(_interval(m.generation) for m in models))
-        table.add_row("  right", *(_count(m.generation) for m in models))
-        table.add_row("  no option named", *(_percent(m.parse_fail_rate) for m in models))
-    table.add_row("ROUGE-1", *(_rouge(m, "rouge1") for m in models))
-    table.add_row("ROUGE-2", *(_rouge(m, "rouge2") for m in models))
-    table.add_row("ROUGE-L", *(_rouge(m, "rougeL") for m in models))
-    table.add_row("gold answer NLL, nats/token", *(f"{m.gold_nll:.4f}" for m in models))
-    table.add_row("questions", *(str(m.likelihood.n) for m in models))
-    return table
+        rows += [
+            ["  95% interval", *(_interval(m.generation) for m in models)],
+            ["  right", *(_count(m.generation) for m in models)],
+            ["  no option named", *(_failed(m) for m in models)],
+        ]
+    rows += [[label, *(_rouge(m, name) for m in models)] for label, name in ROUGE.items()]
+    rows.append(["gold answer NLL, nats/token", *(f"{m.gold_nll:.4f}" for m in models)])
+    rows.append(["questions", *(str(m.likelihood.n) for m in models)])
+    return rows
 
 
 def _notes(scores: dict[str, ModelScores]) -> list[str]:
@@ -153,6 +161,14 @@ def _interval(share: Proportion | None) -> str:
 
 def _count(share: Proportion | None) -> str:
     return "-" if share is None else f"{share.correct} of {share.n}"
+
+
+def _failed(scores: ModelScores) -> str:
+    """Share of completions that name no option, with its interval."""
+    if scores.parse_fail_rate is None:
+        return "-"
+    low, high = wilson(scores.parse_fail_rate, scores.likelihood.n)
+    return f"{_percent(scores.parse_fail_rate)} ({100 * low:.0f}-{high:.0%})"
 
 
 def _rouge(scores: ModelScores, name: str) -> str:

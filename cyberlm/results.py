@@ -10,11 +10,11 @@ import os
 import platform
 import subprocess
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from cyberlm import __version__
 from cyberlm.errors import Problem, RunError, did_you_mean
@@ -55,7 +55,7 @@ def write_results(results: Results, folder: Path) -> None:
     Raises:
         RunError: If a number is infinite or not a number where the type does not allow None.
     """
-    write_json(folder / RESULTS_FILE, _plain(results, Results, RESULTS_FILE))
+    write_record(folder / RESULTS_FILE, results)
 
 
 def read_results(folder: Path) -> Results:
@@ -68,15 +68,36 @@ def read_results(folder: Path) -> Results:
     hint = _RESCORE.format(folder)
     if not path.is_file():
         raise RunError(f"There is no {RESULTS_FILE} in {folder}.", _unfinished(folder), hint)
+    return read_record(Results, path, SCHEMA_VERSION, hint)
+
+
+def write_record(path: Path, record: Any) -> None:
+    """Writes a dataclass as a JSON file, whole or not at all.
+
+    Raises:
+        RunError: If a number is infinite or not a number where its type does not allow None.
+    """
+    write_json(path, _plain(record, type(record), path.name))
+
+
+def read_record(kind: type[Record], path: Path, version: int, hint: str) -> Record:
+    """Reads a dataclass with a `schema_version` from a JSON file.
+
+    Raises:
+        RunError: If there is no such file, or it is torn, of another version, or has unknown, missing or mistyped
+            fields: with all of these, and `hint`.
+    """
+    if not path.is_file():
+        raise RunError(f"There is no {path}.", hint=hint)
     value = _parse(path.read_text(encoding="utf-8"), str(path), hint)
-    version = value.get("schema_version") if isinstance(value, dict) else None
-    if version != SCHEMA_VERSION:
+    found = value.get("schema_version") if isinstance(value, dict) else None
+    if found != version:
         raise RunError(
             f"{path} cannot be read by this version of cyberlm.",
-            [Problem(f"schema_version is {version!r}", allowed=str(SCHEMA_VERSION))],
+            [Problem(f"schema_version is {found!r}", allowed=str(version))],
             f"Read it with the cyberlm that wrote it. {hint}",
         )
-    return _record(Results, value, str(path), hint)
+    return _record(kind, value, str(path), hint)
 
 
 def _unfinished(folder: Path) -> list[Problem]:
@@ -88,26 +109,49 @@ def _unfinished(folder: Path) -> list[Problem]:
 
 
 def write_predictions(path: Path, predictions_by_model: Mapping[str, Sequence[Prediction]]) -> None:
-    """Writes one JSON object a line: the model, the fields of the prediction, and whether it is right.
+    """Writes one row a prediction: the model, the fields of the prediction, and whether it is right.
 
     Args:
-        path: File to write, for example `predictions.jsonl` of a run folder.
-        predictions_by_model: By `base` and `tuned`.
+        path: File to write; `.jsonl` gets one JSON object a line, `.parquet` the same rows and columns.
+        predictions_by_model: By the model's name.
 
     Raises:
         RunError: If a number is infinite or not a number.
     """
-    lines = []
+    rows = list(_prediction_rows(path.name, predictions_by_model))
+    if path.suffix == ".parquet":
+        _write_parquet(path, rows)
+    else:
+        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        _write_text(path, "".join(lines))
+
+
+def _prediction_rows(name: str, predictions_by_model: Mapping[str, Sequence[Prediction]]) -> Iterator[dict[str, Any]]:
     for model, predictions in predictions_by_model.items():
         for number, prediction in enumerate(predictions, start=1):
-            row = {
+            yield {
                 "model": model,
-                **_plain(prediction, Prediction, f"{path.name}, prediction {number} of {model}"),
+                **_plain(prediction, Prediction, f"{name}, prediction {number} of {model}"),
                 "correct": prediction.correct,
                 "generated_correct": None if prediction.generated is None else prediction.generated_correct,
             }
-            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-    _write_whole(path, "".join(lines))
+
+
+def _write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes rows of predictions with the types that `Prediction` declares, so that a column may be null throughout."""
+    import pyarrow  # here: every command reads this module, and few write Parquet
+    from pyarrow import parquet
+
+    plain = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+
+    def column(kind: Any) -> Any:
+        kind = _without_none(kind) if _is_optional(kind) else kind
+        return pyarrow.list_(column(get_args(kind)[0])) if get_origin(kind) is tuple else plain[kind]
+
+    declared = [(name, column(kind)) for name, kind in get_type_hints(Prediction).items()]
+    derived = [("correct", pyarrow.bool_()), ("generated_correct", pyarrow.bool_())]
+    schema = pyarrow.schema([("model", pyarrow.string()), *declared, *derived])
+    _write_whole(path, lambda file: parquet.write_table(pyarrow.Table.from_pylist(rows, schema), file))
 
 
 def read_predictions(path: Path) -> dict[str, list[Prediction]]:
@@ -168,7 +212,7 @@ def write_json(path: Path, value: Any) -> None:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise RunError(f"{path} cannot be written.", [Problem(str(error), allowed="finite numbers")]) from error
-    _write_whole(path, text + "\n")
+    _write_text(path, text + "\n")
 
 
 def environment() -> dict[str, str]:
@@ -193,13 +237,17 @@ def _git_commit() -> str:
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
+    _write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes beside the file, then renames: a reader, or a crash, never meets half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with draft.open("wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -215,6 +263,8 @@ def _plain(value: Any, kind: Any, where: str) -> Any:
         kind: Its declared type.
         where: File and field, for the message.
     """
+    if value is not None and not isinstance(value, float) and _is_optional(kind):
+        kind = _without_none(kind)
     if is_dataclass(value):
         hints = get_type_hints(type(value))
         return {f.name: _plain(getattr(value, f.name), hints[f.name], f"{where}: {f.name}") for f in fields(value)}
@@ -264,8 +314,7 @@ def _built(kind: Any, value: Any, name: str, problems: list[Problem]) -> Any:
         problems: Grows.
     """
     if _is_optional(kind):
-        inner = next(part for part in get_args(kind) if part is not types.NoneType)
-        return None if value is None else _built(inner, value, name, problems)
+        return None if value is None else _built(_without_none(kind), value, name, problems)
     if is_dataclass(kind) and isinstance(value, dict):
         return _built_fields(kind, value, name, problems)
     if get_origin(kind) is dict and isinstance(value, dict):
@@ -291,7 +340,7 @@ def _built_fields(kind: Any, value: dict[str, Any], name: str, problems: list[Pr
     for key, field in declared.items():
         if key in value:
             built[key] = _built(hints[key], value[key], _join(name, key), problems)
-        elif field.default is MISSING:
+        elif field.default is MISSING and field.default_factory is MISSING:
             problems.append(Problem(f"{_join(name, key)} is missing"))
     return None if problems else kind(**built)
 
@@ -299,6 +348,11 @@ def _built_fields(kind: Any, value: dict[str, Any], name: str, problems: list[Pr
 def _is_optional(kind: Any) -> bool:
     """Whether a declared type is `X | None`."""
     return get_origin(kind) in (Union, types.UnionType) and types.NoneType in get_args(kind)
+
+
+def _without_none(kind: Any) -> Any:
+    """`X` of `X | None`."""
+    return next(part for part in get_args(kind) if part is not types.NoneType)
 
 
 def _join(name: str, key: str) -> str:

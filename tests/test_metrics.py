@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from cyberlm.config import OptionScore, Protocol
 from cyberlm.errors import RunError
-from cyberlm.metrics import choose, compare, option_scores, score_predictions, validation_metrics, wilson
+from cyberlm.metrics import choose, option_scores, score_predictions, validation_metrics
 from cyberlm.records import Prediction
 
 PREDICTION = Prediction(
@@ -41,26 +41,7 @@ def score(rows: list[Prediction], protocol: Protocol = Protocol.letter, show_opt
     return score_predictions(rows, protocol, show_options)
 
 
-def test_wilson_by_hand() -> None:
-    # Center (0.8 + z²/20) / (1 + z²/10) and half width, z = 1.959964.
-    share = wilson(8, 10)
-    assert (share.value, share.correct, share.n) == (0.8, 8, 10)
-    assert share.ci_lo == pytest.approx(0.4902, abs=5e-5)
-    assert share.ci_hi == pytest.approx(0.9433, abs=5e-5)
-
-
-@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 20), (56, 150), (8581, 10180)])
-def test_wilson_equals_statsmodels(correct: int, n: int) -> None:
-    reference = pytest.importorskip("statsmodels.stats.proportion")
-    share = wilson(correct, n)
-    assert (share.ci_lo, share.ci_hi) == pytest.approx(
-        reference.proportion_confint(correct, n, method="wilson"), abs=1e-12
-    )
-
-
 def test_share_of_no_questions_is_an_error() -> None:
-    with pytest.raises(RunError):
-        wilson(0, 0)
     with pytest.raises(RunError):
         score([])
 
@@ -183,50 +164,6 @@ def test_rouge2_of_letters_is_undefined() -> None:
     assert rouge.rouge1 == rouge.rougeL == pytest.approx(2 / 3)
     assert rouge.rouge2 is None
     assert "undefined" in rouge.note
-
-
-def test_mcnemar_by_hand() -> None:
-    # b = 1, c = 7: 2 * (C(8,0) + C(8,1)) / 2^8 = 18/256.
-    result = compare(predictions("A" * 10, "A" + "B" * 7 + "AB"), predictions("A" * 10, "B" + "A" * 7 + "AB"))
-    assert (result.only_base_right, result.only_tuned_right) == (1, 7)
-    assert result.p_value == pytest.approx(0.0703125, abs=1e-12)
-    assert result.difference == pytest.approx(0.6)
-    assert result.verdict == "no significant difference (p = 0.0703): 7 questions gained, 1 lost"
-
-
-@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 5), (2, 3), (0, 6), (30, 12), (7, 60)])
-def test_mcnemar_equals_statsmodels(lost: int, gained: int) -> None:
-    reference = pytest.importorskip("statsmodels.stats.contingency_tables")
-    golds = "A" * (lost + gained + 4)
-    base = predictions(golds, "A" * lost + "B" * gained + "AABB")
-    tuned = predictions(golds, "B" * lost + "A" * gained + "AABB")
-    expected = reference.mcnemar([[2, lost], [gained, 2]], exact=True).pvalue
-    assert compare(base, tuned).p_value == pytest.approx(expected, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("lost", "gained", "verdict"),
-    [
-        (0, 0, "no significant difference (p = 1): 0 questions gained, 0 lost"),
-        (2, 1, "no significant difference (p = 1): 1 question gained, 2 lost"),
-        (0, 8, "significantly better (p = 0.00781): 8 questions gained, 0 lost"),
-        (8, 0, "significantly worse (p = 0.00781): 0 questions gained, 8 lost"),
-        (0, 20, "significantly better (p < 0.001): 20 questions gained, 0 lost"),
-    ],
-)
-def test_verdict(lost: int, gained: int, verdict: str) -> None:
-    golds = "A" * (lost + gained + 2)
-    base = predictions(golds, "A" * lost + "B" * gained + "AB")
-    assert compare(base, predictions(golds, "B" * lost + "A" * gained + "AB")).verdict == verdict
-
-
-def test_only_the_same_questions_are_compared() -> None:
-    rows = predictions("ABC", "ABC")
-    for other, message in ((rows[:2], "3 questions, the tuned model 2"), (rows[::-1], "2 of 3 questions differ")):
-        with pytest.raises(RunError, match=message):
-            compare(rows, other)
-    with pytest.raises(RunError, match="no questions"):
-        compare([], [])
 
 
 def test_option_scores_by_hand() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import parquet
 
 from cyberlm import results as results_module
 from cyberlm.errors import RunError
-from cyberlm.records import Comparison, Cost, ModelScores, Prediction, Proportion, Results, RougeScores
+from cyberlm.records import Comparison, Cost, ModelScores, Prediction, Proportion, Results, RougeScores, ScoredModel
 from cyberlm.results import (
     PACKAGES,
     SCHEMA_VERSION,
@@ -83,7 +84,11 @@ def damage(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize(
     "results",
-    [RESULTS, replace(RESULTS, kind="evaluate", scores={"base": SCORES}, comparison=None, objective=None, cost=None)],
+    [
+        RESULTS,
+        replace(RESULTS, kind="evaluate", scores={"base": SCORES}, comparison=None, objective=None, cost=None),
+        replace(RESULTS, models={"a": ScoredModel("outputs/a", "adapter", "hub/id", "nf4", "0f", "1e", "2d")}),
+    ],
 )
 def test_results_round_trip(tmp_path: Path, results: Results) -> None:
     write_results(results, tmp_path / "new" / "folder")
@@ -185,6 +190,26 @@ def test_predictions_round_trip(tmp_path: Path) -> None:
     assert "naïve" in path.read_text(encoding="utf-8")
 
 
+def test_parquet_holds_the_rows_of_the_lines(tmp_path: Path) -> None:
+    by_model = {
+        "base": [PREDICTION, replace(PREDICTION, id="sample:2", generated=None, parsed=None)],
+        "tuned": [replace(PREDICTION, choice=0, parsed=1)],
+    }
+    for name in ("predictions.jsonl", "predictions.parquet"):
+        write_predictions(tmp_path / name, by_model)
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    table = parquet.read_table(tmp_path / "predictions.parquet")
+    assert table.to_pylist() == [json.loads(line) for line in lines]
+    assert table.column_names == list(json.loads(lines[0]))
+    nothing = {"base": [replace(PREDICTION, generated=None, parsed=None)]}
+    write_predictions(tmp_path / "none.parquet", nothing)  # columns keep their types where all are null
+    assert parquet.read_schema(tmp_path / "none.parquet") == table.schema
+    bad = replace(PREDICTION, gold_nll=float("inf"))
+    with pytest.raises(RunError, match=r"bad\.parquet, prediction 1 of base: gold_nll"):
+        write_predictions(tmp_path / "bad.parquet", {"base": [bad]})
+    assert not (tmp_path / "bad.parquet").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -258,6 +283,6 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_field_is_documented() -> None:
     text = (Path(__file__).parent.parent / "docs" / "results.md").read_text(encoding="utf-8")
-    records = (Results, ModelScores, Proportion, RougeScores, Comparison, Cost, Prediction, Status)
+    records = (Results, ScoredModel, ModelScores, Proportion, RougeScores, Comparison, Cost, Prediction, Status)
     names = {field.name for record in records for field in fields(record)} | {"model", "correct", "generated_correct"}
     assert {name for name in names if f"`{name}`" not in text} == set()

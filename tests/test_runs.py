@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from pyarrow import parquet
 from support import compose, config_of
 
 from cyberlm.config import EvaluateConfig, Protocol, TrainConfig, build_config
 from cyberlm.errors import ConfigError, RunError
-from cyberlm.metrics import compare, score_predictions
+from cyberlm.evidence import compare
+from cyberlm.metrics import score_predictions
 from cyberlm.results import read_predictions, read_results, read_status
 from cyberlm.runs import evaluate, train
 from cyberlm.runs.recomputing import recompute
@@ -102,7 +104,9 @@ def test_every_figure_comes_again_from_the_rows(prompt: str, tmp_path: Path) -> 
 
 
 def test_text_prompt_has_rouge_and_says_why_there_is_no_generation_accuracy(tmp_path: Path) -> None:
-    train(small("prompt=text", "evaluation.base=false"), tmp_path / "run")
+    train(small("prompt=text", "evaluation.base=false", "evaluation.parquet=true"), tmp_path / "run")
+    rows = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert parquet.read_table(tmp_path / "run" / "predictions.parquet").to_pylist() == list(map(json.loads, rows))
     results = read_results(tmp_path / "run")
     assert set(results.scores) == {"tuned"} and results.comparison is None
     tuned = results.scores["tuned"]
@@ -124,12 +128,12 @@ def test_scoring_refuses_questions_that_were_trained_on(tmp_path: Path, monkeypa
     from cyberlm.runs import evaluating
 
     train(small(), tmp_path / "run")
-    monkeypatch.setattr(evaluating, "_chosen_groups", lambda: {"data", "run"})
+    monkeypatch.setattr(evaluating, "_groups_given", lambda: {"data", "run"})
     with pytest.raises(RunError, match="were trained on or validated on"):
         evaluate(scoring(f"run={tmp_path / 'run'}", "data=sample"), tmp_path / "e")
     status = read_status(tmp_path / "e")
     assert status is not None and status.state == "failed"
-    monkeypatch.setattr(evaluating, "_chosen_groups", lambda: {"model", "run"})
+    monkeypatch.setattr(evaluating, "_groups_given", lambda: {"model", "run"})
     with pytest.raises(ConfigError, match="belong to the run"):
         evaluate(scoring(f"run={tmp_path / 'run'}"), tmp_path / "e2")
 

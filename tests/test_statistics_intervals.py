@@ -10,7 +10,8 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
 from cyberlm.errors import RunError
-from cyberlm.statistics.intervals import accuracy_interval, clustered_variance, effective_questions, wilson
+from cyberlm.shares import wilson
+from cyberlm.statistics.intervals import accuracy_interval, clustered_variance, effective_questions
 
 CLUSTERED = st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1, max_size=60)
 

@@ -100,8 +100,12 @@ def _problems(config: RootConfig) -> Iterator[Problem]:
         yield from _optim_problems(config.optim)
         yield from _cpu_problems(config)
         yield from _open_set_problems("callbacks", config.callbacks)
-    if isinstance(config, EvaluateConfig) and config.run is not None and not Path(config.run).is_dir():
-        yield Problem(f"run={config.run} is not a folder", "the folder of a finished run, under outputs/")
+    if isinstance(config, EvaluateConfig) and config.run is not None:
+        if not Path(config.run).is_dir():
+            yield Problem(f"run={config.run} is not a folder", "the folder of a finished run, under outputs/")
+        if config.runs:
+            together = ",".join(dict.fromkeys([config.run, *config.runs]))
+            yield Problem("run=... and runs=[...]", "one of them", f"'runs=[{together}]'")
 
 
 def _at_least(name: str, value: float | None, least: float) -> Iterator[Problem]:

@@ -294,6 +294,8 @@ class EvaluationConfig:
     """Also answer the validation questions, to fit a temperature on: a pass over these."""
     prior_share: float = 0.05
     """Share of the questions that the prior of the letters is estimated on, of those that were rotated."""
+    parquet: bool = False
+    """Write the per-question rows as predictions.parquet too."""
     suspects: str | None = None
     """File of items whose published key is doubtful (docs/results.md)."""
 
@@ -328,6 +330,8 @@ class TrainConfig(RootConfig):
 class EvaluateConfig(RootConfig):
     run: str | None = None
     """Run folder whose base and tuned model are scored; null: score `model` as it is."""
+    runs: list[str] = field(default_factory=list)
+    """Models scored together and paired: folders of runs, of adapters and of whole models, and `model` options."""
 
 
 def register_schemas() -> None:

@@ -129,7 +129,15 @@ def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedMo
             )
         use_fast_products(causal)
         return LoadedModel(causal, causal, str(folder), loaded.weights_hash)
-    folder = _existing(run / ADAPTER_FOLDER, "adapter_model.safetensors")
+    return load_adapter(loaded, _existing(run / ADAPTER_FOLDER, "adapter_model.safetensors"))
+
+
+def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
+    """Puts a PEFT adapter on its base, which is changed in place.
+
+    Raises:
+        ModelError: If the adapter does not fit the base.
+    """
     try:
         with quiet():
             model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -238,14 +238,15 @@ def _locate_local(config: ModelConfig, given: str) -> _Place:
                 f"model.path={given} is not a model folder.",
                 [Problem("it lacks config.json or *.safetensors", "a folder that save_pretrained wrote")],
             )
-        return _Place(str(path), given, digest=_sha256(weights))
+        return _Place(str(path), given, digest=sha256_of(weights))
     if not path.exists() and given.count("/") == 1 and not given.startswith((".", "/", "~")):
         _check_reachable(config, given)
         return _Place(given, given, revision=config.revision)
     raise ModelError(f"model.path={given}: there is no such folder, .gguf file or hub id (owner/name).")
 
 
-def _sha256(files: list[Path]) -> str:
+def sha256_of(files: Sequence[Path]) -> str:
+    """Of the files' bytes, one after the other."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:
@@ -270,7 +271,7 @@ def _embedded_gguf(config: ModelConfig) -> Path:
 
 def _converted(gguf: Path, name: str) -> _Place:
     """The GGUF file as a plain float32 transformers folder, made once and kept: loading it is then 20 times faster."""
-    digest = _sha256([gguf])
+    digest = sha256_of([gguf])
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
     if not folder.is_dir():
         console.print(f"Preparing {gguf.name} (once, a few seconds)", highlight=False)

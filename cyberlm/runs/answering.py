@@ -1,21 +1,20 @@
 """From a loaded model to its answers, and from the answers of all models to results, evidence and files."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from cyberlm.config.schema import RootConfig
 from cyberlm.data.splits import near_duplicate_clusters
 from cyberlm.evaluation import predict, predict_blind, predict_rotations
-from cyberlm.evidence import Answers, Evidence, Setting, collect
+from cyberlm.evidence import Answers, Evidence, Setting, collect, write_evidence
 from cyberlm.models import LoadedModel
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Prediction, Question
-from cyberlm.results import write_json, write_predictions
+from cyberlm.results import write_predictions
 from cyberlm.statistics import Suspect, check_suspects, prior_sample, read_suspects, safe_to_permute
 
-EVIDENCE_FILE = "evidence.json"
 PASSES_FILE = "passes.jsonl"
 
 
@@ -89,10 +88,15 @@ def weigh(answers: Mapping[str, Answers], asked: Asked, config: RootConfig) -> E
     return collect(answers, setting, asked.test, asked.seen)
 
 
-def write_answers(folder: Path, answers: Mapping[str, Answers], evidence: Evidence) -> None:
-    """evidence.json, predictions.jsonl, and, where further passes were made, passes.jsonl."""
-    write_json(folder / EVIDENCE_FILE, asdict(evidence))
-    write_predictions(folder / "predictions.jsonl", {name: given.plain for name, given in answers.items()})
+def write_answers(
+    folder: Path, answers: Mapping[str, Answers], evidence: Evidence, *, as_parquet: bool = False
+) -> None:
+    """evidence.json, predictions.jsonl (and .parquet), and, where further passes were made, passes.jsonl."""
+    write_evidence(evidence, folder)
+    plain = {name: given.plain for name, given in answers.items()}
+    write_predictions(folder / "predictions.jsonl", plain)
+    if as_parquet:
+        write_predictions(folder / "predictions.parquet", plain)
     passes: dict[str, Sequence[Prediction]] = {}
     for name, given in answers.items():
         further = {

@@ -1,41 +1,35 @@
 """An evaluation, from top to bottom."""
 
+import gc
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning.pytorch as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 
 from cyberlm import loggers as experiment_loggers
 from cyberlm.cache import cache_folder
-from cyberlm.config import EvaluateConfig, TrainConfig
+from cyberlm.config import EvaluateConfig, ModelConfig, QuantConfig
 from cyberlm.data.module import encode_questions
-from cyberlm.data.sources import load_sources
-from cyberlm.data.splits import read_manifest, select_questions
 from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.evidence import Answers
-from cyberlm.leaks import audit_leaks, refuse_leaked
-from cyberlm.models import (
-    load_base,
-    load_tokenizer,
-    load_tuned,
-    pick_device,
-)
-from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, prompt_fingerprint
+from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device
+from cyberlm.models.adapters import load_adapter, prompt_fingerprint
+from cyberlm.models.bases import sha256_of
+from cyberlm.progress import console
 from cyberlm.prompts import Prompt
-from cyberlm.records import Question, QuestionSet, Results
+from cyberlm.records import Question, Results, ScoredModel
 from cyberlm.results import environment, write_json, write_results
 from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
+from cyberlm.runs.contenders import Contender, find_contenders, trained_runs
 from cyberlm.runs.parts import (
-    SPLIT_MANIFEST,
-    Clock,
     announce,
     conclude,
-    config_of,
     opened_loggers,
     plain_config,
     provenance_of,
@@ -43,122 +37,206 @@ from cyberlm.runs.parts import (
     save_config,
     status_of,
 )
+from cyberlm.runs.questions import Trained, pose
 
 
 def evaluate(config: EvaluateConfig, folder: Path) -> None:
-    """Scores a finished run, or a model as it is, with its status and loggers."""
+    """Scores one or more models on the same questions, with status and loggers."""
     with status_of(folder), opened_loggers(config) as loggers:
-        if config.run is None:
-            evaluate_model(config, folder, loggers)
-        else:
-            evaluate_run(config, Path(config.run), folder, loggers)
+        run_evaluation(config, folder, loggers)
 
 
-def evaluate_model(config: EvaluateConfig, folder: Path, loggers: Sequence[Logger]) -> Results:
-    """Scores a model as it is on every question of a file."""
-    announce(config, folder)
-    main, _ = load_sources(config.data)
-    questions = main.questions[: config.data.max_test]
-    return _evaluate(config, None, folder, loggers, questions, (main,))
+def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logger]) -> Results:
+    """Scores a model as it is, a run's base and tuned model, or several models, and compares every two of them.
 
-
-def evaluate_run(config: EvaluateConfig, run: Path, folder: Path, loggers: Sequence[Logger]) -> Results:
-    """Scores a run's base and tuned model, on its own test questions or on a file that it was not trained on.
+    Args:
+        config: Checked.
+        folder: The evaluation's folder.
+        loggers: Experiment loggers.
 
     Raises:
-        ConfigError: If a part that belongs to the run is overridden.
-        RunError: If the run's training questions stand among those to be scored.
+        ConfigError: If a model cannot be found, or what belongs to a training run is overridden.
+        RunError: If the models cannot be asked the same, or a question to be asked was trained on.
     """
-    trained = config_of(run)
-    chosen = _chosen_groups()
-    foreign = sorted(chosen & {"model", "quant", "prompt"})
-    if foreign:
-        raise ConfigError(
-            "These belong to the run that is scored:",
-            [Problem(f"{name}=...", f"the run's own {name}") for name in foreign],
-            f"Type python evaluate.py run={run}",
-        )
-    config = replace(config, model=trained.model, quant=trained.quant, prompt=trained.prompt)
-    parts = read_manifest(run / SPLIT_MANIFEST)["parts"]
-    sources = [source for source in load_sources(trained.data) if source is not None]
-    seen = select_questions(sources, [row["hash"] for part in ("train", "validation") for row in parts[part]])
-    if "data" in chosen:
-        main, _ = load_sources(config.data)
-        questions: Sequence[Question] = main.questions[: config.data.max_test]
-        sources = [main]
-        refuse_leaked(audit_leaks(questions, seen), str(run))
-    else:
-        config = replace(config, data=trained.data)
-        questions = select_questions(sources, [row["hash"] for row in parts["test"]])
-    announce(config, folder)
-    return _evaluate(config, trained, folder, loggers, questions, tuple(sources), seen)
-
-
-def _evaluate(
-    config: EvaluateConfig,
-    trained: TrainConfig | None,
-    folder: Path,
-    loggers: Sequence[Logger],
-    questions: Sequence[Question],
-    sources: Sequence[QuestionSet],
-    seen: Sequence[Question] = (),
-) -> Results:
-    clock = Clock()
+    contenders = find_contenders(config)
+    trained = trained_runs(contenders)
+    given = _groups_given()
+    _refuse_foreign(config, contenders, given)
+    if config.run is not None:
+        own = trained[Path(config.run)]
+        config = replace(config, model=own.model, quant=own.quant)
+    posed = pose(config, trained, own_data="data" in given)
+    config, questions = posed.config, posed.questions
+    _announce(config, contenders, folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    with clock.phase("load"):
-        prompt = Prompt(config.prompt, load_tokenizer(config.model))
-        encoded = encode_questions(questions, prompt, config.data.max_length, cache_folder() / "tokenised")
-        sft = trained is not None and trained.method.lora is None
-        loaded = load_base(config.model, config.quant, pick_device(config.trainer.accelerator), trains_all_weights=sft)
-    tested = hashlib.sha256("".join(question.hash for question in questions).encode()).hexdigest()
-    provenance = provenance_of(config, sources, tested, prompt, loaded)
+
+    asked = Asked(questions, (), seen=posed.seen, suspects=doubtful_items(config, questions))
+    entrants = [_entrant(contender, asked, config) for contender in contenders]
+    bench = _Bench(pick_device(config.trainer.accelerator))
+    provenance = provenance_of(
+        config, posed.sources, _hash_of(questions), entrants[0].prompt, bench.weights_of(contenders[0])
+    )
     save_config(folder, config)
     write_json(folder / "provenance.json", provenance)
     write_json(folder / "environment.json", environment())
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
-    if config.run is not None:
-        _check_weights(provenance["weights"], Path(config.run))
-    asked = Asked(questions, encoded, seen=seen, suspects=doubtful_items(config, questions))
+
     answers: dict[str, Answers] = {}
-    if trained is None or config.evaluation.base:
-        with clock.phase("score base"):
-            answers["base"] = ask(loaded, prompt, asked, config, "the base model")
-    if trained is not None:
-        assert config.run is not None
-        run = Path(config.run)
-        _check_fingerprint(prompt, run / (ADAPTER_FOLDER if trained.method.lora else MODEL_FOLDER))
-        tuned = load_tuned(loaded, trained.method, run)
-        with clock.phase("score tuned"):
-            answers["tuned"] = ask(tuned, prompt, asked, config, "the tuned model")
-    results = results_of(config, "evaluate", {"test": questions}, answers, prompt, provenance)
+    models: dict[str, ScoredModel] = {}
+    for entrant in entrants:
+        model, name = bench.describe(entrant), entrant.contender.name
+        twin = next((other for other, known in models.items() if _same_base(model, known)), None)
+        if twin is None:
+            answers[name] = ask(bench.load(entrant.contender), entrant.prompt, entrant.asked, config, name)
+            models[name] = model
+        else:
+            console.print(f"{name} has the weights of {twin}: scored once", highlight=False)
+
+    results = results_of(config, "evaluate", {"test": questions}, answers, entrants[0].prompt, provenance)
+    results = _named_after(replace(results, models=models), contenders, trained)
     evidence = weigh(answers, asked, config)
-    if trained is not None:
-        results = replace(results, method=trained.method.name.name)
     write_results(results, folder)
-    write_answers(folder, answers, evidence)
+    write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
     conclude(folder, results, evidence, questions, answers, loggers)
     return results
 
 
-def _chosen_groups() -> set[str]:
+@dataclass(frozen=True)
+class _Entrant:
+    """A contender with the prompt of its tokenizer, and the questions in its tokens."""
+
+    contender: Contender
+    prompt: Prompt
+    asked: Asked
+
+
+def _entrant(contender: Contender, asked: Asked, config: EvaluateConfig) -> _Entrant:
+    prompt = Prompt(config.prompt, load_tokenizer(contender.model))
+    _check_fingerprint(prompt, contender)
+    encoded = encode_questions(asked.test, prompt, config.data.max_length, cache_folder() / "tokenised")
+    return _Entrant(contender, prompt, replace(asked, encoded=encoded))
+
+
+class _Bench:
+    """Where models are loaded, one at a time; a base that was scored stays for the adapter that follows it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._held: tuple[tuple[ModelConfig, QuantConfig, bool], LoadedModel] | None = None
+
+    def weights_of(self, contender: Contender) -> LoadedModel:
+        """A contender's weights; for an adapter, those of its base as they were before any adapter."""
+        key = (contender.model, contender.quant, contender.all_weights)
+        if self._held is not None and self._held[0] == key:
+            return self._held[1]
+        self._held = None
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        loaded = load_base(*key[:2], self._device, trains_all_weights=contender.all_weights)
+        _check_weights(loaded.weights_hash, contender)
+        self._held = (key, loaded)
+        return loaded
+
+    def load(self, contender: Contender) -> LoadedModel:
+        """A contender, ready to answer. An adapter changes its base, which is not used again."""
+        loaded = self.weights_of(contender)
+        if contender.kind != "adapter":
+            return loaded
+        assert contender.folder is not None
+        self._held = None
+        return load_adapter(loaded, contender.folder)
+
+    def describe(self, entrant: _Entrant) -> ScoredModel:
+        contender, weights = entrant.contender, self.weights_of(entrant.contender)
+        adapter = sorted(contender.folder.glob("adapter_model.*")) if contender.folder else []
+        return ScoredModel(
+            source=contender.source,
+            kind=contender.kind,
+            base=weights.name,
+            quant=contender.quant.name.name,
+            weights=weights.weights_hash,
+            adapter=sha256_of(adapter) if adapter else None,
+            prompt=entrant.prompt.fingerprint(),
+        )
+
+
+def _same_base(one: ScoredModel, other: ScoredModel) -> bool:
+    return one.kind == other.kind == "base" and (one.weights, one.quant) == (other.weights, other.quant)
+
+
+def _hash_of(questions: Sequence[Question]) -> str:
+    return hashlib.sha256("".join(question.hash for question in questions).encode()).hexdigest()
+
+
+def _announce(config: EvaluateConfig, contenders: Sequence[Contender], folder: Path) -> None:
+    if not config.runs:
+        announce(config, folder)
+        return
+    for contender in contenders:
+        what = f"{contender.kind} {contender.source}, base weights {contender.quant.name.name}"
+        console.print(f"Model {contender.name}: {what}", highlight=False)
+    console.print(f"Folder {folder}", highlight=False)
+
+
+def _named_after(results: Results, contenders: Sequence[Contender], trained: Trained) -> Results:
+    """Model, method and quantisation of everything that was scored, each once."""
+    return replace(
+        results,
+        model=_list_of(contender.model.name for contender in contenders),
+        method=_list_of(run.method.name.name for run in trained.values()) or "none",
+        quant=_list_of(contender.quant.name.name for contender in contenders),
+    )
+
+
+def _list_of(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words))
+
+
+# --------------------------------------------------------------------------------------------------- what is refused
+
+
+def _groups_given() -> set[str]:
     """Groups named on the command line, whole or in part."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return {item.lstrip("+~").split("=")[0].split(".")[0] for item in overrides}
 
 
-def _check_weights(now: str, run: Path) -> None:
-    then = json.loads((run / "provenance.json").read_text())["weights"]
-    if then != now:
-        raise RunError(
-            f"The base weights are not those that {run} was trained on:",
-            [Problem(f"hash {then} then, {now} now", "the same file or revision")],
+def _refuse_foreign(config: EvaluateConfig, contenders: Sequence[Contender], given: set[str]) -> None:
+    """Refuses overrides of what training runs bring with them."""
+    own = {"prompt"} if any(contender.runs for contender in contenders) else set()
+    if config.run or config.runs:
+        own |= {"quant"} if all(contender.runs for contender in contenders) else set()
+        own |= {"model"} if all(contender.runs or contender.kind != "adapter" for contender in contenders) else set()
+    if own & given:
+        many = f"run={config.run}" if config.run else f"'runs=[{','.join(config.runs)}]'"
+        raise ConfigError(
+            "These belong to the run that is scored:" if config.run else "These belong to the models that are scored:",
+            [Problem(f"{name}=...", f"the models' own {name}") for name in sorted(own & given)],
+            f"Type python evaluate.py {many}",
         )
 
 
-def _check_fingerprint(prompt: Prompt, tuned: Path) -> None:
-    saved, now = prompt_fingerprint(tuned), prompt.fingerprint()
-    if saved != now:
+def _check_weights(now: str, contender: Contender) -> None:
+    """Whether a training run's base is still the one that it was trained on."""
+    if contender.kind == "weights":
+        return
+    for run in contender.runs:
+        then = json.loads((run / "provenance.json").read_text())["weights"]
+        if then != now:
+            raise RunError(
+                f"The base weights are not those that {run} was trained on:",
+                [Problem(f"hash {then} then, {now} now", "the same file or revision")],
+            )
+
+
+def _check_fingerprint(prompt: Prompt, contender: Contender) -> None:
+    """Whether the prompt is still the one that a model was tuned with; models from elsewhere may not say."""
+    if contender.folder is None:
+        return
+    saved, now = prompt_fingerprint(contender.folder), prompt.fingerprint()
+    if saved != now and (saved is not None or contender.runs):
         raise RunError(
             "The prompt is not the one that this model was tuned with:",
-            [Problem(f"fingerprint {saved} in {tuned}, {now} now", "the same template and tokenizer")],
+            [Problem(f"fingerprint {saved} in {contender.folder}, {now} now", "the same template and tokenizer")],
         )

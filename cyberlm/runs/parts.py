@@ -18,9 +18,9 @@ from cyberlm import loggers as experiment_loggers
 from cyberlm.config import ModelSource, TrainConfig, build_config
 from cyberlm.config.schema import RootConfig
 from cyberlm.errors import RunError, UserError
-from cyberlm.evidence import Answers, Evidence, sentences, summary
+from cyberlm.evidence import Answers, Evidence, compare, sentences, summary
 from cyberlm.evidence import figures as evidence_figures
-from cyberlm.metrics import compare, score_predictions
+from cyberlm.metrics import score_predictions
 from cyberlm.models import (
     LoadedModel,
 )

@@ -1,6 +1,5 @@
 """Every figure of a run again, from its per-question rows and the question files, without a model."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +9,16 @@ from omegaconf import DictConfig, OmegaConf
 from cyberlm.config import EvaluateConfig, TrainConfig, build_config
 from cyberlm.config.schema import RootConfig
 from cyberlm.data.sources import load_sources
-from cyberlm.data.splits import read_manifest, select_questions
+from cyberlm.data.splits import select_questions
 from cyberlm.errors import RunError
-from cyberlm.evidence import Answers
-from cyberlm.metrics import compare, score_predictions
+from cyberlm.evidence import Answers, compare, read_evidence
+from cyberlm.metrics import score_predictions
 from cyberlm.records import Prediction, Question
 from cyberlm.results import read_predictions, read_results
-from cyberlm.runs.answering import EVIDENCE_FILE, PASSES_FILE, Asked, doubtful_items, sample_of, weigh
-from cyberlm.runs.parts import SPLIT_MANIFEST, config_of
+from cyberlm.runs.answering import PASSES_FILE, Asked, doubtful_items, sample_of, weigh
+from cyberlm.runs.contenders import find_contenders, trained_runs
+from cyberlm.runs.parts import config_of
+from cyberlm.runs.questions import seen_by
 from cyberlm.statistics import safe_to_permute
 
 
@@ -50,9 +51,9 @@ def recompute(run: Path) -> list[str]:
     written = {
         "scores": {name: asdict(given) for name, given in results.scores.items()},
         "comparison": asdict(results.comparison) if results.comparison else None,
-        "evidence": json.loads((run / EVIDENCE_FILE).read_text(encoding="utf-8")),
+        "evidence": asdict(read_evidence(run)),
     }
-    return list(_differences("", written, json.loads(json.dumps(again))))
+    return list(_differences("", written, again))
 
 
 def _config(run: Path) -> RootConfig:
@@ -64,16 +65,11 @@ def _config(run: Path) -> RootConfig:
 
 
 def _seen(run: Path, config: RootConfig) -> tuple[Question, ...]:
-    """The questions that the run, or the run that was evaluated, trained on or validated on."""
-    if isinstance(config, TrainConfig):
-        trained = run
-    elif isinstance(config, EvaluateConfig) and config.run is not None:
-        trained = Path(config.run)
-    else:
-        return ()
-    parts = read_manifest(trained / SPLIT_MANIFEST)["parts"]
-    sources = [source for source in load_sources(config_of(trained).data) if source is not None]
-    return select_questions(sources, [row["hash"] for part in ("train", "validation") for row in parts[part]])
+    """The questions that the run, or any run that was evaluated, trained on or validated on."""
+    if isinstance(config, EvaluateConfig):
+        return seen_by(trained_runs(find_contenders(config)))
+    assert isinstance(config, TrainConfig)
+    return seen_by({run: config})
 
 
 def _answers(
@@ -107,7 +103,7 @@ def _differences(name: str, written: object, again: object) -> Iterator[str]:
     if isinstance(written, dict) and isinstance(again, dict):
         for key in sorted({*written, *again}):
             yield from _differences(f"{name}.{key}".lstrip("."), written.get(key), again.get(key))
-    elif isinstance(written, list) and isinstance(again, list) and len(written) == len(again):
+    elif isinstance(written, tuple) and isinstance(again, tuple) and len(written) == len(again):
         for place, pair in enumerate(zip(written, again, strict=True)):
             yield from _differences(f"{name}[{place}]", *pair)
     elif written != again:

@@ -131,7 +131,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         cost=_cost(loaded, clock, meter, tuned_folder),
     )
     write_results(results, folder)
-    write_answers(folder, answers, evidence)
+    write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
     write_card(tuned_folder, config, loaded.name, results)
     conclude(folder, results, evidence, split.test, answers, loggers)
     return objective

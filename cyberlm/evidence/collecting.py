@@ -7,12 +7,17 @@ used where it was measured.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+
+from numpy.typing import ArrayLike
 
 from cyberlm.config import OptionScore, Protocol
 from cyberlm.floors import Finding, FloorReport, Floors, compare_with_floors, diagnose, shortcut_floors
 from cyberlm.leaks import CleanAccuracy, LeakAudit, accuracy_clean_and_dirty, audit_leaks
-from cyberlm.records import LETTERS, Prediction, Question
+from cyberlm.metrics import rouge, short_references
+from cyberlm.records import LETTERS, Prediction, Question, RougeScores
+from cyberlm.results import read_record, write_record
 from cyberlm.statistics import (
     AccuracyInterval,
     CalibrationReport,
@@ -27,13 +32,17 @@ from cyberlm.statistics import (
     cluster_numbers,
     compare_models,
     debias,
+    golds,
     letter_bias,
     noise_sensitivity,
+    option_scores,
     permutation_scores,
     right,
 )
 
+EVIDENCE_FILE = "evidence.json"
 EVIDENCE_VERSION = 1
+"""Of evidence.json: raised when a field changes its meaning or goes away."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,34 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class OptionScoring:
+    """Accuracy by likelihood where options are compared by their summed log-probability, or by that divided by length.
+
+    Attributes:
+        sum, per_token, per_char: As `evaluation.option_score`; one of them is the accuracy that is reported.
+    """
+
+    sum: AccuracyInterval
+    per_token: AccuracyInterval
+    per_char: AccuracyInterval
+
+
+@dataclass(frozen=True)
+class RougeContext:
+    """What ROUGE is for answers that need no model: the ends of its scale on these questions.
+
+    Attributes:
+        oracle: The reference answers against themselves.
+        always_wrong: The option behind the right one (after the last the first), as a text or a letter.
+        share_refs_lt2_tokens: Share of the references with fewer than two tokens, for which ROUGE-2 is undefined.
+    """
+
+    oracle: RougeScores
+    always_wrong: RougeScores
+    share_refs_lt2_tokens: float
+
+
+@dataclass(frozen=True)
 class ModelEvidence:
     """One model's evidence; None where it was not measured or does not apply.
 
@@ -91,6 +128,7 @@ class ModelEvidence:
         debiasing: With the letters' prior taken out (letter protocol).
         noise: With and without items whose key is doubtful.
         findings: What looks wrong, in words.
+        option_scoring: Under each way of comparing options (text protocol).
     """
 
     likelihood: AccuracyInterval
@@ -105,6 +143,7 @@ class ModelEvidence:
     debiasing: Debiasing | None
     noise: NoiseSensitivity | None
     findings: tuple[Finding, ...]
+    option_scoring: OptionScoring | None = None
 
 
 @dataclass(frozen=True)
@@ -116,12 +155,14 @@ class Evidence:
         models: By name.
         pairs: Every two models on the same questions, p-values adjusted over all of them (Holm).
         leaks: Test questions against those that were trained on or validated on; None without training questions.
+        rouge: What ROUGE is without any model; None where nothing was generated.
     """
 
     schema_version: int
     models: dict[str, ModelEvidence]
-    pairs: tuple[PairComparison, ...] = field(default=())
+    pairs: tuple[PairComparison, ...] = ()
     leaks: LeakAudit | None = None
+    rouge: RougeContext | None = None
 
 
 def collect(
@@ -144,6 +185,7 @@ def collect(
         if len(answers) > 1
         else (),
         leaks=leaks,
+        rouge=_rouge_context(next(iter(answers.values())).plain, setting.protocol, test),
     )
 
 
@@ -170,6 +212,34 @@ def _of_model(
         debiasing=debias(sample, plain) if sample and letters_asked else None,
         noise=noise_sensitivity(plain, setting.suspects, setting.clusters) if setting.suspects else None,
         findings=diagnose(test, plain, calibration.raw.ece, calibration.bins),
+        option_scoring=None if letters_asked else _option_scoring(plain, clusters),
+    )
+
+
+def _option_scoring(predictions: Sequence[Prediction], clusters: ArrayLike) -> OptionScoring:
+    gold = golds(predictions)
+    by = {how: option_scores(predictions, how).argmax(axis=1) == gold for how in OptionScore}
+    sums, tokens, chars = (
+        accuracy_interval(by[how], clusters) for how in (OptionScore.sum, OptionScore.per_token, OptionScore.per_char)
+    )
+    return OptionScoring(sums, tokens, chars)
+
+
+def _rouge_context(
+    predictions: Sequence[Prediction], protocol: Protocol, test: Sequence[Question]
+) -> RougeContext | None:
+    if any(row.generated is None for row in predictions):
+        return None
+    references = [row.reference for row in predictions]
+    behind = [(question.gold + 1) % len(question.options) for question in test]
+    wrong = [
+        LETTERS[option] if protocol is Protocol.letter else question.options[option]
+        for question, option in zip(test, behind, strict=True)
+    ]
+    return RougeContext(
+        oracle=rouge(references, references),
+        always_wrong=rouge(wrong, references),
+        share_refs_lt2_tokens=short_references(references) / len(references),
     )
 
 
@@ -177,88 +247,20 @@ def _letter_mass(predictions: Sequence[Prediction]) -> float:
     return sum(sum(map(math.exp, row.option_logprobs)) for row in predictions) / len(predictions)
 
 
-# ------------------------------------------------------------------------------------------------- for the terminal
+def write_evidence(evidence: Evidence, folder: Path) -> None:
+    """Writes evidence.json.
+
+    Raises:
+        RunError: If a number is infinite or not a number where the type does not allow None.
+    """
+    write_record(folder / EVIDENCE_FILE, evidence)
 
 
-def summary(evidence: Evidence) -> list[list[str]]:
-    """Rows of a table: what it is, then the figure of each model."""
-    models = list(evidence.models.values())
-    rows = [
-        ["independent questions (n_eff)", *(f"{m.likelihood.n_eff:.0f} of {m.likelihood.n}" for m in models)],
-        [f"best floor: {models[0].floors.best}", *(f"{m.floors.max_floor:.1%}" for m in models)],
-        ["skill above it", *(_signed(m.floors.skill) for m in models)],
-        ["accuracy where it is wrong", *(_share(m.floors.accuracy_hard) for m in models)],
-        ["letters: recall, lowest", *(_lowest(m.letters) for m in models)],
-        ["letters: RStd", *("-" if m.letters.rstd is None else f"{m.letters.rstd:.3f}" for m in models)],
-        ["calibration error (ECE)", *(f"{m.calibration.raw.ece:.3f}" for m in models)],
-    ]
-    if any(m.calibration.scaled for m in models):
-        rows.append(["  scaled on validation", *(_scaled(m.calibration) for m in models)])
-    if any(m.letter_mass is not None for m in models):
-        rows.append(["probability on the letters", *(_share(m.letter_mass) for m in models)])
-    if any(m.agreement is not None for m in models):
-        rows.append(["likelihood = generation", *(_share(m.agreement) for m in models)])
-    if any(m.debiasing for m in models):
-        rows.append(
-            ["without the letters' prior", *(_share(m.debiasing.acc_debiased if m.debiasing else None) for m in models)]
-        )
-    if any(m.permutations for m in models):
-        for label, name in (("mean", "acc_mean"), ("right in all", "circular_acc"), ("same option", "consistency")):
-            cells = (_share(getattr(m.permutations, name) if m.permutations else None) for m in models)
-            rows.append([f"rotations: {label}", *cells])
-    return rows
+def read_evidence(folder: Path) -> Evidence:
+    """Reads evidence.json of a run or an evaluation.
 
-
-def sentences(evidence: Evidence) -> list[str]:
-    """What has to be said in words: leaks, comparisons, and what looks wrong."""
-    said = []
-    if evidence.leaks is not None:
-        leaks = evidence.leaks
-        said.append(
-            f"Leak audit: {leaks.n_exact} exact and {leaks.n_near} near copies of training questions among "
-            f"{leaks.n_test} test questions."
-        )
-    for pair in evidence.pairs:
-        word = "not significant" if pair.p_holm >= 0.05 else "significant"
-        smallest = "" if pair.detectable is None else f"; {pair.detectable:.1%} could be told from none (80% power)"
-        said.append(
-            f"{pair.second} minus {pair.first}: {pair.difference:+.1%}, 95% interval {pair.ci_lo:+.1%} to "
-            f"{pair.ci_hi:+.1%}, {word} (p = {pair.p_holm:.3g}, n = {pair.n}){smallest}."
-        )
-    for name, model in evidence.models.items():
-        said += [f"{name}: {finding.sentence}" for finding in model.findings]
-        if model.calibration.warning:
-            said.append(f"{name}: {model.calibration.warning}")
-    return list(dict.fromkeys(said))
-
-
-def figures(evidence: Evidence) -> dict[str, float]:
-    """The main figures under short names, for experiment loggers."""
-    flat: dict[str, float] = {}
-    for name, model in evidence.models.items():
-        flat[f"test/{name}/n_eff"] = model.likelihood.n_eff
-        flat[f"test/{name}/ece"] = model.calibration.raw.ece
-        if model.floors.skill is not None:
-            flat[f"test/{name}/skill"] = model.floors.skill
-        if model.letters.rstd is not None:
-            flat[f"test/{name}/letter_rstd"] = model.letters.rstd
-        if model.permutations is not None:
-            flat[f"test/{name}/circular_accuracy"] = model.permutations.circular_acc
-    return flat
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1%}"
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.3f}"
-
-
-def _lowest(letters: LetterBias) -> str:
-    letter, recall = min(letters.recall.items(), key=lambda item: (item[1], LETTERS.index(item[0])))
-    return f"{letter} {recall:.1%}"
-
-
-def _scaled(report: CalibrationReport) -> str:
-    return "-" if report.scaled is None else f"{report.scaled.ece:.3f} (T = {report.temperature:.2f})"
+    Raises:
+        RunError: If there is none, or it is torn, of another version, or has wrong fields.
+    """
+    hint = f"A training run is scored again by: python evaluate.py run={folder}"
+    return read_record(Evidence, folder / EVIDENCE_FILE, EVIDENCE_VERSION, hint)

@@ -1,0 +1,29 @@
+"""What stands behind an accuracy: collected from predictions and questions, written, read, and told."""
+
+from cyberlm.evidence.collecting import (
+    EVIDENCE_FILE,
+    Answers,
+    Evidence,
+    ModelEvidence,
+    Setting,
+    collect,
+    read_evidence,
+    write_evidence,
+)
+from cyberlm.evidence.comparison import compare
+from cyberlm.evidence.telling import figures, sentences, summary
+
+__all__ = [
+    "EVIDENCE_FILE",
+    "Answers",
+    "Evidence",
+    "ModelEvidence",
+    "Setting",
+    "collect",
+    "compare",
+    "figures",
+    "read_evidence",
+    "sentences",
+    "summary",
+    "write_evidence",
+]

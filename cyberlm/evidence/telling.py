@@ -1,0 +1,175 @@
+"""Evidence for people: rows of a table, sentences, and the main figures for experiment loggers.
+
+A share stands with its 95% interval and, where it is of other questions than all, with their number. Where evidence
+holds no interval of its own, it is Wilson's on the number of questions.
+"""
+
+from collections.abc import Sequence
+
+from cyberlm.evidence.collecting import Evidence, ModelEvidence, RougeContext
+from cyberlm.evidence.comparison import SIGNIFICANCE
+from cyberlm.records import LETTERS, RougeScores
+from cyberlm.shares import wilson
+from cyberlm.statistics import AccuracyInterval, CalibrationReport, LetterBias, PairComparison
+
+
+def summary(evidence: Evidence) -> list[list[str]]:
+    """Rows of a table: what it is, then the figure of each model."""
+    models = list(evidence.models.values())
+    rows = [
+        ["independent questions (n_eff)", *(f"{m.likelihood.n_eff:.0f} of {m.likelihood.n}" for m in models)],
+        *_option_rows(models),
+        *_floor_rows(models),
+        ["letters: lowest recall", *(_lowest(m.letters) for m in models)],
+        ["  questions", *(str(m.letters.gold[_weakest(m.letters)]) for m in models)],
+        ["letters: RStd", *("-" if m.letters.rstd is None else f"{m.letters.rstd:.3f}" for m in models)],
+        ["calibration error (ECE)", *(f"{m.calibration.raw.ece:.3f}" for m in models)],
+    ]
+    if any(m.calibration.scaled for m in models):
+        rows.append(["  scaled on validation", *(_scaled(m.calibration) for m in models)])
+    if any(m.letter_mass is not None for m in models):
+        masses = ("-" if m.letter_mass is None else f"{m.letter_mass:.1%}" for m in models)
+        rows.append(["mean probability on letters", *masses])
+    if any(m.agreement is not None for m in models):
+        rows.append(["likelihood = generation", *(_share(m.agreement, m.likelihood.n) for m in models)])
+    if any(m.debiasing for m in models):
+        cells = (_share(m.debiasing.acc_debiased, m.debiasing.n) if m.debiasing else "-" for m in models)
+        rows.append(["without the letters' prior", *cells])
+    if any(m.permutations for m in models):
+        for label, name in (("mean", "acc_mean"), ("right in all", "circular_acc"), ("same option", "consistency")):
+            cells = (_share(getattr(m.permutations, name), m.permutations.n) if m.permutations else "-" for m in models)
+            rows.append([f"rotations: {label}", *cells])
+        rows.append(["  questions", *(str(m.permutations.n) if m.permutations else "-" for m in models)])
+    return rows
+
+
+def _option_rows(models: Sequence[ModelEvidence]) -> list[list[str]]:
+    """Accuracy under each option score."""
+    names = ("sum", "per_token", "per_char") if all(m.option_scoring for m in models) else ()
+    return [
+        [f"accuracy, options by {name}", *(_interval(getattr(m.option_scoring, name)) for m in models)]
+        for name in names
+    ]
+
+
+def _floor_rows(models: Sequence[ModelEvidence]) -> list[list[str]]:
+    one = len({m.floors.best for m in models}) == 1
+    rows = [[f"best floor: {models[0].floors.best}" if one else "best floor"]]
+    rows[0] += [_share(m.floors.max_floor, m.likelihood.n) for m in models]
+    if not one:
+        rows.append(["  it is", *(m.floors.best for m in models)])
+    rows.append(["skill above it", *(_skill(m) for m in models)])
+    rows.append(["accuracy where it is wrong", *(_share(m.floors.accuracy_hard, m.floors.n_hard) for m in models)])
+    rows.append(["  right", *(f"{m.floors.correct_hard} of {m.floors.n_hard}" for m in models)])
+    return rows
+
+
+def sentences(evidence: Evidence) -> list[str]:
+    """What has to be said in words: leaks, comparisons, and what looks wrong."""
+    said = []
+    if evidence.leaks is not None:
+        leaks = evidence.leaks
+        said.append(
+            f"Leak audit: {leaks.n_exact} exact and {leaks.n_near} near copies of training questions among "
+            f"{leaks.n_test} test questions."
+        )
+    if evidence.rouge is not None:
+        said.append(_rouge_context(evidence.rouge))
+    said += [_pair(pair, of_several=len(evidence.pairs) > 1) for pair in evidence.pairs]
+    alike: dict[str, list[str]] = {}
+    for name, model in evidence.models.items():
+        for sentence in _about(model):
+            alike.setdefault(sentence, []).append(name)
+    return said + [f"{', '.join(names)}: {sentence}" for sentence, names in alike.items()]
+
+
+def _about(model: ModelEvidence) -> list[str]:
+    """What has to be said about one model."""
+    said = [finding.sentence for finding in model.findings]
+    if model.clean is not None and model.clean.n_dirty:
+        clean = model.clean
+        said.append(
+            f"Of the questions that a leak check flagged {_share(clean.accuracy_dirty, clean.n_dirty)} are right "
+            f"({clean.correct_dirty} of {clean.n_dirty}), of the others {_share(clean.accuracy_clean, clean.n_clean)} "
+            f"({clean.correct_clean} of {clean.n_clean})."
+        )
+    return said + ([f"{model.calibration.warning}."] if model.calibration.warning else [])
+
+
+def _pair(pair: PairComparison, of_several: bool) -> str:
+    word = "not significant" if pair.p_holm >= SIGNIFICANCE else "significant"
+    difference, low, high = (f"{100 * value:+.1f}" for value in (pair.difference, pair.ci_lo, pair.ci_hi))
+    gained, lost = pair.only_second_right, pair.only_first_right
+    told = (
+        f"{pair.second} minus {pair.first}: {difference} points, 95% interval {low} to {high}, {word} "
+        f"({'Holm ' if of_several else ''}p = {pair.p_holm:.3g}; of {pair.n} questions {gained} gained, {lost} lost)"
+    )
+    smallest = "" if pair.detectable is None else f"; from {100 * pair.detectable:.1f} points on, 80% would be found"
+    return f"{told}{smallest}."
+
+
+def _rouge_context(context: RougeContext) -> str:
+    short = context.share_refs_lt2_tokens
+    return (
+        f"ROUGE-1/2/L of the right answers themselves: {_rouge(context.oracle)}; of always a wrong option: "
+        f"{_rouge(context.always_wrong)} ({context.oracle.n} references, {short:.1%} with fewer than two tokens)."
+    )
+
+
+def _rouge(scores: RougeScores) -> str:
+    values = (scores.rouge1, scores.rouge2, scores.rougeL)
+    return ", ".join("undefined" if value is None else f"{value:.4f}" for value in values)
+
+
+def figures(evidence: Evidence) -> dict[str, float]:
+    """The main figures under short names, for experiment loggers."""
+    flat: dict[str, float] = {}
+    for name, model in evidence.models.items():
+        flat[f"test/{name}/n_eff"] = model.likelihood.n_eff
+        flat[f"test/{name}/ece"] = model.calibration.raw.ece
+        if model.floors.skill is not None:
+            flat[f"test/{name}/skill"] = model.floors.skill
+        if model.letters.rstd is not None:
+            flat[f"test/{name}/letter_rstd"] = model.letters.rstd
+        if model.permutations is not None:
+            flat[f"test/{name}/circular_accuracy"] = model.permutations.circular_acc
+    return flat
+
+
+def _share(value: float | None, n: int) -> str:
+    """A share of n questions with its interval: `41.2% (37-46%)`."""
+    if value is None or not n:
+        return "-"
+    low, high = wilson(value, n)
+    return _with_limits(value, low, high)
+
+
+def _interval(accuracy: AccuracyInterval) -> str:
+    return _with_limits(accuracy.acc, accuracy.ci_lo, accuracy.ci_hi)
+
+
+def _with_limits(value: float, low: float, high: float) -> str:
+    return f"{value:.1%} ({100 * low:.0f}-{high:.0%})"
+
+
+def _skill(model: ModelEvidence) -> str:
+    """Skill, with the interval of accuracy on the same scale; the floor counts as known."""
+    if model.floors.skill is None:
+        return "-"
+    floor, limits = model.floors.max_floor, (model.likelihood.ci_lo, model.likelihood.ci_hi)
+    low, high = ((limit - floor) / (1 - floor) for limit in limits)
+    return f"{model.floors.skill:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _lowest(letters: LetterBias) -> str:
+    letter = _weakest(letters)
+    return f"{letter} {_share(letters.recall[letter], letters.gold[letter])}"
+
+
+def _weakest(letters: LetterBias) -> str:
+    """The gold letter of the lowest recall; the first of equals."""
+    return min(letters.recall, key=lambda letter: (letters.recall[letter], LETTERS.index(letter)))
+
+
+def _scaled(report: CalibrationReport) -> str:
+    return "-" if report.scaled is None else f"{report.scaled.ece:.3f} (T = {report.temperature:.2f})"

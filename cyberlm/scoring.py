@@ -112,6 +112,15 @@ def option_log_probs(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
     return scores.masked_fill(batch.option_mask[:, :, 0] == 0, -torch.inf)
 
 
+def next_logits(loaded: CausalParts, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (B, V), in float32, of the first token after each prompt."""
+    ids, mask = (part.to(loaded.device) for part in pad_right(prompts))
+    with _autocast(loaded.device):
+        hidden = loaded.backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, T, H)
+        ends = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]  # (B, H)
+        return loaded.head(ends).float()
+
+
 def _log_probs(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities (N, K), in float32, of tokens (N, K) after hidden states (N, H)."""
     return torch.log_softmax(head(hidden).float(), dim=-1).gather(1, tokens)

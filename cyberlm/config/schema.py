@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 
@@ -328,10 +327,3 @@ class TrainConfig(RootConfig):
 class EvaluateConfig(RootConfig):
     run: str | None = None
     """Run folder whose base and tuned model are scored; null: score `model` as it is."""
-
-
-def register_schemas() -> None:
-    """Puts the root schemas into Hydra's ConfigStore, so that every YAML file and override is type-checked."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)

@@ -1,7 +1,6 @@
 """An evaluation, from top to bottom."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from cyberlm.config import EvaluateConfig, TrainConfig
 from cyberlm.data.module import encode_questions
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import read_manifest, select_questions
-from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.errors import ConfigError, Problem
 from cyberlm.evidence import Answers
 from cyberlm.leaks import audit_leaks, refuse_leaked
 from cyberlm.models import (
@@ -25,11 +24,11 @@ from cyberlm.models import (
     load_tuned,
     pick_device,
 )
-from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, prompt_fingerprint
 from cyberlm.prompts import Prompt
 from cyberlm.records import Question, QuestionSet, Results
 from cyberlm.results import environment, write_json, write_results
 from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
+from cyberlm.runs.opening import check_fingerprint, check_weights, tuned_folder
 from cyberlm.runs.parts import (
     SPLIT_MANIFEST,
     Clock,
@@ -117,7 +116,7 @@ def _evaluate(
     write_json(folder / "environment.json", environment())
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
     if config.run is not None:
-        _check_weights(provenance["weights"], Path(config.run))
+        check_weights(provenance["weights"], Path(config.run))
     asked = Asked(questions, encoded, seen=seen, suspects=doubtful_items(config, questions))
     answers: dict[str, Answers] = {}
     if trained is None or config.evaluation.base:
@@ -126,7 +125,7 @@ def _evaluate(
     if trained is not None:
         assert config.run is not None
         run = Path(config.run)
-        _check_fingerprint(prompt, run / (ADAPTER_FOLDER if trained.method.lora else MODEL_FOLDER))
+        check_fingerprint(prompt, tuned_folder(trained, run))
         tuned = load_tuned(loaded, trained.method, run)
         with clock.phase("score tuned"):
             answers["tuned"] = ask(tuned, prompt, asked, config, "the tuned model")
@@ -144,21 +143,3 @@ def _chosen_groups() -> set[str]:
     """Groups named on the command line, whole or in part."""
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     return {item.lstrip("+~").split("=")[0].split(".")[0] for item in overrides}
-
-
-def _check_weights(now: str, run: Path) -> None:
-    then = json.loads((run / "provenance.json").read_text())["weights"]
-    if then != now:
-        raise RunError(
-            f"The base weights are not those that {run} was trained on:",
-            [Problem(f"hash {then} then, {now} now", "the same file or revision")],
-        )
-
-
-def _check_fingerprint(prompt: Prompt, tuned: Path) -> None:
-    saved, now = prompt_fingerprint(tuned), prompt.fingerprint()
-    if saved != now:
-        raise RunError(
-            "The prompt is not the one that this model was tuned with:",
-            [Problem(f"fingerprint {saved} in {tuned}, {now} now", "the same template and tokenizer")],
-        )

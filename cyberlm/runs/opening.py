@@ -6,8 +6,18 @@ from pathlib import Path
 
 import torch
 
-from cyberlm.config import ModelConfig, OpenConfig, PromptConfig, Protocol, QuantConfig, QuantName, TrainConfig
-from cyberlm.errors import Problem, RunError
+from cyberlm.config import (
+    EvaluationConfig,
+    ModelConfig,
+    OpenConfig,
+    OptionScore,
+    PromptConfig,
+    Protocol,
+    QuantConfig,
+    QuantName,
+    TrainConfig,
+)
+from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, load_tuned, pick_device
 from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, prompt_fingerprint
 from cyberlm.prompts import Prompt
@@ -24,12 +34,19 @@ class Opened:
     Attributes:
         run: Configuration of the run that tuned it; None for a model as it is.
         name: Of the run's folder, or of the model.
+        option_score: How options are compared, as in the run's evaluation.
     """
 
     loaded: LoadedModel
     prompt: Prompt
     run: TrainConfig | None
     name: str
+    option_score: OptionScore
+
+    @property
+    def most_tokens(self) -> int:
+        """Longest prompt with its reply that the model can read, in tokens."""
+        return int(self.loaded.causal.config.max_position_embeddings)
 
 
 def open_model(config: OpenConfig) -> Opened:
@@ -37,18 +54,34 @@ def open_model(config: OpenConfig) -> Opened:
 
     Raises:
         RunError: If prompt or base weights are not those of the run.
+        ConfigError: If a reply may be longer than the model can read.
     """
+    opened = _opened(config)
+    if config.max_new_tokens >= opened.most_tokens:
+        raise ConfigError(
+            "A reply would leave no room for what is asked:",
+            [
+                Problem(
+                    f"max_new_tokens={config.max_new_tokens}",
+                    f"below {opened.most_tokens}, all that {opened.name} reads",
+                )
+            ],
+        )
+    return opened
+
+
+def _opened(config: OpenConfig) -> Opened:
     device = pick_device(config.accelerator)
     if config.run is not None:
         run = Path(config.run)
         trained = config_of(run)
         prompt = prompt_of(trained, run)
         tuned = load_tuned(load_base_of(trained, run, device), trained.method, run)
-        return Opened(tuned, prompt, trained, run.resolve().name)
+        return Opened(tuned, prompt, trained, run.resolve().name, trained.evaluation.option_score)
     assert config.model is not None
     prompt = Prompt(config.prompt or AS_TYPED, load_tokenizer(config.model))
     loaded = load_base(config.model, config.quant or QuantConfig(name=QuantName.none), device)
-    return Opened(loaded, prompt, None, _name(config.model))
+    return Opened(loaded, prompt, None, _name(config.model), EvaluationConfig().option_score)
 
 
 def _name(model: ModelConfig) -> str:

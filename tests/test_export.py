@@ -16,12 +16,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from support import config_of, tuned_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from cyberlm.agreement import compare_answers
 from cyberlm.config import ExportConfig, ExportForm, GgufType
 from cyberlm.errors import ModelError, RunError
 from cyberlm.models import load_base, load_tuned
-from cyberlm.models.gguf_files import CONVERTER, load_gguf, write_gguf, write_llama
+from cyberlm.models.gguf_files import CONVERTER, LLAMA3_SPLIT, PRE_TOKENIZERS, load_gguf, write_gguf, write_llama
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.results import read_predictions
 from cyberlm.runs.exporting import export
@@ -201,10 +202,26 @@ def test_gguf_keeps_the_rotary_frequencies_of_llama_3_1(tied: bool, tmp_path: Pa
     assert read("Which port? A 443")["input_ids"] == tokenizer("Which port? A 443")["input_ids"]
 
 
-def saved(folder: Path, model=None, **changes) -> Path:
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_gguf_names_how_text_is_cut(name: str, tmp_path: Path):
+    steps, ignores_merges = PRE_TOKENIZERS[name]
+    steps = [{"trim_offsets": True, **step} if step["type"] == "ByteLevel" else step for step in steps]
+    cut = {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0]
+    model = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"] | {"ignore_merges": ignores_merges}
+    folder = saved(tmp_path / "m", pre_tokenizer=cut, model=model)
+    write_llama(folder, tmp_path / "x.gguf", GgufType.f16, "x", "none")
+    assert gguf.GGUFReader(tmp_path / "x.gguf").get_field("tokenizer.ggml.pre").contents() == name
+    _, read = load_gguf(tmp_path / "x.gguf", CPU, torch.float32, folder)
+    ours = AutoTokenizer.from_pretrained(folder).backend_tokenizer.pre_tokenizer
+    text = "Port 4433, it's  A\n\nB"
+    assert read.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text) == ours.pre_tokenize_str(text)
+    assert GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"] == LLAMA3_SPLIT
+
+
+def saved(folder: Path, network=None, **changes) -> Path:
     """A model's folder whose tokenizer.json or config is changed."""
     tokenizer = tiny_tokenizer()
-    (model or tiny_model(config_of().model.tiny, len(tokenizer))).save_pretrained(folder)
+    (network or tiny_model(config_of().model.tiny, len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     described = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(described | changes))

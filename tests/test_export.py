@@ -246,6 +246,17 @@ def test_what_only_llama_cpp_can_write_names_its_converter(tmp_path: Path):
         assert not (tmp_path / "x.gguf").exists()
 
 
+TORN = """
+import json
+stored = Path(folder) / "tokenizer.json"
+described = json.loads(stored.read_text())
+described["model"]["merges"] = described["model"]["merges"][13:]
+stored.write_text(json.dumps(described))
+(Path(folder) / "chat_template.jinja").write_text("{{ messages }}")
+"""
+"""A converter that loses half of the merges, and the chat template."""
+
+
 def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: dict[str, Path]):
     script = tmp_path / CONVERTER
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
@@ -261,6 +272,13 @@ def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.Monk
         "write_llama(Path(folder), Path(file), GgufType(kind), 'by the converter', 'none')\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    right = script.read_text()
+    script.write_text(right.replace("write_llama(", TORN + "write_llama("))
+    with pytest.raises(ModelError, match="is not the run's own") as caught:
+        exported(runs["lora"], tmp_path / "g", "gguf")
+    assert "texts are cut otherwise" in caught.value.screen() and "chat template" in caught.value.screen()
+    assert not (tmp_path / "g").exists() and list(tmp_path.glob(".*-*")) == []
+    script.write_text(right)
     folder = exported(runs["lora"], tmp_path / "g", "gguf", gguf_type=GgufType.q8_0)
     reader = gguf.GGUFReader(folder / "model.gguf")
     assert reader.get_field("general.name").contents() == "by the converter"

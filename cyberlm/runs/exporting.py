@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from cyberlm.agreement import Agreement, compare_answers
 from cyberlm.cache import cache_folder
@@ -187,20 +188,19 @@ def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[A
 # ------------------------------------------------------------------------------------------------------- the checks
 
 
-def _check_tokens(exam: Exam, tokenizer: object) -> None:
+def _check_tokens(exam: Exam, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuses a tokenizer that cuts the questions or their answers otherwise than the run's own."""
     texts = [exam.prompt.render(question) for question in exam.questions]
     texts += [option for question in exam.questions for option in question.options]
-    ours, theirs = (
-        given(texts, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
-        for given in (exam.prompt.tokenizer, tokenizer)
-    )
+    own = exam.prompt.tokenizer
+    ours, theirs = (given(texts, add_special_tokens=False)["input_ids"] for given in (own, tokenizer))
     different = [text for text, one, other in zip(texts, ours, theirs, strict=True) if one != other]
-    if different:
-        raise ModelError(
-            f"The tokenizer in {GGUF_FILE} cuts {len(different)} of {len(texts)} texts otherwise than the run's own:",
-            [Problem(repr(text[:80])) for text in different[:3]],
-        )
+    problems = [Problem(f"{len(different)} of {len(texts)} texts are cut otherwise")] if different else []
+    problems += [Problem(repr(text[:80])) for text in different[:3]]
+    if (own.chat_template or "") != (tokenizer.chat_template or ""):
+        problems.append(Problem("its chat template is another"))
+    if problems:
+        raise ModelError(f"The tokenizer in {GGUF_FILE} is not the run's own:", problems)
 
 
 def _compare(config: ExportConfig, names: tuple[str, str], before: Answered, after: Answered) -> Agreement:

@@ -1,15 +1,13 @@
-"""`python -m cyberlm train ...` and `python -m cyberlm evaluate ...`: the commands of train.py and evaluate.py."""
+"""`python -m cyberlm COMMAND ...`: train and evaluate (train.py and evaluate.py too), export, chat, serve and more."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cyberlm.config import EvaluateConfig, TrainConfig
-from cyberlm.errors import UserError
+from cyberlm.config import ChatConfig, EvaluateConfig, ExportConfig, ServeConfig, TrainConfig
+from cyberlm.errors import ConfigError, UserError
 from cyberlm.launch import main as launch
 from cyberlm.launch import show
-
-COMMANDS = ("train", "evaluate", "leaderboard", "recompute")
 
 
 def train() -> None:
@@ -32,6 +30,47 @@ def evaluate() -> None:
         evaluate(config, folder)
 
     launch("evaluate", EvaluateConfig, run)
+
+
+def export() -> None:
+    """Makes a merged model, a GGUF file or a plain adapter of a finished run."""
+
+    def run(config: ExportConfig, _: Path) -> None:
+        from cyberlm.runs.exporting import export
+
+        export(config)
+
+    _refuse_sweep("export")
+    launch("export", ExportConfig, run)
+
+
+def chat() -> None:
+    """Answers what is typed in the terminal."""
+
+    def run(config: ChatConfig, _: Path) -> None:
+        from cyberlm.runs.chatting import chat
+
+        chat(config)
+
+    _refuse_sweep("chat")
+    launch("chat", ChatConfig, run)
+
+
+def serve() -> None:
+    """Answers programs that speak OpenAI's chat completions."""
+
+    def run(config: ServeConfig, _: Path) -> None:
+        from cyberlm.runs.serving import serve
+
+        serve(config)
+
+    _refuse_sweep("serve")
+    launch("serve", ServeConfig, run)
+
+
+def _refuse_sweep(command: str) -> None:
+    if {"-m", "--multirun"} & set(sys.argv[1:]):
+        raise SystemExit(show(ConfigError(f"{command} does one thing at a time: leave -m out.")))
 
 
 def leaderboard() -> None:
@@ -57,11 +96,13 @@ def _with_folder(usage: str, call: Callable[[Path], object]) -> None:
         raise SystemExit(show(error)) from None
 
 
+COMMANDS = {command.__name__: command for command in (train, evaluate, export, chat, serve, leaderboard, recompute)}
+
+
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         raise SystemExit(f"usage: cyberlm {{{','.join(COMMANDS)}}} [overrides]")
-    command = sys.argv.pop(1)
-    {"train": train, "evaluate": evaluate, "leaderboard": leaderboard, "recompute": recompute}[command]()
+    COMMANDS[sys.argv.pop(1)]()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,27 @@
 """The model card beside an adapter: what was trained on what, what it scored, what it cost, under which licence."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cyberlm.config import TrainConfig
 from cyberlm.records import ModelScores, Proportion, Results
 
 
-def write_card(folder: Path, config: TrainConfig, base: str, results: Results) -> None:
-    """Writes README.md into an adapter's (or fully tuned model's) folder."""
+def write_card(
+    folder: Path,
+    config: TrainConfig,
+    base: str,
+    results: Results,
+    *,
+    library: str | None = None,
+    more: Sequence[str] = (),
+) -> None:
+    """Writes README.md into an adapter's (or fully tuned model's) folder.
+
+    Args:
+        library: What loads the folder; None for that of the run's method.
+        more: Lines about an export, before the provenance.
+    """
     lora = config.method.lora
     settings = [f"- method: {results.method}, base weights {results.quant}"]
     if lora is not None:
@@ -19,7 +33,7 @@ def write_card(folder: Path, config: TrainConfig, base: str, results: Results) -
         f"- {results.steps} optimizer steps",
         f"- seed {config.seed}",
     ]
-    metadata = ["---", f"base_model: {base}", f"library_name: {'peft' if lora else 'transformers'}"]
+    metadata = ["---", f"base_model: {base}", f"library_name: {library or ('peft' if lora else 'transformers')}"]
     lines = [
         *metadata,
         "tags: [cyberlm, cybersecurity, multiple-choice]",
@@ -47,6 +61,7 @@ def write_card(folder: Path, config: TrainConfig, base: str, results: Results) -
             f"- trained {cost.trainable_parameters:,} of {cost.total_parameters:,} parameters",
             f"- {sum(cost.seconds.values()):.0f} s in all, {cost.nonpadding_tokens:,} non-padding tokens trained on",
         ]
+    lines += more
     lines += ["", "## Provenance", *(f"- {name}: `{value}`" for name, value in results.provenance.items())]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

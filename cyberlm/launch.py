@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config import build_config, register_schemas
-from cyberlm.config.schema import RootConfig
+from cyberlm.config.checks import Config
 from cyberlm.errors import ConfigError, Problem, UserError, did_you_mean
 from cyberlm.results import read_status, write_status
 
@@ -36,8 +36,6 @@ WORST_OBJECTIVE = 0.0
 
 MOST_TRIED = 200
 """Combinations of a sweep that are composed again to find which override is at fault."""
-
-Config = TypeVar("Config", bound=RootConfig)
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +53,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
     A user's error is one screen and exit code 1, without a traceback.
 
     Args:
-        command: `train` or `evaluate`: the primary configuration, and the command that a sweep's jobs repeat.
+        command: `train`, `export` or another: the primary configuration, and the command that a sweep's jobs repeat.
         schema: Dataclass of the primary configuration.
         run: Called with the checked configuration and the run's folder.
     """
@@ -225,9 +223,11 @@ def _composition_error(command: str, error: Exception) -> ConfigError:
 
 
 def _typed(command: str) -> str:
-    """The command as it was typed: python train.py in a checkout, python -m cyberlm train elsewhere."""
-    script = f"{command}.py"
-    return f"python {script}" if Path(sys.argv[0]).name == script else f"python -m cyberlm {command}"
+    """The command as it was typed: python train.py, python -m cyberlm.chat or python -m cyberlm train."""
+    script = Path(sys.argv[0])
+    if script.name != f"{command}.py":
+        return f"python -m cyberlm {command}"
+    return f"python -m cyberlm.{command}" if script.parent == Path(__file__).parent else f"python {script.name}"
 
 
 def _override_problems(command: str, overrides: Sequence[str], keys: Sequence[str]) -> Iterator[Problem]:

@@ -95,14 +95,19 @@ class Prompt:
         return self.config.question.format(**values)
 
     def _render(self, question: Question) -> str:
-        user = self.user_message(question)
-        if not self.chat:
-            head = f"{self.config.system}\n\n" if self.config.system else ""
-            return f"{head}{user}\n{self.config.plain_cue}"
-        messages = [{"role": "user", "content": user}]
-        if self.config.system:
-            messages.insert(0, {"role": "system", "content": self.config.system})
-        return self._template(messages, add_generation_prompt=True)
+        return self.render_messages([{"role": "user", "content": self.user_message(question)}])
+
+    def render_messages(self, messages: Sequence[dict[str, str]]) -> str:
+        """A conversation as text, up to where the next answer starts.
+
+        Args:
+            messages: Each with a role and a content; the system message is put first unless they begin with their own.
+        """
+        if self.config.system and (not messages or messages[0]["role"] != "system"):
+            messages = [{"role": "system", "content": self.config.system}, *messages]
+        if self.chat:
+            return self._template(list(messages), add_generation_prompt=True)
+        return "\n\n".join(message["content"] for message in messages) + f"\n{self.config.plain_cue}"
 
     def _template(self, messages: list[dict[str, str]], **options: Any) -> str:
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, date_string=TEMPLATE_DATE, **options)
@@ -139,6 +144,10 @@ class Prompt:
             chars = tuple(len(self.answer_text(question, k)) for k in range(len(options)))
             encoded.append(EncodedQuestion(tuple(prompt_ids), options, chars, question.gold))
         return encoded
+
+    def encode_text(self, rendered: str) -> list[int]:
+        """Token ids of a rendered prompt."""
+        return self._ids([rendered])[0]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         """Token ids; a chat template already holds its special tokens, a plain prompt gets one BOS."""

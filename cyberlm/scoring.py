@@ -105,7 +105,7 @@ def option_log_probs(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
         (B, K) float32; -inf for rows of padding.
     """
     one_token_each = batch.option_ids.shape[2] == 1
-    with _autocast(loaded.device):
+    with autocast(loaded.device):
         past = encode_prefix(loaded.backbone, loaded.causal.config, batch.prefix_ids, rows=len(batch.gold))
         # Right padding needs no mask here: no token sees what stands behind it.
         prompt = loaded.backbone(
@@ -118,6 +118,15 @@ def option_log_probs(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
         if not one_token_each:
             scores = scores + _continued(loaded, batch, prompt.past_key_values)
     return scores.masked_fill(batch.option_mask[:, :, 0] == 0, -torch.inf)
+
+
+def next_logits(loaded: CausalParts, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (B, V), in float32, of the first token after each prompt."""
+    ids, mask = (part.to(loaded.device) for part in pad_right(prompts))
+    with autocast(loaded.device):
+        hidden = loaded.backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, T, H)
+        ends = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]  # (B, H)
+        return loaded.head(ends).float()
 
 
 def _log_probs(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
@@ -165,7 +174,7 @@ def generate(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id
     )
-    with _autocast(loaded.device):
+    with autocast(loaded.device):
         past = encode_prefix(loaded.backbone, loaded.causal.config, input_ids[0, :shared], rows=len(prompts))
         whole = loaded.causal.generate(  # type: ignore[operator]
             input_ids=input_ids, attention_mask=mask, past_key_values=past, generation_config=config
@@ -189,5 +198,6 @@ def answering(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def _autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bfloat16 where a GPU computes."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from cyberlm/config/schema.py and the YAML files under conf/.
+"""Writes docs/configuration.md from schema.py and commands.py of cyberlm/config and the YAML files under conf/.
 
 python docs/make_configuration.py           writes the page
 python docs/make_configuration.py --check   exits with 1 where the page is not what would be written
@@ -14,21 +14,33 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
-SCHEMA = ROOT / "cyberlm" / "config" / "schema.py"
+SCHEMAS = [ROOT / "cyberlm" / "config" / name for name in ("schema.py", "commands.py")]
 CONF = ROOT / "conf"
-COMMANDS = ("train", "evaluate")
+COMMANDS = {
+    "train": "train.py",
+    "evaluate": "evaluate.py",
+    "export": "cyberlm.export",
+    "chat": "cyberlm.chat",
+    "serve": "cyberlm.serve",
+}
+"""Each command, and how it is called on the page."""
 
 ROOT_CLASSES = {
-    "RootConfig": "Both commands",
+    "RootConfig": "train.py and evaluate.py",
     "TrainConfig": "train.py only",
     "EvaluateConfig": "evaluate.py only",
+    "ExportConfig": "cyberlm.export",
+    "OpenConfig": "cyberlm.chat and cyberlm.serve",
+    "ChatConfig": "cyberlm.chat only",
+    "ServeConfig": "cyberlm.serve only",
 }
 """Heading of each dataclass that stands at the top of a configuration."""
 
 INTRODUCTION = """\
 # Configuration
 
-Written by `python docs/make_configuration.py` from `cyberlm/config/schema.py` and `conf/`; change those, not this page.
+Written by `python docs/make_configuration.py` from `schema.py` and `commands.py` of `cyberlm/config/` and from `conf/`;
+change those, not this page.
 
 `GROUP=OPTION` chooses one of the files under `conf/GROUP/`; `KEY=VALUE` sets one value, whatever the file says:
 
@@ -36,6 +48,7 @@ Written by `python docs/make_configuration.py` from `cyberlm/config/schema.py` a
 python train.py model=llama32_1b_instruct method=qlora method.lora.rank=32
 python train.py --cfg job                  # prints the whole configuration, and runs nothing
 python evaluate.py --cfg job
+python -m cyberlm.export run=outputs/RUN to=merged --cfg job
 ```
 
 A key that does not exist and a value of the wrong type are errors that name the key, and the nearest one that exists.
@@ -147,17 +160,20 @@ def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _key_sections(schema: Schema) -> Iterator[str]:
-    """The tables of the top dataclasses, each followed by those of the groups it holds."""
+    """The tables of the top dataclasses, each followed by those of the groups it holds, unless they stand above."""
+    told: set[str] = set()
     for name, heading in ROOT_CLASSES.items():
-        yield from _key_section(name, heading, "", schema)
+        if name in schema.classes:
+            yield from _key_section(name, heading, "", schema, told)
 
 
-def _key_section(name: str, heading: str, prefix: str, schema: Schema) -> Iterator[str]:
+def _key_section(name: str, heading: str, prefix: str, schema: Schema, told: set[str]) -> Iterator[str]:
+    told.add(f"{prefix}{name}")
     rows, inner = [], []
     for field in schema.classes[name]:
         key = f"{prefix}{field.name}"
         held = _nested(field.annotation, schema)
-        if held:
+        if held and f"{key}.{held}" not in told:
             inner.append((held, key))
         meaning = field.meaning or (f"[below](#{key.replace('.', '')})" if held else "")
         rows.append((f"`{key}`", _type(field.annotation, schema), field.default, meaning))
@@ -166,7 +182,7 @@ def _key_section(name: str, heading: str, prefix: str, schema: Schema) -> Iterat
         title += f"\n{schema.meanings[name]}\n"
     yield f"{title}\n{_table(('Key', 'Type', 'Default', 'Meaning'), rows)}"
     for held, key in inner:
-        yield from _key_section(held, key, f"{key}.", schema)
+        yield from _key_section(held, key, f"{key}.", schema, told)
 
 
 # ------------------------------------------------------------------------------------------------- config groups
@@ -179,7 +195,8 @@ def _chosen(command: str) -> dict[str, list[str]]:
         if isinstance(entry, dict):
             for name, option in entry.items():
                 options = option if isinstance(option, list) else [option]
-                groups[name.removeprefix("optional ")] = [item for item in options if item is not None]
+                if not name.startswith("override "):
+                    groups[name.removeprefix("optional ")] = [item for item in options if item is not None]
     return groups
 
 
@@ -192,13 +209,12 @@ def _group_table() -> str:
     rows = []
     for group in ordered:
         for file in sorted((CONF / group).glob("*.yaml")):
-            defaults = [f"{command}.py" for command in COMMANDS if file.stem in chosen[command].get(group, [])]
+            defaults = [shown for command, shown in COMMANDS.items() if file.stem in chosen[command].get(group, [])]
             rows.append((f"`{group}`", f"`{file.stem}`", _description(file), ", ".join(defaults)))
     table = _table(("Group", "Option", "What it is", "Default of"), rows)
-    for command, other in (COMMANDS, COMMANDS[::-1]):
-        own = [f"`{group}`" for group in ordered if group not in chosen[other]]
-        if own:
-            table += f"\nOnly {command}.py has {', '.join(own)}.\n"
+    for command, shown in COMMANDS.items():
+        taken = ", ".join(f"`{group}`" for group in chosen[command] if group != "hydra")
+        table += f"\n{shown} takes {taken}.\n" if taken else ""
     return table
 
 
@@ -233,7 +249,7 @@ def _typed(value: Any) -> str:
 
 def page() -> str:
     """The whole page."""
-    schema = read_schema(SCHEMA.read_text("utf-8"))
+    schema = read_schema("\n".join(file.read_text("utf-8") for file in SCHEMAS))
     return "\n".join([INTRODUCTION, GROUPS, _group_table(), KEYS, *_key_sections(schema)])
 
 

@@ -12,6 +12,7 @@ from cyberlm.launch import conf_folder, register_resolvers
 from cyberlm.models import LoadedModel, load_base, load_tokenizer
 from cyberlm.prompts import Prompt
 from cyberlm.records import Question
+from cyberlm.runs import train
 from cyberlm.runs.fitting import fit, prepare
 
 TINY = ("model=tiny_random", "logger=none", "callbacks=none", "prompt=letter", "trainer.accelerator=cpu")
@@ -61,3 +62,11 @@ def fit_tiny(config: TrainConfig, questions: tuple[Question, ...], folder: Path)
     both = {"train": encoded, "validation": encoded}
     accuracy, steps = fit(config, folder, loaded, prompt, both, [], CostMeter())
     return loaded, accuracy, steps
+
+
+def tuned_run(folder: Path, *overrides: str) -> Path:
+    """A finished run of the tiny model that has learned something, in a few seconds."""
+    sizes = ("data.max_train=48", "data.max_validation=8", "data.max_test=16", "trainer.max_epochs=2")
+    fast = ("evaluation.generate=false", "evaluation.base=false", "optim.learning_rate=1e-2")
+    train(config_of(*sizes, *fast, *overrides), folder)
+    return folder

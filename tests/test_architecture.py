@@ -9,15 +9,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cyberlm"
-ENTRIES = {"__main__", "recompute"}
+ENTRIES = {"__main__", "recompute", "export", "chat", "serve"}
 """What is typed after `python -m`: above the floors, imported by nothing."""
 FLOORS = {
     0: {"errors", "config", "records", "progress", "cache", "similarity", "shares", "prefixes", "kernels"},
     1: {
         *{"prompts", "answers", "losses", "scoring", "metrics", "statistics", "floors", "leaks", "models", "optim"},
-        *{"results", "report", "cards", "loggers"},
+        *{"results", "report", "cards", "loggers", "agreement"},
     },
-    2: {"launch", "callbacks", "data", "module", "evaluation", "evidence", "sweeps"},
+    2: {"launch", "callbacks", "data", "module", "evaluation", "evidence", "sweeps", "streaming"},
     3: {"runs"},
 }
 FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}

@@ -1,6 +1,8 @@
 """Every YAML file under conf/ is composed, resolved and built."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import hydra
 import pytest
@@ -8,14 +10,17 @@ import yaml
 from omegaconf import OmegaConf
 from support import compose
 
-from cyberlm.config import EvaluateConfig, TrainConfig, build_config
+from cyberlm.config import SCHEMAS, build_config
 from cyberlm.launch import conf_folder
 
 CONF = conf_folder()
 FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_file())
-SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig}
 NEEDS = {"model/local": ["model.path=."], "data/mcq": [f"data.path={CONF / 'train.yaml'}"]}
 """What a choice cannot do without."""
+A_RUN = tempfile.TemporaryDirectory()
+(Path(A_RUN.name) / "config.yaml").touch()
+BARE = {"export": [f"run={A_RUN.name}"], "chat": ["model=tiny_random"], "serve": ["model=tiny_random"]}
+"""What a command cannot do without; a choice of the same group replaces it."""
 
 
 def defaults(command: str) -> dict[str, bool]:
@@ -36,14 +41,16 @@ GROUPS = {command: defaults(command) for command in SCHEMAS}
 def choices() -> Iterator[tuple[str, str, list[str]]]:
     """Each command with the file of each option of each of its groups, and the overrides that choose it."""
     for command, groups in GROUPS.items():
-        yield command, command, []
+        bare = BARE.get(command, [])
+        yield command, command, bare
         for file in FILES:
             group, _, option = file.removesuffix(".yaml").rpartition("/")
             if group == "hydra":
                 continue  # where runs are stored: each command has its own, composed with each row here
             if group in groups:
                 chosen = f"{group}=[{option}]" if groups[group] else f"{group}={option}"
-                yield command, f"{group}/{option}", [chosen, *NEEDS.get(f"{group}/{option}", [])]
+                others = [item for item in bare if not item.startswith(f"{group}=")]
+                yield command, f"{group}/{option}", [chosen, *others, *NEEDS.get(f"{group}/{option}", [])]
 
 
 CHOICES = list(choices())
@@ -60,8 +67,8 @@ def test_choice_composes_resolves_and_builds(command: str, overrides: list[str])
 
 
 def test_every_file_is_seen() -> None:
-    seen = {f"{name}.yaml" for _, name, _ in CHOICES} | {f"hydra/{command}.yaml" for command in SCHEMAS}
-    assert set(FILES) == seen
+    seen = {f"{name}.yaml" for _, name, _ in CHOICES}
+    assert set(FILES) == seen | {f"hydra/{name}.yaml" for name in ("train", "evaluate", "command")}
 
 
 def test_every_choice_differs() -> None:

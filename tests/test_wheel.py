@@ -58,7 +58,7 @@ def test_wheel_states_its_licence(unpacked: Path) -> None:
     metadata = message_from_string((info / "METADATA").read_text("utf-8"))
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert {"tensorboard", "mlflow", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"tensorboard", "mlflow", "serve", "dev"} <= set(metadata.get_all("Provides-Extra", []))
     assert (info / "entry_points.txt").read_text().split() == [
         *("[console_scripts]", "cyberlm", "=", "cyberlm.__main__:main"),
     ]

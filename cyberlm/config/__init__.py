@@ -1,6 +1,17 @@
 """Configuration: names, types and units (`schema`), and every rule across fields (`checks`). No torch here."""
 
 from cyberlm.config.checks import build_config
+from cyberlm.config.commands import (
+    SCHEMAS,
+    ChatConfig,
+    Engine,
+    ExportConfig,
+    ExportForm,
+    GgufType,
+    OpenConfig,
+    ServeConfig,
+    register_schemas,
+)
 from cyberlm.config.schema import (
     DataConfig,
     DataName,
@@ -24,21 +35,27 @@ from cyberlm.config.schema import (
     TinyModelConfig,
     TrainConfig,
     TrainerConfig,
-    register_schemas,
 )
 
 __all__ = [
+    "SCHEMAS",
+    "ChatConfig",
     "DataConfig",
     "DataName",
     "Dtype",
+    "Engine",
     "EvaluateConfig",
     "EvaluationConfig",
+    "ExportConfig",
+    "ExportForm",
+    "GgufType",
     "LoraConfig",
     "MethodConfig",
     "MethodName",
     "ModelConfig",
     "ModelSource",
     "OnBadRow",
+    "OpenConfig",
     "OptimConfig",
     "OptimizerName",
     "OptionScore",
@@ -47,6 +64,7 @@ __all__ = [
     "QuantConfig",
     "QuantName",
     "ScheduleName",
+    "ServeConfig",
     "TinyModelConfig",
     "TrainConfig",
     "TrainerConfig",

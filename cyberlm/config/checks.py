@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cyberlm.config.command_checks import command_problems
+from cyberlm.config.commands import ExportConfig, OpenConfig
 from cyberlm.config.schema import (
     DataConfig,
     DataName,
@@ -39,7 +41,7 @@ LARGEST_SEED = 2**32 - 1
 
 EMBEDDING_MODULES = ("lm_head", "embed_tokens")
 
-Config = TypeVar("Config", bound=RootConfig)
+Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
 
 
 def build_config(composed: DictConfig, schema: type[Config]) -> Config:
@@ -82,7 +84,19 @@ def _unknown_keys(node: DictConfig, kind: type, prefix: str = "") -> Iterator[Pr
             yield from _unknown_keys(child, nested, f"{prefix}{name}.")
 
 
-def _problems(config: RootConfig) -> Iterator[Problem]:
+def _problems(config: RootConfig | ExportConfig | OpenConfig) -> Iterator[Problem]:
+    if isinstance(config, RootConfig):
+        yield from _root_problems(config)
+        return
+    yield from command_problems(config)
+    if config.accelerator not in ACCELERATORS:
+        yield Problem(f"accelerator={config.accelerator}", ", ".join(ACCELERATORS))
+    if isinstance(config, OpenConfig):
+        yield from _model_problems(config.model) if config.model is not None else ()
+        yield from _prompt_problems(config.prompt) if config.prompt is not None else ()
+
+
+def _root_problems(config: RootConfig) -> Iterator[Problem]:
     yield from _model_problems(config.model)
     yield from _data_problems(config.data)
     yield from _prompt_problems(config.prompt)

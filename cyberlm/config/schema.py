@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 
@@ -332,10 +331,3 @@ class EvaluateConfig(RootConfig):
     """Run folder whose base and tuned model are scored; null: score `model` as it is."""
     runs: list[str] = field(default_factory=list)
     """Models scored together and paired: folders of runs, of adapters and of whole models, and `model` options."""
-
-
-def register_schemas() -> None:
-    """Puts the root schemas into Hydra's ConfigStore, so that every YAML file and override is type-checked."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)

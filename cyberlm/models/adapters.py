@@ -107,8 +107,13 @@ def save_tuned(loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, fingerpr
         else:
             loaded.causal.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
-    (folder / "prompt.json").write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+    write_fingerprint(folder, fingerprint)
     return folder
+
+
+def write_fingerprint(folder: Path, fingerprint: str) -> None:
+    """Writes prompt.json: which prompt a model was tuned with."""
+    (folder / "prompt.json").write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
 
 
 def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedModel:

@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from cyberlm import loggers as experiment_loggers
 from cyberlm.cache import cache_folder
 from cyberlm.config import EvaluateConfig, ModelConfig, QuantConfig
 from cyberlm.data.module import encode_questions
-from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.errors import ConfigError, Problem
 from cyberlm.evidence import Answers
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device
 from cyberlm.models.adapters import load_adapter, prompt_fingerprint
@@ -27,6 +26,7 @@ from cyberlm.records import Question, Results, ScoredModel
 from cyberlm.results import environment, write_json, write_results
 from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.contenders import Contender, find_contenders, trained_runs
+from cyberlm.runs.opening import check_fingerprint, check_weights
 from cyberlm.runs.parts import (
     announce,
     conclude,
@@ -218,25 +218,14 @@ def _refuse_foreign(config: EvaluateConfig, contenders: Sequence[Contender], giv
 
 
 def _check_weights(now: str, contender: Contender) -> None:
-    """Whether a training run's base is still the one that it was trained on."""
-    if contender.kind == "weights":
-        return
-    for run in contender.runs:
-        then = json.loads((run / "provenance.json").read_text())["weights"]
-        if then != now:
-            raise RunError(
-                f"The base weights are not those that {run} was trained on:",
-                [Problem(f"hash {then} then, {now} now", "the same file or revision")],
-            )
+    """Whether training runs' base is still the one that they were trained on."""
+    if contender.kind != "weights":
+        for run in contender.runs:
+            check_weights(now, run)
 
 
 def _check_fingerprint(prompt: Prompt, contender: Contender) -> None:
     """Whether the prompt is still the one that a model was tuned with; models from elsewhere may not say."""
-    if contender.folder is None:
-        return
-    saved, now = prompt_fingerprint(contender.folder), prompt.fingerprint()
-    if saved != now and (saved is not None or contender.runs):
-        raise RunError(
-            "The prompt is not the one that this model was tuned with:",
-            [Problem(f"fingerprint {saved} in {contender.folder}, {now} now", "the same template and tokenizer")],
-        )
+    folder = contender.folder
+    if folder is not None and (contender.runs or prompt_fingerprint(folder) is not None):
+        check_fingerprint(prompt, folder)

@@ -1,0 +1,67 @@
+"""What three ways of merging an adapter into a 4-bit base leave of it.
+
+python bench/merge_routes.py RUN [QUESTIONS]        RUN: a finished run with method=qlora
+
+Each way is compared with the adapter on its 4-bit base, on the run's test questions. Only the first is exported.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from cyberlm.agreement import compare_answers
+from cyberlm.config import ExportConfig, QuantConfig, QuantName, TrainConfig
+from cyberlm.models import LoadedModel, load_base, load_tuned
+from cyberlm.models.merging import load_merged
+from cyberlm.runs.exporting import Exam, exam_of
+from cyberlm.runs.opening import load_base_of
+from cyberlm.runs.parts import config_of
+
+CPU = torch.device("cpu")
+
+
+def expanded(trained: TrainConfig, run: Path) -> LoadedModel:
+    return load_merged(load_base_of(trained, run, CPU), trained.method, run)
+
+
+def into_nf4(trained: TrainConfig, run: Path) -> LoadedModel:
+    return _merged(load_tuned(load_base_of(trained, run, CPU), trained.method, run))
+
+
+def into_the_original(trained: TrainConfig, run: Path) -> LoadedModel:
+    base = load_base(trained.model, QuantConfig(name=QuantName.none), CPU)
+    return _merged(load_tuned(base, trained.method, run))
+
+
+def _merged(tuned: LoadedModel) -> LoadedModel:
+    assert isinstance(tuned.model, PeftModel)
+    causal = tuned.model.merge_and_unload()
+    return LoadedModel(causal, causal, tuned.name, tuned.weights_hash)
+
+
+ROUTES: dict[str, Callable[[TrainConfig, Path], LoadedModel]] = {
+    "4 bits expanded, then merged (what is exported)": expanded,
+    "merged and rounded to 4 bits again": into_nf4,
+    "merged into the original weights": into_the_original,
+}
+
+
+def main(run: Path, count: int) -> None:
+    trained = config_of(run)
+    exam: Exam = exam_of(ExportConfig(run=str(run), questions=count), trained, run)
+    base, base_logits = exam.answers(load_base_of(trained, run, CPU), "the base")
+    tuned, logits = exam.answers(load_tuned(load_base_of(trained, run, CPU), trained.method, run), "the adapter")
+    effect = float((logits - base_logits).abs().mean())
+    print(compare_answers(("base", "adapter"), base, tuned, float((logits - base_logits).abs().max())).sentence())
+    for name, route in ROUTES.items():
+        after, changed = exam.answers(route(trained, run), name)
+        print(compare_answers(("adapter", name), tuned, after, float((logits - changed).abs().max())).sentence())
+        share = float((logits - changed).abs().mean()) / effect
+        print(f"  mean difference in a logit: {share:.3f} of the adapter's effect")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 200)

@@ -1,0 +1,101 @@
+"""The settings of the commands that use a finished run: export, chat and serve.
+
+A string below a field says what it is; `docs/configuration.md` is made from these, as from `schema`.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+from cyberlm.config.schema import EvaluateConfig, ModelConfig, PromptConfig, QuantConfig, TrainConfig
+
+
+class ExportForm(Enum):
+    merged = "merged"
+    gguf = "gguf"
+    adapter = "adapter"
+
+
+class GgufType(Enum):
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
+
+
+class Engine(Enum):
+    auto = "auto"
+    torch = "torch"
+    vllm = "vllm"
+
+
+@dataclass
+class ExportConfig:
+    run: str = MISSING
+    """Folder of a finished run."""
+    to: ExportForm = ExportForm.merged
+    """merged (a plain transformers folder), gguf (one file for llama.cpp), or adapter (a plain PEFT folder)."""
+    out: str | None = None
+    """Folder to make; null: RUN/export/<to>."""
+    gguf_type: GgufType = GgufType.f16
+    """Type of the weight matrices in a GGUF file; vectors stay float32."""
+    questions: int = 200
+    """Test questions of the run that are answered before and after, to see that nothing is lost."""
+    max_flip_share: float = 0.01
+    """Share of these that may be answered otherwise after the export; with more, nothing is written."""
+    accelerator: str = "auto"
+    """auto, cpu or cuda; one device."""
+
+
+@dataclass
+class OpenConfig:
+    """What chat and serve share: which model answers, and how."""
+
+    run: str | None = None
+    """Folder of a finished run, whose tuned model answers."""
+    model: ModelConfig | None = None
+    """A model as it is, instead of a run."""
+    quant: QuantConfig | None = None
+    """Of `model`; a run has its own. null: none."""
+    prompt: PromptConfig | None = None
+    """Of `model`; a run has its own. null: whatever is typed, without a system message."""
+    max_new_tokens: int = 256
+    """Longest answer, in tokens."""
+    accelerator: str = "auto"
+    """auto, cpu or cuda; one device."""
+
+
+@dataclass
+class ChatConfig(OpenConfig):
+    temperature: float = 0.0
+    """0: always the likeliest token; above: sampled, the flatter the higher."""
+
+
+@dataclass
+class ServeConfig(OpenConfig):
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on; 0 for any that is free."""
+    allow_remote: bool = False
+    """Listen on an address that other machines reach, although nobody is asked for a password."""
+    engine: Engine = Engine.auto
+    """torch (one request at a time), vllm (GPU, many at once), or auto: vllm where it and a GPU are there."""
+
+
+SCHEMAS = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "chat": ChatConfig,
+    "serve": ServeConfig,
+}
+"""What stands at the top of each command's configuration."""
+
+
+def register_schemas() -> None:
+    """Puts the root schemas into Hydra's ConfigStore, so that every YAML file and override is type-checked."""
+    for command, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{command}_schema", node=schema)

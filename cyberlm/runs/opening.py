@@ -1,0 +1,127 @@
+"""A finished run's tuned model, opened again for whatever comes after training."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cyberlm.config import (
+    EvaluationConfig,
+    ModelConfig,
+    OpenConfig,
+    OptionScore,
+    PromptConfig,
+    Protocol,
+    QuantConfig,
+    QuantName,
+    TrainConfig,
+)
+from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.models import LoadedModel, load_base, load_tokenizer, load_tuned, pick_device
+from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, prompt_fingerprint
+from cyberlm.prompts import Prompt
+from cyberlm.runs.parts import config_of
+
+AS_TYPED = PromptConfig(name="none", protocol=Protocol.text, question="{question}", show_options=False)
+"""The prompt of a model without a run: what is typed, and nothing else."""
+
+
+@dataclass
+class Opened:
+    """A model that can answer.
+
+    Attributes:
+        run: Configuration of the run that tuned it; None for a model as it is.
+        name: Of the run's folder, or of the model.
+        option_score: How options are compared, as in the run's evaluation.
+    """
+
+    loaded: LoadedModel
+    prompt: Prompt
+    run: TrainConfig | None
+    name: str
+    option_score: OptionScore
+
+    @property
+    def most_tokens(self) -> int:
+        """Longest prompt with its reply that the model can read, in tokens."""
+        return int(self.loaded.causal.config.max_position_embeddings)
+
+
+def open_model(config: OpenConfig) -> Opened:
+    """The tuned model of `config.run`, or `config.model` as it is.
+
+    Raises:
+        RunError: If prompt or base weights are not those of the run.
+        ConfigError: If a reply may be longer than the model can read.
+    """
+    opened = _opened(config)
+    if config.max_new_tokens >= opened.most_tokens:
+        raise ConfigError(
+            "A reply would leave no room for what is asked:",
+            [
+                Problem(
+                    f"max_new_tokens={config.max_new_tokens}",
+                    f"below {opened.most_tokens}, all that {opened.name} reads",
+                )
+            ],
+        )
+    return opened
+
+
+def _opened(config: OpenConfig) -> Opened:
+    device = pick_device(config.accelerator)
+    if config.run is not None:
+        run = Path(config.run)
+        trained = config_of(run)
+        prompt = prompt_of(trained, run)
+        tuned = load_tuned(load_base_of(trained, run, device), trained.method, run)
+        return Opened(tuned, prompt, trained, run.resolve().name, trained.evaluation.option_score)
+    assert config.model is not None
+    prompt = Prompt(config.prompt or AS_TYPED, load_tokenizer(config.model))
+    loaded = load_base(config.model, config.quant or QuantConfig(name=QuantName.none), device)
+    return Opened(loaded, prompt, None, _name(config.model), EvaluationConfig().option_score)
+
+
+def _name(model: ModelConfig) -> str:
+    return Path(model.path).name if model.path is not None else model.name
+
+
+def load_base_of(trained: TrainConfig, run: Path, device: torch.device) -> LoadedModel:
+    """The base of a run as it was loaded for training, after its weights have been found to be the same."""
+    sft = trained.method.lora is None
+    base = load_base(trained.model, trained.quant, device, trains_all_weights=sft)
+    check_weights(base.weights_hash, run)
+    return base
+
+
+def prompt_of(trained: TrainConfig, run: Path) -> Prompt:
+    """The prompt that a run was tuned with."""
+    prompt = Prompt(trained.prompt, load_tokenizer(trained.model))
+    check_fingerprint(prompt, tuned_folder(trained, run))
+    return prompt
+
+
+def tuned_folder(trained: TrainConfig, run: Path) -> Path:
+    return run / (ADAPTER_FOLDER if trained.method.lora else MODEL_FOLDER)
+
+
+def check_weights(now: str, run: Path) -> None:
+    """Refuses base weights that are not those that a run was trained on."""
+    then = json.loads((run / "provenance.json").read_text())["weights"]
+    if then != now:
+        raise RunError(
+            f"The base weights are not those that {run} was trained on:",
+            [Problem(f"hash {then} then, {now} now", "the same file or revision")],
+        )
+
+
+def check_fingerprint(prompt: Prompt, tuned: Path) -> None:
+    """Refuses a prompt that is not the one that a model was tuned with."""
+    saved, now = prompt_fingerprint(tuned), prompt.fingerprint()
+    if saved != now:
+        raise RunError(
+            "The prompt is not the one that this model was tuned with:",
+            [Problem(f"fingerprint {saved} in {tuned}, {now} now", "the same template and tokenizer")],
+        )

@@ -70,6 +70,6 @@ def test_completions_are_those_of_one_prompt_alone() -> None:
     prompts = [item.prompt_ids for item in prompt.encode(sample_questions(7))]
     assert shared_length(prompts) > 50
     with answering(loaded.model):
-        together = generate(loaded, prompts, prompt.stop_ids, prompt.tokenizer.pad_token_id, 12)
-        alone = [generate(loaded, [ids], prompt.stop_ids, prompt.tokenizer.pad_token_id, 12)[0] for ids in prompts]
+        together = generate(loaded, prompts, prompt.stop_ids, 12)
+        alone = [generate(loaded, [ids], prompt.stop_ids, 12)[0] for ids in prompts]
     assert together == alone

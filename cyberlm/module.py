@@ -9,11 +9,10 @@ from torchmetrics import MeanMetric
 
 from cyberlm.config import OptimConfig, OptionScore
 from cyberlm.errors import RunError
-from cyberlm.losses import AnswerBatch, answer_nll_sum, step_loss
+from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states, step_loss
 from cyberlm.metrics import option_scores, validation_metrics
 from cyberlm.models import LoadedModel, trainable_names
 from cyberlm.optim import build_optimizer, build_schedule
-from cyberlm.prefixes import encode_prefix
 from cyberlm.scoring import ScoringBatch, answering, option_log_probs
 
 
@@ -40,9 +39,7 @@ class Tuner(L.LightningModule):
         self.model.train()  # transformers loads in eval mode, and Lightning leaves it so: dropout would be off
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
-        backbone, config = self.loaded.backbone, self.loaded.causal.config
-        past = encode_prefix(backbone, config, batch.prefix_ids, rows=len(batch.input_ids))
-        hidden = backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None).last_hidden_state
+        hidden = hidden_states(self.loaded.backbone, self.loaded.causal.config, batch)
         nll = answer_nll_sum(hidden, self.loaded.head, batch)
         labels = batch.targets.numel()
         self.log("train/loss", nll.detach() / labels, batch_size=labels, prog_bar=True)

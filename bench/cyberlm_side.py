@@ -16,7 +16,7 @@ from cyberlm.config import TrainConfig, build_config, register_schemas
 from cyberlm.data.batching import AnswerCollator
 from cyberlm.data.sources import load_sources
 from cyberlm.launch import conf_folder, register_resolvers
-from cyberlm.losses import AnswerBatch, answer_nll_sum
+from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states
 from cyberlm.models import LoadedModel
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Question
@@ -67,7 +67,7 @@ class BlockCallback(L.Callback):
 
 def tokens_of(batch: AnswerBatch) -> int:
     """Tokens of a batch's examples; the last one of each is a target only, and counted as peers count it."""
-    return int(batch.attention_mask.sum()) + len(batch.input_ids)
+    return batch.tokens + len(batch.input_ids)
 
 
 _callback: BlockCallback | None = None
@@ -101,12 +101,12 @@ def fit_in_blocks(
 
 def answer_nll(loaded: LoadedModel, prompt: Prompt, questions: Sequence[EncodedQuestion]) -> float:
     """Mean negative log-likelihood of the answers' tokens (nats), end of turn included: the training loss."""
-    collator = AnswerCollator(prompt.end_ids)
+    collator = AnswerCollator(prompt.end_ids, share_prefix=False)
     total, tokens = torch.zeros(()), 0
     with answering(loaded.model):
         for question in questions:
             batch = collator(([question], 1))
-            hidden = loaded.backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
+            hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
             total += answer_nll_sum(hidden, loaded.head, batch)
             tokens += len(batch.targets)
     return float(total) / tokens

@@ -54,16 +54,18 @@ def shape_of(config: Any) -> Shape:
     )
 
 
-def training_flops(shape: Shape, lengths: Sequence[int], labels: int, rank: int | None) -> float:
+def training_flops(shape: Shape, lengths: Sequence[int], labels: int, rank: int | None, shared: int = 0) -> float:
     """One forward and backward pass.
 
     Args:
         lengths: Input tokens of each example, padding left out.
         labels: Places that are trained on.
         rank: Of LoRA on all matrices but the head; None for full fine-tuning.
+        shared: Tokens that all examples begin with and that are computed once; they are left out of `lengths`.
     """
-    tokens = sum(lengths)
-    attention = 6 * shape.heads * shape.head_size * shape.layers * sum(n * (n + 1) for n in lengths)
+    pairs = shared * (shared + 1) + sum(n * (n + 1) + 2 * n * shared for n in lengths)  # twice those of attention
+    tokens = shared + sum(lengths)
+    attention = 6 * shape.heads * shape.head_size * shape.layers * pairs
     matrices = shape.matrices()
     weights = sum(a * b for a, b in matrices.values())
     head = shape.vocabulary * shape.hidden * labels

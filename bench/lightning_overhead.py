@@ -34,7 +34,9 @@ def main() -> None:
         turns = {"cyberlm": [b._asdict() for b in framework], "bare loop": [b._asdict() for b in bare]}
         found[model] = {"ratio": ratio._asdict(), "losses_apart": apart, "turns": turns}
     print("\n" + measure.table(f"One step, {options.pairs} x {options.block} steps of 8 questions", rows))
-    measure.write_results("lightning_overhead", options.small, {"goal": "at most 1.03 on smollm2_135m", "models": found})
+    measure.write_results(
+        "lightning_overhead", options.small, {"goal": "at most 1.03 on smollm2_135m", "models": found}
+    )
     for model, result in found.items():
         measure.agree(f"{model}: losses", result["losses_apart"], 0, SAME_LOSS)
 
@@ -84,10 +86,10 @@ def bare_loop(config: Any, loaded: Any, train: Any, end_ids: Any, block: int) ->
     from cyberlm_side import tokens_of
 
     from cyberlm.data.module import QuestionData
-    from cyberlm.losses import answer_nll_sum, step_loss
+    from cyberlm.losses import answer_nll_sum, hidden_states, step_loss
     from cyberlm.optim import build_optimizer, build_schedule
 
-    loader = QuestionData(config.data, train, [], end_ids, 1, config.seed).train_dataloader()
+    loader = QuestionData(config.data, train, [], end_ids, 1, config.seed, share_prefix=True).train_dataloader()
     trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(loaded.model, config.optim, fused=True)
     schedule = build_schedule(optimizer, config.optim, len(loader))
@@ -95,9 +97,7 @@ def bare_loop(config: Any, loaded: Any, train: Any, end_ids: Any, block: int) ->
     done: list[measure.Block] = []
     blocks = measure.Blocks(block, done.append)
     for batch in loader:
-        hidden = loaded.backbone(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state
+        hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
         loss = step_loss(answer_nll_sum(hidden, loaded.head, batch), batch, 1)
         optimizer.zero_grad()
         loss.backward()

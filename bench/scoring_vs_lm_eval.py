@@ -68,17 +68,26 @@ def compare(options: Any, python: Path, job: Path) -> None:
 def report(options: Any, turns: dict[str, Any], exact: dict[str, Any], profiles: dict[str, Any], python: Path) -> None:
     chosen = {name: {tuple(turn["choices"]) for turn in rows} for name, rows in turns.items()}
     rates = {name: [options.questions / turn["seconds"] for turn in rows] for name, rows in turns.items()}
-    rows: list[list[object]] = [["", "questions/s", "cyberlm is so many times as fast", "same letter", "log-prob apart"]]
+    rows: list[list[object]] = [
+        ["", "questions/s", "cyberlm is so many times as fast", "same letter", "log-prob apart"]
+    ]
     ratios, agreement = {}, {}
     reference = next(iter(chosen[OURS]))
     for name in turns:
         ratios[name] = measure.ratio(rates[OURS], rates[name])
-        apart = max(abs(a - b) for one, other in zip(exact[OURS], exact[name], strict=True) for a, b in zip(one, other, strict=True))
+        apart = max(
+            abs(a - b)
+            for one, other in zip(exact[OURS], exact[name], strict=True)
+            for a, b in zip(one, other, strict=True)
+        )
         same = min(sum(a == b for a, b in zip(answers, reference, strict=True)) for answers in chosen[name])
         agreement[name] = {"same_letter": same, "of": options.questions, "largest_log_prob_difference": apart}
         times = "-" if name == OURS else ratios[name]
         rows.append([name, measure.spread(rates[name]), times, f"{same}/{options.questions}", f"{apart:.1e}"])
-    print("\n" + measure.table(f"Letter likelihood, SmolLM2-135M, float32, {options.questions} CyberMetric questions", rows))
+    print(
+        "\n"
+        + measure.table(f"Letter likelihood, SmolLM2-135M, float32, {options.questions} CyberMetric questions", rows)
+    )
     for name, operations in profiles.items():
         print("\n" + measure.operations_table(f"{name}: one turn", operations))
     body = {

@@ -108,7 +108,9 @@ def report(options: Any, turns: dict[str, list[Any]], losses: dict[str, Any], pr
     for name, values in rates.items():
         ratios[name] = measure.ratio(rates[OURS], values)
         times = "-" if name == OURS else ratios[name]
-        rows.append([name, measure.spread(values), times, f"{losses[OURS]['before']:.4f} -> {losses[name]['after']:.4f}"])
+        rows.append(
+            [name, measure.spread(values), times, f"{losses[OURS]['before']:.4f} -> {losses[name]['after']:.4f}"]
+        )
     trained = f"{options.pairs} x {options.block} steps of {options.batch} questions, prompt={options.prompt}"
     print("\n" + measure.table(f"LoRA training of SmolLM2-135M, float32, {trained}", rows))
     for name, operations in profiles.items():

@@ -115,8 +115,9 @@ def register_resolvers() -> None:
         return _fresh(Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{name}")
 
     def evaluation_folder(model: str, run: str | None, runs: Sequence[str]) -> str:
-        several = f"{len(runs)}_models" if runs else model
-        return run_folder(None, "evaluate", Path(run).name if run else several)
+        if len(runs) > 1:
+            return run_folder(None, "evaluate", f"{len(runs)}_models")
+        return run_folder(None, "evaluate", Path([*runs, run or model][0]).name)
 
     def record_folder(resume: str | None) -> str:
         return ".hydra_resumed" if resume else ".hydra"  # a resumed run keeps the record of how it began

@@ -296,7 +296,7 @@ class EvaluationConfig:
     parquet: bool = False
     """Write the per-question rows as predictions.parquet too."""
     suspects: str | None = None
-    """File of items whose published key is doubtful (docs/results.md)."""
+    """File of items whose published key is doubtful (docs/evidence.md)."""
 
 
 @dataclass

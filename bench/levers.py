@@ -71,10 +71,12 @@ class Side:
 
         self.variant = variant
         config = config_of("method=lora", f"prompt={options.prompt}", f"data.micro_batch_size={options.batch}")
-        faster = kernels.onednn_is_faster()
-        kernels.onednn_is_faster = lambda: variant.fast and faster
         torch.manual_seed(config.seed)
+        chosen = kernels.onednn_is_faster
+        if not variant.fast:
+            kernels.onednn_is_faster = lambda: False
         self.loaded = prepare(load_base(config.model, config.quant, torch.device("cpu")), config)
+        kernels.onednn_is_faster = chosen
         self.loaded.model.train()
         prompt = Prompt(config.prompt, load_tokenizer(config.model))
         self.rank = config.method.lora.rank
@@ -140,12 +142,8 @@ def products_ratio(side: Side) -> float:
 
     from cyberlm import kernels
 
-    batch = side.batches[0]
-    sizes = (
-        batch.input_ids.numel(),
-        side.loaded.causal.config.hidden_size,
-        side.loaded.causal.config.intermediate_size,
-    )
+    model, places = side.loaded.causal.config, side.batches[0].input_ids.numel()
+    sizes = (places, model.hidden_size, model.intermediate_size)
     chosen = kernels.onednn_is_faster
     kernels.onednn_is_faster = lambda: False
     plain = product_speed(*sizes)

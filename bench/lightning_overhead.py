@@ -1,8 +1,8 @@
 """A training step of cyberlm (Lightning, Hydra, its callbacks and its metrics.csv) over a bare PyTorch loop's.
 
 Both do the same work: the same batches in the same order from the same loader, the same model, loss, clipping, fused
-AdamW and schedule. They take turns in one process: cyberlm's real training is paused after each block of steps, and the
-bare loop does its block. The script fails unless the losses of all steps are the same to 1e-6.
+AdamW and schedule. They take turns in one process: cyberlm's real training is paused after each block of steps, and
+the bare loop does its block. The script fails unless the losses of all steps are the same to 1e-6.
 """
 
 import copy
@@ -34,7 +34,9 @@ def main() -> None:
         turns = {"cyberlm": [b._asdict() for b in framework], "bare loop": [b._asdict() for b in bare]}
         found[model] = {"ratio": ratio._asdict(), "losses_apart": apart, "turns": turns}
     print("\n" + measure.table(f"One step, {options.pairs} x {options.block} steps of 8 questions", rows))
-    measure.write_results("lightning_overhead", options.small, {"goal": "at most 1.03 on smollm2_135m", "models": found})
+    measure.write_results(
+        "lightning_overhead", options.small, {"goal": "at most 1.03 on smollm2_135m", "models": found}
+    )
     for model, result in found.items():
         measure.agree(f"{model}: losses", result["losses_apart"], 0, SAME_LOSS)
 

@@ -1,12 +1,13 @@
 """Letter likelihood of SmolLM2-135M on CyberMetric: questions/s of cyberlm and of lm-eval's hf backend, and agreement.
 
-Both get the same rendered prompts (chat template as text, no special tokens added) and score the letters behind them, in
-float32. lm-eval stands here with its default batch_size=1 and with batch_size=8. Tokenising is timed on both sides. Each
-side works in a process of its own; in each turn it answers all questions.
+Both get the same rendered prompts (chat template as text, no special tokens added) and score the letters behind them,
+in float32. lm-eval stands here with its default batch_size=1 and with batch_size=8. Tokenising is timed on both
+sides. Each side works in a process of its own; in each turn it answers all questions.
 
 The script fails unless all sides choose the same letter on every question, and the letters' log-probabilities for
 exactly the same tokens agree within 1e-3. (In the timed turns lm-eval is given text, as its tasks give it. It counts
-white space at a prompt's end to the answer: that adds the same number to all letters of a question and changes no choice.)
+white space at a prompt's end to the answer: that adds the same number to all letters of a question and changes no
+choice.)
 """
 
 import json
@@ -68,17 +69,26 @@ def compare(options: Any, python: Path, job: Path) -> None:
 def report(options: Any, turns: dict[str, Any], exact: dict[str, Any], profiles: dict[str, Any], python: Path) -> None:
     chosen = {name: {tuple(turn["choices"]) for turn in rows} for name, rows in turns.items()}
     rates = {name: [options.questions / turn["seconds"] for turn in rows] for name, rows in turns.items()}
-    rows: list[list[object]] = [["", "questions/s", "cyberlm is so many times as fast", "same letter", "log-prob apart"]]
+    rows: list[list[object]] = [
+        ["", "questions/s", "cyberlm is so many times as fast", "same letter", "log-prob apart"]
+    ]
     ratios, agreement = {}, {}
     reference = next(iter(chosen[OURS]))
     for name in turns:
         ratios[name] = measure.ratio(rates[OURS], rates[name])
-        apart = max(abs(a - b) for one, other in zip(exact[OURS], exact[name], strict=True) for a, b in zip(one, other, strict=True))
+        apart = max(
+            abs(a - b)
+            for one, other in zip(exact[OURS], exact[name], strict=True)
+            for a, b in zip(one, other, strict=True)
+        )
         same = min(sum(a == b for a, b in zip(answers, reference, strict=True)) for answers in chosen[name])
         agreement[name] = {"same_letter": same, "of": options.questions, "largest_log_prob_difference": apart}
         times = "-" if name == OURS else ratios[name]
         rows.append([name, measure.spread(rates[name]), times, f"{same}/{options.questions}", f"{apart:.1e}"])
-    print("\n" + measure.table(f"Letter likelihood, SmolLM2-135M, float32, {options.questions} CyberMetric questions", rows))
+    print(
+        "\n"
+        + measure.table(f"Letter likelihood, SmolLM2-135M, float32, {options.questions} CyberMetric questions", rows)
+    )
     for name, operations in profiles.items():
         print("\n" + measure.operations_table(f"{name}: one turn", operations))
     body = {

@@ -2,11 +2,11 @@
 
 Same examples, weights, adapter (rank 16, alpha 32, all linear layers), batch size, steps, learning rate, schedule and
 clipping; loss on the answer only; one epoch. Each side trains in a process of its own, in one continuous run that is
-paused after each block of steps; only these steps are timed. TRL stands here twice: with its defaults, which recompute
-activations (gradient_checkpointing=True), and with gradient_checkpointing=False.
+paused after each block of steps; only these steps are timed. TRL stands here twice: with its defaults, which
+recompute activations (gradient_checkpointing=True), and with gradient_checkpointing=False.
 
-Both in float32: TRL's default bf16=True is left off, because bfloat16 matrix products are emulated on most CPUs and many
-times slower.
+Both in float32: TRL's default bf16=True is left off, because bfloat16 matrix products are emulated on most CPUs and
+many times slower.
 
 The script fails unless TRL's tokens are cyberlm's, both loss functions give the same value for the same weights
 (1e-3), and the held-out loss after training is the same within 5 % (the order of the examples differs, and so do the
@@ -108,7 +108,9 @@ def report(options: Any, turns: dict[str, list[Any]], losses: dict[str, Any], pr
     for name, values in rates.items():
         ratios[name] = measure.ratio(rates[OURS], values)
         times = "-" if name == OURS else ratios[name]
-        rows.append([name, measure.spread(values), times, f"{losses[OURS]['before']:.4f} -> {losses[name]['after']:.4f}"])
+        rows.append(
+            [name, measure.spread(values), times, f"{losses[OURS]['before']:.4f} -> {losses[name]['after']:.4f}"]
+        )
     trained = f"{options.pairs} x {options.block} steps of {options.batch} questions, prompt={options.prompt}"
     print("\n" + measure.table(f"LoRA training of SmolLM2-135M, float32, {trained}", rows))
     for name, operations in profiles.items():

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint types clean
+.PHONY: help install quickstart test lint types bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,11 @@ types: $(INSTALLED)
 
 test: lint types ## ruff, the type checker, pytest
 	$(BIN)/python -m pytest
+
+BENCHES := startup training_vs_trl scoring_vs_lm_eval lightning_overhead scale mfu_cpu evidence_cost
+
+bench: $(INSTALLED) ## measure speed against TRL, lm-eval and the machine, on the CPU (an hour; bench/README.md)
+	@for name in $(BENCHES); do $(BIN)/python bench/$$name.py || exit 1; done
 
 clean: ## remove the environment and caches; outputs/ stays
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

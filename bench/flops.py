@@ -1,15 +1,16 @@
-"""Floating-point operations that a training step of a Llama needs: of the model, on non-padding tokens, nothing recomputed.
+"""Floating-point operations that a training step of a Llama needs: of the model, on non-padding tokens, nothing
+recomputed.
 
-A matrix of p weights costs 2p a token in the forward pass; in the backward pass 2p for the gradient of its input and 2p
-for its own. So per token:
+A matrix of p weights costs 2p a token in the forward pass; in the backward pass 2p for the gradient of its input and
+2p for its own. So per token:
 
 - full fine-tuning: 6p for every matrix (arXiv 2001.08361, section 2.1);
-- LoRA: 4p for a frozen matrix, which needs no gradient of its own, and 6n for an adapter's n weights. The query, key and
-  value matrices of the first layer need no gradient of their input either, because the embedding is frozen.
+- LoRA: 4p for a frozen matrix, which needs no gradient of its own, and 6n for an adapter's n weights. The query, key
+  and value matrices of the first layer need no gradient of their input either, because the embedding is frozen.
 
-The output head counts on the places that are trained on only: 4VH each when frozen, else 6VH. Attention over an example
-of T tokens costs, per layer, 2·2·d·T(T+1)/2 forward (scores and mixture, d = heads × head size, the causal half only)
-and twice that backward: 6d·T(T+1). Norms, rotations, softmax and the optimizer count nothing.
+The output head counts on the places that are trained on only: 4VH each when frozen, else 6VH. Attention over an
+example of T tokens costs, per layer, 2·2·d·T(T+1)/2 forward (scores and mixture, d = heads × head size, the causal
+half only) and twice that backward: 6d·T(T+1). Norms, rotations, softmax and the optimizer count nothing.
 """
 
 from collections.abc import Sequence

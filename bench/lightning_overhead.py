@@ -1,8 +1,8 @@
 """A training step of cyberlm (Lightning, Hydra, its callbacks and its metrics.csv) over a bare PyTorch loop's.
 
 Both do the same work: the same batches in the same order from the same loader, the same model, loss, clipping, fused
-AdamW and schedule. They take turns in one process: cyberlm's real training is paused after each block of steps, and the
-bare loop does its block. The script fails unless the losses of all steps are the same to 1e-6.
+AdamW and schedule. They take turns in one process: cyberlm's real training is paused after each block of steps, and
+the bare loop does its block. The script fails unless the losses of all steps are the same to 1e-6.
 """
 
 import copy

@@ -1,7 +1,8 @@
 """What every measurement shares: peers in environments of their own, turns, medians, tables and JSON.
 
 A peer is another program that does the same work. It runs in a process of its own (`Worker`), as does cyberlm's side,
-and both take turns: A B A B. Only one works at a time; a ratio is taken of each pair, and the median of the pairs counts.
+and both take turns: A B A B. Only one works at a time; a ratio is taken of each pair, and the median of the pairs
+counts.
 """
 
 import argparse
@@ -160,11 +161,12 @@ class Worker:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        assert self.process.stdin is not None
+        assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
         if exception[0] is not None:
             self.process.kill()
         self.process.wait()
+        self.process.stdout.close()
         self.log.close()
 
 

@@ -1,12 +1,13 @@
 """Letter likelihood of SmolLM2-135M on CyberMetric: questions/s of cyberlm and of lm-eval's hf backend, and agreement.
 
-Both get the same rendered prompts (chat template as text, no special tokens added) and score the letters behind them, in
-float32. lm-eval stands here with its default batch_size=1 and with batch_size=8. Tokenising is timed on both sides. Each
-side works in a process of its own; in each turn it answers all questions.
+Both get the same rendered prompts (chat template as text, no special tokens added) and score the letters behind them,
+in float32. lm-eval stands here with its default batch_size=1 and with batch_size=8. Tokenising is timed on both
+sides. Each side works in a process of its own; in each turn it answers all questions.
 
 The script fails unless all sides choose the same letter on every question, and the letters' log-probabilities for
 exactly the same tokens agree within 1e-3. (In the timed turns lm-eval is given text, as its tasks give it. It counts
-white space at a prompt's end to the answer: that adds the same number to all letters of a question and changes no choice.)
+white space at a prompt's end to the answer: that adds the same number to all letters of a question and changes no
+choice.)
 """
 
 import json

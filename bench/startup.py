@@ -1,8 +1,9 @@
-"""Wall time of `python train.py --help`, and from process start to the end of the first optimizer step of the default run.
+"""Wall time of `python train.py --help`, and from process start to the end of the first optimizer step of the default
+run.
 
-The default run is `python train.py` with nothing else: the embedded model and questions; it scores the base model first.
-Time is taken by a Lightning callback that Hydra adds on the command line; the run is ended there. Weights & Biases stays
-offline.
+The default run is `python train.py` with nothing else: the embedded model and questions; it scores the base model
+first. Time is taken by a Lightning callback that Hydra adds on the command line; the run is ended there. Weights &
+Biases stays offline.
 """
 
 import json

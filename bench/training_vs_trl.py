@@ -2,11 +2,11 @@
 
 Same examples, weights, adapter (rank 16, alpha 32, all linear layers), batch size, steps, learning rate, schedule and
 clipping; loss on the answer only; one epoch. Each side trains in a process of its own, in one continuous run that is
-paused after each block of steps; only these steps are timed. TRL stands here twice: with its defaults, which recompute
-activations (gradient_checkpointing=True), and with gradient_checkpointing=False.
+paused after each block of steps; only these steps are timed. TRL stands here twice: with its defaults, which
+recompute activations (gradient_checkpointing=True), and with gradient_checkpointing=False.
 
-Both in float32: TRL's default bf16=True is left off, because bfloat16 matrix products are emulated on most CPUs and many
-times slower.
+Both in float32: TRL's default bf16=True is left off, because bfloat16 matrix products are emulated on most CPUs and
+many times slower.
 
 The script fails unless TRL's tokens are cyberlm's, both loss functions give the same value for the same weights
 (1e-3), and the held-out loss after training is the same within 5 % (the order of the examples differs, and so do the

@@ -32,7 +32,7 @@ types: $(INSTALLED)
 test: lint types ## ruff, the type checker, pytest
 	$(BIN)/python -m pytest
 
-BENCHES := startup training_vs_trl scoring_vs_lm_eval lightning_overhead scale mfu_cpu evidence_cost
+BENCHES := startup training_vs_trl scoring_vs_lm_eval lightning_overhead scale mfu_cpu levers evidence_cost
 
 bench: $(INSTALLED) ## measure speed against TRL, lm-eval and the machine, on the CPU (an hour; bench/README.md)
 	@for name in $(BENCHES); do $(BIN)/python bench/$$name.py || exit 1; done

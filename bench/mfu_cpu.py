@@ -3,8 +3,9 @@
 Achieved: model FLOPs on non-padding tokens (bench/flops.py) over the wall time of cyberlm's real training steps; and,
 beside it, the FLOPs of what was really computed, with the tokens that all examples of a batch begin with counted once.
 Peak: the fastest of several large square matrix products in the same process, with the same threads and by the faster
-of the two libraries (cyberlm/kernels.py), measured in turns with the training. Besides: how fast the model's own matrices can be multiplied at the shape of a batch, which is what a
-perfect step of this shape could reach, and the operations that take the time (torch.profiler, one block).
+of the two libraries (cyberlm/kernels.py), measured in turns with the training. Besides: how fast the model's own
+matrices can be multiplied at the shape of a batch, which is what a perfect step of this shape could reach, and the
+operations that take the time (torch.profiler, one block).
 """
 
 import time

@@ -93,7 +93,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         config, lambda: AutoTokenizer.from_pretrained(place.path, revision=place.revision, **_trust(config))
     )
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        reserved = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<unk>")
+        reserved = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<unk>", "<|endoftext|>")
         known = tokenizer.get_vocab()
         tokenizer.pad_token = next((token for token in reserved if token in known), tokenizer.eos_token)
     return tokenizer

@@ -112,6 +112,8 @@ def announce_split(split: Split) -> None:
     console.print(f"Questions: {counts} ({split.clusters} near-duplicate clusters, none on two sides)", highlight=False)
     for reason, count in split.dropped.items():
         console.print(f"  {count} left out: {reason}", highlight=False)
+    if split.too_long:
+        console.print(f"  {len(split.too_long)} left out: too long ({SPLIT_MANIFEST} lists them)", highlight=False)
     for source in split.sources:
         if source.skipped:
             console.print(f"  {len(source.skipped)} bad rows of {source.name} skipped", highlight=False)

@@ -16,7 +16,8 @@ from cyberlm.cache import cache_folder
 from cyberlm.callbacks import CostMeter
 from cyberlm.cards import write_card
 from cyberlm.config import TrainConfig
-from cyberlm.data.module import encode_questions
+from cyberlm.data.labels import lint_labels
+from cyberlm.data.module import encode_split
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions, write_manifest
 from cyberlm.errors import ConfigError, Problem, RunError
@@ -81,17 +82,15 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     main, held_out = load_sources(config.data)
     split = split_questions(config.data, main, held_out)
     resumed = config.trainer.resume is not None
-    split_hash = write_manifest(split, config.data, folder / ("split_again.json" if resumed else SPLIT_MANIFEST))
-    announce_split(split)
 
     with clock.phase("load"):
         device = pick_device(config.trainer.accelerator)
         check_optimizer(config.optim, device)
         prompt = Prompt(config.prompt, load_tokenizer(config.model))
-        encoded = {
-            name: encode_questions(part, prompt, config.data.max_length, cache_folder() / "tokenised")
-            for name, part in split.parts().items()
-        }
+        split, encoded = encode_split(split, prompt, config.data, cache_folder() / "tokenised")
+        split_hash = write_manifest(split, config.data, folder / ("split_again.json" if resumed else SPLIT_MANIFEST))
+        announce_split(split)
+        lint_labels(split.train, encoded["train"], prompt)
         loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
     _begin(folder, config, provenance)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from cyberlm import __version__
 from cyberlm.errors import Problem, RunError, did_you_mean
 from cyberlm.records import Prediction, Results
+from cyberlm.redaction import redact
 
 SCHEMA_VERSION = 1
 """Of results.json: raised when a field changes its meaning or goes away."""
@@ -146,7 +147,7 @@ def write_status(folder: Path, state: str, objective: float | None = None, reaso
     """
     if state not in STATES:
         raise ValueError(f"state is {state!r}; allowed: {', '.join(STATES)}")
-    write_json(folder / STATUS_FILE, _plain(Status(state, objective, reason), Status, STATUS_FILE))
+    write_json(folder / STATUS_FILE, _plain(Status(state, objective, redact(reason)), Status, STATUS_FILE))
 
 
 def read_status(folder: Path) -> Status | None:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "cyberlm"
 ENTRIES = {"__main__", "recompute"}
 """What is typed after `python -m`: above the floors, imported by nothing."""
 FLOORS = {
-    0: {"errors", "config", "records", "progress", "cache", "similarity"},
+    0: {"errors", "config", "records", "progress", "cache", "similarity", "redaction"},
     1: {
         *{"prompts", "answers", "losses", "scoring", "metrics", "statistics", "floors", "leaks", "models", "optim"},
         *{"results", "report", "cards", "loggers"},

@@ -1,6 +1,6 @@
 """Configuration: names, types and units (`schema`), and every rule across fields (`checks`). No torch here."""
 
-from cyberlm.config.checks import build_config
+from cyberlm.config.checks import build_config, check_places
 from cyberlm.config.schema import (
     DataConfig,
     DataName,
@@ -53,5 +53,6 @@ __all__ = [
     "TrainConfig",
     "TrainerConfig",
     "build_config",
+    "check_places",
     "register_schemas",
 ]

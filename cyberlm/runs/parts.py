@@ -27,6 +27,7 @@ from cyberlm.models import (
 from cyberlm.progress import console
 from cyberlm.prompts import Prompt
 from cyberlm.records import LETTERS, ModelScores, Question, QuestionSet, Results, Split
+from cyberlm.redaction import redact, redact_values
 from cyberlm.report import print_results
 from cyberlm.results import SCHEMA_VERSION, environment, write_status
 
@@ -131,7 +132,7 @@ def provenance_of(
         "prompt": prompt.fingerprint(),
         "seed": str(config.seed),
         "split_seed": str(config.data.seed),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         **{name: value for name, value in environment().items() if name in ("git_commit", "cyberlm")},
     }
 
@@ -182,9 +183,10 @@ def conclude(
 
 
 def plain_config(config: RootConfig) -> dict[str, Any]:
+    """The configuration as it is written and logged: without secrets."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): redact_values(value, str(key)) for key, value in plain.items()}
 
 
 def save_config(folder: Path, config: RootConfig) -> None:

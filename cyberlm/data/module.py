@@ -77,7 +77,7 @@ def _tokenised(questions: Sequence[Question], prompt: Prompt, cache: Path | None
     file = cache / f"{fingerprint}.arrow" if cache else None
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-    known = file is not None and file.is_file()
+    known = file is not None and _is_whole(file)
     with contextlib.nullcontext() if known else track("Tokenising", len(questions), "questions") as advance:
 
         def tokenise(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -107,6 +107,18 @@ def _tokenised(questions: Sequence[Question], prompt: Prompt, cache: Path | None
         )
         for row in table
     ]
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether kept tokens can be read; torn ones are made again."""
+    try:
+        datasets.Dataset.from_file(str(file))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # Arrow's errors are ValueErrors
+        file.unlink()
+        return False
+    return True
 
 
 def scored_length(question: EncodedQuestion) -> int:

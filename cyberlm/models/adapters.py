@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, TaskType, get_peft_model
+from peft import PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -127,8 +127,8 @@ def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedMo
         return LoadedModel(causal, causal, str(folder), loaded.weights_hash)
     folder = _existing(run / ADAPTER_FOLDER, "adapter_model.safetensors", "adapter_config.json")
     with quiet(), _fits(folder, loaded):
-        _check_names(folder / "adapter_model.safetensors")
         model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
+        _check_names(folder / "adapter_model.safetensors", model)
     return LoadedModel(model, loaded.causal, loaded.name, loaded.weights_hash)
 
 
@@ -148,15 +148,14 @@ def _fits(folder: Path, loaded: LoadedModel) -> Iterator[None]:
         ) from error
 
 
-def _check_names(file: Path) -> None:
-    """peft would leave what it does not know aside with a warning, and score the base as if it were tuned."""
+def _check_names(file: Path, model: PeftModel) -> None:
+    """peft sets aside what it does not know, and leaves at zero what is missing: the base would pass for tuned."""
     with safe_open(file, framework="pt") as tensors:
-        names = list(tensors.keys())
-    foreign = [name for name in names if "lora_" not in name]
-    if foreign:
-        raise ValueError(f"it holds {foreign[0]}, which is no part of a LoRA adapter")
-    if not names:
-        raise ValueError("it holds no tensors")
+        found = set(tensors.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    for names, told in ((found - expected, "belong to none of its layers"), (expected - found, "are missing")):
+        if names:
+            raise ValueError(f"{len(names)} tensors {told}, for example {min(names)}")
 
 
 def _existing(folder: Path, *patterns: str) -> Path:

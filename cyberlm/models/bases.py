@@ -331,23 +331,26 @@ def _from_hub(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
             raise _unavailable(config, "its licence is not accepted by this login, or there is no login") from error
         if any(isinstance(item, RepositoryNotFoundError) for item in chain):
             raise _unavailable(config, "there is no such repository, or it needs a login") from error
+        if config.source is ModelSource.local and Path(config.path or "").is_dir():
+            raise _unreadable(config, error) from error
         raise _unavailable(config, _first_line(error)) from error
     except ImportError as error:
         raise ModelError(f"{config.name} needs a package that is not installed: {error}") from error
     except torch.OutOfMemoryError:
         raise
     except UNREADABLE as error:
-        place = config.path or config.hub_id or config.name
-        raise ModelError(
-            f"The model {config.name} cannot be loaded.",
-            [
-                Problem(
-                    f"{place}: {_first_line(error)}",
-                    "whole files, without code of their own",
-                )
-            ],
-            "Code that comes with a model is run only with model.trust_remote_code=true: read it first.",
-        ) from error
+        raise _unreadable(config, error) from error
+
+
+def _unreadable(config: ModelConfig, error: Exception) -> ModelError:
+    hint = "Type model=local model.path=FOLDER with a folder as save_pretrained wrote it."
+    if "code" in str(error) and "execute" in str(error):
+        hint = "Code that comes with a model is run only with model.trust_remote_code=true: read it first."
+    return ModelError(
+        f"The model {config.name} cannot be loaded.",
+        [Problem(f"{config.path or config.hub_id}: {_first_line(error)}", "whole files, without code of their own")],
+        hint,
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,6 @@
 """An evaluation, from top to bottom."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from cyberlm.models import (
 from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, prompt_fingerprint
 from cyberlm.prompts import Prompt
 from cyberlm.records import Question, QuestionSet, Results
-from cyberlm.results import environment, write_json, write_results
+from cyberlm.results import environment, read_json, write_json, write_results
 from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.parts import (
     SPLIT_MANIFEST,
@@ -147,7 +146,7 @@ def _chosen_groups() -> set[str]:
 
 
 def _check_weights(now: str, run: Path) -> None:
-    then = json.loads((run / "provenance.json").read_text())["weights"]
+    then = dict(read_json(run / "provenance.json")).get("weights")
     if then != now:
         raise RunError(
             f"The base weights are not those that {run} was trained on:",

@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
 from cyberlm.config import EvaluateConfig, TrainConfig, build_config
 from cyberlm.config.schema import RootConfig
 from cyberlm.data.sources import load_sources
@@ -15,9 +13,9 @@ from cyberlm.errors import RunError
 from cyberlm.evidence import Answers
 from cyberlm.metrics import compare, score_predictions
 from cyberlm.records import Prediction, Question
-from cyberlm.results import read_predictions, read_results
+from cyberlm.results import read_json, read_predictions, read_results
 from cyberlm.runs.answering import EVIDENCE_FILE, PASSES_FILE, Asked, doubtful_items, sample_of, weigh
-from cyberlm.runs.parts import SPLIT_MANIFEST, config_of
+from cyberlm.runs.parts import SPLIT_MANIFEST, config_of, saved_config
 from cyberlm.statistics import safe_to_permute
 
 
@@ -50,16 +48,15 @@ def recompute(run: Path) -> list[str]:
     written = {
         "scores": {name: asdict(given) for name, given in results.scores.items()},
         "comparison": asdict(results.comparison) if results.comparison else None,
-        "evidence": json.loads((run / EVIDENCE_FILE).read_text(encoding="utf-8")),
+        "evidence": read_json(run / EVIDENCE_FILE),
     }
     return list(_differences("", written, json.loads(json.dumps(again))))
 
 
 def _config(run: Path) -> RootConfig:
-    saved = OmegaConf.load(run / "config.yaml")
+    saved = saved_config(run)
     if "method" in saved:
         return config_of(run)
-    assert isinstance(saved, DictConfig)
     return build_config(saved, EvaluateConfig)
 
 

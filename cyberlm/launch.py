@@ -4,6 +4,7 @@ Every job of a sweep runs in a process of its own, so that one that is killed, r
 cannot harm the others.
 """
 
+import copy
 import datetime
 import difflib
 import itertools
@@ -12,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -22,13 +24,15 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from cyberlm.config import build_config, register_schemas
+from cyberlm.config import EvaluateConfig, TrainConfig, build_config, check_places, register_schemas
 from cyberlm.config.checks import Config
 from cyberlm.errors import ConfigError, Problem, UserError, did_you_mean
+from cyberlm.redaction import guard_output, redact, redact_files
 from cyberlm.results import read_status, write_status
 
 WORST_OBJECTIVE = 0.0
@@ -70,6 +74,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         nonlocal composing
         composing = False
         config = HydraConfig.get()
+        _hide_secrets(config)
         if config.mode == RunMode.MULTIRUN:
             return _run_in_child(command, schema, composed)
         try:
@@ -96,8 +101,58 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
 
 
 def show(error: UserError) -> int:
-    print(f"\n{error.screen()}\n", file=sys.stderr)
+    print(f"\n{redact(error.screen())}\n", file=sys.stderr)
     return 1
+
+
+class CheckFirst(Callback):
+    """Hydra calls this before it makes the run's folder: a configuration that cannot be run leaves nothing behind."""
+
+    def __init__(self, command: str) -> None:
+        self.schema = {"train": TrainConfig, "evaluate": EvaluateConfig}[command]
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        guard_output()
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Ends the process with one screen: Hydra would turn any other exception into a warning."""
+        folder = Path(str(OmegaConf.select(config, "hydra.run.dir"))).absolute()
+        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+            config.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(config)
+        own = copy.deepcopy(config)
+        with read_write(own), open_dict(own):
+            del own["hydra"]
+        try:
+            check_places(build_config(own, self.schema), _seen_from_here(str(folder)))
+            _make(folder)
+        except UserError as error:
+            raise SystemExit(show(error)) from None
+        except OmegaConfBaseException:  # shown as any other that Hydra's composition raises
+            return
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            "The run's folder cannot be made or written to:",
+            [Problem(f"{_seen_from_here(str(folder))}: {error.strerror}", "a folder that you may write to")],
+            "Runs go to outputs/ in the working directory, or to hydra.run.dir=FOLDER.",
+        ) from error
+
+
+def _hide_secrets(config: Any) -> None:
+    """Takes secrets out of what Hydra has written, and keeps them out of what is logged from here on."""
+    guard_output()
+    folder = Path(config.runtime.output_dir)
+    if config.output_subdir is not None:
+        redact_files(folder / config.output_subdir, "*.yaml")
+    if config.mode == RunMode.MULTIRUN:
+        redact_files(Path(config.sweep.dir), "multirun.yaml")
 
 
 def _part_error(error: Exception) -> UserError:
@@ -164,7 +219,7 @@ def _run_in_child(command: str, schema: type[Config], composed: DictConfig) -> f
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
     try:
-        build_config(composed, schema)
+        check_places(build_config(composed, schema), _seen_from_here(str(folder)))
     except ConfigError as error:
         show(error)
         write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))

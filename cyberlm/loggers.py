@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 
 from cyberlm.errors import ConfigError, Problem
 from cyberlm.progress import console
+from cyberlm.redaction import redact
 
 WANDB_INIT_SECONDS = 20.0
 
@@ -36,7 +37,7 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
         "save_dir": save_dir,
         "log_model": False,
         "resume": "allow",
-        "settings": wandb.Settings(init_timeout=WANDB_INIT_SECONDS, console="off", silent=True),
+        "settings": _wandb_settings(),
     }
     if chosen == "disabled":
         return WandbLogger(**settings, mode="disabled")
@@ -48,12 +49,28 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
                 return logger
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             reason = str(error).partition("\n")[0]
-            console.print(f"wandb cannot be used online ({reason}); logging offline.", markup=False, highlight=False)
+            told = f"wandb cannot be used online ({redact(reason)}); logging offline."
+            console.print(told, markup=False, highlight=False)
             wandb.teardown()  # else its service holds the run's id as one in use
     logger = WandbLogger(**settings, mode="offline")
     folder = Path(logger.experiment.dir).parent
     console.print(f"wandb is offline. To send this run later: wandb login; wandb sync {folder}", highlight=False)
     return logger
+
+
+def _wandb_settings() -> Any:
+    """wandb would keep the command line and the repository's address as they are, with what is secret in them."""
+    import wandb
+
+    return wandb.Settings(
+        init_timeout=WANDB_INIT_SECONDS,
+        console="off",
+        silent=True,
+        x_disable_meta=True,
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+    )
 
 
 def _run_name(save_dir: str, group: str | None) -> str:

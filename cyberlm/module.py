@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from cyberlm.config import OptimConfig, OptionScore
-from cyberlm.errors import RunError
+from cyberlm.errors import Problem, RunError
 from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states, step_loss
 from cyberlm.metrics import option_scores, validation_metrics
 from cyberlm.models import LoadedModel, trainable_names
@@ -90,7 +90,7 @@ class Tuner(L.LightningModule):
         """Refuses a checkpoint that does not hold exactly what this model trains.
 
         Raises:
-            RunError: With names that are missing or not expected.
+            RunError: With names that are missing or not expected, or of another shape.
         """
         trained = {f"model.{name}" for name in trainable_names(self.model)}
         found = set(checkpoint["state_dict"])
@@ -100,3 +100,10 @@ class Tuner(L.LightningModule):
                 f"The checkpoint does not fit this model: {len(trained - found)} tensors are missing and "
                 f"{len(found - trained)} are not expected, for example {odd[0]}."
             )
+        for name, parameter in self.named_parameters():
+            shape = checkpoint["state_dict"][name].shape if name in found else parameter.shape
+            if shape != parameter.shape:
+                raise RunError(
+                    "The checkpoint does not fit this model:",
+                    [Problem(f"{name} has the shape {tuple(shape)}", str(tuple(parameter.shape)))],
+                )

@@ -1,6 +1,7 @@
 """Rules across fields. All problems are found before anything is downloaded or loaded, and shown together."""
 
 import math
+import re
 import string
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -40,6 +41,10 @@ LARGEST_SEED = 2**32 - 1
 """Of NumPy's old generator, which Lightning seeds too."""
 
 EMBEDDING_MODULES = ("lm_head", "embed_tokens")
+WRITTEN_TO = ("save_dir", "dirpath", "default_root_dir", "root_dir")
+"""Arguments of Lightning's loggers and callbacks that name a folder to write to."""
+NAME = re.compile(r"\w[\w .+\-]{0,63}")
+"""Of names that become part of a folder's name: no separator, no leading dot."""
 
 Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
 
@@ -70,6 +75,30 @@ def build_config(composed: DictConfig, schema: type[Config]) -> Config:
     return built
 
 
+def check_places(config: RootConfig | ExportConfig | OpenConfig, folder: Path) -> None:
+    """Refuses a logger or callback that would write outside the run's folder.
+
+    Raises:
+        ConfigError: With every such key.
+    """
+    groups = {name: getattr(config, name, {}) for name in ("logger", "callbacks")}
+    problems = []
+    for group, entries in groups.items():
+        for name, entry in entries.items():
+            for key in WRITTEN_TO:
+                place = entry.get(key) if isinstance(entry, dict) else None
+                if place is not None and not _lies_in(Path(str(place)), folder):
+                    what = f"{group}.{name}.{key}={place} lies outside the run's folder {folder}"
+                    fix = f"'{group}.{name}.{key}=${{run_dir:}}'"
+                    problems.append(Problem(what, "the run's folder, or one in it", fix))
+    if problems:
+        raise ConfigError("Runs write into their own folder only:", problems)
+
+
+def _lies_in(place: Path, folder: Path) -> bool:
+    return place.resolve().is_relative_to(folder.resolve())
+
+
 def _unknown_keys(node: DictConfig, kind: type, prefix: str = "") -> Iterator[Problem]:
     """Keys that no dataclass has: Hydra adds them with +key=value, and nothing would ever read them."""
     types = get_type_hints(kind)
@@ -97,6 +126,11 @@ def _problems(config: RootConfig | ExportConfig | OpenConfig) -> Iterator[Proble
 
 
 def _root_problems(config: RootConfig) -> Iterator[Problem]:
+    names = {"model.name": config.model.name, "prompt.name": config.prompt.name, "group": config.group}
+    for key, value in names.items():
+        if value is not None and not NAME.fullmatch(value):
+            allowed = "up to 64 letters, digits, spaces and _ . + -, a letter or digit first"
+            yield Problem(f"{key}={value!r} cannot be part of a folder's name", allowed)
     yield from _model_problems(config.model)
     yield from _data_problems(config.data)
     yield from _prompt_problems(config.prompt)
@@ -339,6 +373,9 @@ def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
             yield Problem(f"trainer.{name}={getattr(trainer, name)}", ", ".join(allowed))
     if trainer.resume is not None and not Path(trainer.resume).is_dir():
         yield Problem(f"trainer.resume={trainer.resume} is not a folder", "the folder of an unfinished run")
+    elif trainer.resume is not None and not (Path(trainer.resume) / "config.yaml").is_file():
+        what = f"trainer.resume={trainer.resume} is not a run's folder, or of a run stopped before it had begun"
+        yield Problem(f"{what}: it has no config.yaml", "the folder of an unfinished run, under outputs/")
 
 
 def _open_set_problems(group: str, entries: dict[str, Any]) -> Iterator[Problem]:

@@ -52,6 +52,11 @@ class OnBadRow(Enum):
     skip = "skip"
 
 
+class OnLongPrompt(Enum):
+    error = "error"
+    skip = "skip"
+
+
 class Protocol(Enum):
     letter = "letter"
     text = "text"
@@ -204,7 +209,9 @@ class DataConfig:
     max_batch_tokens: int = 4096
     """Most tokens (padding included) in one forward pass of an evaluation."""
     max_length: int = 1024
-    """Longest prompt with its answer, in tokens; a longer question is an error, never cut."""
+    """Longest prompt with its answer, in tokens; a longer question is never cut."""
+    on_long_prompt: OnLongPrompt = OnLongPrompt.error
+    """error: list every question over max_length and stop; skip: leave those of training out, and list them."""
     num_workers: int = 0
     """Loader processes; the work is so light that 0 is fastest on most machines."""
 

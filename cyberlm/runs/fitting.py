@@ -2,9 +2,11 @@
 
 import contextlib
 import logging
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import lightning.pytorch as L
@@ -16,7 +18,7 @@ from cyberlm import loggers as experiment_loggers
 from cyberlm.callbacks import CostMeter, RandomState, TrainingProgress
 from cyberlm.config import TrainConfig
 from cyberlm.data.module import QuestionData
-from cyberlm.errors import ConfigError, Problem
+from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.models import LoadedModel, add_adapter
 from cyberlm.module import Tuner
 from cyberlm.progress import console
@@ -102,7 +104,10 @@ def fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        trainer.fit(tuner, data, ckpt_path=_resume_point(config, folder), weights_only=True)
+        checkpoint = _resume_point(config, folder)
+        if checkpoint is not None:
+            tuner.check_names(_opened(checkpoint))
+        trainer.fit(tuner, data, ckpt_path=checkpoint, weights_only=True)
         if best.best_model_score is None:  # max_steps came before the first validation
             accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
         else:
@@ -159,9 +164,29 @@ def _calm_lightning() -> Iterator[None]:
 
 def _restore(tuner: Tuner, file: Path) -> None:
     """Puts the trained weights of a checkpoint into the model."""
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    checkpoint = _opened(file)
     tuner.check_names(checkpoint)
     tuner.load_state_dict(checkpoint["state_dict"], strict=False)
+
+
+def _opened(file: Path) -> dict[str, Any]:
+    """A checkpoint's content; nothing but tensors and plain values is ever unpickled.
+
+    Raises:
+        RunError: If it is torn, or is something else.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(checkpoint["state_dict"], dict):
+            raise KeyError("state_dict")
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        told = (str(error).splitlines() or [""])[0].split(". ")[0]
+        raise RunError(
+            f"{file} is not a checkpoint that can be read.",
+            [Problem(f"{type(error).__name__}: {told}", "a whole checkpoint of this run, of tensors and plain values")],
+            f"Delete it to go on from another: rm '{file}'",
+        ) from error
+    return checkpoint
 
 
 def _resume_point(config: TrainConfig, folder: Path) -> Path | None:

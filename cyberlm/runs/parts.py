@@ -13,11 +13,13 @@ import hydra
 from hydra.errors import HydraException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from cyberlm import loggers as experiment_loggers
 from cyberlm.config import ModelSource, TrainConfig, build_config
 from cyberlm.config.schema import RootConfig
-from cyberlm.errors import RunError, UserError
+from cyberlm.errors import ConfigError, Problem, RunError, UserError
 from cyberlm.evidence import Answers, Evidence, compare, sentences, summary
 from cyberlm.evidence import figures as evidence_figures
 from cyberlm.metrics import score_predictions
@@ -27,6 +29,7 @@ from cyberlm.models import (
 from cyberlm.progress import console
 from cyberlm.prompts import Prompt
 from cyberlm.records import LETTERS, ModelScores, Question, QuestionSet, Results, Split
+from cyberlm.redaction import redact, redact_values
 from cyberlm.report import print_results
 from cyberlm.results import SCHEMA_VERSION, environment, write_status
 
@@ -112,6 +115,8 @@ def announce_split(split: Split) -> None:
     console.print(f"Questions: {counts} ({split.clusters} near-duplicate clusters, none on two sides)", highlight=False)
     for reason, count in split.dropped.items():
         console.print(f"  {count} left out: {reason}", highlight=False)
+    if split.too_long:
+        console.print(f"  {len(split.too_long)} left out: too long ({SPLIT_MANIFEST} lists them)", highlight=False)
     for source in split.sources:
         if source.skipped:
             console.print(f"  {len(source.skipped)} bad rows of {source.name} skipped", highlight=False)
@@ -129,7 +134,7 @@ def provenance_of(
         "prompt": prompt.fingerprint(),
         "seed": str(config.seed),
         "split_seed": str(config.data.seed),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         **{name: value for name, value in environment().items() if name in ("git_commit", "cyberlm")},
     }
 
@@ -180,9 +185,10 @@ def conclude(
 
 
 def plain_config(config: RootConfig) -> dict[str, Any]:
+    """The configuration as it is written and logged: without secrets."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): redact_values(value, str(key)) for key, value in plain.items()}
 
 
 def save_config(folder: Path, config: RootConfig) -> None:
@@ -234,11 +240,39 @@ def sample_rows(questions: Sequence[Question], answers: Mapping[str, Answers]) -
     return rows
 
 
-def config_of(run: Path) -> TrainConfig:
+def saved_config(run: Path) -> DictConfig:
+    """config.yaml of a run, unchecked.
+
+    Raises:
+        RunError: If there is none, or it is torn or of something else.
+    """
+    file = run / "config.yaml"
     try:
-        saved = OmegaConf.load(run / "config.yaml")
+        saved = OmegaConf.load(file)
     except FileNotFoundError:
-        raise RunError(f"{run} is not a run's folder: it has no config.yaml.") from None
-    assert isinstance(saved, DictConfig)
-    saved.trainer.resume = None
-    return build_config(saved, TrainConfig)
+        hint = "Runs lie under outputs/."
+        raise RunError(f"{run} is not a run's folder: it has no config.yaml.", hint=hint) from None
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise _not_a_config(file, " ".join(str(error).split())) from error
+    if not isinstance(saved, DictConfig) or "trainer" not in saved:
+        raise _not_a_config(file, "it has no trainer")
+    return saved
+
+
+def config_of(run: Path) -> TrainConfig:
+    """The configuration that a training run was made with.
+
+    Raises:
+        RunError: If it cannot be had.
+    """
+    saved = saved_config(run)
+    try:
+        saved.trainer.resume = None
+        return build_config(saved, TrainConfig)
+    except (ConfigError, OmegaConfBaseException) as error:
+        told = "; ".join(problem.what for problem in error.problems) if isinstance(error, ConfigError) else str(error)
+        raise _not_a_config(run / "config.yaml", told) from error
+
+
+def _not_a_config(file: Path, what: str) -> RunError:
+    return RunError(f"{file} is not a training run's configuration.", [Problem(what, "the file as the run wrote it")])

@@ -1,6 +1,5 @@
 """A training run, from top to bottom."""
 
-import json
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,8 @@ from cyberlm.cache import cache_folder
 from cyberlm.callbacks import CostMeter
 from cyberlm.cards import write_card
 from cyberlm.config import TrainConfig
-from cyberlm.data.module import encode_questions
+from cyberlm.data.labels import lint_labels
+from cyberlm.data.module import encode_split
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions, write_manifest
 from cyberlm.errors import ConfigError, Problem, RunError
@@ -33,7 +33,7 @@ from cyberlm.models import (
 from cyberlm.optim import check_optimizer
 from cyberlm.prompts import Prompt
 from cyberlm.records import Cost
-from cyberlm.results import environment, write_json, write_results
+from cyberlm.results import environment, read_json, write_json, write_results
 from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.fitting import fit, prepare
 from cyberlm.runs.parts import (
@@ -84,17 +84,15 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     main, held_out = load_sources(config.data)
     split = split_questions(config.data, main, held_out)
     resumed = config.trainer.resume is not None
-    split_hash = write_manifest(split, config.data, folder / ("split_again.json" if resumed else SPLIT_MANIFEST))
-    announce_split(split)
 
     with clock.phase("load"):
         device = pick_device(config.trainer.accelerator)
         check_optimizer(config.optim, device)
         prompt = Prompt(config.prompt, load_tokenizer(config.model))
-        encoded = {
-            name: encode_questions(part, prompt, config.data.max_length, cache_folder() / "tokenised")
-            for name, part in split.parts().items()
-        }
+        split, encoded = encode_split(split, prompt, config.data, cache_folder() / "tokenised")
+        split_hash = write_manifest(split, config.data, folder / ("split_again.json" if resumed else SPLIT_MANIFEST))
+        announce_split(split)
+        lint_labels(split.train, encoded["train"], prompt)
         loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
     _begin(folder, config, provenance)
@@ -187,14 +185,14 @@ def _begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> 
     """Writes what the run is made of, or, for a resumed run, refuses to go on with anything else."""
     file = folder / "provenance.json"
     if config.trainer.resume is not None and file.is_file():
-        before = json.loads(file.read_text())
+        (folder / "split_again.json").unlink()
+        before = read_json(file)
         differ = [name for name in ("data", "split", "prompt", "weights") if before.get(name) != provenance[name]]
         if differ:
             raise RunError(
                 f"{folder} cannot be continued: what it was made of has changed.",
                 [Problem(f"{name}: {before.get(name)} then, {provenance[name]} now") for name in differ],
             )
-        (folder / "split_again.json").unlink()
         return
     if config.trainer.resume is not None:  # it was stopped before it had begun
         (folder / "split_again.json").replace(folder / SPLIT_MANIFEST)

@@ -6,11 +6,12 @@ cannot harm the others.
 
 import datetime
 import difflib
+import errno
 import itertools
 import logging
 import os
+import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
@@ -26,9 +27,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cyberlm import signals
 from cyberlm.config import build_config, register_schemas
 from cyberlm.config.schema import RootConfig
-from cyberlm.errors import ConfigError, Problem, UserError, did_you_mean
+from cyberlm.errors import ConfigError, Problem, RunError, UserError, did_you_mean
 from cyberlm.results import read_status, write_status
 
 WORST_OBJECTIVE = 0.0
@@ -36,6 +38,8 @@ WORST_OBJECTIVE = 0.0
 
 MOST_TRIED = 200
 """Combinations of a sweep that are composed again to find which override is at fault."""
+
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 Config = TypeVar("Config", bound=RootConfig)
 
@@ -74,21 +78,15 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         config = HydraConfig.get()
         if config.mode == RunMode.MULTIRUN:
             return _run_in_child(command, schema, composed)
-        try:
-            return run(build_config(composed, schema), _seen_from_here(config.runtime.output_dir))
-        except UserError as error:  # caught here, or Hydra prints a line of its own above the screen
-            raise SystemExit(show(error)) from None
-        except (HydraException, OmegaConfBaseException) as error:
-            if full_error:
-                raise
-            raise SystemExit(show(_part_error(error))) from None
-        except KeyboardInterrupt:
-            raise SystemExit(128 + signal.SIGINT) from None
+        return _run_here(command, full_error, lambda folder: run(build_config(composed, schema), folder))
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)(job)()
     except UserError as error:
         raise SystemExit(show(error)) from None
+    except signals.Stopped as stop:
+        print(f"\n{_sentence(stop)} The sweep starts no further job.\n", file=sys.stderr)
+        raise SystemExit(signals.EXIT_STOPPED) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:  # Hydra and OmegaConf raise AssertionError, ValueError and more on what is typed wrong
@@ -97,9 +95,50 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         raise SystemExit(show(_composition_error(command, error))) from None
 
 
+def _run_here(command: str, full_error: bool, run: Callable[[Path], float | None]) -> float | None:
+    """Runs a job in this process. Errors are told here, or Hydra prints a line of its own above the screen."""
+    folder = _seen_from_here(HydraConfig.get().runtime.output_dir)
+    try:
+        with signals.handled():
+            return run(folder)
+    except signals.Stopped as stop:
+        raise SystemExit(_stopped(stop, command, folder)) from None
+    except UserError as error:
+        raise SystemExit(show(error)) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        if full_error:
+            raise
+        raise SystemExit(show(_part_error(error))) from None
+    except OSError as error:
+        if full_error or error.errno not in NOT_WRITABLE:
+            raise
+        raise SystemExit(show(_not_written(error, folder))) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
 def show(error: UserError) -> int:
     print(f"\n{error.screen()}\n", file=sys.stderr)
     return 1
+
+
+def _stopped(stop: signals.Stopped, command: str, folder: Path) -> int:
+    """Says how to go on with what a signal ended."""
+    resumable = command == "train" and (folder / "config.yaml").is_file()
+    how = f"To go on, type:\n{signals.resume_command(folder)}" if resumable else "Type the same command again."
+    print(f"\n{_sentence(stop)} {how}\n", file=sys.stderr)
+    return signals.EXIT_STOPPED
+
+
+def _sentence(stop: signals.Stopped) -> str:
+    return f"{stop}."[0].upper() + f"{stop}."[1:]
+
+
+def _not_written(error: OSError, folder: Path) -> UserError:
+    return RunError(
+        f"A file could not be written: {error.strerror}.",
+        [Problem(str(error.filename or folder), f"{shutil.disk_usage(folder).free:,} bytes are free in {folder}")],
+    )
 
 
 def _part_error(error: Exception) -> UserError:
@@ -182,14 +221,14 @@ def _run_in_child(command: str, schema: type[Config], composed: DictConfig) -> f
         *(f"group='{group}'", "hydra.mode=RUN", f"hydra.run.dir='{folder}'"),
     ]
     log.info("job %s: %s", config.job.num, " ".join(overrides))
-    code = subprocess.run(line, env=_child_environment(config), check=False).returncode
+    code = signals.run_forwarding(line, _child_environment(config))
     status = read_status(folder)
     if code == 0 and status is not None and status.state == "finished":
         return WORST_OBJECTIVE if status.objective is None else status.objective
-    if status is None or status.state != "failed":
+    if status is None or status.state not in ("failed", "stopped"):
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         write_status(folder, "failed", reason=reason)
-    log.error("job %s failed (exit code %s); the sweep goes on", config.job.num, code)
+    log.error("job %s failed or was stopped (exit code %s); the sweep goes on", config.job.num, code)
     return WORST_OBJECTIVE
 
 

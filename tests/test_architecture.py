@@ -12,10 +12,10 @@ PACKAGE = ROOT / "cyberlm"
 ENTRIES = {"__main__", "recompute"}
 """What is typed after `python -m`: above the floors, imported by nothing."""
 FLOORS = {
-    0: {"errors", "config", "records", "progress", "cache", "similarity"},
+    0: {"errors", "config", "records", "progress", "cache", "similarity", "signals"},
     1: {
         *{"prompts", "answers", "losses", "scoring", "metrics", "statistics", "floors", "leaks", "models", "optim"},
-        *{"results", "report", "cards", "loggers"},
+        *{"results", "report", "cards", "loggers", "checkpoints"},
     },
     2: {"launch", "callbacks", "data", "module", "evaluation", "evidence", "sweeps"},
     3: {"runs"},

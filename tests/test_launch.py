@@ -126,7 +126,7 @@ Works without the hub:
     assert (status["state"], status["objective"]) == ("failed", None)
     assert status["reason"].startswith("The model llama3_8b cannot be loaded. meta-llama/Meta-Llama-3-8B: ")
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left <= {".hydra", "train.log", "status.json", "split_manifest.json", "wandb"}
+    assert left <= {".hydra", "train.log", "status.json", "config.yaml", "split_manifest.json", "wandb"}
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     assert "outputs" not in {path.name for path in tmp_path.iterdir()}
 
@@ -411,12 +411,12 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         folder = tmp_path / "sweep" / "0"
         lines = []
 
-        def stand_in(line: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        def stand_in(line: list[str], _: object) -> int:
             lines.append(line)
             if status is not None:
                 folder.mkdir(parents=True)
                 (folder / "status.json").write_text(json.dumps(status))
-            return subprocess.CompletedProcess(line, code)
+            return code
 
         hydra_config = OmegaConf.create(
             {
@@ -428,7 +428,7 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             }
         )
         monkeypatch.setattr(HydraConfig, "get", lambda: hydra_config)
-        monkeypatch.setattr(launch.subprocess, "run", stand_in)
+        monkeypatch.setattr(launch.signals, "run_forwarding", stand_in)
         composed = compose("model=tiny_random", "logger=none", *overrides)
         objective = launch._run_in_child("train", TrainConfig, composed)
         written = folder / "status.json"
@@ -441,6 +441,7 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 SOURCES = [{"provider": "main", "path": "/conf"}, {"provider": "command-line", "path": "/mine"}]
 FINISHED = {"state": "finished", "objective": 0.75, "reason": ""}
 RUNNING = {"state": "running", "objective": None, "reason": ""}
+STOPPED = {"state": "stopped", "objective": None, "reason": "SIGTERM"}
 FAILED = {"state": "failed", "objective": None, "reason": "ModelError: no model"}
 
 
@@ -450,6 +451,7 @@ FAILED = {"state": "failed", "objective": None, "reason": "ModelError: no model"
         (0, FINISHED, 0.75, ""),
         (0, {**FINISHED, "objective": None}, launch.WORST_OBJECTIVE, ""),
         (1, FAILED, launch.WORST_OBJECTIVE, "ModelError: no model"),
+        (75, STOPPED, launch.WORST_OBJECTIVE, "SIGTERM"),
         (-9, RUNNING, launch.WORST_OBJECTIVE, "killed by SIGKILL"),
         (-15, None, launch.WORST_OBJECTIVE, "killed by SIGTERM"),
         (3, None, launch.WORST_OBJECTIVE, "exit code 3"),
@@ -460,7 +462,8 @@ def test_how_a_job_ended(job, code: int, status: dict[str, object] | None, objec
     found, lines, written = job(code, status, "seed=3")
     assert found == objective
     assert len(lines) == 1
-    assert (written["state"], written["reason"]) == ("failed" if reason else "finished", reason)
+    state = "stopped" if status is STOPPED else "failed" if reason else "finished"
+    assert (written["state"], written["reason"]) == (state, reason)
 
 
 def test_job_repeats_the_command(job, tmp_path: Path) -> None:

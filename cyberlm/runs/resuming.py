@@ -27,12 +27,16 @@ def sole_owner(folder: Path) -> Iterator[None]:
         RunError: If another process holds the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as stream:
+    lock = folder / ".lock"
+    with lock.open("w") as stream:
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"{folder} is being trained by another process; it has to end first.") from None
-        yield
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -228,7 +228,9 @@ def main() -> None:
     chosen.work.mkdir(parents=True)
     work = chosen.work.resolve()
     rows = [row for method in chosen.methods for row in method_kills(method, chosen.kills, work)]
-    print("\n| method | runs | kills | of these while a checkpoint was written | bit-identical |\n|---|---|---|---|---|")
+    print(
+        "\n| method | runs | kills | of these while a checkpoint was written | bit-identical |\n|---|---|---|---|---|"
+    )
     for method in chosen.methods:
         mine = [row for row in rows if row["method"] == method]
         kills = [kill for row in mine for kill in row["kills"]]

@@ -98,7 +98,7 @@ def fit(
             callbacks=[
                 TrainingProgress(len(encoded["train"])),
                 meter,
-                RandomState(),
+                RandomState(config.seed),
                 MetricRows(metrics, loggers, trainer_config.log_every_n_steps),
                 FiniteNumbers(folder, config.seed),
                 watch,

@@ -1,11 +1,11 @@
-"""Kills training runs with SIGKILL at random points, resumes them, and compares each with the run that was never killed.
+"""Kills training runs with SIGKILL at random points, resumes them, and compares each with a run never killed.
 
     python bench/kill_and_resume.py --kills 20 --output kills.json
 
 Each run is a process of its own that does what `python train.py ...` does, forked from a parent that has only imported
 the libraries. Half of the kills come when a checkpoint's temporary file is seen, the others after a random time; every
 fourth run is killed once more after it was resumed. Compared, byte for byte: the tuned weights, metrics.csv,
-predictions.jsonl, and in the last checkpoint the trained weights, the optimizer and schedule state and the random state;
+predictions.jsonl; in the last checkpoint the trained weights, the optimizer and schedule state and the random state;
 and the scores, objective, steps and token counts of results.json.
 """
 

@@ -4,17 +4,24 @@ import errno
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import test_signals
 import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from resume_support import differences, fit_again, photograph, run_config
 from support import fit_tiny, short_questions
 
 from cyberlm.checkpoints import SealedCheckpoints, damage, resume_point
+from cyberlm.config import TrainConfig
 from cyberlm.errors import RunError
+from cyberlm.runs import train
+from cyberlm.signals import Stopped, handled
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
@@ -115,11 +122,11 @@ def test_every_bit_and_every_length_counts(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """A file system of one MiB."""
+    """A file system of four MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
@@ -133,7 +140,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(small_disk: Path, tmp_path: 
     fit_again(config, tmp_path / "whole", resume=False)
     ballast = small_disk / "ballast"
     size = (tmp_path / "whole" / "checkpoints" / "step_000016.ckpt").stat().st_size
-    ballast.write_bytes(b"0" * ((1 << 20) - int(1.5 * size)))
+    ballast.write_bytes(b"0" * ((4 << 20) - int(1.5 * size)))
     run = small_disk / "run"
     with pytest.raises(RunError) as caught:
         fit_again(config, run, resume=False)
@@ -197,3 +204,82 @@ def test_minutes_alone_make_a_checkpoint(tmp_path: Path) -> None:
     rules = ("trainer.checkpoint_every_n_steps=1000", "trainer.checkpoint_every_minutes=1e-9")
     fit_tiny(run_config("lora", *rules, "trainer.keep_checkpoints=99"), short_questions(32), tmp_path)
     assert len(list((tmp_path / "checkpoints").glob("step_*.ckpt"))) == 16
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+@pytest.fixture
+def stopped_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder as a signal in the fourth step leaves it."""
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": ["trainer.resume=run"]}}))
+    config = small_run()
+    config.callbacks["kill"] = {"_target_": "test_signals.Kill", "signum": int(signal.SIGTERM), "batch": 4}
+    with pytest.raises(Stopped), handled():
+        train(config, tmp_path / "run")
+    monkeypatch.setattr(test_signals.Kill, "armed", False)
+    return tmp_path / "run"
+
+
+def small_run() -> TrainConfig:
+    sizes = ("data.max_train=24", "data.max_validation=8", "data.max_test=8", "data.micro_batch_size=4")
+    return run_config("lora", *sizes, "evaluation.generate=false", "evaluation.base=false")
+
+
+def go_on(folder: Path) -> float:
+    config = small_run()
+    config.trainer.resume = str(folder)
+    return train(config, folder)
+
+
+def change(file: Path, before: str, after: str) -> None:
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after, 1))
+
+
+def test_a_setting_changed_by_hand_is_named(stopped_run: Path) -> None:
+    change(stopped_run / "config.yaml", "learning_rate: 0.001", "learning_rate: 0.002")
+    with pytest.raises(RunError) as caught:
+        go_on(stopped_run)
+    assert [problem.what for problem in caught.value.problems] == ["optim.learning_rate: 0.001 then, 0.002 now"]
+    change(stopped_run / "config.yaml", "learning_rate: 0.002", "learning_rate: 0.001")
+    go_on(stopped_run)
+    with pytest.raises(RunError, match="has finished"):
+        go_on(stopped_run)
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("    seed: 0\n", "weights"),  # of the random model
+        ("max_train: 24", "split"),
+        ("{text}", "prompt"),
+    ],
+)
+def test_what_the_run_was_made_of_is_compared(key: str, what: str, stopped_run: Path) -> None:
+    changed = {"    seed: 0\n": "    seed: 5\n", "max_train: 24": "max_train: 20", "{text}": "{text}."}[key]
+    change(stopped_run / "config.yaml", key, changed)
+    with pytest.raises(RunError, match="what it was made of has changed") as caught:
+        go_on(stopped_run)
+    assert caught.value.problems[0].what.startswith(f"{what}: ")
+
+
+def test_a_run_that_moved_goes_on(stopped_run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    stopped_run.rename(moved)
+    objective = train(small_run(), tmp_path / "whole")
+    assert go_on(moved) == objective
+    assert (moved / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def test_one_process_at_a_time(stopped_run: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from cyberlm.runs.resuming import sole_owner\n"
+    code += "with sole_owner(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+    line = [sys.executable, "-c", code, str(stopped_run)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "mine\n"
+        with pytest.raises(RunError, match="is being trained by another process"):
+            go_on(stopped_run)
+        other.kill()

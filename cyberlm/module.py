@@ -42,17 +42,20 @@ class Tuner(L.LightningModule):
         hidden = hidden_states(self.loaded.backbone, self.loaded.causal.config, batch)
         nll = answer_nll_sum(hidden, self.loaded.head, batch)
         labels = batch.targets.numel()
-        self.log("train/loss", nll.detach() / labels, batch_size=labels, prog_bar=True)
+        # the callback MetricRows hands it to the loggers
+        self.log("train/loss", nll.detach() / labels, batch_size=labels, prog_bar=True, logger=False)
         return step_loss(nll, batch, self.trainer.accumulate_grad_batches)
 
-    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> Tensor:
         with answering(self.model):
             log_probs = option_log_probs(self.loaded, batch)  # (B, K)
         tokens = batch.option_mask.sum(-1)  # (B, K)
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
-        self.metrics.update(scores.argmax(-1), batch.gold)
+        chosen = scores.argmax(-1)  # (B,)
+        self.metrics.update(chosen, batch.gold)
         per_token = option_scores(log_probs, tokens, batch.option_chars, OptionScore.per_token)
         self.nll.update(-per_token.gather(1, batch.gold[:, None]))
+        return chosen
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.metrics.compute().items():

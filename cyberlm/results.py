@@ -26,7 +26,7 @@ SCHEMA_VERSION = 1
 
 RESULTS_FILE = "results.json"
 STATUS_FILE = "status.json"
-STATES = ("running", "finished", "failed")
+STATES = ("running", "finished", "failed", "stopped")
 PACKAGES = ("torch", "transformers", "peft", "lightning", "bitsandbytes", "datasets", "torchmetrics")
 """Whose versions decide what a run computes."""
 
@@ -40,9 +40,9 @@ class Status:
     """How far a run is.
 
     Attributes:
-        state: `running`, `finished` or `failed`. A run that was killed stays `running`.
+        state: `running`, `finished`, `failed`, or `stopped` by a signal. A run that was killed stays `running`.
         objective: What a sweep maximises, once the run has finished.
-        reason: Why it failed.
+        reason: Why it failed or stopped.
     """
 
     state: str
@@ -187,9 +187,9 @@ def write_status(folder: Path, state: str, objective: float | None = None, reaso
 
     Args:
         folder: Of the run.
-        state: `running`, `finished` or `failed`.
+        state: One of `STATES`.
         objective: What a sweep maximises; not a number is written as null.
-        reason: Why the run failed.
+        reason: Why the run failed or stopped.
     """
     if state not in STATES:
         raise ValueError(f"state is {state!r}; allowed: {', '.join(STATES)}")

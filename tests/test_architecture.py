@@ -14,11 +14,11 @@ ENTRIES = {"__main__", "recompute", "export", "chat", "serve"}
 FLOORS = {
     0: {
         *{"errors", "config", "records", "progress", "cache", "similarity", "shares", "prefixes", "kernels"},
-        "redaction",
+        *{"redaction", "signals"},
     },
     1: {
         *{"prompts", "answers", "losses", "scoring", "metrics", "statistics", "floors", "leaks", "models", "optim"},
-        *{"results", "report", "cards", "loggers", "agreement"},
+        *{"results", "report", "cards", "loggers", "agreement", "checkpoints"},
     },
     2: {"launch", "callbacks", "data", "module", "evaluation", "evidence", "sweeps", "streaming"},
     3: {"runs"},

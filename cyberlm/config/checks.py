@@ -358,8 +358,10 @@ def _cpu_problems(config: TrainConfig) -> Iterator[Problem]:
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
     for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval"):
         yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
-    for name in ("log_every_n_steps", "checkpoint_every_n_steps"):
+    for name in ("log_every_n_steps", "checkpoint_every_n_steps", "keep_checkpoints"):
         yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
+    if trainer.checkpoint_every_minutes is not None:
+        yield from _above("trainer.checkpoint_every_minutes", trainer.checkpoint_every_minutes)
     every, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
     if every is not None and accumulate >= 1 and every % accumulate:
         yield Problem(

@@ -277,7 +277,11 @@ class TrainerConfig:
     log_every_n_steps: int = 1
     """Optimizer steps between two rows of training metrics."""
     checkpoint_every_n_steps: int = 100
-    """Optimizer steps between two checkpoints that trainer.resume can go on from (besides those at validation)."""
+    """Optimizer steps between two checkpoints that trainer.resume can go on from; each epoch ends with one besides."""
+    checkpoint_every_minutes: float | None = 15.0
+    """Most minutes between two checkpoints, however many steps these are; null for no limit."""
+    keep_checkpoints: int = 2
+    """How many of these stay, the newest ones; best.ckpt stays besides."""
     resume: str | None = None
     """Run folder to continue; its own configuration is used."""
 

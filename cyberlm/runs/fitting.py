@@ -11,20 +11,31 @@ from typing import Any
 import hydra
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from cyberlm import loggers as experiment_loggers
-from cyberlm.callbacks import CostMeter, RandomState, TrainingProgress
+from cyberlm.callbacks import (
+    BestWeights,
+    CostMeter,
+    FiniteNumbers,
+    LearningWatch,
+    MetricRows,
+    RandomState,
+    ResumePoints,
+    TrainingProgress,
+)
+from cyberlm.checkpoints import CHECKPOINTS, SealedCheckpoints, damage, resume_point
 from cyberlm.config import TrainConfig
 from cyberlm.data.module import QuestionData
 from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.loggers import MetricsFile
 from cyberlm.models import LoadedModel, add_adapter
 from cyberlm.module import Tuner
 from cyberlm.progress import console
 from cyberlm.prompts import EncodedQuestion, Prompt
+from cyberlm.runs.parts import settings_of
+from cyberlm.signals import resume_command
 
-CHECKPOINTS = "checkpoints"
+log = logging.getLogger(__name__)
 
 
 def prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
@@ -53,31 +64,19 @@ def fit(
         The best validation accuracy, and the optimizer steps taken.
     """
     trainer_config = config.trainer
-    data = QuestionData(
-        config.data,
-        encoded["train"],
-        encoded["validation"],
-        prompt.end_ids,
-        trainer_config.accumulate_grad_batches,
-        config.seed,
-        share_prefix=_shares_prefix(config),
-    )
+    data = _data_of(config, prompt, encoded)
     _check_interval(config, len(encoded["train"]))
     tuner = Tuner(loaded, config.optim, config.evaluation.option_score)
-    best = ModelCheckpoint(
-        dirpath=folder / CHECKPOINTS,
-        filename="best",
-        monitor="val/accuracy",
-        mode="max",
-        save_last="link",
-        enable_version_counter=False,
+    best = BestWeights(folder / CHECKPOINTS)
+    points = ResumePoints(
+        folder / CHECKPOINTS,
+        trainer_config.checkpoint_every_n_steps,
+        trainer_config.checkpoint_every_minutes,
+        trainer_config.keep_checkpoints,
+        settings_of(config),
     )
-    regular = ModelCheckpoint(
-        dirpath=folder / CHECKPOINTS,
-        filename="step",
-        every_n_train_steps=trainer_config.checkpoint_every_n_steps,
-        enable_version_counter=False,
-    )
+    watch = LearningWatch(config.optim.warmup_fraction)
+    metrics = MetricsFile(folder)
     with _calm_lightning():
         trainer = L.Trainer(
             accelerator="gpu" if loaded.device.type == "cuda" else "cpu",
@@ -89,14 +88,18 @@ def fit(
             val_check_interval=trainer_config.val_check_interval,
             gradient_clip_val=config.optim.max_grad_norm or None,
             log_every_n_steps=trainer_config.log_every_n_steps,
-            logger=[experiment_loggers.csv_logger(folder), *loggers],
+            logger=[metrics, *loggers],
+            plugins=[SealedCheckpoints()],
             callbacks=[
                 TrainingProgress(len(encoded["train"])),
                 meter,
-                RandomState(),
+                RandomState(config.seed),
+                MetricRows(metrics, loggers, trainer_config.log_every_n_steps),
+                FiniteNumbers(folder, config.seed),
+                watch,
                 *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
                 best,
-                regular,
+                points,  # after best, so that it knows of weights that have just been chosen
             ],
             default_root_dir=folder,
             enable_progress_bar=False,
@@ -113,7 +116,20 @@ def fit(
         else:
             accuracy = float(best.best_model_score)
             _restore(tuner, Path(best.best_model_path))
+    watch.conclude()
     return accuracy, trainer.global_step
+
+
+def _data_of(config: TrainConfig, prompt: Prompt, encoded: Mapping[str, Sequence[EncodedQuestion]]) -> QuestionData:
+    return QuestionData(
+        config.data,
+        encoded["train"],
+        encoded["validation"],
+        prompt.end_ids,
+        config.trainer.accumulate_grad_batches,
+        config.seed,
+        share_prefix=_shares_prefix(config),
+    )
 
 
 def _shares_prefix(config: TrainConfig) -> bool:
@@ -152,7 +168,6 @@ def _calm_lightning() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",
             ".*Checkpoint directory .* exists and is not empty.*",
-            ".*Experiment logs directory .* exists and is not empty.*",
             ".*isinstance.treespec, LeafSpec.*",
             ".*could not find the monitored key.*",  # max_steps before the first validation: fit() validates then
             ".*your dataloader is not resumable.*",  # QuestionData's is
@@ -163,7 +178,16 @@ def _calm_lightning() -> Iterator[None]:
 
 
 def _restore(tuner: Tuner, file: Path) -> None:
-    """Puts the trained weights of a checkpoint into the model."""
+    """Puts the trained weights of a checkpoint into the model.
+
+    Raises:
+        RunError: If the file is damaged or missing.
+    """
+    wrong = damage(file)
+    if wrong:
+        raise RunError(
+            f"The best weights are lost: {file} is damaged.", [Problem(wrong)], resume_command(file.parents[1])
+        )
     checkpoint = _opened(file)
     tuner.check_names(checkpoint)
     tuner.load_state_dict(checkpoint["state_dict"], strict=False)
@@ -190,12 +214,12 @@ def _opened(file: Path) -> dict[str, Any]:
 
 
 def _resume_point(config: TrainConfig, folder: Path) -> Path | None:
-    """The newest checkpoint of the run that is continued."""
+    """The newest whole checkpoint of the run that is continued."""
     if config.trainer.resume is None:
         return None
-    files = sorted((folder / CHECKPOINTS).glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not files:
-        console.print("There is no checkpoint yet: the run starts again from its beginning.")
-        return None
-    console.print(f"Going on from {files[-1]}", highlight=False)
-    return files[-1]
+    file = resume_point(folder, log.warning)
+    if file is None:
+        console.print("There is no checkpoint to go on from: training starts from its beginning.")
+    else:
+        console.print(f"Going on from {file}", highlight=False)
+    return file

@@ -1,6 +1,8 @@
 """What training runs and evaluations share: status, loggers, provenance, results."""
 
 import contextlib
+import hashlib
+import json
 import shlex
 import sys
 import time
@@ -32,6 +34,7 @@ from cyberlm.records import LETTERS, ModelScores, Question, QuestionSet, Results
 from cyberlm.redaction import redact, redact_values
 from cyberlm.report import print_results
 from cyberlm.results import SCHEMA_VERSION, environment, write_status
+from cyberlm.signals import Stopped
 
 SAMPLE_PREDICTIONS = 32
 SPLIT_MANIFEST = "split_manifest.json"
@@ -59,13 +62,15 @@ class _Report:
 
 @contextlib.contextmanager
 def status_of(folder: Path) -> Iterator[_Report]:
-    """status.json says running, then finished or failed with the reason."""
+    """status.json says running, then finished, or stopped or failed with the reason."""
     report = _Report()
     write_status(folder, "running")
     try:
         yield report
     except BaseException as error:
-        write_status(folder, "failed", reason=_reason(error))
+        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+            state = "stopped" if isinstance(error, Stopped) else "failed"
+            write_status(folder, state, reason=_reason(error))
         raise
     write_status(folder, "finished", report.objective)
 
@@ -74,6 +79,8 @@ def _reason(error: BaseException) -> str:
     """One line that says why a run failed."""
     if isinstance(error, UserError):
         return " ".join([error.title, *(problem.what for problem in error.problems[:1])])
+    if isinstance(error, Stopped):
+        return error.signum.name
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
     told = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
@@ -135,6 +142,7 @@ def provenance_of(
         "seed": str(config.seed),
         "split_seed": str(config.data.seed),
         "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "config": hashlib.sha256(json.dumps(settings_of(config)).encode()).hexdigest(),
         **{name: value for name, value in environment().items() if name in ("git_commit", "cyberlm")},
     }
 
@@ -189,6 +197,25 @@ def plain_config(config: RootConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)
     return {str(key): redact_values(value, str(key)) for key, value in plain.items()}
+
+
+NOT_SETTLED = ("trainer.resume", "logger", "group")
+"""Overrides that a resumed run may be given; everything else it keeps."""
+
+
+def settings_of(config: RootConfig) -> dict[str, str]:
+    """Everything that a resumed run keeps, by dotted key, each value as JSON."""
+    flat: dict[str, str] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                add(f"{prefix}.{key}" if prefix else str(key), item)
+        elif not any(prefix == name or prefix.startswith(f"{name}.") for name in NOT_SETTLED):
+            flat[prefix] = json.dumps(value, ensure_ascii=False)
+
+    add("", plain_config(config))
+    return dict(sorted(flat.items()))
 
 
 def save_config(folder: Path, config: RootConfig) -> None:

@@ -97,10 +97,20 @@ class CostMeter(L.Callback):
 
 
 class RandomState(L.Callback):
-    """Random numbers go on where the checkpoint left them, so that a resumed run draws the same dropout."""
+    """Random numbers go on where the checkpoint left them, so that a resumed run draws the same dropout.
 
-    def __init__(self) -> None:
+    Args:
+        seed: Where training starts from its beginning: whatever was done before it, it draws the same.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.restored: dict[str, Any] | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.restored is None:
+            torch.manual_seed(self.seed)
+            random.seed(self.seed)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}

@@ -107,7 +107,7 @@ def _of_run(folder: Path, entry: str) -> tuple[Contender, Contender]:
     """A training run's base model, and its tuned model."""
     trained = config_of(folder)
     if not (folder / SPLIT_MANIFEST).is_file():
-        raise _cannot(f"{entry} has no {SPLIT_MANIFEST}", allowed="a folder that train.py wrote")
+        raise _cannot(f"{folder / SPLIT_MANIFEST} cannot be read", allowed="a folder that train.py wrote")
     everything = trained.method.lora is None
     tuned = folder / (MODEL_FOLDER if everything else ADAPTER_FOLDER)
     if not tuned.is_dir():

@@ -156,6 +156,7 @@ def summarise(turns: dict[str, list[dict[str, Any]]], peak: float | None) -> dic
         if name != SIDES[0] and not any(row.get("error") for row in ours):
             faster = measure.ratio([row["tokens"] / row["seconds"] for row in ours], rates)
             mine, other = (sum(row["mean_loss"] for row in side) / len(side) for side in (ours, rows))
+            measure.agree("tokens of both sides", ours[0]["all_tokens"], rows[0]["all_tokens"], 0)
             measure.agree("mean loss of both sides", mine, other, SAME_LOSS * mine)
         row = [measure.spread(rates, 4), measure.spread(mfu) if mfu else "-", f"{memory:.2f}", str(faster)]
         summary[name] = {"row": row, "turns": rows, "mfu": mfu}
@@ -227,6 +228,7 @@ def answered(channel: measure.Channel, options: Any, order: dict[str, Any], trai
     channel.reply(
         seconds=done[1].seconds,
         tokens=done[1].tokens,
+        all_tokens=sum(block.tokens for block in done),
         losses=losses,
         mean_loss=sum(losses) / len(losses),
         peak_bytes=memory,

@@ -103,10 +103,7 @@ def fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        checkpoint = _resume_point(config, folder)
-        if checkpoint is not None:
-            tuner.check_names(_opened(checkpoint))
-        trainer.fit(tuner, data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(tuner, data, ckpt_path=_resume_point(config, folder, tuner), weights_only=True)
         if best.best_model_score is None:  # max_steps came before the first validation
             accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
         else:
@@ -182,13 +179,14 @@ def _opened(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _resume_point(config: TrainConfig, folder: Path) -> Path | None:
-    """The newest checkpoint of the run that is continued."""
+def _resume_point(config: TrainConfig, folder: Path, tuner: Tuner) -> Path | None:
+    """The newest checkpoint of the run that is continued, after a look at whether it fits."""
     if config.trainer.resume is None:
         return None
     files = sorted((folder / CHECKPOINTS).glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
     if not files:
         console.print("There is no checkpoint yet: the run starts again from its beginning.")
         return None
+    tuner.check_names(_opened(files[-1]))
     console.print(f"Going on from {files[-1]}", highlight=False)
     return files[-1]

@@ -33,10 +33,10 @@ audit: ## report known vulnerabilities of what requirements.lock pins (asks the 
 	$(TOOLS)/bin/pip install --quiet pip-audit
 	@$(TOOLS)/bin/pip-audit --no-deps --disable-pip --requirement requirements.lock --progress-spinner off \
 		> $(TOOLS)/audit 2>&1; code=$$?; \
-	if grep -q 'Traceback\|ConnectionError\|ServiceError\|ConnectTimeout\|HTTPSConnectionPool' $(TOOLS)/audit; then \
-		tail -n 1 $(TOOLS)/audit | cut -c1-200; \
-		echo 'make audit: nothing was checked: the database of vulnerabilities cannot be reached from here.'; \
-		echo 'Type make audit on a machine with an open network.'; exit 1; \
+	if grep -q 'could not be audited\|Traceback\|[A-Za-z]*Error' $(TOOLS)/audit; then \
+		echo "make audit: $$(grep -c 'could not be audited' $(TOOLS)/audit) of $$(grep -c == requirements.lock) packages \
+	were not checked: the database of vulnerabilities has no answer from here."; \
+		echo 'Type make audit on a machine with an open network. Its whole output: $(TOOLS)/audit'; exit 1; \
 	fi; cat $(TOOLS)/audit; exit $$code
 
 quickstart: $(INSTALLED) ## install, then fine-tune the embedded model and print base against tuned

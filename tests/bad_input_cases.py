@@ -105,7 +105,7 @@ FILES = [
     data("a file in Latin-1", row(question="Où?").replace("\\u00f9", "ù").encode("latin-1"), "it is not UTF-8", "iconv"),
     data("a file in UTF-16", GOOD.encode("utf-16"), "it is not UTF-8", "iconv", file="q.json"),
     data("a line of 10 MB", row(question="x" * 10**7), "line 41 has 10.0 MB", "1 MB a line at most"),
-    data("a text of a million characters", json.dumps([{**ROW, "question": "x" * 10**6}]), "1,000,000 characters", "100,000", file="q.json"),
+    data("a text of a million characters", json.dumps([{**ROW, "question": "x" * 10**6}]), "1,000,000 characters", "250,000", file="q.json"),
     data("lists in lists a hundred thousand deep", "[" * 10**5, "nests lists or objects too deeply", file="q.json"),
     data("a key given twice", f'{JSONL}\n{{"question": "a", "question": "b"}}', "row 41", "'question' more than once"),
     data("NaN as the answer", f"{JSONL}\n" + json.dumps({**ROW, "solution": float("nan")}), "row 41", "solution is NaN", "one letter of A to B"),

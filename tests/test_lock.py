@@ -1,4 +1,4 @@
-"""requirements.lock pins what constraints.txt pins, each with its files' hashes; torch's build differs by machine."""
+"""requirements.lock pins what constraints.txt pins, each with the hashes of its files."""
 
 import re
 import tomllib

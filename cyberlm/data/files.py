@@ -16,7 +16,7 @@ from cyberlm.records import LETTERS, Question, QuestionSet
 
 MAX_FILE_BYTES = 512 * 10**6
 MAX_ROWS = 10**6
-MAX_CHARACTERS = 10**5  # of one text
+MAX_CHARACTERS = 250_000  # of one text
 MAX_LINE_BYTES = 10**6
 """Of .jsonl, .csv and .tsv; a .json file may stand on one line."""
 

@@ -107,10 +107,7 @@ def fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        checkpoint = _resume_point(config, folder)
-        if checkpoint is not None:
-            tuner.check_names(_opened(checkpoint))
-        trainer.fit(tuner, data, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(tuner, data, ckpt_path=_resume_point(config, folder, tuner), weights_only=True)
         if best.best_model_score is None:  # max_steps came before the first validation
             accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
         else:
@@ -213,13 +210,14 @@ def _opened(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _resume_point(config: TrainConfig, folder: Path) -> Path | None:
-    """The newest whole checkpoint of the run that is continued."""
+def _resume_point(config: TrainConfig, folder: Path, tuner: Tuner) -> Path | None:
+    """The newest whole checkpoint of the run that is continued, after a look at whether it fits."""
     if config.trainer.resume is None:
         return None
     file = resume_point(folder, log.warning)
     if file is None:
         console.print("There is no checkpoint to go on from: training starts from its beginning.")
-    else:
-        console.print(f"Going on from {file}", highlight=False)
+        return None
+    tuner.check_names(_opened(file))
+    console.print(f"Going on from {file}", highlight=False)
     return file

@@ -60,7 +60,7 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
     if status is None or status.state not in ("failed", "stopped"):
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         write_status(folder, "failed", reason=reason)
-    log.error("job %s failed or was stopped (exit code %s); the sweep goes on", config.job.num, code)
+    log.error("job %s failed (exit code %s); the sweep goes on", config.job.num, code)
     return WORST_OBJECTIVE
 
 

@@ -1,5 +1,6 @@
 """The LightningModule: one training step, one validation step, and checkpoints that hold what trains."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
@@ -7,11 +8,12 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from cyberlm import ranks
 from cyberlm.config import OptimConfig, OptionScore
 from cyberlm.errors import RunError
 from cyberlm.losses import AnswerBatch, answer_nll_sum, step_loss
 from cyberlm.metrics import option_scores, validation_metrics
-from cyberlm.models import LoadedModel, trainable_names
+from cyberlm.models import LoadedModel, shard, trainable_names
 from cyberlm.optim import build_optimizer, build_schedule
 from cyberlm.prefixes import encode_prefix
 from cyberlm.scoring import ScoringBatch, answering, option_log_probs
@@ -24,33 +26,63 @@ class Tuner(L.LightningModule):
         loaded: With its adapter, or with all weights trainable.
         optim: Optimizer and schedule.
         option_score: How an option's log-probabilities become its score in validation (text protocol).
+        share_validation: Whether each process validates on its share of the questions, or on all.
+        sharded: Whether the weights are spread over the processes (FSDP2).
     """
 
-    def __init__(self, loaded: LoadedModel, optim: OptimConfig, option_score: OptionScore) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        optim: OptimConfig,
+        option_score: OptionScore,
+        *,
+        share_validation: bool = False,
+        sharded: bool = False,
+    ) -> None:
         super().__init__()
         self.model = loaded.model
         self.loaded = loaded
         self.optim = optim
         self.option_score = option_score
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` compares the names itself
-        self.metrics = validation_metrics()
-        self.nll = MeanMetric()
+        self.metrics = validation_metrics(over_processes=share_validation)
+        self.nll = MeanMetric(sync_on_compute=share_validation)
+        self.step_nll: Tensor | float = 0.0
+        self.sharded = sharded
+        self.within: Callable[..., Any] | None = None
+
+    def configure_model(self) -> None:
+        """Lightning calls this once the processes have met, and again before a validation on its own."""
+        if self.sharded and self.within is None:
+            assert self.device_mesh is not None
+            self.within = shard(self.loaded, self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
         self.model.train()  # transformers loads in eval mode, and Lightning leaves it so: dropout would be off
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
+        nll: Tensor = self.within(self._nll_sum, batch) if self.within else self._nll_sum(batch)
+        self._log_step(nll.detach(), batch, batch_idx)
+        return step_loss(nll, batch, self.trainer.accumulate_grad_batches * ranks.size())
+
+    def _nll_sum(self, batch: AnswerBatch) -> Tensor:
         backbone, config = self.loaded.backbone, self.loaded.causal.config
         past = encode_prefix(backbone, config, batch.prefix_ids, rows=len(batch.input_ids))
         hidden = backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None).last_hidden_state
-        nll = answer_nll_sum(hidden, self.loaded.head, batch)
-        labels = batch.targets.numel()
-        self.log("train/loss", nll.detach() / labels, batch_size=labels, prog_bar=True)
-        return step_loss(nll, batch, self.trainer.accumulate_grad_batches)
+        return answer_nll_sum(hidden, self.loaded.head, batch)
+
+    def _log_step(self, nll_sum: Tensor, batch: AnswerBatch, batch_idx: int) -> None:
+        """The loss of an optimizer step, over all its micro-batches and processes, once its last one is here."""
+        self.step_nll = self.step_nll + nll_sum
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
+            (total,) = ranks.summed(float(self.step_nll))
+            self.log("train/loss", total / batch.step_label_tokens, batch_size=batch.step_label_tokens, prog_bar=True)
+            self.step_nll = 0.0
 
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
         with answering(self.model):
-            log_probs = option_log_probs(self.loaded, batch)  # (B, K)
+            score = (option_log_probs, self.loaded, batch)
+            log_probs = self.within(*score) if self.within else option_log_probs(self.loaded, batch)  # (B, K)
         tokens = batch.option_mask.sum(-1)  # (B, K)
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
         self.metrics.update(scores.argmax(-1), batch.gold)

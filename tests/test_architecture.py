@@ -12,7 +12,7 @@ PACKAGE = ROOT / "cyberlm"
 ENTRIES = {"__main__", "recompute", "export", "chat", "serve"}
 """What is typed after `python -m`: above the floors, imported by nothing."""
 FLOORS = {
-    0: {"errors", "config", "records", "progress", "cache", "similarity", "shares", "prefixes", "kernels"},
+    0: {"errors", "config", "records", "progress", "cache", "similarity", "shares", "prefixes", "kernels", "ranks"},
     1: {
         *{"prompts", "answers", "losses", "scoring", "metrics", "statistics", "floors", "leaks", "models", "optim"},
         *{"results", "report", "cards", "loggers", "agreement"},

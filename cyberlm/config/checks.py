@@ -28,6 +28,7 @@ from cyberlm.config.schema import (
     Protocol,
     QuantName,
     RootConfig,
+    Strategy,
     TrainConfig,
     TrainerConfig,
 )
@@ -113,7 +114,10 @@ def _root_problems(config: RootConfig) -> Iterator[Problem]:
         yield from _method_problems(config.method, config.quant.name, config.model)
         yield from _optim_problems(config.optim)
         yield from _cpu_problems(config)
+        yield from _strategy_problems(config)
         yield from _open_set_problems("callbacks", config.callbacks)
+    if isinstance(config, EvaluateConfig) and config.trainer.devices > 1:
+        yield Problem(f"trainer.devices={config.trainer.devices}", "1: evaluate.py scores in one process")
     if isinstance(config, EvaluateConfig) and config.run is not None:
         if not Path(config.run).is_dir():
             yield Problem(f"run={config.run} is not a folder", "the folder of a finished run, under outputs/")
@@ -321,8 +325,29 @@ def _cpu_problems(config: TrainConfig) -> Iterator[Problem]:
         yield Problem("trainer.precision=16-mixed on a CPU", "auto, 32-true, bf16-mixed", "trainer.precision=auto")
 
 
+def _strategy_problems(config: TrainConfig) -> Iterator[Problem]:
+    """What cannot be spread over several processes."""
+    trainer, strategy = config.trainer, config.trainer.strategy
+    if strategy is not Strategy.auto and trainer.devices == 1:
+        allowed = "trainer.devices=2 or more, or trainer.strategy=auto"
+        yield Problem(f"trainer.strategy={strategy.name} with one device", allowed, "trainer.strategy=auto")
+    if strategy is not Strategy.fsdp2:
+        return
+    allowed, fix = "trainer.strategy=ddp", "trainer.strategy=ddp"
+    if config.quant.name is QuantName.nf4:
+        yield Problem("trainer.strategy=fsdp2 with a 4-bit base, whose weights cannot be cut up", allowed, fix)
+    if trainer.gradient_checkpointing:
+        yield Problem("trainer.strategy=fsdp2 with trainer.gradient_checkpointing=true", allowed, fix)
+    if trainer.precision == "16-mixed":
+        yield Problem("trainer.strategy=fsdp2 with trainer.precision=16-mixed", "auto, 32-true, bf16-mixed")
+    if config.optim.name is not OptimizerName.adamw:
+        yield Problem(f"trainer.strategy=fsdp2 with optim.name={config.optim.name.name}", "adamw", "optim=adamw")
+    if config.method.lora is not None and config.method.lora.use_dora:
+        yield Problem("trainer.strategy=fsdp2 with method.lora.use_dora=true", allowed, fix)
+
+
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
-    for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval"):
+    for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval", "devices"):
         yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
     for name in ("log_every_n_steps", "checkpoint_every_n_steps"):
         yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)

@@ -10,6 +10,7 @@ import datasets
 import lightning.pytorch as L
 from torch.utils.data import DataLoader
 
+from cyberlm import ranks
 from cyberlm.config import DataConfig
 from cyberlm.data.batching import AnswerCollator, EpochBatches, PlannedDataset, collate_scoring
 from cyberlm.errors import DataError, Problem
@@ -100,9 +101,10 @@ class QuestionData(L.LightningDataModule):
         config: Batch sizes and limits.
         train, validation: Tokenised questions.
         end_ids: Tokens that close an answer.
-        accumulate: Micro-batches in an optimizer step: the loss is normalised over all of them.
+        accumulate: Micro-batches of each process in an optimizer step: the loss is normalised over all of them.
         seed: Of the order.
         share_prefix: Whether what all examples of a batch begin with is encoded once.
+        share_validation: Whether each process validates on its share of the questions, or on all.
     """
 
     def __init__(
@@ -115,10 +117,12 @@ class QuestionData(L.LightningDataModule):
         seed: int,
         *,
         share_prefix: bool,
+        share_validation: bool,
     ) -> None:
         super().__init__()
         self.config = config
-        self.train_questions, self.validation_questions = train, validation
+        rows = ranks.share(len(validation)) if share_validation else range(len(validation))
+        self.train_questions, self.validation_questions = train, [validation[row] for row in rows]
         self.collator = AnswerCollator(end_ids, share_prefix=share_prefix)
         self.accumulate, self.seed = accumulate, seed
         self.batches_done = 0
@@ -131,6 +135,8 @@ class QuestionData(L.LightningDataModule):
             self.config.micro_batch_size,
             self.accumulate,
             self.seed,
+            ranks.rank(),
+            ranks.size(),
         )
         batches.start, self.batches_done = self.batches_done, 0
         if self.trainer is not None:
@@ -145,7 +151,7 @@ class QuestionData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         plan = plan_batches(list(map(scored_length, self.validation_questions)), self.config.max_batch_tokens)
         return DataLoader(
-            list(self.validation_questions),  # type: ignore[arg-type]
+            self.validation_questions,  # type: ignore[arg-type]
             batch_sampler=plan,
             collate_fn=collate_scoring,
             num_workers=self.config.num_workers,

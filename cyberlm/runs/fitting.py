@@ -13,14 +13,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
 from cyberlm import loggers as experiment_loggers
+from cyberlm import ranks
 from cyberlm.callbacks import CostMeter, RandomState, TrainingProgress
-from cyberlm.config import TrainConfig
+from cyberlm.config import Strategy, TrainConfig
 from cyberlm.data.module import QuestionData
 from cyberlm.errors import ConfigError, Problem
-from cyberlm.models import LoadedModel, add_adapter
+from cyberlm.models import LoadedModel, add_adapter, load_base, trained_tensors
 from cyberlm.module import Tuner
 from cyberlm.progress import console
 from cyberlm.prompts import EncodedQuestion, Prompt
+from cyberlm.runs.team import lightning_arguments
 
 CHECKPOINTS = "checkpoints"
 
@@ -51,6 +53,8 @@ def fit(
         The best validation accuracy, and the optimizer steps taken.
     """
     trainer_config = config.trainer
+    sharded = trainer_config.strategy is Strategy.fsdp2
+    share_validation = not sharded and len(encoded["validation"]) >= ranks.size()
     data = QuestionData(
         config.data,
         encoded["train"],
@@ -59,9 +63,12 @@ def fit(
         trainer_config.accumulate_grad_batches,
         config.seed,
         share_prefix=_shares_prefix(config),
+        share_validation=share_validation,
     )
     _check_interval(config, len(encoded["train"]))
-    tuner = Tuner(loaded, config.optim, config.evaluation.option_score)
+    tuner = Tuner(
+        *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
+    )
     best = ModelCheckpoint(
         dirpath=folder / CHECKPOINTS,
         filename="best",
@@ -79,7 +86,7 @@ def fit(
     with _calm_lightning():
         trainer = L.Trainer(
             accelerator="gpu" if loaded.device.type == "cuda" else "cpu",
-            devices=1,
+            **lightning_arguments(trainer_config),
             precision=_precision(config, loaded.device),  # type: ignore[arg-type]
             max_epochs=trainer_config.max_epochs,
             max_steps=trainer_config.max_steps or -1,
@@ -107,25 +114,32 @@ def fit(
             accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
         else:
             accuracy = float(best.best_model_score)
+        if sharded:
+            _put_together(config, loaded, tuner)
+        if best.best_model_score is not None:
             _restore(tuner, Path(best.best_model_path))
     return accuracy, trainer.global_step
 
 
 def _shares_prefix(config: TrainConfig) -> bool:
-    """Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache."""
+    """Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache.
+
+    Nor with FSDP2, whose processes must call the same layers equally often: batches need not share a prefix.
+    """
     dropout = config.method.lora is not None and config.method.lora.dropout > 0
-    return not (dropout or config.trainer.gradient_checkpointing)
+    trainer = config.trainer
+    return not (dropout or trainer.gradient_checkpointing or trainer.strategy is Strategy.fsdp2)
 
 
 def _check_interval(config: TrainConfig, questions: int) -> None:
     every = config.trainer.val_check_interval
-    batches = -(-questions // config.data.micro_batch_size)
+    batches = -(-questions // (config.data.micro_batch_size * config.trainer.devices))
     if every is not None and every > batches:
         raise ConfigError(
             "Validation would never come:",
             [
                 Problem(
-                    f"trainer.val_check_interval={every}, but an epoch has {batches} micro-batches",
+                    f"trainer.val_check_interval={every}, but an epoch has {batches} micro-batches a process",
                     f"at most {batches}, or null for once an epoch",
                     "trainer.val_check_interval=null",
                 )
@@ -152,9 +166,19 @@ def _calm_lightning() -> Iterator[None]:
             ".*could not find the monitored key.*",  # max_steps before the first validation: fit() validates then
             ".*your dataloader is not resumable.*",  # QuestionData's is
             ".*module.s. in eval mode at the start of training.*",  # Tuner.on_train_start changes it
+            ".*It is recommended to use .*sync_dist=True.*",  # what is logged is the same in all processes
         ):
             warnings.filterwarnings("ignore", message=message)
         yield
+
+
+def _put_together(config: TrainConfig, loaded: LoadedModel, tuner: Tuner) -> None:
+    """Makes a sharded model whole again, in every process: the base loaded anew, and what was trained put into it."""
+    values = trained_tensors(tuner.model)
+    base = load_base(config.model, config.quant, loaded.device, trains_all_weights=config.method.lora is None)
+    whole = prepare(base, config)
+    loaded.model, loaded.causal, tuner.model = whole.model, whole.causal, whole.model
+    whole.model.load_state_dict(values, strict=False)
 
 
 def _restore(tuner: Tuner, file: Path) -> None:

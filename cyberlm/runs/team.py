@@ -1,0 +1,178 @@
+"""The further processes of a run (`trainer.devices`): started, met, and ended with it.
+
+The run's own process has rank 0. It alone reads questions, writes files and prints; the others are given its
+configuration and its questions, load the base for themselves, and take their share of the work (`assisting`). So a run
+with several processes is one command, one folder and one configuration, in a sweep too.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+from cyberlm import ranks
+from cyberlm.config import Strategy, TrainConfig, TrainerConfig
+from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.models import pick_device
+
+HOST = "127.0.0.1"
+SECONDS_TO_END = 10.0
+"""What a process is given to end by itself, once the run has ended or failed."""
+LINES_TOLD = 12
+
+
+def lightning_arguments(trainer: TrainerConfig) -> dict[str, Any]:
+    """What Lightning's trainer is told about processes."""
+    if trainer.devices == 1:
+        return {"devices": 1}
+    shared: dict[str, Any] = {"devices": trainer.devices, "plugins": [LightningEnvironment()]}
+    if trainer.strategy is Strategy.fsdp2:
+        strategy = ModelParallelStrategy(trainer.devices, 1, save_distributed_checkpoint=False)
+        return {**shared, "strategy": strategy}
+    return {**shared, "strategy": DDPStrategy(broadcast_buffers=False)}
+
+
+def meet(store: dist.Store, rank: int, size: int) -> None:
+    """Joins the group of `size` processes: gloo on a CPU, NCCL for what lies on a GPU."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+
+
+def receive() -> tuple[TrainConfig, Path]:
+    """The configuration and the folder that rank 0's `Team.join` hands out."""
+    given: tuple[TrainConfig, Path] | None = ranks.from_first(None)
+    assert given is not None
+    return given
+
+
+class Team:
+    """The processes of a run; with `trainer.devices=1`, this one alone.
+
+    Args:
+        trainer: How many, and on what.
+
+    Raises:
+        ConfigError: If there are not so many GPUs.
+    """
+
+    def __init__(self, trainer: TrainerConfig) -> None:
+        self.size = trainer.devices
+        self.helpers: list[subprocess.Popen[bytes]] = []
+        self.said: list[IO[bytes]] = []
+        self.threads = torch.get_num_threads()
+        if self.size > 1:
+            _check_devices(trainer)
+
+    def __enter__(self) -> Self:
+        if self.size > 1:
+            self.rank_before = os.environ.get("LOCAL_RANK")
+            os.environ["LOCAL_RANK"] = "0"  # tells Lightning that it has no processes to start
+            self.store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            threads = max(1, min(self.threads, cores // self.size))
+            torch.set_num_threads(threads)
+            self.helpers = [self._start(rank, threads) for rank in range(1, self.size)]
+        return self
+
+    def _start(self, rank: int, threads: int) -> "subprocess.Popen[bytes]":
+        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": str(threads)}
+        said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with this object
+        self.said.append(said)
+        return subprocess.Popen(
+            [sys.executable, "-m", "cyberlm.runs.assisting", str(self.store.port), str(self.size)],
+            env=environment,
+            stdin=subprocess.PIPE,  # never written to: it is closed when this process ends, however that is
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,  # Ctrl-C is this process's to handle
+        )
+
+    def join(self, config: TrainConfig, folder: Path) -> None:
+        """Waits for the other processes, and hands them the configuration."""
+        if self.size == 1:
+            return
+        for rank, helper in enumerate(self.helpers, start=1):
+            while not self._is_ready(rank):
+                if helper.poll() is not None:
+                    raise RuntimeError("a process has ended before it was ready")  # __exit__ tells more
+        meet(self.store, 0, self.size)
+        ranks.from_first((config, folder))
+
+    def _is_ready(self, rank: int) -> bool:
+        try:
+            self.store.wait([ready_key(rank)], timedelta(seconds=1))
+        except dist.DistStoreError:
+            return False
+        return True
+
+    def leave(self) -> None:
+        """Ends the common work: from here on this process is alone."""
+        if ranks.size() > 1:
+            dist.destroy_process_group()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.size == 1:
+            return
+        try:
+            codes = [self._end(helper) for helper in self.helpers]
+            self.leave()
+        finally:
+            torch.set_num_threads(self.threads)
+            os.environ.pop("LOCAL_RANK")
+            if self.rank_before is not None:
+                os.environ["LOCAL_RANK"] = self.rank_before
+        if error is not None and not isinstance(error, RuntimeError):
+            return
+        for rank, (code, said) in enumerate(zip(codes, self.said, strict=True), start=1):
+            if code:
+                raise _ended(rank, self.size, code, said) from error
+
+    def _end(self, helper: "subprocess.Popen[bytes]") -> int:
+        """Its exit code; 0 where it had to be killed here, as one has to be that waits for this process."""
+        try:
+            return helper.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            helper.kill()
+            helper.wait()
+            return 0
+        finally:
+            assert helper.stdin is not None
+            helper.stdin.close()
+
+
+def ready_key(rank: int) -> str:
+    return f"ready/{rank}"
+
+
+def _check_devices(trainer: TrainerConfig) -> None:
+    found = torch.cuda.device_count() if pick_device(trainer.accelerator).type == "cuda" else trainer.devices
+    if found < trainer.devices:
+        raise ConfigError(
+            "There are not so many GPUs:",
+            [
+                Problem(
+                    f"trainer.devices={trainer.devices}",
+                    f"at most {found}, or processes on the CPU with trainer.accelerator=cpu",
+                    f"trainer.devices={found}",
+                )
+            ],
+        )
+
+
+def _ended(rank: int, size: int, code: int, said: IO[bytes]) -> RunError:
+    said.seek(0)
+    lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+    problem = Problem(f"rank {rank} of {size}: exit code {code}")
+    return RunError("Another process of this run has failed.", [problem], "\n".join(lines[-LINES_TOLD:]))

@@ -8,32 +8,42 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from support import config_of, fit_tiny, short_questions, tiny
+from support import config_of, short_questions, tiny
 
 from cyberlm import ranks
+from cyberlm.callbacks import CostMeter
 from cyberlm.evaluation import predict
-from cyberlm.runs.team import meet
+from cyberlm.runs.fitting import fit
+from cyberlm.runs.team import meet, store_at
 
 
-def trained(overrides: list[str], questions: int, folder: Path) -> None:
-    """Trains on short questions, and writes the weights and the answers that came of it."""
-    config = config_of(*overrides)
-    loaded, _, _ = fit_tiny(config, short_questions(questions), folder)
-    prompt, asked = tiny(config)[1], short_questions(questions)
-    encoded = prompt.encode(asked)
-    answers = predict(loaded, prompt, asked, encoded, config.evaluation, config.data.max_batch_tokens, "it")
+def trained(overrides: list[str], count: int, folder: Path, rank: int | None = None) -> None:
+    """Trains on short questions, and writes the weights, the tokens and the answers that came of it.
+
+    Args:
+        rank: Which of two processes this is; None for one alone.
+    """
+    folder.mkdir(exist_ok=True)
+    config, questions, meter = config_of(*overrides), short_questions(count), CostMeter()
+    loaded, prompt = tiny(config)
+    encoded = prompt.encode(questions)
+    if rank is not None:
+        meet(store_at(folder / "store", 2), rank, 2)
+    fit(config, folder, loaded, prompt, {"train": encoded, "validation": encoded}, [], meter)
+    answers = predict(loaded, prompt, questions, encoded, config.evaluation, config.data.max_batch_tokens, "it")
     if ranks.rank() == 0:
         (folder / "answers.json").write_text(json.dumps([asdict(answer) for answer in answers]))
-        names = {name: parameter.detach().clone() for name, parameter in loaded.model.named_parameters()}
-        torch.save({name: value for name, value in names.items() if value.is_floating_point()}, folder / "weights.pt")
+        (folder / "tokens.json").write_text(json.dumps([meter.nonpadding, meter.label]))
+        weights = {name: value.detach() for name, value in loaded.model.named_parameters() if value.requires_grad}
+        torch.save(weights, folder / "weights.pt")
+    if rank is not None:
+        dist.destroy_process_group()
 
 
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    meet(dist.FileStore(str(folder / "store"), 2), rank, 2)
-    for name, (overrides, questions) in json.loads((folder / "cases.json").read_text()).items():
-        trained(overrides, questions, folder / name)
-    dist.destroy_process_group()
+    for name, (overrides, count) in json.loads((folder / "cases.json").read_text()).items():
+        trained(overrides, count, folder / name, rank)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -42,4 +43,6 @@ def shard(loaded: LoadedModel, mesh: DeviceMesh) -> Callable[..., Any]:
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The whole of each trained parameter of a sharded model, in every process; called by all of them."""
     options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
-    return {name: value.clone() for name, value in get_model_state_dict(model, options=options).items()}
+    return {
+        name: value for name, value in get_model_state_dict(model, options=options).items() if torch.is_tensor(value)
+    }

@@ -1,9 +1,9 @@
-"""What a further process of a run does (`python -m cyberlm.runs.assisting PORT SIZE`, started by `team` alone)."""
+"""What a further process of a run does (`python -m cyberlm.runs.assisting`, started by `team` alone)."""
 
 import os
+import pickle
 import sys
 import threading
-from datetime import timedelta
 
 import lightning.pytorch as L
 import torch.distributed as dist
@@ -15,38 +15,39 @@ from cyberlm.models import load_base, load_tokenizer, pick_device
 from cyberlm.progress import console
 from cyberlm.prompts import Prompt
 from cyberlm.runs.parts import Clock
-from cyberlm.runs.team import HOST, meet, ready_key, receive
+from cyberlm.runs.team import Order, meet, ready_key, store_at
 from cyberlm.runs.training import learn
 
-SECONDS_TO_LOAD = 3600
-"""How long rank 0 may take for its questions before this process gives up."""
 
-
-def assist(port: int, size: int) -> None:
-    """Meets rank 0, takes its configuration, and works with it until both are done."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    console.quiet = True
-    rank = int(os.environ["LOCAL_RANK"])
-    store = dist.TCPStore(HOST, port, is_master=False, timeout=timedelta(seconds=SECONDS_TO_LOAD))
-    store.set(ready_key(rank), "")
-    meet(store, rank, size)
-    config, folder = receive()
+def assist(order: Order) -> None:
+    """Loads what the run's own process loads, meets it, and works with it until both are done."""
+    config, size = order.config, order.config.trainer.devices
     L.seed_everything(config.seed, workers=True, verbose=False)
     device = pick_device(config.trainer.accelerator)
     prompt = Prompt(config.prompt, load_tokenizer(config.model))
     loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
-    learn(config, folder, loaded, prompt, None, [], CostMeter(), Clock())
+    store = store_at(order.meeting_place, size)
+    store.set(ready_key(order.rank), "")
+    meet(store, order.rank, size)
+    learn(config, order.folder, loaded, prompt, None, [], CostMeter(), Clock())
     dist.destroy_process_group()
 
 
 def _end_with_parent() -> None:
-    """The run's process never writes to this one's stdin: its end means that the run has ended, killed perhaps."""
+    """The run's process writes no more to this one's input: what ends it is that process's end, however it came."""
     os.read(0, 1)
     os._exit(1)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    console.quiet = True
+    order = pickle.load(sys.stdin.buffer)  # from the process that started this one, over a pipe of its own
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        assist(int(sys.argv[1]), int(sys.argv[2]))
+        assist(order)
     except UserError as error:
         raise SystemExit(show(error)) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -5,10 +5,13 @@ configuration and its questions, load the base for themselves, and take their sh
 with several processes is one command, one folder and one configuration, in a sweep too.
 """
 
+import contextlib
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +27,6 @@ from cyberlm.config import Strategy, TrainConfig, TrainerConfig
 from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.models import pick_device
 
-HOST = "127.0.0.1"
 SECONDS_TO_END = 10.0
 """What a process is given to end by itself, once the run has ended or failed."""
 LINES_TOLD = 12
@@ -41,17 +43,34 @@ def lightning_arguments(trainer: TrainerConfig) -> dict[str, Any]:
     return {**shared, "strategy": DDPStrategy(broadcast_buffers=False)}
 
 
+def store_at(meeting_place: Path, size: int) -> dist.Store:
+    return dist.FileStore(str(meeting_place), size)
+
+
 def meet(store: dist.Store, rank: int, size: int) -> None:
-    """Joins the group of `size` processes: gloo on a CPU, NCCL for what lies on a GPU."""
+    """Joins the group of `size` processes: gloo on a CPU, NCCL for what lies on a GPU.
+
+    To be called once the base is loaded: in a group, transformers saves (as a tiny 4-bit model is, to be quantised) in
+    rank 0 alone.
+    """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
-def receive() -> tuple[TrainConfig, Path]:
-    """The configuration and the folder that rank 0's `Team.join` hands out."""
-    given: tuple[TrainConfig, Path] | None = ranks.from_first(None)
-    assert given is not None
-    return given
+@dataclass(frozen=True)
+class Order:
+    """What a further process is given on its standard input, which stays open for as long as the run lasts.
+
+    Attributes:
+        rank: Of the process, from 1.
+        meeting_place: File through which all find each other.
+        folder: Of the run.
+    """
+
+    rank: int
+    meeting_place: Path
+    config: TrainConfig
+    folder: Path
 
 
 class Team:
@@ -76,7 +95,8 @@ class Team:
         if self.size > 1:
             self.rank_before = os.environ.get("LOCAL_RANK")
             os.environ["LOCAL_RANK"] = "0"  # tells Lightning that it has no processes to start
-            self.store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+            self.place = tempfile.TemporaryDirectory(prefix="cyberlm_")  # this user's alone
+            self.meeting_place = Path(self.place.name) / "store"
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             threads = max(1, min(self.threads, cores // self.size))
             torch.set_num_threads(threads)
@@ -89,28 +109,36 @@ class Team:
         said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with this object
         self.said.append(said)
         return subprocess.Popen(
-            [sys.executable, "-m", "cyberlm.runs.assisting", str(self.store.port), str(self.size)],
+            [sys.executable, "-m", "cyberlm.runs.assisting"],
             env=environment,
-            stdin=subprocess.PIPE,  # never written to: it is closed when this process ends, however that is
+            stdin=subprocess.PIPE,  # for its order; closed when this process ends, however that is
             stdout=subprocess.DEVNULL,
             stderr=said,
             start_new_session=True,  # Ctrl-C is this process's to handle
         )
 
-    def join(self, config: TrainConfig, folder: Path) -> None:
-        """Waits for the other processes, and hands them the configuration."""
+    def call(self, config: TrainConfig, folder: Path) -> None:
+        """Hands the other processes the configuration, so that they load the base."""
+        for rank, helper in enumerate(self.helpers, start=1):
+            assert helper.stdin is not None
+            with contextlib.suppress(BrokenPipeError):  # one that has ended is missed by `join`
+                pickle.dump(Order(rank, self.meeting_place, config, folder), helper.stdin)
+                helper.stdin.flush()
+
+    def join(self) -> None:
+        """Waits until all processes are ready: from here on they work together."""
         if self.size == 1:
             return
+        store = store_at(self.meeting_place, self.size)
         for rank, helper in enumerate(self.helpers, start=1):
-            while not self._is_ready(rank):
+            while not self._is_ready(store, rank):
                 if helper.poll() is not None:
                     raise RuntimeError("a process has ended before it was ready")  # __exit__ tells more
-        meet(self.store, 0, self.size)
-        ranks.from_first((config, folder))
+        meet(store, 0, self.size)
 
-    def _is_ready(self, rank: int) -> bool:
+    def _is_ready(self, store: dist.Store, rank: int) -> bool:
         try:
-            self.store.wait([ready_key(rank)], timedelta(seconds=1))
+            store.wait([ready_key(rank)], timedelta(seconds=1))
         except dist.DistStoreError:
             return False
         return True
@@ -130,6 +158,7 @@ class Team:
             self.leave()
         finally:
             torch.set_num_threads(self.threads)
+            self.place.cleanup()
             os.environ.pop("LOCAL_RANK")
             if self.rank_before is not None:
                 os.environ["LOCAL_RANK"] = self.rank_before
@@ -149,7 +178,8 @@ class Team:
             return 0
         finally:
             assert helper.stdin is not None
-            helper.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                helper.stdin.close()
 
 
 def ready_key(rank: int) -> str:

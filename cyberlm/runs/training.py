@@ -99,8 +99,9 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
             name: encode_questions(part, prompt, config.data.max_length, cache_folder() / "tokenised")
             for name, part in split.parts().items()
         }
-        team.join(config, folder)  # the others load the base at the same time
+        team.call(config, folder)
         loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
+        team.join()
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
     _begin(folder, config, provenance)
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})

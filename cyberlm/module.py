@@ -119,7 +119,8 @@ class Tuner(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_names(checkpoint)
+        if not self.sharded:  # else Lightning has taken the weights out already, and `fit` has compared the names
+            self.check_names(checkpoint)
 
     def check_names(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint that does not hold exactly what this model trains.

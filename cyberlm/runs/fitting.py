@@ -109,7 +109,10 @@ def fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        trainer.fit(tuner, data, ckpt_path=_resume_point(config, folder), weights_only=True)
+        point = _resume_point(config, folder)
+        if sharded and point is not None:
+            tuner.check_names(torch.load(point, map_location="cpu", weights_only=True, mmap=True))
+        trainer.fit(tuner, data, ckpt_path=point, weights_only=True)
         if best.best_model_score is None:  # max_steps came before the first validation
             accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
         else:

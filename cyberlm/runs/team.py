@@ -11,8 +11,8 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -30,6 +30,7 @@ from cyberlm.models import pick_device
 SECONDS_TO_END = 10.0
 """What a process is given to end by itself, once the run has ended or failed."""
 LINES_TOLD = 12
+SECONDS_BETWEEN_LOOKS = 0.05
 
 
 def lightning_arguments(trainer: TrainerConfig) -> dict[str, Any]:
@@ -131,17 +132,11 @@ class Team:
             return
         store = store_at(self.meeting_place, self.size)
         for rank, helper in enumerate(self.helpers, start=1):
-            while not self._is_ready(store, rank):
+            while not store.check([ready_key(rank)]):
                 if helper.poll() is not None:
                     raise RuntimeError("a process has ended before it was ready")  # __exit__ tells more
+                time.sleep(SECONDS_BETWEEN_LOOKS)
         meet(store, 0, self.size)
-
-    def _is_ready(self, store: dist.Store, rank: int) -> bool:
-        try:
-            store.wait([ready_key(rank)], timedelta(seconds=1))
-        except dist.DistStoreError:
-            return False
-        return True
 
     def leave(self) -> None:
         """Ends the common work: from here on this process is alone."""

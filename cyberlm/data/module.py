@@ -126,10 +126,12 @@ class QuestionData(L.LightningDataModule):
         self.collator = AnswerCollator(end_ids, share_prefix=share_prefix)
         self.accumulate, self.seed = accumulate, seed
         self.batches_done = 0
+        self.resumed_epoch: int | None = None
+        self.batches: EpochBatches | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
         examples = [self.collator.example(question) for question in self.train_questions]
-        batches = EpochBatches(
+        self.batches = EpochBatches(
             [len(ids) for ids, _ in examples],
             [labels for _, labels in examples],
             self.config.micro_batch_size,
@@ -138,12 +140,10 @@ class QuestionData(L.LightningDataModule):
             ranks.rank(),
             ranks.size(),
         )
-        batches.start, self.batches_done = self.batches_done, 0
-        if self.trainer is not None:
-            batches.set_epoch(self.trainer.current_epoch)  # the iterator is built before Lightning calls set_epoch
+        self._go_on()
         return DataLoader(
             PlannedDataset(self.train_questions),
-            batch_sampler=batches,  # type: ignore[arg-type]  # yields planned batches, not lists of rows
+            batch_sampler=self.batches,  # type: ignore[arg-type]  # yields planned batches, not lists of rows
             collate_fn=self.collator,  # type: ignore[arg-type]
             num_workers=self.config.num_workers,
         )
@@ -158,10 +158,22 @@ class QuestionData(L.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """How many micro-batches of the current epoch have been trained on."""
+        """The epoch of the next micro-batch, and how many of that epoch have been trained on."""
         assert self.trainer is not None
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        return {"batches_done": 0 if progress.is_last_batch else progress.current.ready}
+        loop = self.trainer.fit_loop
+        progress = loop.epoch_loop.batch_progress
+        if progress.is_last_batch:
+            return {"epoch": loop.epoch_progress.total.ready, "batches_done": 0}
+        return {"epoch": loop.epoch_progress.total.ready - 1, "batches_done": progress.current.ready}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.batches_done = state_dict["batches_done"]
+        self.resumed_epoch, self.batches_done = state_dict["epoch"], state_dict["batches_done"]
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Starts where the checkpoint ended. With FSDP2 Lightning reads it after the loader has been made."""
+        if self.batches is None:
+            return
+        self.batches.start, self.batches_done = self.batches_done, 0
+        if self.resumed_epoch is not None:  # Lightning builds the iterator before it calls set_epoch
+            self.batches.set_epoch(self.resumed_epoch)

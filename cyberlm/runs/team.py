@@ -157,11 +157,13 @@ class Team:
             os.environ.pop("LOCAL_RANK")
             if self.rank_before is not None:
                 os.environ["LOCAL_RANK"] = self.rank_before
+        told = [_last_lines(said) for said in self.said]
         if error is not None and not isinstance(error, RuntimeError):
             return
-        for rank, (code, said) in enumerate(zip(codes, self.said, strict=True), start=1):
+        for rank, (code, lines) in enumerate(zip(codes, told, strict=True), start=1):
             if code:
-                raise _ended(rank, self.size, code, said) from error
+                problem = Problem(f"rank {rank} of {self.size}: exit code {code}")
+                raise RunError("Another process of this run has failed.", [problem], lines) from error
 
     def _end(self, helper: "subprocess.Popen[bytes]") -> int:
         """Its exit code; 0 where it had to be killed here, as one has to be that waits for this process."""
@@ -196,8 +198,9 @@ def _check_devices(trainer: TrainerConfig) -> None:
         )
 
 
-def _ended(rank: int, size: int, code: int, said: IO[bytes]) -> RunError:
-    said.seek(0)
-    lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-    problem = Problem(f"rank {rank} of {size}: exit code {code}")
-    return RunError("Another process of this run has failed.", [problem], "\n".join(lines[-LINES_TOLD:]))
+def _last_lines(said: IO[bytes]) -> str:
+    """The end of what a process has written, which is closed."""
+    with said:
+        said.seek(0)
+        lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+    return "\n".join(lines[-LINES_TOLD:])

@@ -22,7 +22,7 @@ def train() -> None:
 
 
 def evaluate() -> None:
-    """Scores a finished run, or a model as it is."""
+    """Scores a finished run, several models on the same questions, or a model as it is."""
 
     def run(config: EvaluateConfig, folder: Path) -> None:
         from cyberlm.runs import evaluate

@@ -168,10 +168,9 @@ def _complete(
     """Greedy completions as text, special tokens left out."""
     lengths = [len(item.prompt_ids) + config.max_new_tokens for item in encoded]
     completions: dict[int, str] = {}
-    pad_id = prompt.tokenizer.pad_token_id
     for rows in plan_batches(lengths, max_batch_tokens):
         prompts = [encoded[row].prompt_ids for row in rows]
-        new = generate(loaded, prompts, prompt.stop_ids, pad_id, config.max_new_tokens)
+        new = generate(loaded, prompts, prompt.stop_ids, config.max_new_tokens)
         for row, ids in zip(rows, new, strict=True):
             completions[row] = str(prompt.tokenizer.decode(ids, skip_special_tokens=True))
         advance(len(rows), sum(len(ids) for ids in new))

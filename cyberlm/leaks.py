@@ -90,9 +90,7 @@ def audit_leaks(test: Sequence[Question], train: Sequence[Question]) -> LeakAudi
     """
     test_words, train_words = ([words_of(question.question) for question in part] for part in (test, train))
     found = {
-        "identical": _same([question.hash for question in test], [question.hash for question in train]),
-        "question": _same([question.question for question in test], [question.question for question in train]),
-        "normalised": _same(test_words, train_words),
+        **_same_text(test, train, test_words, train_words),
         "jaccard": _alike(test_words, train_words),
         "ngram": _share_ngram(
             [_all_words(question) for question in test], [_all_words(question) for question in train]
@@ -146,30 +144,43 @@ def accuracy_clean_and_dirty(audit: LeakAudit, predictions: Sequence[Prediction]
     )
 
 
-def refuse_leaked(audit: LeakAudit, run: str) -> None:
+def refuse_leaked(test: Sequence[Question], train: Sequence[Question], run: str) -> None:
     """Refuses to score questions that a run was trained on, in the same options or others, reordered or reworded.
 
     What is only nearly the same (`jaccard`, `ngram`) is not refused: the audit counts it.
 
     Args:
-        audit: Of the questions to be scored against those that the run has seen.
+        test: The questions to be scored.
+        train: Those that the run has seen.
         run: Its folder.
 
     Raises:
         RunError: If the text of a test question is that of a training question, case and punctuation apart.
     """
+    words = ([words_of(question.question) for question in part] for part in (test, train))
     twins: dict[str, tuple[str, str]] = {}
-    for check in ("identical", "question", "normalised"):
-        for leak in audit.leaks[check]:
+    for check, rows in _same_text(test, train, *words).items():
+        for leak in _named(rows, test, train):
             twins.setdefault(leak.test, (leak.train, CHECKS[check]))
     if twins:
         raise RunError(
-            f"{len(twins)} of {audit.n_test} questions were trained on or validated on in {run}: "
+            f"{len(twins)} of {len(test)} questions were trained on or validated on in {run}: "
             "scoring them would measure memory.",
-            [Problem(f"{test} is {train} of the run: {how}") for test, (train, how) in twins.items()],
+            [Problem(f"{test_id} is {train_id} of the run: {how}") for test_id, (train_id, how) in twins.items()],
             f"The run's own test questions: python evaluate.py run={run}\n"
             "A file held out from the start: python train.py data=cybermetric data.size=2000 data.test_size=500",
         )
+
+
+def _same_text(
+    test: Sequence[Question], train: Sequence[Question], test_words: Sequence[Words], train_words: Sequence[Words]
+) -> dict[str, dict[int, list[int]]]:
+    """The checks that leave no doubt: by check, by row of `test`, the rows of `train`."""
+    return {
+        "identical": _same([question.hash for question in test], [question.hash for question in train]),
+        "question": _same([question.question for question in test], [question.question for question in train]),
+        "normalised": _same(test_words, train_words),
+    }
 
 
 def _same(test: Sequence[Hashable], train: Sequence[Hashable]) -> dict[int, list[int]]:

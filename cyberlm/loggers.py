@@ -1,15 +1,19 @@
 """Experiment loggers. wandb never asks a question: it is online where a login exists, and offline elsewhere."""
 
+import csv
 import hashlib
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from cyberlm import ranks
 from cyberlm.errors import ConfigError, Problem
 from cyberlm.progress import console
+from cyberlm.redaction import redact
 
 WANDB_INIT_SECONDS = 20.0
 
@@ -36,7 +40,7 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
         "save_dir": save_dir,
         "log_model": False,
         "resume": "allow",
-        "settings": wandb.Settings(init_timeout=WANDB_INIT_SECONDS, console="off", silent=True),
+        "settings": _wandb_settings(),
     }
     if chosen == "disabled":
         return WandbLogger(**settings, mode="disabled")
@@ -48,12 +52,28 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
                 return logger
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             reason = str(error).partition("\n")[0]
-            console.print(f"wandb cannot be used online ({reason}); logging offline.", markup=False, highlight=False)
+            told = f"wandb cannot be used online ({redact(reason)}); logging offline."
+            console.print(told, markup=False, highlight=False)
             wandb.teardown()  # else its service holds the run's id as one in use
     logger = WandbLogger(**settings, mode="offline")
     folder = Path(logger.experiment.dir).parent
     console.print(f"wandb is offline. To send this run later: wandb login; wandb sync {folder}", highlight=False)
     return logger
+
+
+def _wandb_settings() -> Any:
+    """wandb would keep the command line and the repository's address as they are, with what is secret in them."""
+    import wandb
+
+    return wandb.Settings(
+        init_timeout=WANDB_INIT_SECONDS,
+        console="off",
+        silent=True,
+        x_disable_meta=True,
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+    )
 
 
 def _run_name(save_dir: str, group: str | None) -> str:
@@ -87,12 +107,77 @@ def _require(package: str, extra: str) -> None:
         )
 
 
-def csv_logger(folder: Path) -> CSVLogger:
-    """metrics.csv in the run's folder; a resumed run writes metrics.csv in resumed_1/, and so on, losing nothing."""
-    version, number = "", 1
-    while (folder / version / "metrics.csv").exists():
-        version, number = f"resumed_{number}", number + 1
-    return CSVLogger(str(folder), name="", version=version, flush_logs_every_n_steps=1)
+class MetricsFile(Logger):
+    """metrics.csv in the run's folder: a row a call, written at once; a resumed run goes on in the same file.
+
+    Of the processes of a run, the first alone writes.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.file = folder / "metrics.csv"
+        self.columns: list[str] = []
+        self.rows = 0
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def keep(self, rows: int) -> None:
+        """Goes on after the first `rows` rows; what a killed process has written after them is taken out."""
+        if ranks.rank():
+            return
+        kept = self._read()[:rows]
+        self.rows = len(kept)
+        self.columns = sorted({name for row in kept for name, value in row.items() if value})
+        self._rewrite(kept)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if ranks.rank():
+            return
+        row: dict[str, Any] = {**metrics, "step": self.rows if step is None else step}
+        if not row.keys() <= set(self.columns):
+            self.columns = sorted(row.keys() | set(self.columns))
+            self._rewrite(self._read())
+        with self.file.open("a", encoding="utf-8", newline="") as stream:
+            csv.DictWriter(stream, self.columns).writerow(row)
+        self.rows += 1
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml holds them."""
+
+    def sync(self) -> None:
+        """Returns once the rows would last through a power cut."""
+        if self.file.is_file():
+            with self.file.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.file.is_file():
+            return []
+        with self.file.open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+
+    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
+        if not self.columns:
+            self.file.unlink(missing_ok=True)
+            return
+        draft = self.file.with_name(".metrics.csv.tmp")
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with draft.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, self.columns, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(self.file)
 
 
 def log_config(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:

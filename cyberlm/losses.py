@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from cyberlm.prefixes import encode_prefix
 
 
 class AnswerBatch(NamedTuple):
@@ -41,6 +44,19 @@ class AnswerBatch(NamedTuple):
     def computed_tokens(self) -> int:
         """Places that go through the model: padding included, shared tokens once."""
         return self.input_ids.numel() + len(self.prefix_ids)
+
+
+def hidden_states(backbone: nn.Module, config: PretrainedConfig, batch: AnswerBatch) -> Tensor:
+    """Hidden states (B, T, H) of what follows the shared tokens, which go through the model once.
+
+    Args:
+        backbone: Token ids to hidden states.
+        config: Of the model.
+    """
+    past = encode_prefix(backbone, config, batch.prefix_ids, rows=len(batch.input_ids))
+    output = backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
 
 
 def answer_nll_sum(hidden: Tensor, head: nn.Module, batch: AnswerBatch) -> Tensor:

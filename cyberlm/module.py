@@ -10,12 +10,11 @@ from torchmetrics import MeanMetric
 
 from cyberlm import ranks
 from cyberlm.config import OptimConfig, OptionScore
-from cyberlm.errors import RunError
-from cyberlm.losses import AnswerBatch, answer_nll_sum, step_loss
+from cyberlm.errors import Problem, RunError
+from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states, step_loss
 from cyberlm.metrics import option_scores, validation_metrics
 from cyberlm.models import LoadedModel, shard, trainable_names
 from cyberlm.optim import build_optimizer, build_schedule
-from cyberlm.prefixes import encode_prefix
 from cyberlm.scoring import ScoringBatch, answering, option_log_probs
 
 
@@ -47,7 +46,6 @@ class Tuner(L.LightningModule):
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` compares the names itself
         self.metrics = validation_metrics(over_processes=share_validation)
         self.nll = MeanMetric(sync_on_compute=share_validation)
-        self.step_nll: Tensor | float = 0.0
         self.sharded = sharded
         self.within: Callable[..., Any] | None = None
 
@@ -62,32 +60,26 @@ class Tuner(L.LightningModule):
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
         nll: Tensor = self.within(self._nll_sum, batch) if self.within else self._nll_sum(batch)
-        self._log_step(nll.detach(), batch, batch_idx)
+        labels = max(batch.targets.numel(), 1)  # a filler (`cyberlm.data.batching`) has none
+        # the callback MetricRows hands it to the loggers
+        self.log("train/loss", nll.detach() / labels, batch_size=labels, prog_bar=True, logger=False)
         return step_loss(nll, batch, self.trainer.accumulate_grad_batches * ranks.size())
 
     def _nll_sum(self, batch: AnswerBatch) -> Tensor:
-        backbone, config = self.loaded.backbone, self.loaded.causal.config
-        past = encode_prefix(backbone, config, batch.prefix_ids, rows=len(batch.input_ids))
-        hidden = backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None).last_hidden_state
+        hidden = hidden_states(self.loaded.backbone, self.loaded.causal.config, batch)
         return answer_nll_sum(hidden, self.loaded.head, batch)
 
-    def _log_step(self, nll_sum: Tensor, batch: AnswerBatch, batch_idx: int) -> None:
-        """The loss of an optimizer step, over all its micro-batches and processes, once its last one is here."""
-        self.step_nll = self.step_nll + nll_sum
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch:
-            (total,) = ranks.summed(float(self.step_nll))
-            self.log("train/loss", total / batch.step_label_tokens, batch_size=batch.step_label_tokens, prog_bar=True)
-            self.step_nll = 0.0
-
-    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> Tensor:
         with answering(self.model):
             score = (option_log_probs, self.loaded, batch)
             log_probs = self.within(*score) if self.within else option_log_probs(self.loaded, batch)  # (B, K)
         tokens = batch.option_mask.sum(-1)  # (B, K)
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
-        self.metrics.update(scores.argmax(-1), batch.gold)
+        chosen = scores.argmax(-1)  # (B,)
+        self.metrics.update(chosen, batch.gold)
         per_token = option_scores(log_probs, tokens, batch.option_chars, OptionScore.per_token)
         self.nll.update(-per_token.gather(1, batch.gold[:, None]))
+        return chosen
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.metrics.compute().items():
@@ -126,7 +118,7 @@ class Tuner(L.LightningModule):
         """Refuses a checkpoint that does not hold exactly what this model trains.
 
         Raises:
-            RunError: With names that are missing or not expected.
+            RunError: With names that are missing or not expected, or of another shape.
         """
         trained = {f"model.{name}" for name in trainable_names(self.model)}
         found = set(checkpoint["state_dict"])
@@ -136,3 +128,10 @@ class Tuner(L.LightningModule):
                 f"The checkpoint does not fit this model: {len(trained - found)} tensors are missing and "
                 f"{len(found - trained)} are not expected, for example {odd[0]}."
             )
+        for name, parameter in self.named_parameters():
+            shape = checkpoint["state_dict"][name].shape if name in found else parameter.shape
+            if shape != parameter.shape:
+                raise RunError(
+                    "The checkpoint does not fit this model:",
+                    [Problem(f"{name} has the shape {tuple(shape)}", str(tuple(parameter.shape)))],
+                )

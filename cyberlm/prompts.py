@@ -153,11 +153,12 @@ class Prompt:
         """Token ids; a chat template already holds its special tokens, a plain prompt gets one BOS."""
         rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         bos = self.tokenizer.bos_token_id
-        if not self.chat and bos is not None and self._adds_bos():
+        if not self.chat and bos is not None and self.adds_bos():
             rows = [[bos, *row] for row in rows]
         return rows
 
-    def _adds_bos(self) -> bool:
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer itself puts a beginning-of-sequence token before a text."""
         return self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
 
     def _behind(self, prompt_ids: list[int], whole: list[int], question: Question) -> tuple[int, ...]:

@@ -119,6 +119,7 @@ class Split:
         sources: The files the questions came from.
         dropped: Why questions were left out, with counts, for example `{"near-duplicate of the test file": 130}`.
         clusters: Number of near-duplicate clusters over all files.
+        too_long: Training questions left out under `data.on_long_prompt=skip`, with their tokens.
     """
 
     train: tuple[Question, ...]
@@ -127,6 +128,7 @@ class Split:
     sources: tuple[QuestionSet, ...]
     clusters: int
     dropped: dict[str, int] = field(default_factory=dict)
+    too_long: tuple[str, ...] = ()
 
     def parts(self) -> dict[str, Sequence[Question]]:
         return {"train": self.train, "validation": self.validation, "test": self.test}

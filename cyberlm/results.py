@@ -19,13 +19,14 @@ from typing import Any, BinaryIO, TypeVar, Union, get_args, get_origin, get_type
 from cyberlm import __version__
 from cyberlm.errors import Problem, RunError, did_you_mean
 from cyberlm.records import Prediction, Results
+from cyberlm.redaction import redact
 
 SCHEMA_VERSION = 1
 """Of results.json: raised when a field changes its meaning or goes away."""
 
 RESULTS_FILE = "results.json"
 STATUS_FILE = "status.json"
-STATES = ("running", "finished", "failed")
+STATES = ("running", "finished", "failed", "stopped")
 PACKAGES = ("torch", "transformers", "peft", "lightning", "bitsandbytes", "datasets", "torchmetrics")
 """Whose versions decide what a run computes."""
 
@@ -39,9 +40,9 @@ class Status:
     """How far a run is.
 
     Attributes:
-        state: `running`, `finished` or `failed`. A run that was killed stays `running`.
+        state: `running`, `finished`, `failed`, or `stopped` by a signal. A run that was killed stays `running`.
         objective: What a sweep maximises, once the run has finished.
-        reason: Why it failed.
+        reason: Why it failed or stopped.
     """
 
     state: str
@@ -89,7 +90,7 @@ def read_record(kind: type[Record], path: Path, version: int, hint: str) -> Reco
     """
     if not path.is_file():
         raise RunError(f"There is no {path}.", hint=hint)
-    value = _parse(path.read_text(encoding="utf-8"), str(path), hint)
+    value = read_json(path, hint)
     found = value.get("schema_version") if isinstance(value, dict) else None
     if found != version:
         raise RunError(
@@ -165,7 +166,7 @@ def read_predictions(path: Path) -> dict[str, list[Prediction]]:
         raise RunError(f"There is no {path}.", hint=hint)
     by_model: dict[str, list[Prediction]] = {}
     # Not splitlines(), which also cuts at U+2028 and the like: these stand unescaped in JSON text.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(_text(path, hint).split("\n"), start=1):
         if not line:
             continue
         where = f"{path}, line {number}"
@@ -176,6 +177,8 @@ def read_predictions(path: Path) -> dict[str, list[Prediction]]:
         row.pop("correct", None)  # derived
         row.pop("generated_correct", None)
         by_model.setdefault(model, []).append(_record(Prediction, row, where, hint))
+    if not by_model:
+        raise RunError(f"{path} cannot be read.", [Problem("it is empty", allowed="one row or more")], hint)
     return by_model
 
 
@@ -184,13 +187,13 @@ def write_status(folder: Path, state: str, objective: float | None = None, reaso
 
     Args:
         folder: Of the run.
-        state: `running`, `finished` or `failed`.
+        state: One of `STATES`.
         objective: What a sweep maximises; not a number is written as null.
-        reason: Why the run failed.
+        reason: Why the run failed or stopped.
     """
     if state not in STATES:
         raise ValueError(f"state is {state!r}; allowed: {', '.join(STATES)}")
-    write_json(folder / STATUS_FILE, _plain(Status(state, objective, reason), Status, STATUS_FILE))
+    write_json(folder / STATUS_FILE, _plain(Status(state, objective, redact(reason)), Status, STATUS_FILE))
 
 
 def read_status(folder: Path) -> Status | None:
@@ -199,7 +202,7 @@ def read_status(folder: Path) -> Status | None:
     if not path.is_file():
         return None
     hint = "Delete the file, or start the run again."
-    return _record(Status, _parse(path.read_text(encoding="utf-8"), str(path), hint), str(path), hint)
+    return _record(Status, read_json(path, hint), str(path), hint)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -283,11 +286,29 @@ def _plain(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
+def read_json(path: Path, hint: str = "") -> Any:
+    """Reads a file that `write_json` wrote.
+
+    Raises:
+        RunError: If it is missing, torn, or no JSON.
+    """
+    return _parse(_text(path, hint), str(path), hint)
+
+
+def _text(path: Path, hint: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be read.", [Problem(error.strerror or str(error))], hint) from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} cannot be read.", [Problem("it is not text", allowed="JSON in UTF-8")], hint) from error
+
+
 def _parse(text: str, where: str, hint: str) -> Any:
     """JSON to values; neither torn text nor NaN is accepted."""
     try:
         return json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:  # JSONDecodeError is one
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
         raise RunError(f"{where} cannot be read.", [Problem(str(error), allowed="complete JSON")], hint) from error
 
 

@@ -10,9 +10,12 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from cyberlm.prefixes import encode_prefix, shared_length
+
+SHARE_ALIVE = 0.75
+"""Rows that have stopped leave a batch once no more than this share goes on: to leave, keys and values are copied."""
 
 
 class CausalParts(Protocol):
@@ -159,31 +162,61 @@ def _continued(loaded: CausalParts, batch: ScoringBatch, cache: DynamicCache) ->
 
 
 def generate(
-    loaded: CausalParts, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int], pad_id: int, max_new_tokens: int
+    loaded: CausalParts, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int], max_new_tokens: int
 ) -> list[list[int]]:
     """Greedy completions, batched with left padding; each stops before the first of `stop_ids`.
+
+    Rows that have stopped leave the batch, so that short answers do not wait for long ones.
 
     Returns:
         New token ids of each prompt, without the stop token.
     """
+    with autocast(loaded.device):
+        tokens, mask, cache = _first_tokens(loaded, prompts)
+        completions: list[list[int]] = [[] for _ in prompts]
+        rows = list(range(len(prompts)))  # prompts that still stand in the batch
+        stopped: set[int] = set()
+        for length in range(1, max_new_tokens + 1):
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                if token in stop_ids:
+                    stopped.add(row)
+                elif row not in stopped:
+                    completions[row].append(token)
+            alive = [k for k, row in enumerate(rows) if row not in stopped]
+            if not alive or length == max_new_tokens:
+                break
+            if len(alive) <= SHARE_ALIVE * len(rows):
+                kept = torch.tensor(alive, device=tokens.device)
+                cache.batch_select_indices(kept)
+                tokens, mask, rows = tokens[kept], mask[kept], [rows[k] for k in alive]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+            hidden = loaded.backbone(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=mask.sum(1, keepdim=True) - 1,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            tokens = loaded.head(hidden[:, -1]).argmax(-1)
+    return completions
+
+
+def _first_tokens(loaded: CausalParts, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, DynamicCache]:
+    """The likeliest first token (B,) of each completion, with the mask (B, P) and the cache of the prompts."""
     width, shared = max(len(ids) for ids in prompts), shared_length(prompts)
-    prefix = list(prompts[0][:shared])  # padding stands between it and what follows
-    rows = [prefix + [pad_id] * (width - len(ids)) + list(ids[shared:]) for ids in prompts]
+    rows = [[0] * (width - len(ids)) + list(ids[shared:]) for ids in prompts]  # padding stands behind what is shared
     seen = [[1] * shared + [0] * (width - len(ids)) + [1] * (len(ids) - shared) for ids in prompts]
     input_ids, mask = torch.tensor(rows, device=loaded.device), torch.tensor(seen, device=loaded.device)
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(stop_ids), pad_token_id=pad_id
+    prefix_ids = torch.tensor(prompts[0][:shared], dtype=torch.long, device=loaded.device)
+    past = encode_prefix(loaded.backbone, loaded.causal.config, prefix_ids, rows=len(prompts))
+    prompt = loaded.backbone(
+        input_ids=input_ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0)[:, shared:],
+        past_key_values=past,
+        use_cache=True,
     )
-    with autocast(loaded.device):
-        past = encode_prefix(loaded.backbone, loaded.causal.config, input_ids[0, :shared], rows=len(prompts))
-        whole = loaded.causal.generate(  # type: ignore[operator]
-            input_ids=input_ids, attention_mask=mask, past_key_values=past, generation_config=config
-        )
-    completions = []
-    for row in whole[:, width:].tolist():
-        end = next((k for k, token in enumerate(row) if token in stop_ids), len(row))
-        completions.append(row[:end])
-    return completions
+    return loaded.head(prompt.last_hidden_state[:, -1]).argmax(-1), mask, prompt.past_key_values
 
 
 @contextlib.contextmanager

@@ -12,10 +12,13 @@ PACKAGE = ROOT / "cyberlm"
 ENTRIES = {"__main__", "recompute", "export", "chat", "serve"}
 """What is typed after `python -m`: above the floors, imported by nothing."""
 FLOORS = {
-    0: {"errors", "config", "records", "progress", "cache", "similarity", "shares", "prefixes", "kernels", "ranks"},
+    0: {
+        *{"errors", "config", "records", "progress", "cache", "similarity", "shares", "prefixes", "kernels"},
+        *{"redaction", "signals", "ranks"},
+    },
     1: {
         *{"prompts", "answers", "losses", "scoring", "metrics", "statistics", "floors", "leaks", "models", "optim"},
-        *{"results", "report", "cards", "loggers", "agreement"},
+        *{"results", "report", "cards", "loggers", "agreement", "checkpoints"},
     },
     2: {"launch", "callbacks", "data", "module", "evaluation", "evidence", "sweeps", "streaming"},
     3: {"runs"},

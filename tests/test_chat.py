@@ -48,7 +48,7 @@ def untuned() -> Opened:
 def greedy(opened: Opened, ids: list[int] | tuple[int, ...], most: int) -> str:
     prompt = opened.prompt
     with answering(opened.loaded.model):
-        new = generate(opened.loaded, [ids], prompt.stop_ids, prompt.tokenizer.pad_token_id, most)[0]
+        new = generate(opened.loaded, [ids], prompt.stop_ids, most)[0]
     return prompt.tokenizer.decode(new, skip_special_tokens=True)
 
 

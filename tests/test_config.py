@@ -342,7 +342,6 @@ GOOD = [
     "prompt=letter",
     "prompt.plain_cue='' prompt.style=chat",
     "trainer.val_check_interval=8 trainer.accumulate_grad_batches=4",
-    f"trainer.resume={FOLDER}",
     "optim=paged_adamw_8bit",
     "seed=4294967295",
     "logger=[wandb,csv] callbacks=[default,early_stopping]",

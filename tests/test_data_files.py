@@ -327,6 +327,15 @@ def test_a_missing_file_a_folder_and_a_file_too_large(tmp_path: Path, monkeypatc
     assert "it has 3 MB" in refusal(tmp_path / "large.json")
 
 
+def test_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_ROWS", 2)
+    row = '{"question": "a", "options": ["b", "c"], "answer": "A"}\n'
+    (tmp_path / "q.jsonl").write_text(row * 2)
+    assert len(read(tmp_path / "q.jsonl").questions) == 2
+    (tmp_path / "q.jsonl").write_text(row * 3)
+    assert "it has more than 2 rows" in refusal(tmp_path / "q.jsonl")
+
+
 # --- the real files ---
 
 

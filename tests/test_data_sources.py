@@ -17,7 +17,7 @@ from cyberlm import cache as cache_module
 from cyberlm.config import DataConfig, DataName, OnBadRow
 from cyberlm.data import sources
 from cyberlm.data.sources import CYBERMETRIC_FILES, CyberMetricFile, load_sources
-from cyberlm.errors import DataError
+from cyberlm.errors import ConfigError, DataError
 
 DATA_DIR = os.environ.get("CYBERLM_DATA_DIR")
 needs_files = pytest.mark.skipif(DATA_DIR is None, reason="CYBERLM_DATA_DIR names no folder with the CyberMetric files")
@@ -157,7 +157,9 @@ def test_a_cache_folder_that_cannot_be_made_is_an_error_not_a_traceback(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert "Not a directory" in refusal(cybermetric())
+    with pytest.raises(ConfigError, match="is not a folder") as caught:
+        load_sources(cybermetric())
+    assert caught.value.problems[0].fix == "CYBERLM_CACHE_DIR=FOLDER"
 
 
 def test_without_a_variable_the_cache_is_the_users(

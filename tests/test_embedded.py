@@ -43,7 +43,7 @@ def test_it_knows_a_capital(method: str) -> None:
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     with answering(loaded.model):
-        new = generate(loaded, [ids], [tokenizer.eos_token_id], tokenizer.pad_token_id, 16)[0]
+        new = generate(loaded, [ids], [tokenizer.eos_token_id], 16)[0]
     assert "Paris" in tokenizer.decode(new)
 
 

@@ -283,6 +283,14 @@ def test_every_share_of_the_table_has_its_interval() -> None:
     assert max(len(row[0]) for row in rows) <= 30 and max(len(cell) for row in rows for cell in row[1:]) <= 20
 
 
+def test_two_models_stand_side_by_side_in_80_columns() -> None:
+    """Label and two figures at their widest, with what rich puts between them."""
+    test = some_questions(300)
+    rows = collect({"base": answers(test, lambda q: (q.gold + 1) % 4)}, TEXT, test)
+    widths = [max(map(len, column)) for column in zip(*summary(rows), strict=True)]
+    assert widths[0] + 3 + 2 * (widths[1] + 3) <= 80
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_order_of_questions_changes_nothing(seed: int) -> None:
     test = some_questions(60)

@@ -16,6 +16,7 @@ from support import compose
 
 from cyberlm import launch
 from cyberlm.errors import ConfigError, Problem, UserError
+from cyberlm.launch import folders, jobs
 
 ROOT = Path(__file__).parent.parent
 ALL_KEYS = "All keys and values: python train.py --cfg job"
@@ -126,7 +127,7 @@ Works without the hub:
     assert (status["state"], status["objective"]) == ("failed", None)
     assert status["reason"].startswith("The model llama3_8b cannot be loaded. meta-llama/Meta-Llama-3-8B: ")
     left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left <= {".hydra", "train.log", "status.json", "split_manifest.json", "wandb"}
+    assert left <= {".hydra", "train.log", "status.json", "config.yaml", "split_manifest.json", "wandb"}
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     assert "outputs" not in {path.name for path in tmp_path.iterdir()}
 
@@ -347,18 +348,18 @@ def test_part_that_cannot_be_made_is_one_screen(
 
 def test_fresh_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    assert launch._fresh(folder) == str(folder)
+    assert folders._fresh(folder) == str(folder)
     folder.mkdir()
-    assert launch._fresh(folder) == f"{folder}_2"
+    assert folders._fresh(folder) == f"{folder}_2"
     (tmp_path / "run_2").mkdir()
     (tmp_path / "run_3").touch()
-    assert launch._fresh(folder) == f"{folder}_4"
+    assert folders._fresh(folder) == f"{folder}_4"
 
 
 def test_conf_folder_beside_the_package_or_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert launch.conf_folder() == ROOT / "conf"
     package = tmp_path / "site-packages" / "cyberlm"
-    monkeypatch.setattr(launch, "__file__", str(package / "launch.py"))
+    monkeypatch.setattr(folders, "__file__", str(package / "launch" / "folders.py"))
     assert launch.conf_folder() == package / "conf"
     (tmp_path / "site-packages" / "conf").mkdir(parents=True)  # another package's
     assert launch.conf_folder() == package / "conf"
@@ -387,18 +388,18 @@ def test_jobs_side_by_side_share_the_cores(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    environment = launch._child_environment(OmegaConf.create({"launcher": launcher}))
+    environment = jobs._child_environment(OmegaConf.create({"launcher": launcher}))
     assert environment.get("OMP_NUM_THREADS") == threads
 
 
 def test_job_can_import_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # launch sets it for itself
     monkeypatch.setenv("PYTHONPATH", "mine")
-    environment = launch._child_environment(OmegaConf.create({"launcher": {}}))
+    environment = jobs._child_environment(OmegaConf.create({"launcher": {}}))
     assert environment["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "mine"]
     assert "HYDRA_FULL_ERROR" not in environment
     monkeypatch.delenv("PYTHONPATH")
-    assert launch._child_environment(OmegaConf.create({"launcher": {}}))["PYTHONPATH"] == str(ROOT)
+    assert jobs._child_environment(OmegaConf.create({"launcher": {}}))["PYTHONPATH"] == str(ROOT)
 
 
 @pytest.fixture
@@ -411,12 +412,12 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         folder = tmp_path / "sweep" / "0"
         lines = []
 
-        def stand_in(line: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        def stand_in(line: list[str], _: object) -> int:
             lines.append(line)
             if status is not None:
                 folder.mkdir(parents=True)
                 (folder / "status.json").write_text(json.dumps(status))
-            return subprocess.CompletedProcess(line, code)
+            return code
 
         hydra_config = OmegaConf.create(
             {
@@ -428,9 +429,9 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
             }
         )
         monkeypatch.setattr(HydraConfig, "get", lambda: hydra_config)
-        monkeypatch.setattr(launch.subprocess, "run", stand_in)
+        monkeypatch.setattr(jobs.signals, "run_forwarding", stand_in)
         composed = compose("model=tiny_random", "logger=none", *overrides)
-        objective = launch._run_in_child("train", TrainConfig, composed)
+        objective = jobs.run_in_child("train", TrainConfig, composed)
         written = folder / "status.json"
         return objective, lines, json.loads(written.read_text()) if written.is_file() else None
 
@@ -441,6 +442,7 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 SOURCES = [{"provider": "main", "path": "/conf"}, {"provider": "command-line", "path": "/mine"}]
 FINISHED = {"state": "finished", "objective": 0.75, "reason": ""}
 RUNNING = {"state": "running", "objective": None, "reason": ""}
+STOPPED = {"state": "stopped", "objective": None, "reason": "SIGTERM"}
 FAILED = {"state": "failed", "objective": None, "reason": "ModelError: no model"}
 
 
@@ -448,19 +450,21 @@ FAILED = {"state": "failed", "objective": None, "reason": "ModelError: no model"
     ("code", "status", "objective", "reason"),
     [
         (0, FINISHED, 0.75, ""),
-        (0, {**FINISHED, "objective": None}, launch.WORST_OBJECTIVE, ""),
-        (1, FAILED, launch.WORST_OBJECTIVE, "ModelError: no model"),
-        (-9, RUNNING, launch.WORST_OBJECTIVE, "killed by SIGKILL"),
-        (-15, None, launch.WORST_OBJECTIVE, "killed by SIGTERM"),
-        (3, None, launch.WORST_OBJECTIVE, "exit code 3"),
-        (0, None, launch.WORST_OBJECTIVE, "exit code 0"),
+        (0, {**FINISHED, "objective": None}, jobs.WORST_OBJECTIVE, ""),
+        (1, FAILED, jobs.WORST_OBJECTIVE, "ModelError: no model"),
+        (75, STOPPED, jobs.WORST_OBJECTIVE, "SIGTERM"),
+        (-9, RUNNING, jobs.WORST_OBJECTIVE, "killed by SIGKILL"),
+        (-15, None, jobs.WORST_OBJECTIVE, "killed by SIGTERM"),
+        (3, None, jobs.WORST_OBJECTIVE, "exit code 3"),
+        (0, None, jobs.WORST_OBJECTIVE, "exit code 0"),
     ],
 )
 def test_how_a_job_ended(job, code: int, status: dict[str, object] | None, objective: float, reason: str) -> None:
     found, lines, written = job(code, status, "seed=3")
     assert found == objective
     assert len(lines) == 1
-    assert (written["state"], written["reason"]) == ("failed" if reason else "finished", reason)
+    state = "stopped" if status is STOPPED else "failed" if reason else "finished"
+    assert (written["state"], written["reason"]) == (state, reason)
 
 
 def test_job_repeats_the_command(job, tmp_path: Path) -> None:
@@ -474,7 +478,7 @@ def test_job_repeats_the_command(job, tmp_path: Path) -> None:
 
 def test_job_of_a_broken_rule_is_not_started(job, capsys: pytest.CaptureFixture[str]) -> None:
     objective, lines, written = job(0, FINISHED, "method=qlora", "quant=none", "seed=-1")
-    assert objective == launch.WORST_OBJECTIVE
+    assert objective == jobs.WORST_OBJECTIVE
     assert lines == []
     assert written == {
         "state": "failed",

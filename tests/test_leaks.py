@@ -262,7 +262,7 @@ def test_the_screen_of_a_refusal() -> None:
         Question("test:3", "What is a nonce?", ("A number", "A user"), 0),
     )
     with pytest.raises(RunError) as caught:
-        refuse_leaked(audit_leaks(test, TRAIN), "outputs/mine")
+        refuse_leaked(test, TRAIN, "outputs/mine")
     assert caught.value.screen() == (
         "3 of 4 questions were trained on or validated on in outputs/mine: scoring them would measure memory.\n"
         "  - test:0 is train:1 of the run: the same question, options and gold option\n"
@@ -279,7 +279,7 @@ def test_what_is_only_nearly_the_same_is_counted_and_not_refused() -> None:
     near = Question("test:0", TEXT.replace("server", "host"), OTHERS, 0)
     audit = audit_leaks([near], TRAIN)
     assert (audit.n_exact, audit.n_near) == (0, 1)
-    refuse_leaked(audit, "outputs/mine")
+    refuse_leaked([near], TRAIN, "outputs/mine")
 
 
 # --- the search for pairs of word sets ---
@@ -328,7 +328,7 @@ def test_500_and_2000_share_130_questions_a_quarter_of_them_in_other_dress() -> 
     }
     assert (audit.n_exact, audit.n_near, len(audit.flagged)) == (130, 5, 135)
     with pytest.raises(RunError, match="130 of 500 questions were trained on"):
-        refuse_leaked(audit, "outputs/mine")
+        refuse_leaked(real(500).questions, real(2000).questions, "outputs/mine")
 
 
 @needs_files
@@ -343,7 +343,7 @@ def test_a_split_by_cluster_passes() -> None:
     audit = audit_leaks(held_out.test, held_out.train + held_out.validation)
     assert found_by(audit) == {"ngram"}  # of one test question: an option that is the text of another question
     assert (audit.n_exact, audit.n_near) == (0, 1)
-    refuse_leaked(audit, "outputs/mine")
+    refuse_leaked(held_out.test, held_out.train + held_out.validation, "outputs/mine")
 
 
 @needs_files

@@ -142,22 +142,25 @@ def test_missing_package(make, package: str, tmp_path: Path, monkeypatch: pytest
     assert caught.value.problems == (Problem(f"{package} is missing", fix=f"pip install 'cyberlm[{package}]'"),)
 
 
-def write_metrics(logger: CSVLogger, value: float) -> None:
-    logger.log_metrics({"train/loss": value}, step=0)
-    logger.save()
-    logger.log_metrics({"val/accuracy": value}, step=1)  # a column that comes later
-    logger.save()
-
-
-def test_metrics_of_a_resumed_run_stand_in_a_folder_of_their_own(tmp_path: Path) -> None:
-    for value in (1.5, 2.5, 3.5):
-        logger = loggers.csv_logger(tmp_path)
-        write_metrics(logger, value)
-        loggers.finish([logger], succeeded=True)
-    files = [tmp_path / "metrics.csv", tmp_path / "resumed_1" / "metrics.csv", tmp_path / "resumed_2" / "metrics.csv"]
-    assert sorted(tmp_path.rglob("metrics.csv")) == sorted(files)
-    for file, value in zip(files, (1.5, 2.5, 3.5), strict=True):
-        assert file.read_text().split() == ["step,train/loss,val/accuracy", f"0,{value},", f"1,,{value}"]
+def test_metrics_of_a_resumed_run_go_on_after_the_rows_of_its_checkpoint(tmp_path: Path) -> None:
+    """With a column that comes later, and a torn last line as a kill leaves it."""
+    file = tmp_path / "metrics.csv"
+    first = loggers.MetricsFile(tmp_path)
+    first.keep(0)
+    first.log_metrics({"train/loss": 1.5}, step=0)
+    first.log_metrics({"train/loss": 1.25}, step=1)
+    assert first.rows == 2
+    first.log_metrics({"val/accuracy": 0.5}, step=1)
+    whole = file.read_bytes()
+    assert whole.decode().split() == ["step,train/loss,val/accuracy", "0,1.5,", "1,1.25,", "1,,0.5"]
+    file.write_bytes(whole + b"2,0.")
+    again = loggers.MetricsFile(tmp_path)
+    again.keep(2)
+    assert file.read_text().split() == ["step,train/loss", "0,1.5", "1,1.25"]
+    again.log_metrics({"val/accuracy": 0.5}, step=1)
+    assert file.read_bytes() == whole
+    loggers.MetricsFile(tmp_path).keep(0)
+    assert not file.exists()
 
 
 class Recorder(CSVLogger):

@@ -5,9 +5,9 @@ import torch
 from support import config_of, sample_questions, tiny
 
 from cyberlm.data.batching import AnswerCollator
-from cyberlm.losses import AnswerBatch, answer_nll_sum
+from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states
 from cyberlm.models import LoadedModel
-from cyberlm.prefixes import encode_prefix, shared_length
+from cyberlm.prefixes import shared_length
 from cyberlm.scoring import answering, generate, make_scoring_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
@@ -24,9 +24,8 @@ def test_what_all_rows_begin_with_is_shared() -> None:
 
 def loss_and_gradients(loaded: LoadedModel, batch: AnswerBatch) -> tuple[float, list[torch.Tensor]]:
     trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
-    past = encode_prefix(loaded.backbone, loaded.causal.config, batch.prefix_ids, len(batch.input_ids))
-    hidden = loaded.backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None)
-    loss = answer_nll_sum(hidden.last_hidden_state, loaded.head, batch)
+    hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
+    loss = answer_nll_sum(hidden, loaded.head, batch)
     return float(loss.detach()), list(torch.autograd.grad(loss, trained))
 
 
@@ -70,6 +69,6 @@ def test_completions_are_those_of_one_prompt_alone() -> None:
     prompts = [item.prompt_ids for item in prompt.encode(sample_questions(7))]
     assert shared_length(prompts) > 50
     with answering(loaded.model):
-        together = generate(loaded, prompts, prompt.stop_ids, prompt.tokenizer.pad_token_id, 12)
-        alone = [generate(loaded, [ids], prompt.stop_ids, prompt.tokenizer.pad_token_id, 12)[0] for ids in prompts]
+        together = generate(loaded, prompts, prompt.stop_ids, 12)
+        alone = [generate(loaded, [ids], prompt.stop_ids, 12)[0] for ids in prompts]
     assert together == alone

@@ -142,3 +142,12 @@ def test_tokens_come_back_from_the_cache_as_they_were(tmp_path) -> None:
 def test_a_question_that_is_too_long_is_refused_and_named() -> None:
     with pytest.raises(DataError, match=r"q:1: \d+ tokens"):
         encode_questions([QUESTION], make("prompt=letter"), 64)
+
+
+def test_kept_tokens_that_are_torn_are_made_again(tmp_path) -> None:
+    prompt = make("prompt=text")
+    fresh = encode_questions([QUESTION], prompt, 512, tmp_path)
+    (file,) = tmp_path.glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:99])
+    assert encode_questions([QUESTION], prompt, 512, tmp_path) == fresh
+    assert encode_questions([QUESTION], prompt, 512, tmp_path) == fresh

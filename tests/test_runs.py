@@ -1,16 +1,19 @@
 """A whole run and its evaluation, end to end, on the tiny model and the embedded questions."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pyarrow import parquet
-from support import compose, config_of
+from support import compose, config_of, sample_questions
 
 from cyberlm.config import EvaluateConfig, Protocol, TrainConfig, build_config
 from cyberlm.errors import ConfigError, RunError
-from cyberlm.evidence import compare
+from cyberlm.evidence import compare, read_evidence
 from cyberlm.metrics import score_predictions
+from cyberlm.records import LETTERS, Question
 from cyberlm.results import read_predictions, read_results, read_status
 from cyberlm.runs import evaluate, train
 from cyberlm.runs.recomputing import recompute
@@ -136,6 +139,48 @@ def test_scoring_refuses_questions_that_were_trained_on(tmp_path: Path, monkeypa
     monkeypatch.setattr(evaluating, "_groups_given", lambda: {"model", "run"})
     with pytest.raises(ConfigError, match="belong to the run"):
         evaluate(scoring(f"run={tmp_path / 'run'}"), tmp_path / "e2")
+
+
+def questions_file(path: Path, questions: Sequence[Question]) -> Path:
+    rows = [
+        {"question": q.question, "answers": dict(zip(LETTERS, q.options, strict=False)), "solution": q.letter}
+        for q in questions
+    ]
+    path.write_text(json.dumps({"questions": rows}))
+    return path
+
+
+def test_test_questions_are_never_trained_on(tmp_path: Path) -> None:
+    """Copies of test questions in the training file, in four dresses, are left out of training, and counted."""
+    held_out, rest = sample_questions(60)[:8], sample_questions(60)[8:]
+    first, second, third, fourth = held_out[:4]
+    copies = [
+        first,
+        replace(second, options=second.options[::-1], gold=3 - second.gold),
+        replace(third, question=third.question.upper()),
+        replace(fourth, question=f"Now, {fourth.question}"),
+    ]
+    train_file = questions_file(tmp_path / "train.json", [*copies, *rest])
+    test_file = questions_file(tmp_path / "test.json", held_out)
+    data = ("data=mcq", f"data.path={train_file}", f"data.test_path={test_file}", "data.max_train=null")
+    train(small(*data, "data.max_validation=null", "data.max_test=null", "trainer.max_steps=1"), tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "split_manifest.json").read_text())
+    assert manifest["dropped"]["near-duplicate of a test question"] >= 4
+    seen = {row["hash"] for part in ("train", "validation") for row in manifest["parts"][part]}
+    assert not seen & {copy.hash for copy in copies}
+    leaks = read_evidence(tmp_path / "run").leaks
+    assert leaks is not None and (leaks.n_test, leaks.n_exact, leaks.n_near) == (8, 0, 0)
+
+
+def test_a_test_question_slipped_among_those_that_were_trained_on_is_refused(tmp_path: Path) -> None:
+    """Also where the split itself says that it is a test question."""
+    run = tmp_path / "run"
+    train(small("trainer.max_steps=1", "evaluation.generate=false"), run)
+    manifest = json.loads((run / "split_manifest.json").read_text())
+    manifest["parts"]["test"][0] = manifest["parts"]["train"][0]
+    (run / "split_manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="1 of 16 questions were trained on or validated on"):
+        evaluate(scoring(f"run={run}"), tmp_path / "e")
 
 
 def test_scoring_refuses_another_prompt_and_another_base(tmp_path: Path) -> None:

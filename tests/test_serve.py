@@ -75,7 +75,7 @@ def test_the_openai_client_is_answered_as_the_run_answers(run: Path, client: ope
         got = client.chat.completions.create(model="run", messages=messages, max_tokens=8)
         ids = prompt.encode([question])[0].prompt_ids
         with answering(opened.loaded.model):
-            new = generate(opened.loaded, [ids], prompt.stop_ids, prompt.tokenizer.pad_token_id, 8)[0]
+            new = generate(opened.loaded, [ids], prompt.stop_ids, 8)[0]
         assert got.choices[0].message.content == prompt.tokenizer.decode(new, skip_special_tokens=True)
         assert got.choices[0].finish_reason == "stop" and got.object == "chat.completion"
         assert (

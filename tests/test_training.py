@@ -9,11 +9,10 @@ from support import SHORT, config_of, fit_tiny, short_questions, tiny
 
 from cyberlm.callbacks import CostMeter
 from cyberlm.data.batching import AnswerCollator, plan_epoch
-from cyberlm.losses import answer_nll_sum, step_loss
+from cyberlm.losses import answer_nll_sum, hidden_states, step_loss
 from cyberlm.models import load_base, load_tokenizer, trainable_names
 from cyberlm.models.tiny import tiny_model
 from cyberlm.module import Tuner
-from cyberlm.prefixes import encode_prefix
 from cyberlm.runs.fitting import fit
 
 METHODS = ("sft", "lora", "qlora")
@@ -94,10 +93,7 @@ def test_loss_and_gradient_equal_a_plain_reference(accumulate: int) -> None:
     total = 0.0
     for batch in batches:
         examples = collator((batch, labels))
-        past = encode_prefix(loaded.backbone, loaded.causal.config, examples.prefix_ids, len(batch))
-        hidden = loaded.backbone(
-            input_ids=examples.input_ids, past_key_values=past, use_cache=past is not None
-        ).last_hidden_state
+        hidden = hidden_states(loaded.backbone, loaded.causal.config, examples)
         loss = step_loss(answer_nll_sum(hidden, loaded.head, examples), examples, accumulate) / accumulate
         loss.backward()
         total += float(loss.detach())
@@ -202,8 +198,7 @@ def test_a_run_killed_in_the_middle_ends_the_same(method: str, tmp_path: Path, m
     with pytest.raises(_Killed):
         fit_tiny(config_of(*overrides), questions, killed)
     monkeypatch.setattr(CostMeter, "on_train_batch_end", original)
-    assert (killed / "checkpoints" / "step.ckpt").is_file()
-    newest = max((killed / "checkpoints").glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    newest = max((killed / "checkpoints").glob("step_*.ckpt"))
     assert torch.load(newest, weights_only=True)["global_step"] == 6
 
     config = config_of(*overrides)

@@ -119,13 +119,13 @@ def test_two_processes_are_as_one(name: str, both: Path, tmp_path: Path) -> None
 def test_resumed_run_of_two_processes_ends_the_same(name: str, both: Path) -> None:
     """Killed inside epoch 1 and resumed: bit-identical weights, with each process's own dropout."""
     killed, whole = (
-        torch.load(both / f"{name}_{which}" / "checkpoints" / "step.ckpt", weights_only=True)
+        torch.load(both / f"{name}_{which}" / "checkpoints" / "step_000010.ckpt", weights_only=True)
         for which in ("killed", "whole")
     )
     assert killed["global_step"] == whole["global_step"] == 10
     assert set(killed["state_dict"]) == set(whole["state_dict"])
     assert all(torch.equal(killed["state_dict"][key], value) for key, value in whole["state_dict"].items())
-    assert column(both / f"{name}_killed", "train/loss")[-3:] == column(both / f"{name}_whole", "train/loss")[-3:]
+    assert column(both / f"{name}_killed", "train/loss") == column(both / f"{name}_whole", "train/loss")
 
 
 def test_processes_draw_numbers_of_their_own(both: Path) -> None:
@@ -136,7 +136,7 @@ def test_processes_draw_numbers_of_their_own(both: Path) -> None:
     first, second = state["by_rank"]
     assert not torch.equal(first["torch"], second["torch"])
     with pytest.raises(RunError, match=r"trainer.devices=2; it cannot go on with trainer.devices=1"):
-        RandomState().load_state_dict(state)
+        RandomState(0).load_state_dict(state)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -1,6 +1,6 @@
 """Configuration: names, types and units (`schema`), and every rule across fields (`checks`). No torch here."""
 
-from cyberlm.config.checks import build_config
+from cyberlm.config.checks import build_config, check_places
 from cyberlm.config.commands import (
     SCHEMAS,
     ChatConfig,
@@ -24,6 +24,7 @@ from cyberlm.config.schema import (
     ModelConfig,
     ModelSource,
     OnBadRow,
+    OnLongPrompt,
     OptimConfig,
     OptimizerName,
     OptionScore,
@@ -56,6 +57,7 @@ __all__ = [
     "ModelConfig",
     "ModelSource",
     "OnBadRow",
+    "OnLongPrompt",
     "OpenConfig",
     "OptimConfig",
     "OptimizerName",
@@ -71,5 +73,6 @@ __all__ = [
     "TrainConfig",
     "TrainerConfig",
     "build_config",
+    "check_places",
     "register_schemas",
 ]

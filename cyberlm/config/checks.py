@@ -1,6 +1,7 @@
 """Rules across fields. All problems are found before anything is downloaded or loaded, and shown together."""
 
 import math
+import re
 import string
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -12,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.command_checks import command_problems
 from cyberlm.config.commands import ExportConfig, OpenConfig
+from cyberlm.config.devices import device_problems
 from cyberlm.config.schema import (
     DataConfig,
     DataName,
@@ -22,13 +24,11 @@ from cyberlm.config.schema import (
     ModelConfig,
     ModelSource,
     OptimConfig,
-    OptimizerName,
     PromptConfig,
     PromptStyle,
     Protocol,
     QuantName,
     RootConfig,
-    Strategy,
     TrainConfig,
     TrainerConfig,
 )
@@ -41,6 +41,10 @@ LARGEST_SEED = 2**32 - 1
 """Of NumPy's old generator, which Lightning seeds too."""
 
 EMBEDDING_MODULES = ("lm_head", "embed_tokens")
+WRITTEN_TO = ("save_dir", "dirpath", "default_root_dir", "root_dir")
+"""Arguments of Lightning's loggers and callbacks that name a folder to write to."""
+NAME = re.compile(r"\w[\w .+\-]{0,63}")
+"""Of names that become part of a folder's name: no separator, no leading dot."""
 
 Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
 
@@ -71,6 +75,30 @@ def build_config(composed: DictConfig, schema: type[Config]) -> Config:
     return built
 
 
+def check_places(config: RootConfig | ExportConfig | OpenConfig, folder: Path) -> None:
+    """Refuses a logger or callback that would write outside the run's folder.
+
+    Raises:
+        ConfigError: With every such key.
+    """
+    groups = {name: getattr(config, name, {}) for name in ("logger", "callbacks")}
+    problems = []
+    for group, entries in groups.items():
+        for name, entry in entries.items():
+            for key in WRITTEN_TO:
+                place = entry.get(key) if isinstance(entry, dict) else None
+                if place is not None and not _lies_in(Path(str(place)), folder):
+                    what = f"{group}.{name}.{key}={place} lies outside the run's folder {folder}"
+                    fix = f"'{group}.{name}.{key}=${{run_dir:}}'"
+                    problems.append(Problem(what, "the run's folder, or one in it", fix))
+    if problems:
+        raise ConfigError("Runs write into their own folder only:", problems)
+
+
+def _lies_in(place: Path, folder: Path) -> bool:
+    return place.resolve().is_relative_to(folder.resolve())
+
+
 def _unknown_keys(node: DictConfig, kind: type, prefix: str = "") -> Iterator[Problem]:
     """Keys that no dataclass has: Hydra adds them with +key=value, and nothing would ever read them."""
     types = get_type_hints(kind)
@@ -98,6 +126,11 @@ def _problems(config: RootConfig | ExportConfig | OpenConfig) -> Iterator[Proble
 
 
 def _root_problems(config: RootConfig) -> Iterator[Problem]:
+    names = {"model.name": config.model.name, "prompt.name": config.prompt.name, "group": config.group}
+    for key, value in names.items():
+        if value is not None and not NAME.fullmatch(value):
+            allowed = "up to 64 letters, digits, spaces and _ . + -, a letter or digit first"
+            yield Problem(f"{key}={value!r} cannot be part of a folder's name", allowed)
     yield from _model_problems(config.model)
     yield from _data_problems(config.data)
     yield from _prompt_problems(config.prompt)
@@ -113,8 +146,7 @@ def _root_problems(config: RootConfig) -> Iterator[Problem]:
     if isinstance(config, TrainConfig):
         yield from _method_problems(config.method, config.quant.name, config.model)
         yield from _optim_problems(config.optim)
-        yield from _cpu_problems(config)
-        yield from _strategy_problems(config)
+        yield from device_problems(config)
         yield from _open_set_problems("callbacks", config.callbacks)
     if isinstance(config, EvaluateConfig) and config.trainer.devices > 1:
         yield Problem(f"trainer.devices={config.trainer.devices}", "1: evaluate.py scores in one process")
@@ -315,42 +347,13 @@ def _optim_problems(optim: OptimConfig) -> Iterator[Problem]:
     yield from _at_least("optim.max_grad_norm", optim.max_grad_norm, 0)
 
 
-def _cpu_problems(config: TrainConfig) -> Iterator[Problem]:
-    """What a CPU cannot do, where one is asked for; with `auto` it is known only once torch has looked for a GPU."""
-    if config.trainer.accelerator != "cpu":
-        return
-    if config.optim.name is not OptimizerName.adamw:
-        yield Problem(f"optim.name={config.optim.name.name} on a CPU: 8-bit states need a GPU", "adamw", "optim=adamw")
-    if config.trainer.precision == "16-mixed":
-        yield Problem("trainer.precision=16-mixed on a CPU", "auto, 32-true, bf16-mixed", "trainer.precision=auto")
-
-
-def _strategy_problems(config: TrainConfig) -> Iterator[Problem]:
-    """What cannot be spread over several processes."""
-    trainer, strategy = config.trainer, config.trainer.strategy
-    if strategy is not Strategy.auto and trainer.devices == 1:
-        allowed = "trainer.devices=2 or more, or trainer.strategy=auto"
-        yield Problem(f"trainer.strategy={strategy.name} with one device", allowed, "trainer.strategy=auto")
-    if strategy is not Strategy.fsdp2:
-        return
-    allowed, fix = "trainer.strategy=ddp", "trainer.strategy=ddp"
-    if config.quant.name is QuantName.nf4:
-        yield Problem("trainer.strategy=fsdp2 with a 4-bit base, whose weights cannot be cut up", allowed, fix)
-    if trainer.gradient_checkpointing:
-        yield Problem("trainer.strategy=fsdp2 with trainer.gradient_checkpointing=true", allowed, fix)
-    if trainer.precision == "16-mixed":
-        yield Problem("trainer.strategy=fsdp2 with trainer.precision=16-mixed", "auto, 32-true, bf16-mixed")
-    if config.optim.name is not OptimizerName.adamw:
-        yield Problem(f"trainer.strategy=fsdp2 with optim.name={config.optim.name.name}", "adamw", "optim=adamw")
-    if config.method.lora is not None and config.method.lora.use_dora:
-        yield Problem("trainer.strategy=fsdp2 with method.lora.use_dora=true", allowed, fix)
-
-
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
     for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval", "devices"):
         yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
-    for name in ("log_every_n_steps", "checkpoint_every_n_steps"):
+    for name in ("log_every_n_steps", "checkpoint_every_n_steps", "keep_checkpoints"):
         yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
+    if trainer.checkpoint_every_minutes is not None:
+        yield from _above("trainer.checkpoint_every_minutes", trainer.checkpoint_every_minutes)
     every, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
     if every is not None and accumulate >= 1 and every % accumulate:
         yield Problem(
@@ -364,6 +367,9 @@ def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
             yield Problem(f"trainer.{name}={getattr(trainer, name)}", ", ".join(allowed))
     if trainer.resume is not None and not Path(trainer.resume).is_dir():
         yield Problem(f"trainer.resume={trainer.resume} is not a folder", "the folder of an unfinished run")
+    elif trainer.resume is not None and not (Path(trainer.resume) / "config.yaml").is_file():
+        what = f"trainer.resume={trainer.resume} is not a run's folder, or of a run stopped before it had begun"
+        yield Problem(f"{what}: it has no config.yaml", "the folder of an unfinished run, under outputs/")
 
 
 def _open_set_problems(group: str, entries: dict[str, Any]) -> Iterator[Problem]:

@@ -52,6 +52,11 @@ class OnBadRow(Enum):
     skip = "skip"
 
 
+class OnLongPrompt(Enum):
+    error = "error"
+    skip = "skip"
+
+
 class Protocol(Enum):
     letter = "letter"
     text = "text"
@@ -210,7 +215,9 @@ class DataConfig:
     max_batch_tokens: int = 4096
     """Most tokens (padding included) in one forward pass of an evaluation."""
     max_length: int = 1024
-    """Longest prompt with its answer, in tokens; a longer question is an error, never cut."""
+    """Longest prompt with its answer, in tokens; a longer question is never cut."""
+    on_long_prompt: OnLongPrompt = OnLongPrompt.error
+    """error: list every question over max_length and stop; skip: leave those of training out, and list them."""
     num_workers: int = 0
     """Loader processes; the work is so light that 0 is fastest on most machines."""
 
@@ -282,7 +289,11 @@ class TrainerConfig:
     log_every_n_steps: int = 1
     """Optimizer steps between two rows of training metrics."""
     checkpoint_every_n_steps: int = 100
-    """Optimizer steps between two checkpoints that trainer.resume can go on from (besides those at validation)."""
+    """Optimizer steps between two checkpoints that trainer.resume can go on from; each epoch ends with one besides."""
+    checkpoint_every_minutes: float | None = 15.0
+    """Most minutes between two checkpoints, however many steps these are; null for no limit."""
+    keep_checkpoints: int = 2
+    """How many of these stay, the newest ones; best.ckpt stays besides."""
     resume: str | None = None
     """Run folder to continue; its own configuration is used."""
 
@@ -308,7 +319,7 @@ class EvaluationConfig:
     parquet: bool = False
     """Write the per-question rows as predictions.parquet too."""
     suspects: str | None = None
-    """File of items whose published key is doubtful (docs/results.md)."""
+    """File of items whose published key is doubtful (docs/evidence.md)."""
 
 
 @dataclass

@@ -15,11 +15,12 @@ from cyberlm.errors import DataError, Problem, did_you_mean
 from cyberlm.records import LETTERS, Question, QuestionSet
 
 MAX_FILE_BYTES = 512 * 10**6
+MAX_ROWS = 10**6
+MAX_CHARACTERS = 250_000  # of one text
 MAX_LINE_BYTES = 10**6
 """Of .jsonl, .csv and .tsv; a .json file may stand on one line."""
 
-OPTIONS_FIELDS = ("answers", "options", "choices")
-GOLD_FIELDS = ("solution", "answer")
+OPTIONS_FIELDS, GOLD_FIELDS = ("answers", "options", "choices"), ("solution", "answer")
 FIELDS = ("question", *OPTIONS_FIELDS, *GOLD_FIELDS, "topic", "domain")
 OBJECT_SHAPE = '{"question": "...", "answers": {"A": "...", "B": "..."}, "solution": "A"}'
 HEADER_SHAPE = "question, A, B[, C ... H], solution (or answer)[, topic][, domain]"
@@ -78,6 +79,8 @@ def read_questions(path: Path, name: str, on_bad_row: OnBadRow) -> QuestionSet:
     questions, bad, normalised = [], [], 0
     try:
         for row in reader(path, text):
+            if row.number > MAX_ROWS:
+                raise _unreadable(path, f"it has more than {MAX_ROWS:,} rows", f"{MAX_ROWS:,} rows at most")
             fields = _normalise(row.fields)
             try:
                 questions.append(_question(f"{name}:{row.number}", fields))
@@ -365,6 +368,8 @@ def _text(value: object, what: str) -> str:
         raise _BadRow(f"{what} is {_kind(value)}, not text")
     if not value:
         raise _BadRow(f"{what} is empty")
+    if len(value) > MAX_CHARACTERS:
+        raise _BadRow(f"{what} has {len(value):,} characters; allowed: {MAX_CHARACTERS:,} at most")
     if _SURROGATE.search(value):
         raise _BadRow(f"{what} holds half of a surrogate pair, which no text can hold: {value[:60]!a}")
     return value

@@ -3,20 +3,22 @@
 import contextlib
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import lightning.pytorch as L
+import torch
 from torch.utils.data import DataLoader
 
 from cyberlm import ranks
-from cyberlm.config import DataConfig
+from cyberlm.config import DataConfig, OnLongPrompt
 from cyberlm.data.batching import AnswerCollator, EpochBatches, PlannedDataset, collate_scoring
 from cyberlm.errors import DataError, Problem
 from cyberlm.progress import track
 from cyberlm.prompts import EncodedQuestion, Prompt
-from cyberlm.records import Question
+from cyberlm.records import Question, Split
 from cyberlm.scoring import plan_batches
 
 TOKENISED_AT_ONCE = 256
@@ -30,6 +32,41 @@ def encode_questions(
     Raises:
         DataError: If a prompt with its longest answer passes `max_length`: nothing is ever cut.
     """
+    encoded = _tokenised(questions, prompt, cache)
+    long = _too_long(questions, encoded, prompt, max_length)
+    if long:
+        raise _length_error(questions, long, max_length)
+    return encoded
+
+
+def encode_split(
+    split: Split, prompt: Prompt, config: DataConfig, cache: Path | None = None
+) -> tuple[Split, dict[str, list[EncodedQuestion]]]:
+    """Token ids of every part, and the split without the training questions that are too long.
+
+    Those are left out, and listed in `Split.too_long`, only with `data.on_long_prompt=skip`. A question that figures
+    are made of, in validation or test, is never left out.
+
+    Raises:
+        DataError: If a prompt with its longest answer passes `data.max_length` and may not be left out.
+    """
+    encoded = {name: _tokenised(part, prompt, cache) for name, part in split.parts().items()}
+    for name, part in split.parts().items():
+        long = _too_long(part, encoded[name], prompt, config.max_length)
+        if not long:
+            continue
+        if config.on_long_prompt is OnLongPrompt.error or name != "train":
+            raise _length_error(part, long, config.max_length, name)
+        kept = [row for row, question in enumerate(part) if question.id not in long]
+        if not kept:
+            raise _length_error(part, long, config.max_length, name)
+        encoded[name] = [encoded[name][row] for row in kept]
+        listed = tuple(f"{question}: {length} tokens" for question, length in long.items())
+        split = replace(split, train=tuple(part[row] for row in kept), too_long=listed)
+    return split, encoded
+
+
+def _tokenised(questions: Sequence[Question], prompt: Prompt, cache: Path | None) -> list[EncodedQuestion]:
     columns = {
         "id": [question.id for question in questions],
         "question": [question.question for question in questions],
@@ -42,7 +79,7 @@ def encode_questions(
     file = cache / f"{fingerprint}.arrow" if cache else None
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-    known = file is not None and file.is_file()
+    known = file is not None and _is_whole(file)
     with contextlib.nullcontext() if known else track("Tokenising", len(questions), "questions") as advance:
 
         def tokenise(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -66,14 +103,24 @@ def encode_questions(
             cache_file_name=str(file) if file else None,
             new_fingerprint=fingerprint,
         )
-    encoded = [
+    return [
         EncodedQuestion(
             tuple(row["prompt_ids"]), tuple(map(tuple, row["option_ids"])), tuple(row["option_chars"]), row["gold"]
         )
         for row in table
     ]
-    _check_lengths(questions, encoded, prompt, max_length)
-    return encoded
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether kept tokens can be read; torn ones are made again."""
+    try:
+        datasets.Dataset.from_file(str(file))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # Arrow's errors are ValueErrors
+        file.unlink()
+        return False
+    return True
 
 
 def scored_length(question: EncodedQuestion) -> int:
@@ -81,17 +128,25 @@ def scored_length(question: EncodedQuestion) -> int:
     return len(question.prompt_ids) + max(len(ids) for ids in question.option_ids)
 
 
-def _check_lengths(
+def _too_long(
     questions: Sequence[Question], encoded: Sequence[EncodedQuestion], prompt: Prompt, max_length: int
-) -> None:
-    lengths = [scored_length(item) + len(prompt.end_ids) for item in encoded]
-    over = [(question.id, length) for question, length in zip(questions, lengths, strict=True) if length > max_length]
-    if over:
-        raise DataError(
-            f"{len(over)} of {len(questions)} questions are longer than data.max_length={max_length} tokens:",
-            [Problem(f"{name}: {length} tokens") for name, length in over],
-            f"Type data.max_length={max(lengths)}, or take these questions out of the file: nothing is cut.",
-        )
+) -> dict[str, int]:
+    """Ids of the questions that pass `max_length`, with their tokens."""
+    lengths = (scored_length(item) + len(prompt.end_ids) for item in encoded)
+    pairs = zip(questions, lengths, strict=True)
+    return {question.id: length for question, length in pairs if length > max_length}
+
+
+def _length_error(questions: Sequence[Question], long: dict[str, int], max_length: int, part: str = "") -> DataError:
+    advice = {
+        "": "",
+        "train": "\nOr leave them out of training, counted and listed: data.on_long_prompt=skip",
+    }.get(part, f"\nQuestions of the {part} set are never left out: figures are made of them.")
+    return DataError(
+        f"{len(long)} of {len(questions)} questions are longer than data.max_length={max_length} tokens:",
+        [Problem(f"{name}: {length} tokens") for name, length in long.items()],
+        f"Type data.max_length={max(long.values())}, or take these questions out of the file: nothing is cut.{advice}",
+    )
 
 
 class QuestionData(L.LightningDataModule):
@@ -146,6 +201,7 @@ class QuestionData(L.LightningDataModule):
             batch_sampler=self.batches,  # type: ignore[arg-type]  # yields planned batches, not lists of rows
             collate_fn=self.collator,  # type: ignore[arg-type]
             num_workers=self.config.num_workers,
+            generator=torch.Generator(),  # else each new iterator would draw from the numbers that dropout draws from
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -155,6 +211,7 @@ class QuestionData(L.LightningDataModule):
             batch_sampler=plan,
             collate_fn=collate_scoring,
             num_workers=self.config.num_workers,
+            generator=torch.Generator(),
         )
 
     def state_dict(self) -> dict[str, Any]:

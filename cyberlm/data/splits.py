@@ -172,6 +172,7 @@ def write_manifest(split: Split, config: DataConfig, path: Path) -> str:
         ],
         "clusters": split.clusters,
         "dropped": split.dropped,
+        **({"too_long": list(split.too_long)} if split.too_long else {}),
         "parts": {
             name: [{"id": question.id, "hash": question.hash} for question in part]
             for name, part in split.parts().items()

@@ -158,7 +158,7 @@ def _skill(model: ModelEvidence) -> str:
         return "-"
     floor, limits = model.floors.max_floor, (model.likelihood.ci_lo, model.likelihood.ci_hi)
     low, high = ((limit - floor) / (1 - floor) for limit in limits)
-    return f"{model.floors.skill:.2f} ({low:.2f} to {high:.2f})"
+    return f"{model.floors.skill:.2f} ({low:.2f}, {high:.2f})"
 
 
 def _lowest(letters: LetterBias) -> str:

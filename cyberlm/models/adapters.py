@@ -1,22 +1,29 @@
 """Adapters: added, counted, saved as plain PEFT folders, and opened again."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import torch
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, TaskType, get_peft_model
+from peft import PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from cyberlm.config import LoraConfig, MethodConfig, MethodName
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import use_fast_products
-from cyberlm.models.bases import LoadedModel, quiet
+from cyberlm.models.bases import UNREADABLE, LoadedModel, quiet
+from cyberlm.models.headers import pickled_weights
 
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
 EMBEDDINGS = ("lm_head", "embed_tokens")
+MOST_TOLD = 300
+"""Characters of a library's own message that are shown."""
 
 
 def add_adapter(loaded: LoadedModel, lora: LoraConfig, *, gradient_checkpointing: bool) -> LoadedModel:
@@ -123,42 +130,74 @@ def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedMo
         ModelError: If the run has no adapter, or one that does not fit the base.
     """
     if method.name is MethodName.sft:
-        folder = _existing(run / MODEL_FOLDER, "config.json")
-        with quiet():
+        folder = _existing(run / MODEL_FOLDER, "*.safetensors", "config.json")
+        with quiet(), _fits(folder, loaded):
             causal = AutoModelForCausalLM.from_pretrained(
                 str(folder),
                 dtype=loaded.causal.dtype,
                 device_map={"": loaded.device},
                 use_safetensors=True,
+                trust_remote_code=False,
                 attn_implementation=loaded.causal.config._attn_implementation,
             )
         use_fast_products(causal)
         return LoadedModel(causal, causal, str(folder), loaded.weights_hash)
-    return load_adapter(loaded, _existing(run / ADAPTER_FOLDER, "adapter_model.safetensors"))
+    return load_adapter(loaded, run / ADAPTER_FOLDER)
 
 
 def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
     """Puts a PEFT adapter on its base, which is changed in place.
 
     Raises:
-        ModelError: If the adapter does not fit the base.
+        ModelError: If there is none, or it does not fit the base.
     """
-    try:
-        with quiet():
-            model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise ModelError(
-            f"The adapter in {folder} does not fit {loaded.name}.", [Problem(str(error).splitlines()[0])]
-        ) from error
+    _existing(folder, "adapter_model.safetensors", "adapter_config.json")
+    with quiet(), _fits(folder, loaded):
+        model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
+        _check_names(folder / "adapter_model.safetensors", model)
     use_fast_products(model)
     return LoadedModel(model, loaded.causal, loaded.name, loaded.weights_hash)
 
 
-def _existing(folder: Path, file: str) -> Path:
-    if not (folder / file).is_file():
+@contextlib.contextmanager
+def _fits(folder: Path, loaded: LoadedModel) -> Iterator[None]:
+    """Names the folder where its files are torn, foreign, or of another shape than the base."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, *UNREADABLE) as error:
+        told = " ".join(str(error).split())
+        raise ModelError(
+            f"What lies in {folder} does not fit {loaded.name}.",
+            [Problem(told[:MOST_TOLD] + ("..." if len(told) > MOST_TOLD else ""), "the folder as the run wrote it")],
+            "Train again, or take the folder from where the run was made.",
+        ) from error
+
+
+def _check_names(file: Path, model: PeftModel) -> None:
+    """peft sets aside what it does not know, and leaves at zero what is missing: the base would pass for tuned."""
+    with safe_open(file, framework="pt") as tensors:
+        found = set(tensors.keys())
+    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    for names, told in ((found - expected, "belong to none of its layers"), (expected - found, "are missing")):
+        if names:
+            raise ValueError(f"{len(names)} tensors {told}, for example {min(names)}")
+
+
+def _existing(folder: Path, *patterns: str) -> Path:
+    missing = [pattern for pattern in patterns if not list(folder.glob(pattern))]
+    pickled = pickled_weights(folder)
+    if pickled and missing:
+        raise ModelError(
+            f"{folder} holds pickled weights, which are never opened: a pickle can run code.",
+            [Problem(", ".join(pickled), ", ".join(patterns))],
+            "Convert them where you trust them (safetensors.torch.save_file), or train again.",
+        )
+    if missing:
         raise ModelError(
             f"{folder.parent} holds no tuned model.",
-            [Problem(f"{folder / file} is missing", "a run that has finished")],
+            [Problem(f"{folder / missing[0]} is missing", "a run that has finished")],
             "Continue an unfinished run: python train.py trainer.resume=RUN",
         )
     return folder
@@ -168,5 +207,5 @@ def prompt_fingerprint(folder: Path) -> str | None:
     """The fingerprint saved beside an adapter, or None where none was saved."""
     try:
         return json.loads((folder / "prompt.json").read_text())["fingerprint"]
-    except (OSError, json.JSONDecodeError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

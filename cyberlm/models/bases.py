@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 import torch
 import transformers
 from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import get_session
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -31,10 +32,14 @@ from cyberlm.cache import cache_folder
 from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import use_fast_products
+from cyberlm.models.headers import check_gguf, lacking
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.progress import console
 
 WORKS_WITHOUT_THE_HUB = "Works without the hub:\n    python train.py method=qlora        (the embedded model and data)"
+
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
+"""What transformers, peft and safetensors raise at files that are torn or are not what their names say."""
 
 Loaded = TypeVar("Loaded")
 
@@ -94,7 +99,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         config, lambda: AutoTokenizer.from_pretrained(place.path, revision=place.revision, **_trust(config))
     )
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        reserved = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<unk>")
+        reserved = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<unk>", "<|endoftext|>")
         known = tokenizer.get_vocab()
         tokenizer.pad_token = next((token for token in reserved if token in known), tokenizer.eos_token)
     return tokenizer
@@ -236,7 +241,7 @@ def _locate_local(config: ModelConfig, given: str) -> _Place:
         if not (path / "config.json").is_file() or not weights:
             raise ModelError(
                 f"model.path={given} is not a model folder.",
-                [Problem("it lacks config.json or *.safetensors", "a folder that save_pretrained wrote")],
+                [Problem(lacking(path), "a folder with config.json and *.safetensors, as save_pretrained writes it")],
             )
         return _Place(str(path), given, digest=sha256_of(weights))
     if not path.exists() and given.count("/") == 1 and not given.startswith((".", "/", "~")):
@@ -274,6 +279,7 @@ def _converted(gguf: Path, name: str) -> _Place:
     digest = sha256_of([gguf])
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
     if not folder.is_dir():
+        check_gguf(gguf)
         console.print(f"Preparing {gguf.name} (once, a few seconds)", highlight=False)
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -287,6 +293,14 @@ def _converted(gguf: Path, name: str) -> _Place:
                 tokenizer.save_pretrained(building)
             if not folder.is_dir():
                 building.replace(folder)
+        except torch.OutOfMemoryError:
+            raise
+        except UNREADABLE as error:
+            raise ModelError(
+                f"{gguf} cannot be turned into a model.",
+                [Problem(_first_line(error), "a GGUF file of a Llama-like model that transformers knows")],
+                "Or take a folder that save_pretrained wrote: model=local model.path=FOLDER",
+            ) from error
         finally:
             shutil.rmtree(building, ignore_errors=True)
     return _Place(str(folder), name, digest)
@@ -297,8 +311,11 @@ def _converted(gguf: Path, name: str) -> _Place:
 
 def _check_reachable(config: ModelConfig, hub_id: str) -> None:
     """Fails in seconds where the hub's client would retry for half a minute; files already cached need no hub."""
-    if isinstance(try_to_load_from_cache(hub_id, "config.json", revision=config.revision), str):
-        return
+    try:
+        if isinstance(try_to_load_from_cache(hub_id, "config.json", revision=config.revision), str):
+            return
+    except HFValidationError as error:
+        raise _unavailable(config, "that is not the name of a repository (owner/name)") from error
     if constants.HF_HUB_OFFLINE:
         raise _unavailable(config, "it is not in the local cache, and HF_HUB_OFFLINE is set")
     try:
@@ -317,9 +334,30 @@ def _from_hub(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
             raise _unavailable(config, "its licence is not accepted by this login, or there is no login") from error
         if any(isinstance(item, RepositoryNotFoundError) for item in chain):
             raise _unavailable(config, "there is no such repository, or it needs a login") from error
-        raise _unavailable(config, str(error).splitlines()[0]) from error
+        if config.source is ModelSource.local and Path(config.path or "").is_dir():
+            raise _unreadable(config, error) from error
+        raise _unavailable(config, _first_line(error)) from error
     except ImportError as error:
         raise ModelError(f"{config.name} needs a package that is not installed: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except UNREADABLE as error:
+        raise _unreadable(config, error) from error
+
+
+def _unreadable(config: ModelConfig, error: Exception) -> ModelError:
+    hint = "Type model=local model.path=FOLDER with a folder as save_pretrained wrote it."
+    if "code" in str(error) and "execute" in str(error):
+        hint = "Code that comes with a model is run only with model.trust_remote_code=true: read it first."
+    return ModelError(
+        f"The model {config.name} cannot be loaded.",
+        [Problem(f"{config.path or config.hub_id}: {_first_line(error)}", "whole files, without code of their own")],
+        hint,
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

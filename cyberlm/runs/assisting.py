@@ -1,5 +1,6 @@
 """What a further process of a run does (`python -m cyberlm.runs.assisting`, started by `team` alone)."""
 
+import logging
 import os
 import pickle
 import sys
@@ -8,6 +9,7 @@ import threading
 import lightning.pytorch as L
 import torch.distributed as dist
 
+from cyberlm import signals
 from cyberlm.callbacks import CostMeter
 from cyberlm.errors import UserError
 from cyberlm.launch import show
@@ -41,10 +43,14 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     console.quiet = True
+    logging.disable(logging.WARNING)  # the run's own process says the same
     order = pickle.load(sys.stdin.buffer)  # from the process that started this one, over a pipe of its own
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        assist(order)
+        with signals.handled():
+            assist(order)
+    except signals.Stopped:
+        raise SystemExit(signals.EXIT_STOPPED) from None
     except UserError as error:
         raise SystemExit(show(error)) from None
 

@@ -13,7 +13,7 @@ from cyberlm.config import EvaluateConfig, ModelConfig, ModelSource, QuantConfig
 from cyberlm.errors import ConfigError, Problem, did_you_mean
 from cyberlm.launch import group_files
 from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER
-from cyberlm.runs.parts import SPLIT_MANIFEST, config_of
+from cyberlm.runs.parts import SPLIT_MANIFEST, config_of, saved_config
 
 ALLOWED = """\
 Each of runs=[...] is one of
@@ -105,12 +105,12 @@ def _of_entry(entry: str, config: EvaluateConfig) -> Sequence[Contender]:
 
 def _of_run(folder: Path, entry: str) -> tuple[Contender, Contender]:
     """A training run's base model, and its tuned model."""
-    if not is_training_run(folder):
-        raise _cannot(f"{entry} is not the folder of a training run", allowed="a folder that train.py wrote")
     trained = config_of(folder)
+    if not (folder / SPLIT_MANIFEST).is_file():
+        raise _cannot(f"{folder / SPLIT_MANIFEST} cannot be read", allowed="a folder that train.py wrote")
     everything = trained.method.lora is None
     tuned = folder / (MODEL_FOLDER if everything else ADAPTER_FOLDER)
-    if not (tuned / ("config.json" if everything else "adapter_config.json")).is_file():
+    if not tuned.is_dir():
         raise _cannot(
             f"{entry} has no {tuned.name}/: it has not finished", fix=f"python train.py trainer.resume={entry}"
         )
@@ -160,8 +160,8 @@ def _cannot(what: str, allowed: str = "", fix: str = "") -> ConfigError:
 
 def is_training_run(folder: Path) -> bool:
     """Whether a training run wrote its configuration and its split there."""
-    saved = folder / "config.yaml"
-    return saved.is_file() and (folder / SPLIT_MANIFEST).is_file() and "method" in OmegaConf.load(saved)
+    files = (folder / "config.yaml", folder / SPLIT_MANIFEST)
+    return all(file.is_file() for file in files) and "method" in saved_config(folder)
 
 
 def _run_around(folder: Path) -> Path | None:

@@ -209,10 +209,11 @@ def _refuse_foreign(config: EvaluateConfig, contenders: Sequence[Contender], giv
         own |= {"quant"} if all(contender.runs for contender in contenders) else set()
         own |= {"model"} if all(contender.runs or contender.kind != "adapter" for contender in contenders) else set()
     if own & given:
+        whose = "run's" if config.run else "models'"
         many = f"run={config.run}" if config.run else f"'runs=[{','.join(config.runs)}]'"
         raise ConfigError(
             "These belong to the run that is scored:" if config.run else "These belong to the models that are scored:",
-            [Problem(f"{name}=...", f"the models' own {name}") for name in sorted(own & given)],
+            [Problem(f"{name}=...", f"the {whose} own {name}") for name in sorted(own & given)],
             f"Type python evaluate.py {many}",
         )
 

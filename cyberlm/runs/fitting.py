@@ -2,29 +2,42 @@
 
 import contextlib
 import logging
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from cyberlm import loggers as experiment_loggers
 from cyberlm import ranks
-from cyberlm.callbacks import CostMeter, RandomState, TrainingProgress
+from cyberlm.callbacks import (
+    BestWeights,
+    CostMeter,
+    FiniteNumbers,
+    LearningWatch,
+    MetricRows,
+    RandomState,
+    ResumePoints,
+    TrainingProgress,
+)
+from cyberlm.checkpoints import CHECKPOINTS, damage, resume_point
 from cyberlm.config import Strategy, TrainConfig
 from cyberlm.data.module import QuestionData
-from cyberlm.errors import ConfigError, Problem
+from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.loggers import MetricsFile
 from cyberlm.models import LoadedModel, add_adapter, load_base, trained_tensors
 from cyberlm.module import Tuner
 from cyberlm.progress import console
 from cyberlm.prompts import EncodedQuestion, Prompt
+from cyberlm.runs.parts import settings_of
 from cyberlm.runs.team import lightning_arguments
+from cyberlm.signals import resume_command
 
-CHECKPOINTS = "checkpoints"
+log = logging.getLogger(__name__)
 
 
 def prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
@@ -55,34 +68,21 @@ def fit(
     trainer_config = config.trainer
     sharded = trainer_config.strategy is Strategy.fsdp2
     share_validation = not sharded and len(encoded["validation"]) >= ranks.size()
-    data = QuestionData(
-        config.data,
-        encoded["train"],
-        encoded["validation"],
-        prompt.end_ids,
-        trainer_config.accumulate_grad_batches,
-        config.seed,
-        share_prefix=_shares_prefix(config),
-        share_validation=share_validation,
-    )
+    data = _data_of(config, prompt, encoded, share_validation)
     _check_interval(config, len(encoded["train"]))
     tuner = Tuner(
         *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
     )
-    best = ModelCheckpoint(
-        dirpath=folder / CHECKPOINTS,
-        filename="best",
-        monitor="val/accuracy",
-        mode="max",
-        save_last="link",
-        enable_version_counter=False,
+    best = BestWeights(folder / CHECKPOINTS)
+    points = ResumePoints(
+        folder / CHECKPOINTS,
+        trainer_config.checkpoint_every_n_steps,
+        trainer_config.checkpoint_every_minutes,
+        trainer_config.keep_checkpoints,
+        settings_of(config),
     )
-    regular = ModelCheckpoint(
-        dirpath=folder / CHECKPOINTS,
-        filename="step",
-        every_n_train_steps=trainer_config.checkpoint_every_n_steps,
-        enable_version_counter=False,
-    )
+    watch = LearningWatch(config.optim.warmup_fraction, share_validation=share_validation)
+    metrics = MetricsFile(folder)
     with _calm_lightning():
         trainer = L.Trainer(
             accelerator="gpu" if loaded.device.type == "cuda" else "cpu",
@@ -94,14 +94,17 @@ def fit(
             val_check_interval=trainer_config.val_check_interval,
             gradient_clip_val=config.optim.max_grad_norm or None,
             log_every_n_steps=trainer_config.log_every_n_steps,
-            logger=[experiment_loggers.csv_logger(folder), *loggers],
+            logger=[metrics, *loggers],
             callbacks=[
                 TrainingProgress(len(encoded["train"])),
                 meter,
-                RandomState(),
+                RandomState(config.seed),
+                MetricRows(metrics, loggers, trainer_config.log_every_n_steps),
+                FiniteNumbers(folder, config.seed),
+                watch,
                 *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
                 best,
-                regular,
+                points,  # after best, so that it knows of weights that have just been chosen
             ],
             default_root_dir=folder,
             enable_progress_bar=False,
@@ -109,9 +112,9 @@ def fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        point = _resume_point(config, folder)
-        if sharded and point is not None:
-            tuner.check_names(torch.load(point, map_location="cpu", weights_only=True, mmap=True))
+        point = ranks.from_first(_resume_point(config, folder, tuner) if ranks.rank() == 0 else None)
+        if point is None:
+            metrics.keep(0)  # else MetricRows keeps what the checkpoint counts on
         trainer.fit(tuner, data, ckpt_path=point, weights_only=True)
         if best.best_model_score is None:  # max_steps came before the first validation
             accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
@@ -121,7 +124,24 @@ def fit(
             _put_together(config, loaded, tuner)
         if best.best_model_score is not None:
             _restore(tuner, Path(best.best_model_path))
+    if ranks.rank() == 0:
+        watch.conclude()
     return accuracy, trainer.global_step
+
+
+def _data_of(
+    config: TrainConfig, prompt: Prompt, encoded: Mapping[str, Sequence[EncodedQuestion]], share_validation: bool
+) -> QuestionData:
+    return QuestionData(
+        config.data,
+        encoded["train"],
+        encoded["validation"],
+        prompt.end_ids,
+        config.trainer.accumulate_grad_batches,
+        config.seed,
+        share_prefix=_shares_prefix(config),
+        share_validation=share_validation,
+    )
 
 
 def _shares_prefix(config: TrainConfig) -> bool:
@@ -164,7 +184,6 @@ def _calm_lightning() -> Iterator[None]:
         for message in (
             ".*does not have many workers.*",
             ".*Checkpoint directory .* exists and is not empty.*",
-            ".*Experiment logs directory .* exists and is not empty.*",
             ".*isinstance.treespec, LeafSpec.*",
             ".*could not find the monitored key.*",  # max_steps before the first validation: fit() validates then
             ".*your dataloader is not resumable.*",  # QuestionData's is
@@ -185,19 +204,49 @@ def _put_together(config: TrainConfig, loaded: LoadedModel, tuner: Tuner) -> Non
 
 
 def _restore(tuner: Tuner, file: Path) -> None:
-    """Puts the trained weights of a checkpoint into the model."""
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    """Puts the trained weights of a checkpoint into the model.
+
+    Raises:
+        RunError: If the file is damaged or missing.
+    """
+    wrong = damage(file)
+    if wrong:
+        raise RunError(
+            f"The best weights are lost: {file} is damaged.", [Problem(wrong)], resume_command(file.parents[1])
+        )
+    checkpoint = _opened(file)
     tuner.check_names(checkpoint)
     tuner.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
-def _resume_point(config: TrainConfig, folder: Path) -> Path | None:
-    """The newest checkpoint of the run that is continued."""
+def _opened(file: Path) -> dict[str, Any]:
+    """A checkpoint's content; nothing but tensors and plain values is ever unpickled.
+
+    Raises:
+        RunError: If it is torn, or is something else.
+    """
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(checkpoint["state_dict"], dict):
+            raise KeyError("state_dict")
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        told = (str(error).splitlines() or [""])[0].split(". ")[0]
+        raise RunError(
+            f"{file} is not a checkpoint that can be read.",
+            [Problem(f"{type(error).__name__}: {told}", "a whole checkpoint of this run, of tensors and plain values")],
+            f"Delete it to go on from another: rm '{file}'",
+        ) from error
+    return checkpoint
+
+
+def _resume_point(config: TrainConfig, folder: Path, tuner: Tuner) -> Path | None:
+    """The newest whole checkpoint of the run that is continued, after a look at whether it fits."""
     if config.trainer.resume is None:
         return None
-    files = sorted((folder / CHECKPOINTS).glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not files:
-        console.print("There is no checkpoint yet: the run starts again from its beginning.")
+    file = resume_point(folder, log.warning)
+    if file is None:
+        console.print("There is no checkpoint to go on from: training starts from its beginning.")
         return None
-    console.print(f"Going on from {files[-1]}", highlight=False)
-    return files[-1]
+    tuner.check_names(_opened(file))
+    console.print(f"Going on from {file}", highlight=False)
+    return file

@@ -1,6 +1,5 @@
 """A finished run's tuned model, opened again for whatever comes after training."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, load_tuned, pick_device
 from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, prompt_fingerprint
 from cyberlm.prompts import Prompt
+from cyberlm.results import read_json
 from cyberlm.runs.parts import config_of
 
 AS_TYPED = PromptConfig(name="none", protocol=Protocol.text, question="{question}", show_options=False)
@@ -109,7 +109,7 @@ def tuned_folder(trained: TrainConfig, run: Path) -> Path:
 
 def check_weights(now: str, run: Path) -> None:
     """Refuses base weights that are not those that a run was trained on."""
-    then = json.loads((run / "provenance.json").read_text())["weights"]
+    then = dict(read_json(run / "provenance.json")).get("weights")
     if then != now:
         raise RunError(
             f"The base weights are not those that {run} was trained on:",

@@ -1,6 +1,8 @@
 """What training runs and evaluations share: status, loggers, provenance, results."""
 
 import contextlib
+import hashlib
+import json
 import shlex
 import sys
 import time
@@ -13,11 +15,13 @@ import hydra
 from hydra.errors import HydraException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from cyberlm import loggers as experiment_loggers
 from cyberlm.config import ModelSource, TrainConfig, build_config
 from cyberlm.config.schema import RootConfig
-from cyberlm.errors import RunError, UserError
+from cyberlm.errors import ConfigError, Problem, RunError, UserError
 from cyberlm.evidence import Answers, Evidence, compare, sentences, summary
 from cyberlm.evidence import figures as evidence_figures
 from cyberlm.metrics import score_predictions
@@ -27,8 +31,10 @@ from cyberlm.models import (
 from cyberlm.progress import console
 from cyberlm.prompts import Prompt
 from cyberlm.records import LETTERS, ModelScores, Question, QuestionSet, Results, Split
+from cyberlm.redaction import redact, redact_values
 from cyberlm.report import print_results
 from cyberlm.results import SCHEMA_VERSION, environment, write_status
+from cyberlm.signals import Stopped
 
 SAMPLE_PREDICTIONS = 32
 SPLIT_MANIFEST = "split_manifest.json"
@@ -56,13 +62,15 @@ class _Report:
 
 @contextlib.contextmanager
 def status_of(folder: Path) -> Iterator[_Report]:
-    """status.json says running, then finished or failed with the reason."""
+    """status.json says running, then finished, or stopped or failed with the reason."""
     report = _Report()
     write_status(folder, "running")
     try:
         yield report
     except BaseException as error:
-        write_status(folder, "failed", reason=_reason(error))
+        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+            state = "stopped" if isinstance(error, Stopped) else "failed"
+            write_status(folder, state, reason=_reason(error))
         raise
     write_status(folder, "finished", report.objective)
 
@@ -71,6 +79,8 @@ def _reason(error: BaseException) -> str:
     """One line that says why a run failed."""
     if isinstance(error, UserError):
         return " ".join([error.title, *(problem.what for problem in error.problems[:1])])
+    if isinstance(error, Stopped):
+        return error.signum.name
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
     told = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
@@ -112,6 +122,8 @@ def announce_split(split: Split) -> None:
     console.print(f"Questions: {counts} ({split.clusters} near-duplicate clusters, none on two sides)", highlight=False)
     for reason, count in split.dropped.items():
         console.print(f"  {count} left out: {reason}", highlight=False)
+    if split.too_long:
+        console.print(f"  {len(split.too_long)} left out: too long ({SPLIT_MANIFEST} lists them)", highlight=False)
     for source in split.sources:
         if source.skipped:
             console.print(f"  {len(source.skipped)} bad rows of {source.name} skipped", highlight=False)
@@ -129,7 +141,8 @@ def provenance_of(
         "prompt": prompt.fingerprint(),
         "seed": str(config.seed),
         "split_seed": str(config.data.seed),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "config": hashlib.sha256(json.dumps(settings_of(config)).encode()).hexdigest(),
         **{name: value for name, value in environment().items() if name in ("git_commit", "cyberlm")},
     }
 
@@ -180,9 +193,29 @@ def conclude(
 
 
 def plain_config(config: RootConfig) -> dict[str, Any]:
+    """The configuration as it is written and logged: without secrets."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    return {str(key): redact_values(value, str(key)) for key, value in plain.items()}
+
+
+NOT_SETTLED = ("trainer.resume", "logger", "group")
+"""Overrides that a resumed run may be given; everything else it keeps."""
+
+
+def settings_of(config: RootConfig) -> dict[str, str]:
+    """Everything that a resumed run keeps, by dotted key, each value as JSON."""
+    flat: dict[str, str] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                add(f"{prefix}.{key}" if prefix else str(key), item)
+        elif not any(prefix == name or prefix.startswith(f"{name}.") for name in NOT_SETTLED):
+            flat[prefix] = json.dumps(value, ensure_ascii=False)
+
+    add("", plain_config(config))
+    return dict(sorted(flat.items()))
 
 
 def save_config(folder: Path, config: RootConfig) -> None:
@@ -234,11 +267,39 @@ def sample_rows(questions: Sequence[Question], answers: Mapping[str, Answers]) -
     return rows
 
 
-def config_of(run: Path) -> TrainConfig:
+def saved_config(run: Path) -> DictConfig:
+    """config.yaml of a run, unchecked.
+
+    Raises:
+        RunError: If there is none, or it is torn or of something else.
+    """
+    file = run / "config.yaml"
     try:
-        saved = OmegaConf.load(run / "config.yaml")
+        saved = OmegaConf.load(file)
     except FileNotFoundError:
-        raise RunError(f"{run} is not a run's folder: it has no config.yaml.") from None
-    assert isinstance(saved, DictConfig)
-    saved.trainer.resume = None
-    return build_config(saved, TrainConfig)
+        hint = "Runs lie under outputs/."
+        raise RunError(f"{run} is not a run's folder: it has no config.yaml.", hint=hint) from None
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise _not_a_config(file, " ".join(str(error).split())) from error
+    if not isinstance(saved, DictConfig) or "trainer" not in saved:
+        raise _not_a_config(file, "it has no trainer")
+    return saved
+
+
+def config_of(run: Path) -> TrainConfig:
+    """The configuration that a training run was made with.
+
+    Raises:
+        RunError: If it cannot be had.
+    """
+    saved = saved_config(run)
+    try:
+        saved.trainer.resume = None
+        return build_config(saved, TrainConfig)
+    except (ConfigError, OmegaConfBaseException) as error:
+        told = "; ".join(problem.what for problem in error.problems) if isinstance(error, ConfigError) else str(error)
+        raise _not_a_config(run / "config.yaml", told) from error
+
+
+def _not_a_config(file: Path, what: str) -> RunError:
+    return RunError(f"{file} is not a training run's configuration.", [Problem(what, "the file as the run wrote it")])

@@ -10,7 +10,7 @@ from cyberlm.config import EvaluateConfig, PromptConfig, TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import read_manifest, select_questions
 from cyberlm.errors import Problem, RunError
-from cyberlm.leaks import audit_leaks, refuse_leaked
+from cyberlm.leaks import refuse_leaked
 from cyberlm.records import Question, QuestionSet
 from cyberlm.runs.parts import SPLIT_MANIFEST
 
@@ -50,7 +50,7 @@ def pose(config: EvaluateConfig, trained: Trained, *, own_data: bool) -> Posed:
         sources, questions = [main], main.questions[: config.data.max_test]
     seen = {run: _seen(run, its) for run, its in trained.items()}
     for run, known in seen.items():
-        refuse_leaked(audit_leaks(questions, known), str(run))
+        refuse_leaked(questions, known, str(run))
     return Posed(config, questions, sources, _together(seen))
 
 

@@ -4,8 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
-
 from cyberlm.config import EvaluateConfig, TrainConfig, build_config
 from cyberlm.config.schema import RootConfig
 from cyberlm.data.sources import load_sources
@@ -17,7 +15,7 @@ from cyberlm.records import Prediction, Question
 from cyberlm.results import read_predictions, read_results
 from cyberlm.runs.answering import PASSES_FILE, Asked, doubtful_items, sample_of, weigh
 from cyberlm.runs.contenders import find_contenders, trained_runs
-from cyberlm.runs.parts import config_of
+from cyberlm.runs.parts import config_of, saved_config
 from cyberlm.runs.questions import seen_by
 from cyberlm.statistics import safe_to_permute
 
@@ -57,10 +55,9 @@ def recompute(run: Path) -> list[str]:
 
 
 def _config(run: Path) -> RootConfig:
-    saved = OmegaConf.load(run / "config.yaml")
+    saved = saved_config(run)
     if "method" in saved:
         return config_of(run)
-    assert isinstance(saved, DictConfig)
     return build_config(saved, EvaluateConfig)
 
 

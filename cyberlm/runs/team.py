@@ -23,6 +23,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from cyberlm import ranks
+from cyberlm.checkpoints import SealedCheckpoints
 from cyberlm.config import Strategy, TrainConfig, TrainerConfig
 from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.models import pick_device
@@ -34,10 +35,10 @@ SECONDS_BETWEEN_LOOKS = 0.05
 
 
 def lightning_arguments(trainer: TrainerConfig) -> dict[str, Any]:
-    """What Lightning's trainer is told about processes."""
+    """What Lightning's trainer is told about processes, and about checkpoint files, which one of them writes."""
     if trainer.devices == 1:
-        return {"devices": 1}
-    shared: dict[str, Any] = {"devices": trainer.devices, "plugins": [LightningEnvironment()]}
+        return {"devices": 1, "plugins": [SealedCheckpoints()]}
+    shared: dict[str, Any] = {"devices": trainer.devices, "plugins": [SealedCheckpoints(), LightningEnvironment()]}
     if trainer.strategy is Strategy.fsdp2:
         strategy = ModelParallelStrategy(trainer.devices, 1, save_distributed_checkpoint=False)
         return {**shared, "strategy": strategy}

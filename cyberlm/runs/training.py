@@ -1,14 +1,12 @@
 """A training run, from top to bottom."""
 
-import json
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning.pytorch as L
 import torch
-from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 
 from cyberlm import loggers as experiment_loggers
@@ -17,10 +15,10 @@ from cyberlm.cache import cache_folder
 from cyberlm.callbacks import CostMeter
 from cyberlm.cards import write_card
 from cyberlm.config import TrainConfig
-from cyberlm.data.module import encode_questions
+from cyberlm.data.labels import lint_labels
+from cyberlm.data.module import encode_split
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions, write_manifest
-from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.evidence import Answers
 from cyberlm.models import (
     LoadedModel,
@@ -34,7 +32,7 @@ from cyberlm.models import (
 from cyberlm.optim import check_optimizer
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Cost
-from cyberlm.results import environment, write_json, write_results
+from cyberlm.results import write_results
 from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.fitting import fit, prepare
 from cyberlm.runs.opening import tuned_folder
@@ -44,7 +42,6 @@ from cyberlm.runs.parts import (
     announce,
     announce_split,
     conclude,
-    config_of,
     opened_loggers,
     plain_config,
     provenance_of,
@@ -52,19 +49,20 @@ from cyberlm.runs.parts import (
     save_config,
     status_of,
 )
+from cyberlm.runs.resuming import SPLIT_AGAIN, begin, resumed_config, sole_owner
 from cyberlm.runs.team import Team
-
-RESUMABLE = ("trainer.resume", "logger", "group")
-"""Overrides that a resumed run may be given; everything else it keeps."""
 
 
 def train(config: TrainConfig, folder: Path) -> float:
     """Trains, or continues a run, with its status and loggers; returns the best validation accuracy."""
-    if config.trainer.resume is not None:
-        config = _resumed_config(config, folder)
-    with status_of(folder) as report, opened_loggers(config) as loggers, Team(config.trainer) as team:
-        objective = run_training(config, folder, loggers, team)
-        report.objective = objective
+    with sole_owner(folder):
+        if config.trainer.resume is not None:
+            config = resumed_config(config, folder)
+        else:
+            save_config(folder, config)  # at once: from here on the run can be resumed
+        with status_of(folder) as report, opened_loggers(config) as loggers, Team(config.trainer) as team:
+            objective = run_training(config, folder, loggers, team)
+            report.objective = objective
     return objective
 
 
@@ -88,22 +86,20 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
     main, held_out = load_sources(config.data)
     split = split_questions(config.data, main, held_out)
     resumed = config.trainer.resume is not None
-    split_hash = write_manifest(split, config.data, folder / ("split_again.json" if resumed else SPLIT_MANIFEST))
-    announce_split(split)
 
     with clock.phase("load"):
         device = pick_device(config.trainer.accelerator)
         check_optimizer(config.optim, device)
         prompt = Prompt(config.prompt, load_tokenizer(config.model))
-        encoded = {
-            name: encode_questions(part, prompt, config.data.max_length, cache_folder() / "tokenised")
-            for name, part in split.parts().items()
-        }
+        split, encoded = encode_split(split, prompt, config.data, cache_folder() / "tokenised")
+        split_hash = write_manifest(split, config.data, folder / (SPLIT_AGAIN if resumed else SPLIT_MANIFEST))
+        announce_split(split)
+        lint_labels(split.train, encoded["train"], prompt)
         team.call(config, folder)
         loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
         team.join()
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
-    _begin(folder, config, provenance)
+    begin(folder, config, provenance)
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
 
     seen = (*split.train, *split.validation)
@@ -205,46 +201,3 @@ def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path) -> C
         peak_device_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         adapter_bytes=weights,
     )
-
-
-def _resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The configuration that the run began with; nothing but its loggers can be changed.
-
-    Raises:
-        RunError: If the folder is not of a run that can go on.
-        ConfigError: If anything else is overridden.
-    """
-    changed = [item for item in HydraConfig.get().overrides.task if not item.lstrip("+~").startswith(RESUMABLE)]
-    if changed:
-        raise ConfigError(
-            "A resumed run keeps its own configuration:",
-            [Problem(item, "only trainer.resume and logger") for item in changed],
-            f"Type python train.py trainer.resume={folder}",
-        )
-    resumed = config_of(folder)
-    resumed.logger, resumed.group = config.logger, config.group or resumed.group
-    for entry in resumed.logger.values():
-        if "group" in entry:
-            entry["group"] = resumed.group
-    resumed.trainer.resume = str(folder)
-    return resumed
-
-
-def _begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> None:
-    """Writes what the run is made of, or, for a resumed run, refuses to go on with anything else."""
-    file = folder / "provenance.json"
-    if config.trainer.resume is not None and file.is_file():
-        before = json.loads(file.read_text())
-        differ = [name for name in ("data", "split", "prompt", "weights") if before.get(name) != provenance[name]]
-        if differ:
-            raise RunError(
-                f"{folder} cannot be continued: what it was made of has changed.",
-                [Problem(f"{name}: {before.get(name)} then, {provenance[name]} now") for name in differ],
-            )
-        (folder / "split_again.json").unlink()
-        return
-    if config.trainer.resume is not None:  # it was stopped before it had begun
-        (folder / "split_again.json").replace(folder / SPLIT_MANIFEST)
-    save_config(folder, config)
-    write_json(file, dict(provenance))
-    write_json(folder / "environment.json", environment())

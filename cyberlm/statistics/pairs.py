@@ -144,7 +144,7 @@ def _other_questions(
                     allowed="the same questions",
                 )
             )
-    hint = "Score both on the same questions: python evaluate.py run=outputs/..."
+    hint = "Score both on the same questions: python evaluate.py 'runs=[outputs/A,outputs/B]'"
     return RunError(f"{first} and {second} cannot be compared.", problems, hint)
 
 

@@ -105,14 +105,19 @@ class RandomState(L.Callback):
     """Random numbers go on where the checkpoint left them, so that a resumed run draws the same dropout.
 
     Each process has numbers of its own: with the same ones, all would drop the same units.
+
+    Args:
+        seed: Where training starts from its beginning: whatever was done before it, it draws the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.restored: dict[str, Any] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if ranks.rank():  # Lightning has just given all processes the same seed
-            torch.manual_seed(torch.initial_seed() + ranks.rank())
+        if self.restored is None:
+            torch.manual_seed(self.seed + ranks.rank())
+            random.seed(self.seed + ranks.rank())
 
     def state_dict(self) -> dict[str, Any]:
         """Of all processes: only what rank 0 returns is saved."""

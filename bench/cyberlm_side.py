@@ -1,0 +1,112 @@
+"""cyberlm's side of every measurement: its configuration, its questions, and its training loop cut into blocks."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning.pytorch as L
+import torch
+from measure import Blocks
+
+from cyberlm.cache import cache_folder
+from cyberlm.callbacks import CostMeter
+from cyberlm.config import TrainConfig, build_config, register_schemas
+from cyberlm.data.batching import AnswerCollator
+from cyberlm.data.sources import load_sources
+from cyberlm.launch import conf_folder, register_resolvers
+from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states
+from cyberlm.models import LoadedModel
+from cyberlm.prompts import EncodedQuestion, Prompt
+from cyberlm.records import Question
+from cyberlm.runs.fitting import fit
+from cyberlm.scoring import answering
+
+
+def config_of(*overrides: str) -> TrainConfig:
+    """A checked configuration, without loggers and further callbacks, on the CPU unless told otherwise."""
+    register_schemas()
+    register_resolvers()
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
+        quiet = ("logger=none", "callbacks=none", "trainer.accelerator=cpu")
+        return build_config(hydra.compose("train", [*quiet, *overrides]), TrainConfig)
+
+
+def cybermetric(count: int, size: int = 2000) -> tuple[Question, ...]:
+    """The first questions of a CyberMetric file (CYBERLM_DATA_DIR, or downloaded)."""
+    main, _ = load_sources(config_of("data=cybermetric", f"data.size={size}").data)
+    return main.questions[:count]
+
+
+def plain_folder(loaded: LoadedModel, prompt: Prompt) -> Path:
+    """Base weights and tokenizer as a transformers folder, which peers load."""
+    folder = cache_folder() / "bench" / "models" / loaded.weights_hash[:16]
+    if not (folder / "tokenizer_config.json").is_file():
+        loaded.causal.save_pretrained(folder)
+        prompt.tokenizer.save_pretrained(folder)
+    return folder
+
+
+class BlockCallback(L.Callback):
+    """Tells `blocks` of each optimizer step (no accumulation)."""
+
+    def __init__(self, make: Callable[[], Blocks]) -> None:
+        self.make = make
+        self.blocks: Blocks | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.blocks = self.make()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
+    ) -> None:
+        assert self.blocks is not None
+        self.blocks.step(tokens_of(batch), outputs["loss"])
+
+
+def tokens_of(batch: AnswerBatch) -> int:
+    """Tokens of a batch's examples; the last one of each is a target only, and counted as peers count it."""
+    return batch.tokens + len(batch.input_ids)
+
+
+_callback: BlockCallback | None = None
+
+
+def callback_of_blocks() -> BlockCallback:
+    """What `config.callbacks` names; Hydra calls it."""
+    assert _callback is not None
+    return _callback
+
+
+def fit_in_blocks(
+    config: TrainConfig,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    encoded: Mapping[str, Sequence[EncodedQuestion]],
+    make: Callable[[], Blocks],
+) -> None:
+    """cyberlm's real training (`cyberlm.runs.fitting.fit`), in blocks.
+
+    Args:
+        encoded: `train` and `validation`.
+        make: Called when training starts, for the blocks.
+    """
+    global _callback
+    _callback = BlockCallback(make)
+    config.callbacks = {"blocks": {"_target_": "cyberlm_side.callback_of_blocks"}}
+    with tempfile.TemporaryDirectory() as folder:
+        fit(config, Path(folder), loaded, prompt, encoded, [], CostMeter())
+
+
+def answer_nll(loaded: LoadedModel, prompt: Prompt, questions: Sequence[EncodedQuestion]) -> float:
+    """Mean negative log-likelihood of the answers' tokens (nats), end of turn included: the training loss."""
+    collator = AnswerCollator(prompt.end_ids, share_prefix=False)
+    total, tokens = torch.zeros(()), 0
+    with answering(loaded.model):
+        for question in questions:
+            batch = collator(([question], 1))
+            hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
+            total += answer_nll_sum(hidden, loaded.head, batch)
+            tokens += len(batch.targets)
+    return float(total) / tokens

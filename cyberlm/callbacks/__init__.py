@@ -1,0 +1,17 @@
+"""Lightning callbacks that every run has."""
+
+from cyberlm.callbacks.meters import CostMeter, RandomState, TrainingProgress
+from cyberlm.callbacks.numbers import FiniteNumbers, LearningWatch
+from cyberlm.callbacks.resuming import BestWeights, ResumePoints
+from cyberlm.callbacks.rows import MetricRows
+
+__all__ = [
+    "BestWeights",
+    "CostMeter",
+    "FiniteNumbers",
+    "LearningWatch",
+    "MetricRows",
+    "RandomState",
+    "ResumePoints",
+    "TrainingProgress",
+]

@@ -1,0 +1,211 @@
+"""Numbers that go wrong in training: what cannot go on stops, what is doubtful is said (docs/reliability.md)."""
+
+import contextlib
+import logging
+import math
+import statistics
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from safetensors.torch import save_file
+from scipy.stats import binomtest
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
+
+from cyberlm import ranks
+from cyberlm.callbacks.steps import StepLoss
+from cyberlm.errors import Problem, RunError
+from cyberlm.losses import AnswerBatch
+from cyberlm.records import LETTERS
+from cyberlm.scoring import ScoringBatch
+
+BAD_BATCH = "bad_batch.safetensors"
+
+EXPLODED = 3.0
+"""A loss that exploded is more than this many times the median before it, ..."""
+EXPLODED_NATS = 1.0
+"""... and higher by at least this many nats a token, so that the noise of a loss near 0 is not one."""
+RECENT_STEPS, BEFORE_STEPS = 5, 50
+"""The mean of the last steps is held against the median of those before them (fewer than 20 of these say nothing)."""
+LEAST_BEFORE = 20
+CHANCE_P = 0.05
+"""Validation is better than chance where the exact one-sided binomial test says so at this level."""
+
+log = logging.getLogger(__name__)
+
+
+class FiniteNumbers(L.Callback):
+    """Stops before an optimizer step with a loss or a gradient that is NaN or infinite, and saves what made it so.
+
+    All processes of a run stop together, and the first saves what all of them had.
+
+    Args:
+        folder: Of the run.
+        seed: Of the run, for the record.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.seed = folder, seed
+        self.window: list[tuple[AnswerBatch, dict[str, Tensor]]] = []
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: AnswerBatch, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.window.clear()
+        self.window.append((batch, _random_states()))
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        (value,) = ranks.summed(float(loss.detach()))  # not finite where one process's is not
+        if not math.isfinite(value):
+            self.window = self.window[-1:]
+            self._stop(trainer, pl_module, "loss", value)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        if trainer.precision == "16-mixed":  # its scaler meets infinite gradients as a matter of course, and skips them
+            return
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        norm = float(_whole(get_total_norm(gradients)))  # the same in all processes
+        if not math.isfinite(norm):
+            self._stop(trainer, pl_module, "gradient norm", norm)
+
+    def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str, value: float) -> None:
+        file = self.folder / BAD_BATCH
+        step = trainer.global_step
+        trained = [(name, _whole(p.detach())) for name, p in pl_module.named_parameters() if p.requires_grad]
+        window = [parts for each in ranks.gathered(list(map(_parts, self.window))) for parts in each]
+        with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+            if ranks.rank() == 0:
+                tensors = {f"weights.{name}": p for name, p in trained}
+                tensors |= {f"batch{k}.{name}": part for k, parts in enumerate(window) for name, part in parts.items()}
+                about = {"step": step, "seed": self.seed, "what": what, "value": value, "batches": len(window)}
+                save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, file, _strings(about))
+        broken = [name for name, p in trained if not torch.isfinite(p).all()]
+        why = f"the weights were not finite before it, for example {broken[0]}" if broken else "the weights were finite"
+        saved = f"{file} holds the batch, the weights and the random state that make it so"
+        raise RunError(
+            f"The {what} is {value} in optimizer step {step}; the step was not taken.",
+            [Problem(why), Problem(saved if file.is_file() else f"{file} could not be written")],
+            "The last good checkpoint stays, but going on from it would meet the same batch. Start again with a lower "
+            "optim.learning_rate, a longer optim.warmup_fraction, or trainer.precision=32-true.",
+        )
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be spread over the processes; called by all of them."""
+    whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole
+
+
+def _parts(taken: tuple[AnswerBatch, dict[str, Tensor]]) -> dict[str, Tensor]:
+    batch, states = taken
+    parts = {**batch._asdict(), "step_label_tokens": torch.tensor(batch.step_label_tokens), **states}
+    return {name: part.cpu() for name, part in parts.items()}
+
+
+def _strings(about: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in about.items()}
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"random_cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["random_cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+class LearningWatch(L.Callback):
+    """Says once that the loss exploded; at the end, that accuracy stayed at chance or that all answers are the same.
+
+    Args:
+        warmup_fraction: Share of the steps that are not looked at.
+        share_validation: Whether each process validates on its share of the questions, or on all.
+    """
+
+    def __init__(self, warmup_fraction: float, *, share_validation: bool = False) -> None:
+        self.warmup_fraction, self.share_validation = warmup_fraction, share_validation
+        self.loss = StepLoss()
+        self.losses: list[float] = []
+        self.exploded = False
+        self.validations: list[list[int]] = []
+        """Of each validation: questions answered right, and questions."""
+        self.chances: list[float] = []
+        """1/options of each question of one validation."""
+        self.answers: list[int] = []
+        self.golds: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"losses": self.losses, "exploded": self.exploded, "validations": self.validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.losses, self.exploded = state_dict["losses"], state_dict["exploded"]
+        self.validations = state_dict["validations"]
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
+    ) -> None:
+        loss = self.loss.add(trainer, batch, batch_idx)
+        if loss is None or trainer.global_step <= self.warmup_fraction * trainer.estimated_stepping_batches:
+            return
+        self.losses = [*self.losses, loss][-RECENT_STEPS - BEFORE_STEPS :]
+        before, recent = self.losses[:-RECENT_STEPS], self.losses[-RECENT_STEPS:]
+        if self.exploded or len(before) < LEAST_BEFORE:
+            return
+        usual, now = statistics.median(before), statistics.mean(recent)
+        if now > EXPLODED * usual and now > usual + EXPLODED_NATS:
+            self.exploded = True
+            log.warning(
+                "The loss has exploded: %.3g nats a token over the last %d optimizer steps (step %d), %.3g before. "
+                "A lower optim.learning_rate is the usual remedy.",
+                *(now, RECENT_STEPS, trainer.global_step, usual),
+            )
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.chances, self.answers, self.golds = [], [], []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: ScoringBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self.answers += outputs.tolist()
+        self.golds += batch.gold.tolist()
+        self.chances += batch.option_mask.any(-1).sum(-1).reciprocal().tolist()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.share_validation:
+            shares = ranks.gathered((self.chances, self.answers, self.golds))
+            self.chances, self.answers, self.golds = (list(chain(*parts)) for parts in zip(*shares, strict=True))
+        right = sum(answer == gold for answer, gold in zip(self.answers, self.golds, strict=True))
+        self.validations.append([right, len(self.golds)])
+
+    def conclude(self) -> None:
+        """Says what the whole of training showed; called once no more validation comes."""
+        for finding in self.findings():
+            log.warning("%s", finding)
+
+    def findings(self) -> list[str]:
+        if not self.golds:  # a run that was resumed after its last validation has said it already
+            return []
+        found = []
+        chance = statistics.mean(self.chances)
+        right, asked = max(self.validations)
+        # the best of several validations is held to a level divided by their number (Bonferroni)
+        p_value = binomtest(right, asked, chance, alternative="greater").pvalue * len(self.validations)
+        if p_value > CHANCE_P:
+            found.append(
+                f"Validation accuracy stayed at chance: at best {right} of {asked} right, where guessing gives "
+                f"{chance:.0%} (one-sided exact test, p = {min(p_value, 1):.2g})."
+            )
+        if len(set(self.answers)) == 1 and len(set(self.golds)) > 1:
+            letter = LETTERS[self.answers[0]]
+            found.append(f"The last validation has one answer to all {asked} questions: option {letter}.")
+        return found

@@ -1,0 +1,122 @@
+"""From the command line to a checked configuration, and to what runs it."""
+
+import copy
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from cyberlm import signals
+from cyberlm.config import EvaluateConfig, TrainConfig, build_config, check_places, register_schemas
+from cyberlm.config.checks import Config
+from cyberlm.errors import UserError
+from cyberlm.launch.folders import conf_folder, hide_secrets, make_folder, register_resolvers, seen_from_here
+from cyberlm.launch.jobs import run_in_child
+from cyberlm.launch.mistakes import composition_error, part_error
+from cyberlm.launch.screens import not_written, sentence, show, stopped
+from cyberlm.redaction import guard_output
+
+NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def main(command: str, schema: type[Config], run: Callable[[Config, Path], float | None]) -> None:
+    """Composes and checks the configuration of `command`, and runs it.
+
+    A user's error is one screen and exit code 1, without a traceback.
+
+    Args:
+        command: `train`, `export` or another: the primary configuration, and the command that a sweep's jobs repeat.
+        schema: Dataclass of the primary configuration.
+        run: Called with the checked configuration and the run's folder.
+    """
+    register_schemas()
+    register_resolvers()
+    # Hydra's parser refuses overrides on both sides of -m
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda item: item not in ("-m", "--multirun"))
+    full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: the screen is ours
+
+    composing = True
+
+    def job(composed: DictConfig) -> float | None:
+        nonlocal composing
+        composing = False
+        config = HydraConfig.get()
+        hide_secrets(config)
+        if config.mode == RunMode.MULTIRUN:
+            return run_in_child(command, schema, composed)
+        return _run_here(command, full_error, lambda folder: run(build_config(composed, schema), folder))
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)(job)()
+    except UserError as error:
+        raise SystemExit(show(error)) from None
+    except signals.Stopped as stop:
+        print(f"\n{sentence(stop)} The sweep starts no further job.\n", file=sys.stderr)
+        raise SystemExit(signals.EXIT_STOPPED) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except Exception as error:  # Hydra and OmegaConf raise AssertionError, ValueError and more on what is typed wrong
+        if full_error or not (composing or isinstance(error, (HydraException, OmegaConfBaseException))):
+            raise
+        raise SystemExit(show(composition_error(command, error))) from None
+
+
+def _run_here(command: str, full_error: bool, run: Callable[[Path], float | None]) -> float | None:
+    """Runs a job in this process. Errors are told here, or Hydra prints a line of its own above the screen."""
+    folder = seen_from_here(HydraConfig.get().runtime.output_dir)
+    try:
+        with signals.handled():
+            return run(folder)
+    except signals.Stopped as stop:
+        raise SystemExit(stopped(stop, command, folder)) from None
+    except UserError as error:
+        raise SystemExit(show(error)) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        if full_error:
+            raise
+        raise SystemExit(show(part_error(error))) from None
+    except OSError as error:
+        if full_error or error.errno not in NOT_WRITABLE:
+            raise
+        raise SystemExit(show(not_written(error, folder))) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+class CheckFirst(Callback):
+    """Hydra calls this before it makes the run's folder: a configuration that cannot be run leaves nothing behind."""
+
+    def __init__(self, command: str) -> None:
+        self.schema = {"train": TrainConfig, "evaluate": EvaluateConfig}[command]
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        guard_output()
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Ends the process with one screen: Hydra would turn any other exception into a warning."""
+        folder = Path(str(OmegaConf.select(config, "hydra.run.dir"))).absolute()
+        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+            config.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(config)
+        own = copy.deepcopy(config)
+        with read_write(own), open_dict(own):
+            del own["hydra"]
+        try:
+            check_places(build_config(own, self.schema), seen_from_here(str(folder)))
+            make_folder(folder)
+        except UserError as error:
+            raise SystemExit(show(error)) from None
+        except OmegaConfBaseException:  # shown as any other that Hydra's composition raises
+            return

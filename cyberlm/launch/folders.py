@@ -1,0 +1,108 @@
+"""Where configuration lies, and where runs go."""
+
+import datetime
+import sys
+import tempfile
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from cyberlm.errors import ConfigError, Problem
+from cyberlm.redaction import guard_output, redact_files
+
+
+def conf_folder() -> Path:
+    """conf/ beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parent.parent
+    beside = package.parent / "conf"
+    return beside if (beside / "train.yaml").is_file() else package / "conf"
+
+
+def config_folders() -> list[str]:
+    """The folder that --config-dir adds to conf/, where it was given."""
+    following = zip(sys.argv, [*sys.argv[1:], ""], strict=True)
+    given = [
+        after if item in ("--config-dir", "-cd") else item.removeprefix("--config-dir=")
+        for item, after in following
+        if item in ("--config-dir", "-cd") or item.startswith("--config-dir=")
+    ]
+    return [str(Path(folder).resolve()) for folder in given if Path(folder).is_dir()]
+
+
+def group_files(group: str) -> dict[str, Path]:
+    """The file of each option of a group, by name: of conf/, and of the folder that --config-dir adds."""
+    folders = (conf_folder(), *map(Path, config_folders()))
+    return {file.stem: file for folder in folders for file in sorted((folder / group).glob("*.yaml"))}
+
+
+def register_resolvers() -> None:
+    def run_folder(resume: str | None, *names: str | Enum) -> str:
+        if resume:
+            return str(resume)
+        name = "_".join(part.name if isinstance(part, Enum) else str(part) for part in names)
+        return _fresh(Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{name}")
+
+    def evaluation_folder(model: str, run: str | None, runs: Sequence[str]) -> str:
+        if len(runs) > 1:
+            return run_folder(None, "evaluate", f"{len(runs)}_models")
+        return run_folder(None, "evaluate", Path([*runs, run or model][0]).name)
+
+    def record_folder(resume: str | None) -> str:
+        return ".hydra_resumed" if resume else ".hydra"  # a resumed run keeps the record of how it began
+
+    def sweep_folder(name: str) -> str:
+        return _fresh(Path("outputs") / f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{name}_sweep")
+
+    OmegaConf.register_new_resolver("evaluation_folder", evaluation_folder, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("record_folder", record_folder, replace=True)
+    OmegaConf.register_new_resolver("run_folder", run_folder, replace=True, use_cache=True)
+
+    def run_dir() -> str:
+        """The run's folder, for loggers; a stand-in where only the configuration is printed."""
+        known = HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir")
+        return str(seen_from_here(HydraConfig.get().runtime.output_dir)) if known else "<run folder>"
+
+    OmegaConf.register_new_resolver("run_dir", run_dir, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
+
+
+def seen_from_here(folder: str) -> Path:
+    """The path from the working directory, where the folder lies below it."""
+    path = Path(folder)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _fresh(folder: Path) -> str:
+    """The folder's path, or the path with a number behind it where the folder is taken."""
+    candidate, number = folder, 2
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}_{number}"), number + 1
+    return str(candidate)
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            "The run's folder cannot be made or written to:",
+            [Problem(f"{seen_from_here(str(folder))}: {error.strerror}", "a folder that you may write to")],
+            "Runs go to outputs/ in the working directory, or to hydra.run.dir=FOLDER.",
+        ) from error
+
+
+def hide_secrets(config: Any) -> None:
+    """Takes secrets out of what Hydra has written, and keeps them out of what is logged from here on."""
+    guard_output()
+    folder = Path(config.runtime.output_dir)
+    if config.output_subdir is not None:
+        redact_files(folder / config.output_subdir, "*.yaml")
+    if config.mode == RunMode.MULTIRUN:
+        redact_files(Path(config.sweep.dir), "multirun.yaml")

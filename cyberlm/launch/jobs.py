@@ -1,0 +1,78 @@
+"""A sweep's jobs: each in a process of its own, so that one that is killed, runs out of memory or leaves state behind
+cannot harm the others.
+"""
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from cyberlm import signals
+from cyberlm.config import build_config, check_places
+from cyberlm.config.checks import Config
+from cyberlm.errors import ConfigError
+from cyberlm.launch.folders import seen_from_here
+from cyberlm.launch.screens import show
+from cyberlm.results import read_status, write_status
+
+WORST_OBJECTIVE = 0.0
+"""What a failed job reports to the sweeper: finite, because Optuna ends a study on NaN."""
+
+log = logging.getLogger(__name__)
+
+
+def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> float:
+    """Runs one job of a sweep in its own process.
+
+    Returns:
+        The job's objective, or `WORST_OBJECTIVE` where it failed: a sweep goes on, and the leaderboard says why.
+    """
+    config = HydraConfig.get()
+    folder = Path(config.runtime.output_dir)
+    try:
+        check_places(build_config(composed, schema), seen_from_here(str(folder)))
+    except ConfigError as error:
+        show(error)
+        write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))
+        return WORST_OBJECTIVE
+    overrides = [item for item in config.overrides.task if not item.startswith("group=")]
+    group = composed.group or Path(config.sweep.dir).name
+    line = [
+        *(sys.executable, "-m", "cyberlm", command, f"--config-name={config.job.config_name}"),
+        *(
+            f"--config-dir={source.path}"
+            for source in config.runtime.config_sources
+            if source.provider == "command-line"
+        ),
+        *overrides,
+        *(f"group='{group}'", "hydra.mode=RUN", f"hydra.run.dir='{folder}'"),
+    ]
+    log.info("job %s: %s", config.job.num, " ".join(overrides))
+    code = signals.run_forwarding(line, _child_environment(config))
+    status = read_status(folder)
+    if code == 0 and status is not None and status.state == "finished":
+        return WORST_OBJECTIVE if status.objective is None else status.objective
+    if status is None or status.state not in ("failed", "stopped"):
+        reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        write_status(folder, "failed", reason=reason)
+    log.error("job %s failed (exit code %s); the sweep goes on", config.job.num, code)
+    return WORST_OBJECTIVE
+
+
+def _child_environment(config: Any) -> dict[str, str]:
+    """The environment of a job: cyberlm can be imported, and jobs that run side by side share the cores."""
+    environment = dict(os.environ)
+    environment.pop("HYDRA_FULL_ERROR", None)
+    root = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    jobs = OmegaConf.select(config, "launcher.n_jobs")
+    if jobs is not None and jobs != 1 and "OMP_NUM_THREADS" not in environment:
+        cores = len(os.sched_getaffinity(0))
+        parallel = cores if jobs < 0 else min(jobs, cores)
+        environment["OMP_NUM_THREADS"] = str(max(1, cores // parallel))
+    return environment

@@ -1,0 +1,106 @@
+"""Going on with a run that was stopped: only as what it was, only where it has not finished, and only one at a time."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from cyberlm.checkpoints import newest_settings
+from cyberlm.config import TrainConfig
+from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.results import environment, read_json, read_status, write_json
+from cyberlm.runs.parts import NOT_SETTLED, SPLIT_MANIFEST, config_of, save_config, settings_of
+from cyberlm.signals import resume_command
+
+SPLIT_AGAIN = "split_again.json"
+PROVENANCE = "provenance.json"
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """No second process may train in a run's folder. The lock ends with the process, however that ends.
+
+    Raises:
+        RunError: If another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    with lock.open("w") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{folder} is being trained by another process; it has to end first.") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The configuration that the run began with; nothing but its loggers can be changed.
+
+    Raises:
+        RunError: If the folder is not of a run that can go on.
+        ConfigError: If anything else is overridden.
+    """
+    overrides = [item.lstrip("+~") for item in HydraConfig.get().overrides.task]
+    changed = [item for item in overrides if not item.startswith(NOT_SETTLED)]
+    if changed:
+        raise ConfigError(
+            "A resumed run keeps its own configuration:",
+            [Problem(item, "only trainer.resume and logger") for item in changed],
+            f"Type {resume_command(folder)}",
+        )
+    status = read_status(folder)
+    if status is not None and status.state == "finished":
+        raise RunError(
+            f"{folder} has finished: there is nothing to go on with.",
+            hint=f"Score it again: python evaluate.py run={folder}",
+        )
+    resumed = config_of(folder)
+    if any(item.startswith("logger") for item in overrides):
+        resumed.logger = config.logger
+    resumed.group = config.group or resumed.group
+    for entry in resumed.logger.values():
+        entry |= {name: value for name, value in (("group", resumed.group), ("save_dir", str(folder))) if name in entry}
+    resumed.trainer.resume = str(folder)
+    return resumed
+
+
+def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> None:
+    """Writes what the run is made of, or, for a resumed run, refuses to go on with anything else.
+
+    Raises:
+        RunError: With each thing that differs.
+    """
+    file = folder / PROVENANCE
+    resumed = config.trainer.resume is not None
+    if resumed and file.is_file():
+        before = read_json(file)
+        names = [name for name in ("data", "split", "prompt", "weights") if before.get(name) != provenance[name]]
+        problems = [Problem(f"{name}: {before.get(name)} then, {provenance[name]} now") for name in names]
+        if before.get("config") != provenance["config"]:
+            problems += _changed_settings(folder, settings_of(config))
+        if problems:
+            raise RunError(f"{folder} cannot be continued: what it was made of has changed.", problems)
+        (folder / SPLIT_AGAIN).unlink()
+        return
+    if resumed:  # it was stopped before it had begun
+        (folder / SPLIT_AGAIN).replace(folder / SPLIT_MANIFEST)
+    save_config(folder, config)
+    write_json(file, dict(provenance))
+    write_json(folder / "environment.json", environment())
+
+
+def _changed_settings(folder: Path, now: Mapping[str, str]) -> list[Problem]:
+    """Each key of config.yaml that is not as the newest checkpoint has it."""
+    then = newest_settings(folder)
+    if then is None:
+        return [Problem("config.yaml was changed, and there is no checkpoint that tells where")]
+    return [
+        Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    ]

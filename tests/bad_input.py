@@ -1,0 +1,325 @@
+"""Bad input: what is typed or lies on the disk, and the one screen that answers it.
+
+`python tests/bad_input.py` prints every case with its message; test_bad_input.py runs the same table.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+TINY = ("model=tiny_random", "logger=none", "callbacks=none", "trainer.accelerator=cpu")
+SMALL = ("data.max_train=8", "data.max_validation=4", "data.max_test=4", "evaluation.generate=false")
+MOST_LINES = 60
+"""Of one screen, with room for a list of bad rows."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One mistake.
+
+    Attributes:
+        name: What is wrong, in words.
+        line: What is typed: `train`, `evaluate`, `recompute` or `leaderboard`, and its arguments.
+        expected: Parts of the message: the value, what is allowed, what to type.
+        make: Puts the files in place, in the working directory.
+        variables: Of the environment.
+    """
+
+    name: str
+    line: tuple[str, ...]
+    expected: tuple[str, ...]
+    make: Callable[[Path], object] = field(default=lambda folder: None)
+    variables: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def typed(self) -> str:
+        command, *arguments = self.line
+        start = f"python {command}.py" if command in ("train", "evaluate") else f"python -m cyberlm {command}"
+        shown = (f"'{item}'" if set(item) & set(" {}[]$*?&|;()") else item for item in arguments if item not in TINY)
+        return " ".join([start, *shown])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended.
+
+    Attributes:
+        code: Exit code.
+        message: On standard error.
+        left: What is wrong with what it left on the disk.
+    """
+
+    code: object
+    message: str
+    left: tuple[str, ...]
+
+
+def run(case: Case, folder: Path) -> Outcome:
+    """Runs a case in `folder`, in this process, through the real entries."""
+    case.make(folder)
+    before = _files(folder)
+    with _as_typed(case, folder) as (printed, call):
+        try:
+            call()
+            code: object = 0
+        except SystemExit as ended:
+            code = ended.code
+            if isinstance(code, str):  # as Python does at the end of a process
+                print(code, file=sys.stderr)
+                code = 1
+        except Exception:  # what the table is there to find
+            traceback.print_exc()
+            code = "a traceback"
+    return Outcome(code, printed.getvalue().strip(), tuple(_wrongly_left(before, _files(folder), folder)))
+
+
+@contextlib.contextmanager
+def _as_typed(case: Case, folder: Path) -> Iterator[tuple[io.StringIO, Callable[[], object]]]:
+    """The state of a fresh process, and afterwards that of before."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from cyberlm import __main__ as entries
+
+    command, *arguments = case.line
+    argv, cwd, environment, hook = sys.argv, Path.cwd(), dict(os.environ), sys.excepthook
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    sys.argv = [f"{command}.py", *arguments]
+    own = {"CYBERLM_CACHE_DIR": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "HYDRA_FULL_ERROR": "", **case.variables}
+    os.environ.update(own)
+    os.chdir(folder)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # between libraries; test_launch and test_runs see ours
+            yield printed, getattr(entries, command)
+    finally:
+        for handler in [item for item in root.handlers if item not in handlers]:
+            handler.close()
+        root.handlers, root.level = handlers, level
+        logging.setLogRecordFactory(logging.LogRecord)
+        sys.argv, sys.excepthook = argv, hook
+        os.chdir(cwd)
+        os.environ.clear()
+        os.environ.update(environment)
+        HydraConfig.instance().cfg = None
+        GlobalHydra.instance().clear()
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Every file below a folder, with a hash of what is in it; the cache, which may always be added to, left out."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and not name.startswith("cache/"):
+            found[name] = hash(path.read_bytes())
+        elif path.is_dir() and name.split("/")[0] != "cache":
+            found[f"{name}/"] = 0
+    found.update({str(path.relative_to(folder)): 0 for path in folder.glob("cache/**/.*")})  # half of something
+    return found
+
+
+OF_A_RUN = ("status.json", "train.log", ".hydra_resumed")
+"""What a run that cannot be continued may change in its own folder."""
+
+
+def _wrongly_left(before: dict[str, int], after: dict[str, int], folder: Path) -> Iterator[str]:
+    gone = before.keys() - after.keys()
+    changed = {name for name, digest in after.items() if before.get(name) != digest}
+    failed = {str(Path(name).parent) for name in changed if Path(name).name == "status.json"}
+    runs = failed | {str(Path(name).parent) for name in before if Path(name).name == "config.yaml"}
+    for name in failed:
+        state = json.loads((folder / name / "status.json").read_text())["state"]
+        if state != "failed":
+            yield f"{name}/status.json says {state}"
+    for name in sorted(gone | changed):
+        path = Path(name)
+        run = next((item for item in runs if path.is_relative_to(item)), None)
+        temporary = path.name.endswith((".tmp", ".part")) or path.name.startswith(".config")
+        parent = any(item.startswith(name) for item in runs)
+        tried = run is not None and path.relative_to(run).parts[:1] in [(item,) for item in OF_A_RUN]
+        own = tried or (run in failed and name not in before)
+        if (temporary or not own) and not parent:
+            yield name
+
+
+# ------------------------------------------------------------------------------------------ what several cases need
+
+_MADE: dict[str, Path] = {}
+
+
+def made(kind: str, *arguments: str) -> Path:
+    """A finished run of a method, made once; cases get a copy."""
+    if kind not in _MADE:
+        folder = Path(tempfile.mkdtemp(prefix="cyberlm-bad-input-"))
+        line = ("train", *TINY, *SMALL, *arguments, "hydra.run.dir=run")
+        outcome = run(Case(kind, line, ()), folder)
+        assert outcome.code == 0, outcome.message
+        _MADE[kind] = folder
+    return _MADE[kind]
+
+
+def copied(kind: str, *arguments: str) -> Callable[[Path], Path]:
+    def copy(folder: Path) -> Path:
+        shutil.copytree(made(kind, *arguments), folder, dirs_exist_ok=True)
+        return folder / "run"
+
+    return copy
+
+
+lora, sft = copied("lora", "method=lora", "method.lora.rank=2"), copied("sft", "method=sft")
+other = copied("other", "method=lora", "method.lora.rank=4")
+
+
+def forget() -> None:
+    for folder in _MADE.values():
+        shutil.rmtree(folder, ignore_errors=True)
+    _MADE.clear()
+
+
+def changed(make: Callable[[Path], Path], change: Callable[[Path], object]) -> Callable[[Path], None]:
+    def both(folder: Path) -> None:
+        change(make(folder))
+
+    return both
+
+
+def text(name: str, content: str | bytes) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return write
+
+
+def checkpoint_of(make: Callable[[Path], Path]) -> Callable[[Path], None]:
+    """A run of LoRA with the one checkpoint of another run."""
+
+    def put(folder: Path) -> None:
+        run = lora(folder)
+        for file in (run / "checkpoints").iterdir():
+            file.unlink()
+        foreign = make(folder / "foreign") / "checkpoints" / "best.ckpt"
+        shutil.copy(foreign, run / "checkpoints" / "best.ckpt")
+        shutil.rmtree(folder / "foreign")
+
+    return put
+
+
+def removed(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name: str, share: float = 0.5) -> Callable[[Path], None]:
+    def shorten(folder: Path) -> None:
+        path = folder / name
+        content = path.read_bytes()
+        path.write_bytes(content[: int(len(content) * share)])
+
+    return shorten
+
+
+def replaced(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def put(folder: Path) -> None:
+        path = folder / name
+        content = path.read_text()
+        assert old in content, (name, old)
+        path.write_text(content.replace(old, new))
+
+    return put
+
+
+def several(*changes: Callable[[Path], object]) -> Callable[[Path], None]:
+    def all_of_them(folder: Path) -> None:
+        for change in changes:
+            change(folder)
+
+    return all_of_them
+
+
+class Bomb:
+    """A pickle of this makes a file where it is opened."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return Path.touch, (Path("opened"),)  # type: ignore[return-value]
+
+
+def pickled(name: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        import torch
+
+        torch.save({"state_dict": Bomb(), "x": torch.zeros(1)}, folder / name)
+
+    return write
+
+
+def tensors(name: str, shapes: dict[str, tuple[int, ...]]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, folder / name)
+
+    return write
+
+
+def model_folder(folder: Path) -> Path:
+    """A whole transformers folder, `m`."""
+    shutil.copytree(made("sft", "method=sft") / "run" / "model", folder / "m")
+    return folder / "m"
+
+
+def train(*arguments: str) -> tuple[str, ...]:
+    return ("train", *TINY, *arguments)
+
+
+def own(path: str, *arguments: str) -> tuple[str, ...]:
+    return train("data=mcq", f"data.path={path}", *arguments)
+
+
+def local(path: str) -> tuple[str, ...]:
+    return ("train", "model=local", f"model.path={path}", *TINY[1:])
+
+
+def evaluation(*arguments: str) -> tuple[str, ...]:
+    return ("evaluate", *(arguments or ("run=run",)), "logger=none", "evaluation.generate=false")
+
+
+def resumed(*arguments: str) -> tuple[str, ...]:
+    return ("train", "trainer.resume=run", "logger=none", *arguments)
+
+
+def show() -> None:
+    """Prints the table with every message."""
+    from bad_input_cases import CASES
+
+    try:
+        for number, case in enumerate(CASES, start=1):
+            with tempfile.TemporaryDirectory() as name:
+                folder = Path(name).resolve()
+                outcome = run(case, folder)
+                message = outcome.message.replace(f"{folder}/", "").replace(str(folder), ".")
+                print(f"{number}. {case.name}\n   $ {case.typed}")
+                print("\n".join(f"   {line}".rstrip() for line in message.splitlines()))
+                print(f"   exit code {outcome.code}\n", flush=True)
+    finally:
+        forget()
+
+
+if __name__ == "__main__":
+    show()

@@ -1,0 +1,100 @@
+"""Every case of the table of bad input: one screen, exit code 1, no traceback, nothing half-written."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import bad_input
+import pytest
+from bad_input_cases import CASES
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runs() -> Iterator[None]:
+    yield
+    bad_input.forget()
+
+
+def test_there_are_a_hundred_different_cases() -> None:
+    assert len({case.name for case in CASES}) == len(CASES) >= 100
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_bad_input(case: bad_input.Case, tmp_path: Path) -> None:
+    outcome = bad_input.run(case, tmp_path)
+    assert outcome.code == 1
+    assert outcome.message, "there is a message"
+    assert "Traceback" not in outcome.message
+    assert len(outcome.message.splitlines()) <= bad_input.MOST_LINES
+    for part in case.expected:
+        assert part in outcome.message
+    assert outcome.left == ()
+    assert not (tmp_path / "opened").exists(), "a pickle was opened"
+
+
+SUBPROCESSES = [
+    "an option that does not exist",
+    "a truncated adapter",
+    "recompute of a folder that is no run",
+]
+
+
+@pytest.mark.parametrize("name", SUBPROCESSES)
+def test_the_same_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.name == name)
+    case.make(tmp_path)
+    done = typed(case, tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    for part in case.expected:
+        assert part in done.stderr
+
+
+def typed(case: bad_input.Case, folder: Path, **named: Any) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))}
+    environment |= {"CYBERLM_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(bad_input.ROOT), "HOME": str(folder)}
+    command, *arguments = case.line
+    line = [sys.executable, "-m", "cyberlm", command, *arguments]
+    return subprocess.run(
+        line, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False, **named
+    )
+
+
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+
+
+def bound_by_permissions() -> None:
+    """Root may write anywhere; without this capability the bits of a folder hold for root, too."""
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+@pytest.mark.parametrize("arguments", [(), ("hydra.run.dir=mine",)])
+def test_folder_without_permission(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    closed = tmp_path / "mine" if arguments else tmp_path
+    closed.mkdir(exist_ok=True)
+    closed.chmod(0o555)
+    case = bad_input.Case("no permission", bad_input.train(*arguments), ())
+    done = typed(case, tmp_path, preexec_fn=bound_by_permissions)
+    closed.chmod(0o755)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "The run's folder cannot be made or written to:" in done.stderr
+    assert "Permission denied" in done.stderr
+    assert "hydra.run.dir=FOLDER" in done.stderr
+    assert {path.name for path in tmp_path.rglob("*")} <= {"mine"}
+
+
+@pytest.mark.parametrize("name", ["q.json", "q.jsonl", "q.csv"])
+def test_a_byte_order_mark_simply_works(name: str, tmp_path: Path) -> None:
+    from bad_input_cases import CSV, GOOD, JSONL
+
+    content = {"q.json": GOOD, "q.jsonl": JSONL, "q.csv": CSV}[name]
+    line = bad_input.own(name, *bad_input.SMALL, "evaluation.base=false")
+    case = bad_input.Case("BOM", line, (), bad_input.text(name, f"\ufeff{content}"))
+    outcome = bad_input.run(case, tmp_path)
+    assert outcome.code == 0, outcome.message

@@ -1,0 +1,190 @@
+"""GGUF files from outside: a real one passes; cut, changed and lying ones are refused at once, with our own error."""
+
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from support import config_of
+
+from cyberlm.errors import ModelError
+from cyberlm.models import load_base, load_tokenizer, pick_device
+from cyberlm.models.headers import check_gguf
+from cyberlm.models.tiny import SPECIAL, tiny_tokenizer
+
+HIDDEN, WIDE, BLOCKS = 32, 64, 2
+
+
+def write_gguf(path: Path, **changed: int) -> Path:
+    """A Llama of random weights as llama.cpp's converter lays it out."""
+    numbers = np.random.default_rng(0)
+    vocabulary = sorted(tiny_tokenizer().get_vocab(), key=tiny_tokenizer().get_vocab().get)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(256)
+    writer.add_embedding_length(changed.get("embedding", HIDDEN))
+    writer.add_block_count(changed.get("blocks", BLOCKS))
+    writer.add_feed_forward_length(changed.get("wide", WIDE))
+    writer.add_head_count(changed.get("heads", 4))
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(HIDDEN // 4)
+    writer.add_vocab_size(changed.get("vocabulary", len(vocabulary)))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if token in SPECIAL else 1 for token in vocabulary])
+    writer.add_token_merges([f"Ġ {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
+    writer.add_bos_token_id(vocabulary.index(SPECIAL[0]))
+    writer.add_eos_token_id(vocabulary.index(SPECIAL[1]))
+    shapes = {"token_embd": (len(vocabulary), HIDDEN), "output": (len(vocabulary), HIDDEN), "output_norm": (HIDDEN,)}
+    for k in range(BLOCKS):
+        shapes |= {f"blk.{k}.{name}_norm": (HIDDEN,) for name in ("attn", "ffn")}
+        shapes |= {f"blk.{k}.attn_{name}": (HIDDEN, HIDDEN) for name in ("q", "output")}
+        shapes |= {f"blk.{k}.attn_{name}": (HIDDEN // 2, HIDDEN) for name in ("k", "v")}
+        shapes |= {f"blk.{k}.ffn_{name}": (WIDE, HIDDEN) for name in ("gate", "up")}
+        shapes |= {f"blk.{k}.ffn_down": (HIDDEN, WIDE)}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", numbers.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_gguf(tmp_path_factory.mktemp("gguf") / "whole.gguf").read_bytes()
+
+
+def test_a_real_file_loads(whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+    path = tmp_path / "whole.gguf"
+    path.write_bytes(whole)
+    config = config_of("model=local", f"model.path={path}")
+    assert load_tokenizer(config.model)("AB")["input_ids"]
+    loaded = load_base(config.model, config.quant, pick_device("cpu"))
+    assert (loaded.causal.config.hidden_size, loaded.causal.config.num_hidden_layers) == (HIDDEN, BLOCKS)
+
+
+def test_the_embedded_file_passes_quickly() -> None:
+    from cyberlm.models.bases import _embedded_gguf
+
+    started = time.process_time()
+    check_gguf(_embedded_gguf(config_of("model=smollm2_135m").model))
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"embedding": 1 << 20}, "llama.embedding_length is 1048576, its tensors say 32"),
+        ({"blocks": 1 << 20}, "llama.block_count is 1048576, its tensors say 2"),
+        ({"wide": 1 << 30}, "llama.feed_forward_length is 1073741824, its tensors say 64"),
+        ({"vocabulary": 1 << 30}, "llama.vocab_size is 1073741824, its tensors say 288"),
+        ({"heads": 0}, "llama.attention.head_count is 0"),
+    ],
+)
+def test_a_lie_about_a_size_is_found(changed: dict[str, int], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        check_gguf(write_gguf(tmp_path / "x.gguf", **changed))
+    assert caught.value.problems[0].what == told
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        (0, b"GGML", "it does not begin with GGUF"),
+        (4, (9).to_bytes(4, "little"), "its version is 9"),
+        (8, (1 << 60).to_bytes(8, "little"), "it claims 1,152,921,504,606,846,976 tensors"),
+        (16, (1 << 62).to_bytes(8, "little"), "it claims 4,611,686,018,427,387,904 keys"),
+        (24, (1 << 63).to_bytes(8, "little"), "claims 9,223,372,036,854,775,808 more bytes"),
+    ],
+)
+def test_claims_of_the_head(whole: bytes, place: int, value: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(whole[:place] + value + whole[place + len(value) :])
+    with pytest.raises(ModelError, match=told):
+        check_gguf(path)
+
+
+def test_every_cut_is_found(whole: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    lengths = [0, 1, 3, 4, 8, 23, *range(24, len(whole), 397), len(whole) - 1]
+    for length in lengths:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ModelError):
+            check_gguf(path)
+
+
+def test_changed_bytes_never_hang_or_fill_the_memory(whole: bytes, tmp_path: Path) -> None:
+    """A changed byte gives our error, or a file whose claims still hold (in a weight, a name of a token)."""
+    path, choose = tmp_path / "x.gguf", random.Random(0)
+    head = whole.index(b"output.weight") + 2000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused = 0
+    started = time.monotonic()
+    for _ in range(600):
+        changed = bytearray(whole)
+        for _ in range(choose.choice((1, 1, 1, 4))):
+            changed[choose.randrange(head)] = choose.choice((0, 0xFF, choose.randrange(256)))
+        path.write_bytes(changed)
+        try:
+            check_gguf(path)
+        except ModelError:
+            refused += 1
+    assert refused > 50
+    assert time.monotonic() - started < 60
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < 200 * 1024  # KiB
+
+
+LOADING = """
+import random, resource, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from support import config_of
+from cyberlm.errors import ModelError
+from cyberlm.models import load_base, load_tokenizer, pick_device
+whole, path = Path({whole!r}).read_bytes(), Path({folder!r}) / "x.gguf"
+choose, ended = random.Random(1), []
+limit = 16 << 30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for _ in range(12):
+    changed = bytearray(whole)
+    changed[choose.randrange({head})] = choose.choice((0, 0xFF, choose.randrange(256)))
+    path.write_bytes(changed)
+    config = config_of("model=local", f"model.path={{path}}")
+    try:
+        load_tokenizer(config.model)
+        load_base(config.model, config.quant, pick_device("cpu"))
+        ended.append("loaded")
+    except ModelError:
+        ended.append("refused")
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 << 20, "KiB"
+print(ended.count("loaded"), ended.count("refused"))
+"""
+
+
+def test_changed_files_load_or_are_refused_by_our_error(whole: bytes, tmp_path: Path) -> None:
+    """The whole way through transformers, in a process whose memory is limited."""
+    (tmp_path / "whole").write_bytes(whole)
+    code = LOADING.format(
+        tests=str(Path(__file__).parent),
+        whole=str(tmp_path / "whole"),
+        folder=str(tmp_path),
+        head=whole.index(b"output.weight") + 2000,
+    )
+    environment = {**os.environ, "CYBERLM_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-W", "ignore", "-c", code]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(line, cwd=root, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    loaded, refused = map(int, done.stdout.split()[-2:])
+    assert loaded + refused == 12 and refused
+    assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.name.startswith(".")]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cyberlm import ranks
 from cyberlm.answers import parse_letter, parse_text
 from cyberlm.config import EvaluationConfig, Protocol
 from cyberlm.metrics import choose
@@ -25,6 +26,8 @@ def predict(
 ) -> list[Prediction]:
     """Scores every option of every question and, if `config.generate`, answers greedily too.
 
+    Where several processes work together, each answers its share of the questions, and all get all answers.
+
     Args:
         encoded: Of the same questions in the same order.
         max_batch_tokens: Most tokens (padding included) in one forward pass.
@@ -33,6 +36,23 @@ def predict(
     Returns:
         Predictions in the order of `questions`.
     """
+    rows = ranks.share(len(questions))
+    mine, tokens = [encoded[row] for row in rows], max_batch_tokens
+    if ranks.size() > 1:
+        label = f"{label} ({len(rows)} of {len(questions)} questions, one process's share)"
+    answers = _predict(loaded, prompt, [questions[row] for row in rows], mine, config, tokens, label)
+    return ranks.merged(answers, len(questions))
+
+
+def _predict(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    questions: Sequence[Question],
+    encoded: Sequence[EncodedQuestion],
+    config: EvaluationConfig,
+    max_batch_tokens: int,
+    label: str,
+) -> list[Prediction]:
     with answering(loaded.model):
         with track(f"Scoring {label}", len(questions), "questions") as advance:
             scored = _score(loaded, encoded, max_batch_tokens, advance)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
+from cyberlm import ranks
 from cyberlm.errors import ConfigError, Problem
 from cyberlm.progress import console
 from cyberlm.redaction import redact
@@ -109,6 +110,8 @@ def _require(package: str, extra: str) -> None:
 class MetricsFile(Logger):
     """metrics.csv in the run's folder: a row a call, written at once; a resumed run goes on in the same file.
 
+    Of the processes of a run, the first alone writes.
+
     Args:
         folder: Of the run.
     """
@@ -129,12 +132,16 @@ class MetricsFile(Logger):
 
     def keep(self, rows: int) -> None:
         """Goes on after the first `rows` rows; what a killed process has written after them is taken out."""
+        if ranks.rank():
+            return
         kept = self._read()[:rows]
         self.rows = len(kept)
         self.columns = sorted({name for row in kept for name, value in row.items() if value})
         self._rewrite(kept)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if ranks.rank():
+            return
         row: dict[str, Any] = {**metrics, "step": self.rows if step is None else step}
         if not row.keys() <= set(self.columns):
             self.columns = sorted(row.keys() | set(self.columns))

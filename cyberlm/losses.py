@@ -31,9 +31,14 @@ class AnswerBatch(NamedTuple):
     step_label_tokens: int
 
     @property
+    def questions(self) -> int:
+        """Examples; a filler (`cyberlm.data.batching`) has none."""
+        return int(self.attention_mask.any(1).sum())
+
+    @property
     def tokens(self) -> int:
         """Tokens of the examples, those that they share counted in each."""
-        return int(self.attention_mask.sum()) + len(self.input_ids) * len(self.prefix_ids)
+        return int(self.attention_mask.sum()) + self.questions * len(self.prefix_ids)
 
     @property
     def computed_tokens(self) -> int:
@@ -71,7 +76,11 @@ def answer_nll_sum(hidden: Tensor, head: nn.Module, batch: AnswerBatch) -> Tenso
 def step_loss(nll_sum: Tensor, batch: AnswerBatch, accumulate: int) -> Tensor:
     """This micro-batch's share of the optimizer step's mean over answer tokens.
 
-    Lightning divides every micro-batch's loss by `accumulate`, in a last partial window too; multiplying by it here
-    leaves exactly sum(nll) / sum(tokens) over the window, however its questions are laid out in batches.
+    Lightning divides every micro-batch's loss by its own accumulation, in a last partial window too, and several
+    processes average their gradients; multiplying by both here leaves exactly sum(nll) / sum(tokens) over the step,
+    however its questions are laid out in batches and processes.
+
+    Args:
+        accumulate: Micro-batches in a full optimizer step, those of all processes.
     """
     return nll_sum * (accumulate / batch.step_label_tokens)

@@ -23,10 +23,16 @@ OPTIONS_NOT_SHOWN = "the options were not shown, so a free answer cannot be matc
 NOT_GENERATED = "no answers were generated"
 
 
-def validation_metrics() -> MetricCollection:
-    """Accuracy over a validation pass: update with `choice` and `gold`, each (N,) int64 option indices."""
+def validation_metrics(*, over_processes: bool = False) -> MetricCollection:
+    """Accuracy over a validation pass: update with `choice` and `gold`, each (N,) int64 option indices.
+
+    Args:
+        over_processes: Whether each process has its share of the questions, so that theirs count together.
+    """
     # Micro: every question counts once. The default, macro, weighs rare gold letters up.
-    return MetricCollection({"accuracy": MulticlassAccuracy(num_classes=len(LETTERS), average="micro")})
+    return MetricCollection(
+        {"accuracy": MulticlassAccuracy(num_classes=len(LETTERS), average="micro", sync_on_compute=over_processes)}
+    )
 
 
 def option_scores(log_probs: torch.Tensor, tokens: torch.Tensor, chars: torch.Tensor, how: OptionScore) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """The LightningModule: one training step, one validation step, and checkpoints that hold what trains."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
@@ -7,11 +8,12 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from cyberlm import ranks
 from cyberlm.config import OptimConfig, OptionScore
 from cyberlm.errors import Problem, RunError
 from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states, step_loss
 from cyberlm.metrics import option_scores, validation_metrics
-from cyberlm.models import LoadedModel, trainable_names
+from cyberlm.models import LoadedModel, shard, trainable_names
 from cyberlm.optim import build_optimizer, build_schedule
 from cyberlm.scoring import ScoringBatch, answering, option_log_probs
 
@@ -23,32 +25,54 @@ class Tuner(L.LightningModule):
         loaded: With its adapter, or with all weights trainable.
         optim: Optimizer and schedule.
         option_score: How an option's log-probabilities become its score in validation (text protocol).
+        share_validation: Whether each process validates on its share of the questions, or on all.
+        sharded: Whether the weights are spread over the processes (FSDP2).
     """
 
-    def __init__(self, loaded: LoadedModel, optim: OptimConfig, option_score: OptionScore) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        optim: OptimConfig,
+        option_score: OptionScore,
+        *,
+        share_validation: bool = False,
+        sharded: bool = False,
+    ) -> None:
         super().__init__()
         self.model = loaded.model
         self.loaded = loaded
         self.optim = optim
         self.option_score = option_score
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` compares the names itself
-        self.metrics = validation_metrics()
-        self.nll = MeanMetric()
+        self.metrics = validation_metrics(over_processes=share_validation)
+        self.nll = MeanMetric(sync_on_compute=share_validation)
+        self.sharded = sharded
+        self.within: Callable[..., Any] | None = None
+
+    def configure_model(self) -> None:
+        """Lightning calls this once the processes have met, and again before a validation on its own."""
+        if self.sharded and self.within is None:
+            assert self.device_mesh is not None
+            self.within = shard(self.loaded, self.device_mesh["data_parallel"])
 
     def on_train_start(self) -> None:
         self.model.train()  # transformers loads in eval mode, and Lightning leaves it so: dropout would be off
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
-        hidden = hidden_states(self.loaded.backbone, self.loaded.causal.config, batch)
-        nll = answer_nll_sum(hidden, self.loaded.head, batch)
-        labels = batch.targets.numel()
+        nll: Tensor = self.within(self._nll_sum, batch) if self.within else self._nll_sum(batch)
+        labels = max(batch.targets.numel(), 1)  # a filler (`cyberlm.data.batching`) has none
         # the callback MetricRows hands it to the loggers
         self.log("train/loss", nll.detach() / labels, batch_size=labels, prog_bar=True, logger=False)
-        return step_loss(nll, batch, self.trainer.accumulate_grad_batches)
+        return step_loss(nll, batch, self.trainer.accumulate_grad_batches * ranks.size())
+
+    def _nll_sum(self, batch: AnswerBatch) -> Tensor:
+        hidden = hidden_states(self.loaded.backbone, self.loaded.causal.config, batch)
+        return answer_nll_sum(hidden, self.loaded.head, batch)
 
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> Tensor:
         with answering(self.model):
-            log_probs = option_log_probs(self.loaded, batch)  # (B, K)
+            score = (option_log_probs, self.loaded, batch)
+            log_probs = self.within(*score) if self.within else option_log_probs(self.loaded, batch)  # (B, K)
         tokens = batch.option_mask.sum(-1)  # (B, K)
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
         chosen = scores.argmax(-1)  # (B,)
@@ -87,7 +111,8 @@ class Tuner(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_names(checkpoint)
+        if not self.sharded:  # else Lightning has taken the weights out already, and `fit` has compared the names
+            self.check_names(checkpoint)
 
     def check_names(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint that does not hold exactly what this model trains.

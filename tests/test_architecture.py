@@ -14,7 +14,7 @@ ENTRIES = {"__main__", "recompute", "export", "chat", "serve"}
 FLOORS = {
     0: {
         *{"errors", "config", "records", "progress", "cache", "similarity", "shares", "prefixes", "kernels"},
-        *{"redaction", "signals"},
+        *{"redaction", "signals", "ranks"},
     },
     1: {
         *{"prompts", "answers", "losses", "scoring", "metrics", "statistics", "floors", "leaks", "models", "optim"},

@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
+from cyberlm import ranks
+from cyberlm.errors import RunError
 from cyberlm.losses import AnswerBatch
 from cyberlm.progress import Advance, track
 
@@ -38,7 +40,8 @@ class TrainingProgress(L.Callback):
         assert self.advance is not None
         loss = trainer.callback_metrics.get("train/loss")
         note = f"loss {loss:.3f}" if loss is not None else ""
-        self.advance(len(batch.input_ids), batch.tokens, note)
+        questions, tokens = ranks.summed(batch.questions, batch.tokens)
+        self.advance(int(questions), int(tokens), note)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.stack.close()
@@ -51,7 +54,7 @@ class CostMeter(L.Callback):
     """Tokens and seconds of training steps; validation is left out of the seconds.
 
     Attributes:
-        processed, nonpadding, label: Tokens so far.
+        processed, nonpadding, label: Tokens so far, of all processes.
         seconds: From the start of the first batch, without validation.
     """
 
@@ -69,9 +72,11 @@ class CostMeter(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
     ) -> None:
-        self.processed += batch.computed_tokens
-        self.nonpadding += batch.tokens
-        self.label += batch.targets.numel()
+        counts = ranks.summed(batch.computed_tokens, batch.tokens, batch.targets.numel())
+        processed, nonpadding, label = map(int, counts)
+        self.processed += processed
+        self.nonpadding += nonpadding
+        self.label += label
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pause()
@@ -99,6 +104,8 @@ class CostMeter(L.Callback):
 class RandomState(L.Callback):
     """Random numbers go on where the checkpoint left them, so that a resumed run draws the same dropout.
 
+    Each process has numbers of its own: with the same ones, all would drop the same units.
+
     Args:
         seed: Where training starts from its beginning: whatever was done before it, it draws the same.
     """
@@ -109,17 +116,24 @@ class RandomState(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.restored is None:
-            torch.manual_seed(self.seed)
-            random.seed(self.seed)
+            torch.manual_seed(self.seed + ranks.rank())
+            random.seed(self.seed + ranks.rank())
 
     def state_dict(self) -> dict[str, Any]:
+        """Of all processes: only what rank 0 returns is saved."""
         state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
         if torch.cuda.is_available():
             state["cuda"] = torch.cuda.get_rng_state()
-        return state
+        return {"by_rank": ranks.gathered(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.restored = state_dict
+        states = state_dict["by_rank"]
+        if len(states) != ranks.size():
+            raise RunError(
+                f"The checkpoint is of a run with trainer.devices={len(states)}; it cannot go on with "
+                f"trainer.devices={ranks.size()}: its random numbers would be others."
+            )
+        self.restored = states[ranks.rank()]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: AnswerBatch, batch_idx: int

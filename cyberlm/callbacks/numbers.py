@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import statistics
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
+from cyberlm import ranks
 from cyberlm.callbacks.steps import StepLoss
 from cyberlm.errors import Problem, RunError
 from cyberlm.losses import AnswerBatch
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 class FiniteNumbers(L.Callback):
     """Stops before an optimizer step with a loss or a gradient that is NaN or infinite, and saves what made it so.
 
+    All processes of a run stop together, and the first saves what all of them had.
+
     Args:
         folder: Of the run.
         seed: Of the run, for the record.
@@ -55,29 +60,30 @@ class FiniteNumbers(L.Callback):
         self.window.append((batch, _random_states()))
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        if not torch.isfinite(loss):
+        (value,) = ranks.summed(float(loss.detach()))  # not finite where one process's is not
+        if not math.isfinite(value):
             self.window = self.window[-1:]
-            self._stop(trainer, pl_module, "loss", float(loss.detach()))
+            self._stop(trainer, pl_module, "loss", value)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         if trainer.precision == "16-mixed":  # its scaler meets infinite gradients as a matter of course, and skips them
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = float(get_total_norm(gradients))
+        norm = float(_whole(get_total_norm(gradients)))  # the same in all processes
         if not math.isfinite(norm):
             self._stop(trainer, pl_module, "gradient norm", norm)
 
     def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str, value: float) -> None:
         file = self.folder / BAD_BATCH
         step = trainer.global_step
-        trained = [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]
+        trained = [(name, _whole(p.detach())) for name, p in pl_module.named_parameters() if p.requires_grad]
+        window = [parts for each in ranks.gathered(list(map(_parts, self.window))) for parts in each]
         with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-            tensors = {f"weights.{name}": p.detach() for name, p in trained}
-            for k, (batch, states) in enumerate(self.window):
-                parts = {**batch._asdict(), "step_label_tokens": torch.tensor(batch.step_label_tokens), **states}
-                tensors |= {f"batch{k}.{name}": tensor for name, tensor in parts.items()}
-            about = {"step": step, "seed": self.seed, "what": what, "value": value, "batches": len(self.window)}
-            save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, file, _strings(about))
+            if ranks.rank() == 0:
+                tensors = {f"weights.{name}": p for name, p in trained}
+                tensors |= {f"batch{k}.{name}": part for k, parts in enumerate(window) for name, part in parts.items()}
+                about = {"step": step, "seed": self.seed, "what": what, "value": value, "batches": len(window)}
+                save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, file, _strings(about))
         broken = [name for name, p in trained if not torch.isfinite(p).all()]
         why = f"the weights were not finite before it, for example {broken[0]}" if broken else "the weights were finite"
         saved = f"{file} holds the batch, the weights and the random state that make it so"
@@ -87,6 +93,18 @@ class FiniteNumbers(L.Callback):
             "The last good checkpoint stays, but going on from it would meet the same batch. Start again with a lower "
             "optim.learning_rate, a longer optim.warmup_fraction, or trainer.precision=32-true.",
         )
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be spread over the processes; called by all of them."""
+    whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole
+
+
+def _parts(taken: tuple[AnswerBatch, dict[str, Tensor]]) -> dict[str, Tensor]:
+    batch, states = taken
+    parts = {**batch._asdict(), "step_label_tokens": torch.tensor(batch.step_label_tokens), **states}
+    return {name: part.cpu() for name, part in parts.items()}
 
 
 def _strings(about: dict[str, Any]) -> dict[str, str]:
@@ -105,10 +123,11 @@ class LearningWatch(L.Callback):
 
     Args:
         warmup_fraction: Share of the steps that are not looked at.
+        share_validation: Whether each process validates on its share of the questions, or on all.
     """
 
-    def __init__(self, warmup_fraction: float) -> None:
-        self.warmup_fraction = warmup_fraction
+    def __init__(self, warmup_fraction: float, *, share_validation: bool = False) -> None:
+        self.warmup_fraction, self.share_validation = warmup_fraction, share_validation
         self.loss = StepLoss()
         self.losses: list[float] = []
         self.exploded = False
@@ -162,6 +181,9 @@ class LearningWatch(L.Callback):
         self.chances += batch.option_mask.any(-1).sum(-1).reciprocal().tolist()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.share_validation:
+            shares = ranks.gathered((self.chances, self.answers, self.golds))
+            self.chances, self.answers, self.golds = (list(chain(*parts)) for parts in zip(*shares, strict=True))
         right = sum(answer == gold for answer, gold in zip(self.answers, self.golds, strict=True))
         self.validations.append([right, len(self.golds)])
 

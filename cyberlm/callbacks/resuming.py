@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 
-from cyberlm import signals
+from cyberlm import ranks, signals
 from cyberlm.callbacks.steps import ends_step
 from cyberlm.checkpoints import BEST, ORIGIN, STEP_NAME, prune
 from cyberlm.losses import AnswerBatch
@@ -41,7 +41,8 @@ class ResumePoints(Checkpoint):
     """step_<n>.ckpt: every n optimizer steps, every few minutes, at the end of each epoch, and when asked to stop.
 
     They are written between two optimizer steps only, and where validation follows a step, after it: Lightning would
-    leave that validation out of a run that is resumed from before it.
+    leave that validation out of a run that is resumed from before it. All processes of a run write, and leave, after
+    the same step: where one of them is due to, or is asked.
 
     Args:
         folder: Of the checkpoints.
@@ -105,9 +106,11 @@ class ResumePoints(Checkpoint):
 
     def _save_or_leave(self, trainer: L.Trainer) -> None:
         asked = signals.requested()
-        if self.due or asked is not None:
+        due, stopping = ranks.summed(self.due, asked is not None)
+        if due or stopping:
             trainer.save_checkpoint(self.folder / STEP_NAME.format(trainer.global_step))
-            prune(self.folder, self.keep)
+            if ranks.rank() == 0:
+                prune(self.folder, self.keep)
             self.due, self.written = False, time.monotonic()
-        if asked is not None:
-            raise signals.Stopped(asked)
+        if stopping:
+            raise signals.Stopped(next(signum for signum in ranks.gathered(asked) if signum is not None))

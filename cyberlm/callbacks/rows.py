@@ -26,10 +26,6 @@ class MetricRows(L.Callback):
     def __init__(self, file: MetricsFile, loggers: Sequence[Logger], every_n_steps: int) -> None:
         self.file, self.loggers, self.every_n_steps = file, [file, *loggers], every_n_steps
         self.loss = StepLoss()
-        self.rows = 0
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.file.keep(self.rows)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
@@ -45,4 +41,4 @@ class MetricRows(L.Callback):
         return {"rows": self.file.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = state_dict["rows"]
+        self.file.keep(state_dict["rows"])

@@ -1,7 +1,8 @@
-"""Where one optimizer step ends, and its loss over all of its micro-batches."""
+"""Where one optimizer step ends, and its loss over all of its micro-batches, those of all processes."""
 
 import lightning.pytorch as L
 
+from cyberlm import ranks
 from cyberlm.losses import AnswerBatch
 
 
@@ -20,12 +21,15 @@ class StepLoss:
         self.total, self.tokens = 0.0, 0
 
     def add(self, trainer: L.Trainer, batch: AnswerBatch, batch_idx: int) -> float | None:
-        """Takes a micro-batch in; returns the step's loss where it was the last one, else None."""
+        """Takes a micro-batch in; returns the step's loss where it was the last one, else None.
+
+        Every process gets the same number.
+        """
         tokens = batch.targets.numel()
         self.total += float(trainer.callback_metrics["train/loss"]) * tokens
         self.tokens += tokens
         if not ends_step(trainer, batch_idx):
             return None
-        loss = self.total / self.tokens
+        total, counted = ranks.summed(self.total, self.tokens)
         self.total, self.tokens = 0.0, 0
-        return loss
+        return total / counted

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.command_checks import command_problems
 from cyberlm.config.commands import ExportConfig, OpenConfig
+from cyberlm.config.devices import device_problems
 from cyberlm.config.schema import (
     DataConfig,
     DataName,
@@ -23,7 +24,6 @@ from cyberlm.config.schema import (
     ModelConfig,
     ModelSource,
     OptimConfig,
-    OptimizerName,
     PromptConfig,
     PromptStyle,
     Protocol,
@@ -146,8 +146,10 @@ def _root_problems(config: RootConfig) -> Iterator[Problem]:
     if isinstance(config, TrainConfig):
         yield from _method_problems(config.method, config.quant.name, config.model)
         yield from _optim_problems(config.optim)
-        yield from _cpu_problems(config)
+        yield from device_problems(config)
         yield from _open_set_problems("callbacks", config.callbacks)
+    if isinstance(config, EvaluateConfig) and config.trainer.devices > 1:
+        yield Problem(f"trainer.devices={config.trainer.devices}", "1: evaluate.py scores in one process")
     if isinstance(config, EvaluateConfig) and config.run is not None:
         if not Path(config.run).is_dir():
             yield Problem(f"run={config.run} is not a folder", "the folder of a finished run, under outputs/")
@@ -345,18 +347,8 @@ def _optim_problems(optim: OptimConfig) -> Iterator[Problem]:
     yield from _at_least("optim.max_grad_norm", optim.max_grad_norm, 0)
 
 
-def _cpu_problems(config: TrainConfig) -> Iterator[Problem]:
-    """What a CPU cannot do, where one is asked for; with `auto` it is known only once torch has looked for a GPU."""
-    if config.trainer.accelerator != "cpu":
-        return
-    if config.optim.name is not OptimizerName.adamw:
-        yield Problem(f"optim.name={config.optim.name.name} on a CPU: 8-bit states need a GPU", "adamw", "optim=adamw")
-    if config.trainer.precision == "16-mixed":
-        yield Problem("trainer.precision=16-mixed on a CPU", "auto, 32-true, bf16-mixed", "trainer.precision=auto")
-
-
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
-    for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval"):
+    for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval", "devices"):
         yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
     for name in ("log_every_n_steps", "checkpoint_every_n_steps", "keep_checkpoints"):
         yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)

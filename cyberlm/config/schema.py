@@ -86,6 +86,12 @@ class OptionScore(Enum):
     per_char = "per_char"
 
 
+class Strategy(Enum):
+    auto = "auto"
+    ddp = "ddp"
+    fsdp2 = "fsdp2"
+
+
 @dataclass
 class TinyModelConfig:
     """Shape of a randomly initialised Llama with a byte-level tokenizer, for tests."""
@@ -265,11 +271,17 @@ class TrainerConfig:
     max_steps: int | None = None
     """Stop after this many optimizer steps; null for no limit."""
     accumulate_grad_batches: int = 1
-    """Micro-batches in one optimizer step."""
+    """Micro-batches of each process in one optimizer step."""
     val_check_interval: int | None = None
-    """Validate every this many micro-batches; null for once at the end of each epoch."""
+    """Validate every this many micro-batches of each process; null for once at the end of each epoch."""
     accelerator: str = "auto"
-    """auto, cpu or cuda; one device."""
+    """auto, cpu or cuda."""
+    devices: int = 1
+    """Processes that train and score together: one a GPU, or so many on the CPU. An optimizer step takes
+    accumulate_grad_batches micro-batches of each."""
+    strategy: Strategy = Strategy.auto
+    """How several processes train: ddp (each holds the whole model; auto), or fsdp2 (weights, gradients and optimizer
+    states are spread over them while they train; sft and lora)."""
     precision: str = "auto"
     """auto: 32-true on CPU, bf16-mixed on a GPU."""
     gradient_checkpointing: bool = False

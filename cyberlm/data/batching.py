@@ -53,17 +53,47 @@ def plan_epoch(
     return planned
 
 
+def part_of(planned: Sequence[PlannedBatch], accumulate: int, rank: int, size: int) -> list[PlannedBatch]:
+    """One process's micro-batches of an epoch: of each optimizer step, every `size`-th.
+
+    The same number in all processes, since they meet after each: where a last step's do not divide, some get a filler,
+    a micro-batch without questions.
+
+    Args:
+        accumulate: Micro-batches in an optimizer step, those of all processes.
+    """
+    part: list[PlannedBatch] = []
+    for start in range(0, len(planned), accumulate):
+        step = planned[start : start + accumulate]
+        mine = list(step[rank::size])
+        part += mine + [PlannedBatch((), step[0].step_label_tokens)] * (-(-len(step) // size) - len(mine))
+    return part
+
+
 class EpochBatches:
     """Batch sampler that can start in the middle of an epoch, as a resumed run does.
 
     Lightning calls `.sampler.set_epoch`; `start` is spent on the first pass.
+
+    Args:
+        lengths, label_tokens, batch_size, seed: As `plan_epoch` has them.
+        accumulate: Micro-batches of each process in an optimizer step.
+        rank, size: Which of how many processes this is.
     """
 
     def __init__(
-        self, lengths: Sequence[int], label_tokens: Sequence[int], batch_size: int, accumulate: int, seed: int
+        self,
+        lengths: Sequence[int],
+        label_tokens: Sequence[int],
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         self.lengths, self.label_tokens = list(lengths), list(label_tokens)
-        self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
+        self.batch_size, self.accumulate, self.seed = batch_size, accumulate * size, seed
+        self.rank, self.size = rank, size
         self.epoch, self.start = 0, 0
         self.sampler = self
 
@@ -71,12 +101,12 @@ class EpochBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-len(self.lengths) // (self.batch_size * self.size))
 
     def __iter__(self) -> Iterator[PlannedBatch]:
         start, self.start = self.start, 0
         planned = plan_epoch(self.lengths, self.label_tokens, self.batch_size, self.accumulate, self.seed, self.epoch)
-        yield from planned[start:]
+        yield from part_of(planned, self.accumulate, self.rank, self.size)[start:]
 
 
 class PlannedDataset(Dataset[Any]):
@@ -110,6 +140,8 @@ class AnswerCollator:
 
     def __call__(self, fetched: tuple[list[EncodedQuestion], int]) -> AnswerBatch:
         questions, step_label_tokens = fetched
+        if not questions:
+            return self._filler(step_label_tokens)
         examples = [self.example(question) for question in questions]
         shared = shared_length([question.prompt_ids for question in questions]) if self.share_prefix else 0
         prefix_ids = torch.tensor(questions[0].prompt_ids[:shared], dtype=torch.long)
@@ -125,6 +157,11 @@ class AnswerCollator:
         return AnswerBatch(
             prefix_ids, input_ids, attention_mask, torch.tensor(places), torch.tensor(targets), step_label_tokens
         )
+
+    def _filler(self, step_label_tokens: int) -> AnswerBatch:
+        """One token that counts as none, goes through the model and trains on nothing: its gradients are zeros."""
+        none, one = torch.zeros(0, dtype=torch.long), torch.tensor([self.end_ids[:1]])
+        return AnswerBatch(none, one, torch.zeros_like(one), none, none, step_label_tokens)
 
 
 def collate_scoring(questions: Sequence[EncodedQuestion]) -> ScoringBatch:

@@ -12,6 +12,7 @@ import lightning.pytorch as L
 import torch
 from torch.utils.data import DataLoader
 
+from cyberlm import ranks
 from cyberlm.config import DataConfig, OnLongPrompt
 from cyberlm.data.batching import AnswerCollator, EpochBatches, PlannedDataset, collate_scoring
 from cyberlm.errors import DataError, Problem
@@ -155,9 +156,10 @@ class QuestionData(L.LightningDataModule):
         config: Batch sizes and limits.
         train, validation: Tokenised questions.
         end_ids: Tokens that close an answer.
-        accumulate: Micro-batches in an optimizer step: the loss is normalised over all of them.
+        accumulate: Micro-batches of each process in an optimizer step: the loss is normalised over all of them.
         seed: Of the order.
         share_prefix: Whether what all examples of a batch begin with is encoded once.
+        share_validation: Whether each process validates on its share of the questions, or on all.
     """
 
     def __init__(
@@ -170,30 +172,33 @@ class QuestionData(L.LightningDataModule):
         seed: int,
         *,
         share_prefix: bool,
+        share_validation: bool,
     ) -> None:
         super().__init__()
         self.config = config
-        self.train_questions, self.validation_questions = train, validation
+        rows = ranks.share(len(validation)) if share_validation else range(len(validation))
+        self.train_questions, self.validation_questions = train, [validation[row] for row in rows]
         self.collator = AnswerCollator(end_ids, share_prefix=share_prefix)
         self.accumulate, self.seed = accumulate, seed
         self.batches_done = 0
         self.resumed_epoch: int | None = None
+        self.batches: EpochBatches | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
         examples = [self.collator.example(question) for question in self.train_questions]
-        batches = EpochBatches(
+        self.batches = EpochBatches(
             [len(ids) for ids, _ in examples],
             [labels for _, labels in examples],
             self.config.micro_batch_size,
             self.accumulate,
             self.seed,
+            ranks.rank(),
+            ranks.size(),
         )
-        batches.start, self.batches_done = self.batches_done, 0
-        if self.resumed_epoch is not None:  # Lightning builds the iterator before it calls set_epoch
-            batches.set_epoch(self.resumed_epoch)
+        self._go_on()
         return DataLoader(
             PlannedDataset(self.train_questions),
-            batch_sampler=batches,  # type: ignore[arg-type]  # yields planned batches, not lists of rows
+            batch_sampler=self.batches,  # type: ignore[arg-type]  # yields planned batches, not lists of rows
             collate_fn=self.collator,  # type: ignore[arg-type]
             num_workers=self.config.num_workers,
             generator=torch.Generator(),  # else each new iterator would draw from the numbers that dropout draws from
@@ -202,7 +207,7 @@ class QuestionData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         plan = plan_batches(list(map(scored_length, self.validation_questions)), self.config.max_batch_tokens)
         return DataLoader(
-            list(self.validation_questions),  # type: ignore[arg-type]
+            self.validation_questions,  # type: ignore[arg-type]
             batch_sampler=plan,
             collate_fn=collate_scoring,
             num_workers=self.config.num_workers,
@@ -220,3 +225,12 @@ class QuestionData(L.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.resumed_epoch, self.batches_done = state_dict["epoch"], state_dict["batches_done"]
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Starts where the checkpoint ended. With FSDP2 Lightning reads it after the loader has been made."""
+        if self.batches is None:
+            return
+        self.batches.start, self.batches_done = self.batches_done, 0
+        if self.resumed_epoch is not None:  # Lightning builds the iterator before it calls set_epoch
+            self.batches.set_epoch(self.resumed_epoch)

@@ -2,6 +2,7 @@
 
 from cyberlm.models.adapters import add_adapter, base_alone, count_parameters, load_tuned, save_tuned, trainable_names
 from cyberlm.models.bases import LoadedModel, load_base, load_tokenizer, pick_device
+from cyberlm.models.sharding import shard, trained_tensors
 
 __all__ = [
     "LoadedModel",
@@ -13,5 +14,7 @@ __all__ = [
     "load_tuned",
     "pick_device",
     "save_tuned",
+    "shard",
     "trainable_names",
+    "trained_tensors",
 ]

@@ -13,6 +13,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.loggers import Logger
 
+from cyberlm import ranks
 from cyberlm.callbacks import (
     BestWeights,
     CostMeter,
@@ -23,16 +24,17 @@ from cyberlm.callbacks import (
     ResumePoints,
     TrainingProgress,
 )
-from cyberlm.checkpoints import CHECKPOINTS, SealedCheckpoints, damage, resume_point
-from cyberlm.config import TrainConfig
+from cyberlm.checkpoints import CHECKPOINTS, damage, resume_point
+from cyberlm.config import Strategy, TrainConfig
 from cyberlm.data.module import QuestionData
 from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.loggers import MetricsFile
-from cyberlm.models import LoadedModel, add_adapter
+from cyberlm.models import LoadedModel, add_adapter, load_base, trained_tensors
 from cyberlm.module import Tuner
 from cyberlm.progress import console
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.runs.parts import settings_of
+from cyberlm.runs.team import lightning_arguments
 from cyberlm.signals import resume_command
 
 log = logging.getLogger(__name__)
@@ -64,9 +66,13 @@ def fit(
         The best validation accuracy, and the optimizer steps taken.
     """
     trainer_config = config.trainer
-    data = _data_of(config, prompt, encoded)
+    sharded = trainer_config.strategy is Strategy.fsdp2
+    share_validation = not sharded and len(encoded["validation"]) >= ranks.size()
+    data = _data_of(config, prompt, encoded, share_validation)
     _check_interval(config, len(encoded["train"]))
-    tuner = Tuner(loaded, config.optim, config.evaluation.option_score)
+    tuner = Tuner(
+        *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
+    )
     best = BestWeights(folder / CHECKPOINTS)
     points = ResumePoints(
         folder / CHECKPOINTS,
@@ -75,12 +81,12 @@ def fit(
         trainer_config.keep_checkpoints,
         settings_of(config),
     )
-    watch = LearningWatch(config.optim.warmup_fraction)
+    watch = LearningWatch(config.optim.warmup_fraction, share_validation=share_validation)
     metrics = MetricsFile(folder)
     with _calm_lightning():
         trainer = L.Trainer(
             accelerator="gpu" if loaded.device.type == "cuda" else "cpu",
-            devices=1,
+            **lightning_arguments(trainer_config),
             precision=_precision(config, loaded.device),  # type: ignore[arg-type]
             max_epochs=trainer_config.max_epochs,
             max_steps=trainer_config.max_steps or -1,
@@ -89,7 +95,6 @@ def fit(
             gradient_clip_val=config.optim.max_grad_norm or None,
             log_every_n_steps=trainer_config.log_every_n_steps,
             logger=[metrics, *loggers],
-            plugins=[SealedCheckpoints()],
             callbacks=[
                 TrainingProgress(len(encoded["train"])),
                 meter,
@@ -107,17 +112,26 @@ def fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
         )
-        trainer.fit(tuner, data, ckpt_path=_resume_point(config, folder, tuner), weights_only=True)
+        point = ranks.from_first(_resume_point(config, folder, tuner) if ranks.rank() == 0 else None)
+        if point is None:
+            metrics.keep(0)  # else MetricRows keeps what the checkpoint counts on
+        trainer.fit(tuner, data, ckpt_path=point, weights_only=True)
         if best.best_model_score is None:  # max_steps came before the first validation
             accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
         else:
             accuracy = float(best.best_model_score)
+        if sharded:
+            _put_together(config, loaded, tuner)
+        if best.best_model_score is not None:
             _restore(tuner, Path(best.best_model_path))
-    watch.conclude()
+    if ranks.rank() == 0:
+        watch.conclude()
     return accuracy, trainer.global_step
 
 
-def _data_of(config: TrainConfig, prompt: Prompt, encoded: Mapping[str, Sequence[EncodedQuestion]]) -> QuestionData:
+def _data_of(
+    config: TrainConfig, prompt: Prompt, encoded: Mapping[str, Sequence[EncodedQuestion]], share_validation: bool
+) -> QuestionData:
     return QuestionData(
         config.data,
         encoded["train"],
@@ -126,24 +140,29 @@ def _data_of(config: TrainConfig, prompt: Prompt, encoded: Mapping[str, Sequence
         config.trainer.accumulate_grad_batches,
         config.seed,
         share_prefix=_shares_prefix(config),
+        share_validation=share_validation,
     )
 
 
 def _shares_prefix(config: TrainConfig) -> bool:
-    """Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache."""
+    """Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache.
+
+    Nor with FSDP2, whose processes must call the same layers equally often: batches need not share a prefix.
+    """
     dropout = config.method.lora is not None and config.method.lora.dropout > 0
-    return not (dropout or config.trainer.gradient_checkpointing)
+    trainer = config.trainer
+    return not (dropout or trainer.gradient_checkpointing or trainer.strategy is Strategy.fsdp2)
 
 
 def _check_interval(config: TrainConfig, questions: int) -> None:
     every = config.trainer.val_check_interval
-    batches = -(-questions // config.data.micro_batch_size)
+    batches = -(-questions // (config.data.micro_batch_size * config.trainer.devices))
     if every is not None and every > batches:
         raise ConfigError(
             "Validation would never come:",
             [
                 Problem(
-                    f"trainer.val_check_interval={every}, but an epoch has {batches} micro-batches",
+                    f"trainer.val_check_interval={every}, but an epoch has {batches} micro-batches a process",
                     f"at most {batches}, or null for once an epoch",
                     "trainer.val_check_interval=null",
                 )
@@ -169,9 +188,19 @@ def _calm_lightning() -> Iterator[None]:
             ".*could not find the monitored key.*",  # max_steps before the first validation: fit() validates then
             ".*your dataloader is not resumable.*",  # QuestionData's is
             ".*module.s. in eval mode at the start of training.*",  # Tuner.on_train_start changes it
+            ".*It is recommended to use .*sync_dist=True.*",  # what is logged is the same in all processes
         ):
             warnings.filterwarnings("ignore", message=message)
         yield
+
+
+def _put_together(config: TrainConfig, loaded: LoadedModel, tuner: Tuner) -> None:
+    """Makes a sharded model whole again, in every process: the base loaded anew, and what was trained put into it."""
+    values = trained_tensors(tuner.model)
+    base = load_base(config.model, config.quant, loaded.device, trains_all_weights=config.method.lora is None)
+    whole = prepare(base, config)
+    loaded.model, loaded.causal, tuner.model = whole.model, whole.causal, whole.model
+    whole.model.load_state_dict(values, strict=False)
 
 
 def _restore(tuner: Tuner, file: Path) -> None:

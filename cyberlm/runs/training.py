@@ -2,7 +2,7 @@
 
 import resource
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from cyberlm import loggers as experiment_loggers
+from cyberlm import ranks
 from cyberlm.cache import cache_folder
 from cyberlm.callbacks import CostMeter
 from cyberlm.cards import write_card
@@ -29,11 +30,12 @@ from cyberlm.models import (
     save_tuned,
 )
 from cyberlm.optim import check_optimizer
-from cyberlm.prompts import Prompt
+from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Cost
 from cyberlm.results import write_results
 from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.fitting import fit, prepare
+from cyberlm.runs.opening import tuned_folder
 from cyberlm.runs.parts import (
     SPLIT_MANIFEST,
     Clock,
@@ -48,6 +50,7 @@ from cyberlm.runs.parts import (
     status_of,
 )
 from cyberlm.runs.resuming import SPLIT_AGAIN, begin, resumed_config, sole_owner
+from cyberlm.runs.team import Team
 
 
 def train(config: TrainConfig, folder: Path) -> float:
@@ -57,13 +60,13 @@ def train(config: TrainConfig, folder: Path) -> float:
             config = resumed_config(config, folder)
         else:
             save_config(folder, config)  # at once: from here on the run can be resumed
-        with status_of(folder) as report, opened_loggers(config) as loggers:
-            objective = run_training(config, folder, loggers)
+        with status_of(folder) as report, opened_loggers(config) as loggers, Team(config.trainer) as team:
+            objective = run_training(config, folder, loggers, team)
             report.objective = objective
     return objective
 
 
-def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -> float:
+def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], team: Team) -> float:
     """Trains, scores the base and the tuned model on the same questions, and writes what was found.
 
     A frozen base is scored behind the training, with its adapter switched off, so that training begins at once.
@@ -72,6 +75,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         config: Checked.
         folder: The run's folder.
         loggers: Experiment loggers; metrics.csv is written in any case.
+        team: The processes that train and score together.
 
     Returns:
         The best validation accuracy.
@@ -91,7 +95,9 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         split_hash = write_manifest(split, config.data, folder / (SPLIT_AGAIN if resumed else SPLIT_MANIFEST))
         announce_split(split)
         lint_labels(split.train, encoded["train"], prompt)
+        team.call(config, folder)
         loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
+        team.join()
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
     begin(folder, config, provenance)
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
@@ -102,35 +108,76 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         seen,
         doubtful_items(config, split.test),
     )
+    meter = CostMeter()
+    learned = learn(config, folder, loaded, prompt, (encoded, asked), loggers, meter, clock)
+    team.leave()
+    answers, loaded = learned.answers, learned.loaded
+
+    with clock.phase("weigh evidence"):
+        results = results_of(config, "train", split.parts(), answers, prompt, provenance)
+        evidence = weigh(answers, asked, config)
+    tuned = tuned_folder(config, folder)
+    results = replace(
+        results,
+        method=config.method.name.name,
+        objective=learned.objective,
+        steps=learned.steps,
+        cost=_cost(loaded, clock, meter, tuned),
+    )
+    write_results(results, folder)
+    write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
+    write_card(tuned, config, loaded.name, results)
+    conclude(folder, results, evidence, split.test, answers, loggers)
+    return learned.objective
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of `learn`.
+
+    Attributes:
+        answers: By name of the model, `base` and `tuned`.
+        objective: The best validation accuracy.
+        steps: Optimizer steps taken.
+    """
+
+    loaded: LoadedModel
+    answers: dict[str, Answers]
+    objective: float
+    steps: int
+
+
+def learn(
+    config: TrainConfig,
+    folder: Path,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    given: tuple[dict[str, list[EncodedQuestion]], Asked] | None,
+    loggers: Sequence[Logger],
+    meter: CostMeter,
+    clock: Clock,
+) -> Learned:
+    """Trains and answers: what all processes of a run do together, each its share.
+
+    Args:
+        loaded: The base, which is changed in place.
+        given: Questions to train on, and to answer; only the first process has them before.
+    """
+    encoded, asked = ranks.from_first(given)  # type: ignore[misc]  # the first process's is not None
     answers: dict[str, Answers] = {}
     adapted = config.method.lora is not None
     if config.evaluation.base and not adapted:  # full fine-tuning is about to change its weights
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     loaded = prepare(loaded, config)
-    meter = CostMeter()
     with clock.phase("train"):
         objective, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
-    tuned_folder = save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), folder)
+    if ranks.rank() == 0:
+        save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), folder)
     if config.evaluation.base and adapted:
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     with clock.phase("score tuned"):
         answers["tuned"] = ask(loaded, prompt, asked, config, "the tuned model")
-
-    with clock.phase("weigh evidence"):
-        results = results_of(config, "train", split.parts(), answers, prompt, provenance)
-        evidence = weigh(answers, asked, config)
-    results = replace(
-        results,
-        method=config.method.name.name,
-        objective=objective,
-        steps=steps,
-        cost=_cost(loaded, clock, meter, tuned_folder),
-    )
-    write_results(results, folder)
-    write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
-    write_card(tuned_folder, config, loaded.name, results)
-    conclude(folder, results, evidence, split.test, answers, loggers)
-    return objective
+    return Learned(loaded, answers, objective, steps)
 
 
 def _ask_base(clock: Clock, loaded: LoadedModel, prompt: Prompt, asked: Asked, config: TrainConfig) -> Answers:

@@ -74,13 +74,6 @@ def fit(
         *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
     )
     best = BestWeights(folder / CHECKPOINTS)
-    points = ResumePoints(
-        folder / CHECKPOINTS,
-        trainer_config.checkpoint_every_n_steps,
-        trainer_config.checkpoint_every_minutes,
-        trainer_config.keep_checkpoints,
-        settings_of(config),
-    )
     watch = LearningWatch(config.optim.warmup_fraction, share_validation=share_validation)
     metrics = MetricsFile(folder)
     with _calm_lightning():
@@ -104,7 +97,7 @@ def fit(
                 watch,
                 *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
                 best,
-                points,  # after best, so that it knows of weights that have just been chosen
+                _points_of(config, folder),  # after best, so that it knows of weights that have just been chosen
             ],
             default_root_dir=folder,
             enable_progress_bar=False,
@@ -127,6 +120,17 @@ def fit(
     if ranks.rank() == 0:
         watch.conclude()
     return accuracy, trainer.global_step
+
+
+def _points_of(config: TrainConfig, folder: Path) -> ResumePoints:
+    every = config.trainer
+    return ResumePoints(
+        folder / CHECKPOINTS,
+        every.checkpoint_every_n_steps,
+        every.checkpoint_every_minutes,
+        every.keep_checkpoints,
+        settings_of(config),
+    )
 
 
 def _data_of(

@@ -123,4 +123,4 @@ def test_help_is_fast_and_needs_no_peer(script: str) -> None:
     command = [sys.executable, "-c", loaded, str(BENCH / script), str(BENCH), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--small" in done.stdout
+    assert "--small" in done.stdout or "measure.parser" not in (BENCH / script).read_text()

@@ -1,5 +1,6 @@
 """From the command line to a checked configuration, and to what runs it."""
 
+import contextlib
 import copy
 import errno
 import os
@@ -26,6 +27,9 @@ from cyberlm.launch.jobs import run_in_child
 from cyberlm.launch.mistakes import composition_error, part_error
 from cyberlm.launch.screens import not_written, sentence, show, stopped
 from cyberlm.redaction import guard_output
+
+STOPPABLE = ("train", "evaluate")
+"""Commands that a signal asks to stop; the others answer to Ctrl-C themselves."""
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -77,7 +81,7 @@ def _run_here(command: str, full_error: bool, run: Callable[[Path], float | None
     """Runs a job in this process. Errors are told here, or Hydra prints a line of its own above the screen."""
     folder = seen_from_here(HydraConfig.get().runtime.output_dir)
     try:
-        with signals.handled():
+        with signals.handled() if command in STOPPABLE else contextlib.nullcontext():
             return run(folder)
     except signals.Stopped as stop:
         raise SystemExit(stopped(stop, command, folder)) from None

@@ -38,7 +38,7 @@ def _typed(command: str) -> str:
     script = Path(sys.argv[0])
     if script.name != f"{command}.py":
         return f"python -m cyberlm {command}"
-    return f"python -m cyberlm.{command}" if script.parent == Path(__file__).parent else f"python {script.name}"
+    return f"python -m cyberlm.{command}" if script.parent == Path(__file__).parents[1] else f"python {script.name}"
 
 
 def _override_problems(command: str, overrides: Sequence[str], keys: Sequence[str]) -> Iterator[Problem]:

@@ -105,6 +105,9 @@ def _of_entry(entry: str, config: EvaluateConfig) -> Sequence[Contender]:
 
 def _of_run(folder: Path, entry: str) -> tuple[Contender, Contender]:
     """A training run's base model, and its tuned model."""
+    if (folder / "config.yaml").is_file() and "run" in saved_config(folder):
+        what = f"{entry} is not the folder of a training run: its config.yaml is an evaluation's"
+        raise _cannot(what, allowed="a folder that train.py wrote")
     trained = config_of(folder)
     if not (folder / SPLIT_MANIFEST).is_file():
         raise _cannot(f"{folder / SPLIT_MANIFEST} cannot be read", allowed="a folder that train.py wrote")

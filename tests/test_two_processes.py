@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import load_file
 from support import SHORT, compose, config_of
 from two_ranks import trained
 
 from cyberlm import ranks
 from cyberlm.callbacks import RandomState
+from cyberlm.callbacks.numbers import BAD_BATCH
 from cyberlm.config import EvaluateConfig, TrainConfig, build_config
 from cyberlm.data.batching import part_of, plan_epoch
 from cyberlm.errors import ConfigError, RunError
@@ -22,6 +25,7 @@ from cyberlm.records import Prediction
 from cyberlm.results import read_predictions, read_results
 from cyberlm.runs import train
 from cyberlm.runs.team import Team
+from cyberlm.signals import EXIT_STOPPED
 
 ROOT = Path(__file__).parent.parent
 QUESTIONS = 33
@@ -196,6 +200,44 @@ def test_optuna_sweep_with_two_processes_a_job(tmp_path: Path) -> None:
 def answered(folder: Path) -> list[tuple[str, int]]:
     predictions: list[Prediction] = read_predictions(folder / "predictions.jsonl")["tuned"]
     return [(answer.hash, answer.choice) for answer in predictions]
+
+
+def typed(folder: Path, *line: str) -> "subprocess.CompletedProcess[str]":
+    words = [sys.executable, "-m", "cyberlm", "train", *line]
+    return subprocess.run(
+        words, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+
+
+def asking(folder: Path, rank: int, batch: int) -> list[str]:
+    target = ["+callbacks.ask._target_=two_ranks.Ask", f"+callbacks.ask.rank={rank}", f"+callbacks.ask.batch={batch}"]
+    return [*SMALL, "trainer.devices=2", "trainer.max_epochs=2", f"hydra.run.dir={folder}", *target]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_signal_to_one_process_stops_both_after_the_same_step(rank: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    told = typed(tmp_path, *asking(folder, rank, 1), f"+callbacks.ask.signum={int(signal.SIGTERM)}")
+    assert told.returncode == EXIT_STOPPED, told.stdout
+    assert "Traceback" not in told.stdout and "SIGTERM" in told.stdout
+    assert [file.name for file in (folder / "checkpoints").iterdir()] == ["step_000002.ckpt"]
+    again = typed(tmp_path, f"trainer.resume={folder}")
+    assert again.returncode == 0, again.stdout
+    alone = tmp_path / "alone"
+    train(config_of(*SMALL, "trainer.max_epochs=2", "trainer.accumulate_grad_batches=2"), alone)
+    assert column(folder, "train/loss") == pytest.approx(column(alone, "train/loss"), abs=1e-5)
+    assert answered(folder) == answered(alone)
+
+
+def test_number_that_goes_wrong_in_one_process_stops_both(tmp_path: Path) -> None:
+    """The first writes what all of them had: a micro-batch of each."""
+    folder = tmp_path / "run"
+    told = typed(tmp_path, *asking(folder, 1, 1))
+    assert told.returncode == 1, told.stdout
+    assert "The loss is nan in optimizer step 1; the step was not taken." in told.stdout
+    assert "Traceback" not in told.stdout
+    saved = load_file(folder / BAD_BATCH)
+    assert {name.partition(".")[0] for name in saved} == {"batch0", "batch1", "weights"}
 
 
 def test_process_that_dies_ends_the_run(tmp_path: Path) -> None:

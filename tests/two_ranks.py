@@ -4,6 +4,7 @@ Also the callbacks that tests give to runs, by the name of this file.
 """
 
 import json
+import os
 import sys
 import warnings
 from dataclasses import asdict
@@ -43,6 +44,21 @@ class Record(L.Callback):
         lora = pl_module.model.peft_config["default"]
         seen = {"rank": lora.r, "learning_rate": pl_module.optim.learning_rate, "processes": trainer.world_size}
         Path(trainer.default_root_dir, f"process_{trainer.global_rank}.json").write_text(json.dumps(seen))
+
+
+class Ask(L.Callback):
+    """Sends one process a signal within a step, or makes a weight of it alone infinite."""
+
+    def __init__(self, rank: int, batch: int, signum: int | None = None) -> None:
+        self.rank, self.batch, self.signum = rank, batch, signum
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_rank != self.rank or trainer.current_epoch or batch_idx != self.batch:
+            return
+        if self.signum is not None:
+            os.kill(os.getpid(), self.signum)
+        else:
+            next(p for p in pl_module.parameters() if p.requires_grad).data.view(-1)[0] = float("inf")
 
 
 def trained(overrides: list[str], count: int, killed_after: int | None, folder: Path, rank: int | None = None) -> None:

@@ -69,7 +69,7 @@ class FiniteNumbers(L.Callback):
         if trainer.precision == "16-mixed":  # its scaler meets infinite gradients as a matter of course, and skips them
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = float(_whole(get_total_norm(gradients)))  # the same in all processes
+        (norm,) = ranks.summed(float(_whole(get_total_norm(gradients))))
         if not math.isfinite(norm):
             self._stop(trainer, pl_module, "gradient norm", norm)
 

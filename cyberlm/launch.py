@@ -37,6 +37,8 @@ WORST_OBJECTIVE = 0.0
 MOST_TRIED = 200
 """Combinations of a sweep that are composed again to find which override is at fault."""
 
+PLAN_SWITCHES = ("plan=true", "plan=false")
+
 Config = TypeVar("Config", bound=RootConfig)
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
     register_schemas()
     register_resolvers()
     # Hydra's parser refuses overrides on both sides of -m
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda item: item not in ("-m", "--multirun"))
+    sys.argv[1:] = sorted(_planning(sys.argv[1:]), key=lambda item: item not in ("-m", "--multirun"))
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: the screen is ours
 
@@ -95,6 +97,14 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         if full_error or not (composing or isinstance(error, (HydraException, OmegaConfBaseException))):
             raise
         raise SystemExit(show(_composition_error(command, error))) from None
+
+
+def _planning(arguments: Sequence[str]) -> list[str]:
+    """`plan=true` in words that Hydra takes, for a plan leaves no folder; of itself it would set a group to a bool."""
+    alone = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    if "plan=true" not in arguments or "-m" in arguments or "--multirun" in arguments:
+        alone = []
+    return [item.replace("plan=", "plan.enabled=") if item in PLAN_SWITCHES else item for item in arguments] + alone
 
 
 def show(error: UserError) -> int:

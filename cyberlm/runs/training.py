@@ -30,6 +30,7 @@ from cyberlm.models import (
     save_tuned,
 )
 from cyberlm.optim import check_optimizer
+from cyberlm.planning import Plan
 from cyberlm.prompts import Prompt
 from cyberlm.records import Cost
 from cyberlm.results import environment, write_json, write_results
@@ -49,6 +50,7 @@ from cyberlm.runs.parts import (
     save_config,
     status_of,
 )
+from cyberlm.runs.planning import explained, foresee
 
 RESUMABLE = ("trainer.resume", "logger", "group")
 """Overrides that a resumed run may be given; everything else it keeps."""
@@ -58,7 +60,7 @@ def train(config: TrainConfig, folder: Path) -> float:
     """Trains, or continues a run, with its status and loggers; returns the best validation accuracy."""
     if config.trainer.resume is not None:
         config = _resumed_config(config, folder)
-    with status_of(folder) as report, opened_loggers(config) as loggers:
+    with status_of(folder) as report, opened_loggers(config) as loggers, explained(config):
         objective = run_training(config, folder, loggers)
         report.objective = objective
     return objective
@@ -92,6 +94,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
             name: encode_questions(part, prompt, config.data.max_length, cache_folder() / "tokenised")
             for name, part in split.parts().items()
         }
+        plan = foresee(config, encoded, prompt, device)
         loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
     _begin(folder, config, provenance)
@@ -124,7 +127,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         method=config.method.name.name,
         objective=objective,
         steps=steps,
-        cost=_cost(loaded, clock, meter, tuned_folder),
+        cost=_cost(loaded, clock, meter, tuned_folder, plan),
     )
     write_results(results, folder)
     write_answers(folder, answers, evidence)
@@ -133,7 +136,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     return objective
 
 
-def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path) -> Cost:
+def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, plan: Plan) -> Cost:
     trainable, total = count_parameters(loaded.model)
     weights = sum(file.stat().st_size for file in tuned.glob("*.safetensors"))
     on_gpu = loaded.device.type == "cuda"
@@ -148,6 +151,7 @@ def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path) -> C
         peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         peak_device_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         adapter_bytes=weights,
+        predicted_peak_bytes=plan.allocated_peak,
     )
 
 

@@ -148,6 +148,8 @@ def _root_problems(config: RootConfig) -> Iterator[Problem]:
         yield from _optim_problems(config.optim)
         yield from _cpu_problems(config)
         yield from _open_set_problems("callbacks", config.callbacks)
+        if config.plan.device_memory_gib is not None:
+            yield from _above("plan.device_memory_gib", config.plan.device_memory_gib)
     if isinstance(config, EvaluateConfig) and config.run is not None:
         if not Path(config.run).is_dir():
             yield Problem(f"run={config.run} is not a folder", "the folder of a finished run, under outputs/")

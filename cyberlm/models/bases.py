@@ -21,9 +21,11 @@ from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -33,7 +35,7 @@ from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantNa
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import use_fast_products
 from cyberlm.models.headers import check_gguf, lacking
-from cyberlm.models.tiny import tiny_model, tiny_tokenizer
+from cyberlm.models.tiny import tiny_model, tiny_shape, tiny_tokenizer
 from cyberlm.progress import console
 
 WORKS_WITHOUT_THE_HUB = "Works without the hub:\n    python train.py method=qlora        (the embedded model and data)"
@@ -105,6 +107,18 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def read_shape(config: ModelConfig) -> PretrainedConfig:
+    """The configuration that lies beside a model's weights; the weights are not read."""
+    if config.source is ModelSource.tiny:
+        assert config.tiny is not None
+        return tiny_shape(config.tiny, len(tiny_tokenizer()))
+    place = _locate(config)
+    shape: PretrainedConfig = _from_hub(
+        config, lambda: AutoConfig.from_pretrained(place.path, revision=place.revision, **_trust(config))
+    )
+    return shape
+
+
 def load_base(
     config: ModelConfig, quant: QuantConfig, device: torch.device, *, trains_all_weights: bool = False
 ) -> LoadedModel:
@@ -113,7 +127,7 @@ def load_base(
     Raises:
         ModelError: If it cannot be had, or computes its logits in a way that the loss here would not repeat.
     """
-    dtype = _weights_dtype(config, device, trains_all_weights)
+    dtype = weights_dtype(config, device, trains_all_weights)
     if config.source is ModelSource.tiny:
         assert config.tiny is not None
         causal, name, digest = _load_tiny(config, quant, device, dtype)
@@ -132,7 +146,9 @@ def load_base(
         causal = _from_hub(config, lambda: AutoModelForCausalLM.from_pretrained(place.path, **options))
         name = place.name
         digest = place.digest or getattr(causal.config, "_commit_hash", None) or "unknown"
-    _keep_nf4_as_stored(causal)
+    if quant.name is QuantName.nf4:
+        _keep_nf4_as_stored(causal)
+        _leave_file(causal)
     causal.config.use_cache = True
     use_fast_products(causal)
     loaded = LoadedModel(causal, causal, name, digest)
@@ -140,7 +156,8 @@ def load_base(
     return loaded
 
 
-def _weights_dtype(config: ModelConfig, device: torch.device, trains_all_weights: bool) -> torch.dtype:
+def weights_dtype(config: ModelConfig, device: torch.device, trains_all_weights: bool) -> torch.dtype:
+    """Type that base weights are loaded in."""
     if config.dtype is Dtype.auto:
         frozen_on_gpu = device.type == "cuda" and not trains_all_weights
         return torch.bfloat16 if frozen_on_gpu else torch.float32
@@ -169,6 +186,13 @@ def _keep_nf4_as_stored(causal: nn.Module) -> None:
     for module in causal.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # torch types modules' attributes
+
+
+def _leave_file(causal: nn.Module) -> None:
+    """Copies what was not quantised out of the weights' file: one view of it would keep all of it in host memory."""
+    for parameter in causal.parameters():
+        if type(parameter) is nn.Parameter and parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
 
 
 def _trust(config: ModelConfig) -> dict[str, bool]:

@@ -29,6 +29,7 @@ from cyberlm.models import (
     save_tuned,
 )
 from cyberlm.optim import check_optimizer
+from cyberlm.planning import Plan
 from cyberlm.prompts import Prompt
 from cyberlm.records import Cost
 from cyberlm.results import write_results
@@ -47,6 +48,7 @@ from cyberlm.runs.parts import (
     save_config,
     status_of,
 )
+from cyberlm.runs.planning import explained, foresee
 from cyberlm.runs.resuming import SPLIT_AGAIN, begin, resumed_config, sole_owner
 
 
@@ -57,7 +59,7 @@ def train(config: TrainConfig, folder: Path) -> float:
             config = resumed_config(config, folder)
         else:
             save_config(folder, config)  # at once: from here on the run can be resumed
-        with status_of(folder) as report, opened_loggers(config) as loggers:
+        with status_of(folder) as report, opened_loggers(config) as loggers, explained(config):
             objective = run_training(config, folder, loggers)
             report.objective = objective
     return objective
@@ -91,6 +93,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         split_hash = write_manifest(split, config.data, folder / (SPLIT_AGAIN if resumed else SPLIT_MANIFEST))
         announce_split(split)
         lint_labels(split.train, encoded["train"], prompt)
+        plan = foresee(config, encoded, prompt, device)
         loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
     begin(folder, config, provenance)
@@ -124,7 +127,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         method=config.method.name.name,
         objective=objective,
         steps=steps,
-        cost=_cost(loaded, clock, meter, tuned_folder),
+        cost=_cost(loaded, clock, meter, tuned_folder, plan),
     )
     write_results(results, folder)
     write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
@@ -138,7 +141,7 @@ def _ask_base(clock: Clock, loaded: LoadedModel, prompt: Prompt, asked: Asked, c
         return ask(loaded, prompt, asked, config, "the base model")
 
 
-def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path) -> Cost:
+def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, plan: Plan) -> Cost:
     trainable, total = count_parameters(loaded.model)
     weights = sum(file.stat().st_size for file in tuned.glob("*.safetensors"))
     on_gpu = loaded.device.type == "cuda"
@@ -153,4 +156,5 @@ def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path) -> C
         peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         peak_device_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         adapter_bytes=weights,
+        predicted_peak_bytes=plan.allocated_peak,
     )

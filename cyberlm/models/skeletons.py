@@ -4,13 +4,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from cyberlm.config import LoraConfig, ModelConfig, QuantName
+from cyberlm.config import LoraConfig, ModelConfig, ModelSource, QuantName
 from cyberlm.config.schema import ShapeConfig
 from cyberlm.models.adapters import add_adapter
-from cyberlm.models.bases import LoadedModel, quiet, weights_dtype
+from cyberlm.models.bases import LoadedModel, from_hub, locate, quiet, trust, weights_dtype
+from cyberlm.models.tiny import tiny_shape, tiny_tokenizer
 
 
 @dataclass
@@ -31,6 +32,18 @@ class Skeleton:
     @property
     def shape(self) -> PretrainedConfig:
         return self.loaded.causal.config
+
+
+def read_shape(config: ModelConfig) -> PretrainedConfig:
+    """The configuration that lies beside a model's weights; the weights are not read."""
+    if config.source is ModelSource.tiny:
+        assert config.tiny is not None
+        return tiny_shape(config.tiny, len(tiny_tokenizer()))
+    place = locate(config)
+    shape: PretrainedConfig = from_hub(
+        config, lambda: AutoConfig.from_pretrained(place.path, revision=place.revision, **trust(config))
+    )
+    return shape
 
 
 def published_shape(shape: ShapeConfig, tied: bool) -> LlamaConfig:

@@ -110,9 +110,8 @@ def phases(network: Network, work: Workload, place: Placement) -> dict[str, dict
     if not place.on_gpu:
         for name, parts in found.items():
             if name != "load":
-                parts["kernels and allocator"] = KERNEL_BUFFERS + round(
-                    HEAP_SLACK * sum(parts.get(p, 0) for p in PASSING)
-                )
+                slack = HEAP_SLACK * sum(parts.get(part, 0) for part in PASSING)
+                parts["kernels and allocator"] = KERNEL_BUFFERS + round(slack)
     return {name: {part: size for part, size in parts.items() if size} for name, parts in found.items()}
 
 

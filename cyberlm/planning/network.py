@@ -176,8 +176,8 @@ def _base_weights(skeleton: Skeleton, double_quant: bool) -> dict[str, int]:
 def nf4_constants(weights: int, double_quant: bool) -> int:
     """Bytes that bitsandbytes stores beside a 4-bit tensor (arXiv 2305.14314, section 3; `QuantState`).
 
-    One scale for 64 weights: float32, or one byte with double quantisation, which adds a float32 scale for 256 of these,
-    their offset, and a code table of 256 float32 numbers. Either way there are the 16 values of nf4, in float32.
+    One scale for 64 weights: float32, or one byte with double quantisation, which adds a float32 scale for 256 of
+    these, their offset, and a code table of 256 float32 numbers. Either way there are nf4's 16 values, in float32.
     """
     scales = -(-weights // NF4_BLOCK)
     table = 16 * 4

@@ -15,8 +15,8 @@ Overrides = tuple[str, ...]
 def find_fit(config: TrainConfig, peak_of: Callable[[TrainConfig], int], capacity: int, *, on_gpu: bool) -> Overrides:
     """Overrides under which the predicted peak is within `capacity`; empty where none is.
 
-    Micro-batches get smaller first, with gradients accumulated over more of them, so that a step stays what it was; then
-    activations are recomputed; then less is trained; then optimizer states take 8 bits. Where answering the test
+    Micro-batches get smaller first, with gradients accumulated over more of them, so that a step stays what it was;
+    then activations are recomputed; then optimizer states take 8 bits, or less is trained. Where answering the test
     questions takes most, its batches get smaller, too.
 
     Args:

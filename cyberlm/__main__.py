@@ -17,7 +17,8 @@ def train() -> None:
         if config.plan.enabled:
             from cyberlm.runs.planning import show_plan
 
-            return show_plan(config, folder)
+            show_plan(config, folder)
+            return None
         from cyberlm.runs import train  # torch and the rest are imported only once the configuration is right
 
         return train(config, folder)

@@ -335,7 +335,7 @@ class PlanConfig:
     enabled: bool = False
     """Print what the run would take in memory, and end: `plan=true`."""
     device_memory_gib: float | None = None
-    """Plan for a device of so many GiB; null: the GPU that is there, else the host's memory."""
+    """Size of the device, GiB; null: the GPU that is there, else the host's free memory."""
 
 
 @dataclass

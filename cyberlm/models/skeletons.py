@@ -1,6 +1,7 @@
 """Models without weights: every tensor has its shape and its type, and nothing behind it (torch's meta device)."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -74,7 +75,7 @@ def build_skeleton(
         causal = AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=model.trust_remote_code)
     kept = get_keys_to_not_convert(causal) if quant is QuantName.nf4 else []
     quantised = tuple(
-        module.weight
+        cast(nn.Parameter, module.weight)
         for name, module in causal.named_modules()
         if quant is QuantName.nf4 and isinstance(module, nn.Linear) and name not in kept
     )

@@ -3,23 +3,23 @@
 from cyberlm.planning.activations import MicroBatch
 from cyberlm.planning.footprint import CUDA_CONTEXT, GenerationBatch, ScoringBatch, Workload
 from cyberlm.planning.machine import gpu_bytes, host_bytes, resident_bytes
-from cyberlm.planning.plans import Device, Plan, describe_batches, make_plan, plan_table, verdict
-from cyberlm.planning.remedies import find_fit, memoised
+from cyberlm.planning.plans import GIB, Device, Plan, Planner, describe_batches, plan_table, verdict
+from cyberlm.planning.remedies import find_fit
 
 __all__ = [
     "CUDA_CONTEXT",
+    "GIB",
     "Device",
     "GenerationBatch",
     "MicroBatch",
     "Plan",
+    "Planner",
     "ScoringBatch",
     "Workload",
     "describe_batches",
     "find_fit",
     "gpu_bytes",
     "host_bytes",
-    "make_plan",
-    "memoised",
     "plan_table",
     "resident_bytes",
     "verdict",

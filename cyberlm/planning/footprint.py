@@ -97,17 +97,17 @@ class Placement:
 def phases(network: Network, work: Workload, place: Placement) -> dict[str, dict[str, int]]:
     """Bytes of each part in each phase of a run, at the phase's own peak."""
     weights = {"python and libraries" if not place.on_gpu else "CUDA context": place.runtime, **network.weights}
-    trained = {**weights, "adapter weights": network.adapter} if network.adapter else weights
-    held = {**trained, "gradients": network.gradients, "optimizer states": optimizer_states(network, place.optimizer)}
+    trained = {**weights, "adapter weights": network.adapter}
+    states = optimizer_states(network, place.optimizer)
+    held: Bytes = {**trained, "gradients": network.gradients, "optimizer states": states}
     found = {"load": {**weights, "weights being converted": place.converted}}
     answering = list(_answering(network, work.scoring, work.generation))
     if answering:
-        found["score"] = {**trained, **_largest(answering)}
+        found["score"] = {**trained, "gradients": network.gradients, **_largest(answering)}  # training leaves them
     found["train"] = {**trained, **_largest(list(_steps(network, work, place)))}
     found["validate"] = {**held, **_largest(list(_answering(network, work.validation, ())))}
     if not place.on_gpu:
         found["checkpoint"] = {**held, "checkpoint in memory": _checkpoint(network, place.optimizer)}
-    if not place.on_gpu:
         for name, parts in found.items():
             if name != "load":
                 slack = HEAP_SLACK * sum(parts.get(part, 0) for part in PASSING)
@@ -116,7 +116,10 @@ def phases(network: Network, work: Workload, place: Placement) -> dict[str, dict
 
 
 def _largest(candidates: Sequence[Bytes]) -> dict[str, int]:
-    return dict(max(candidates, key=lambda parts: sum(parts.values()), default={}))
+    def in_all(parts: Bytes) -> int:
+        return sum(parts.values())
+
+    return dict(max(candidates, key=in_all)) if candidates else {}
 
 
 def optimizer_states(network: Network, optimizer: OptimizerName) -> int:

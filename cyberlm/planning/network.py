@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -107,10 +108,11 @@ def read_network(
     shape, model = skeleton.shape, skeleton.loaded.model
     trainable, total = count_parameters(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    head = skeleton.loaded.head.weight
+    head: Any = skeleton.loaded.head.weight
     base = {id(parameter) for parameter in skeleton.base}
     head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    stream = skeleton.loaded.causal.get_input_embeddings().weight.element_size()
+    embeddings: Any = skeleton.loaded.causal.get_input_embeddings()
+    stream = embeddings.weight.element_size()
     groups = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     return Network(
         blocks=shape.num_hidden_layers,
@@ -155,7 +157,8 @@ def _projections(skeleton: Skeleton) -> Iterator[Projection]:
     adapters = {name: module for name, module in block.named_modules() if isinstance(module, LoraLayer)}
     for name, module in block.named_modules():
         if isinstance(module, LoraLayer):
-            yield Projection(name.rsplit(".", 1)[-1], module.in_features, module.out_features, max(module.r.values()))
+            inputs, outputs = int(module.in_features or 0), int(module.out_features or 0)
+            yield Projection(name.rsplit(".", 1)[-1], inputs, outputs, max(module.r.values()))
         elif isinstance(module, nn.Linear) and not any(name.startswith(f"{adapted}.") for adapted in adapters):
             yield Projection(name.rsplit(".", 1)[-1], module.in_features, module.out_features, 0)
 

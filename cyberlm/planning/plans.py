@@ -67,27 +67,39 @@ class Plan:
         return self.peak - (self.device.runtime if self.device.on_gpu else 0)
 
 
-def make_plan(config: TrainConfig, shape: PretrainedConfig, work: Workload, device: Device) -> Plan:
-    """Plans a run.
+class Planner:
+    """Plans runs of one model on one device.
 
     Args:
-        config: Of the run.
         shape: The model's own configuration.
-        work: Its batches.
-        device: Where it takes place.
+        device: Where the runs take place.
     """
-    lora, precision = config.method.lora, config.trainer.precision
-    skeleton = build_skeleton(shape, config.model, config.quant.name, lora, device.kind)
-    mixed = precision.endswith("mixed") or (precision == "auto" and device.on_gpu)
-    network = read_network(skeleton, config.quant, lora, config.model.attention, on_gpu=device.on_gpu, mixed=mixed)
-    place = Placement(
-        config.optim.name,
-        config.trainer.gradient_checkpointing,
-        device.on_gpu,
-        device.runtime,
-        0 if device.on_gpu else _converted(skeleton, config.model.source),
-    )
-    return Plan(phases(network, work, place), network, work, device)
+
+    def __init__(self, shape: PretrainedConfig, device: Device) -> None:
+        self.shape, self.device = shape, device
+        self.known: dict[str, tuple[Network, int]] = {}
+
+    def plan(self, config: TrainConfig, work: Workload) -> Plan:
+        """What the run of `config`, with these batches, takes."""
+        key = repr((config.quant, config.method.lora, config.trainer.precision))
+        if key not in self.known:
+            self.known[key] = self._read(config)
+        network, converted = self.known[key]
+        place = Placement(
+            config.optim.name,
+            config.trainer.gradient_checkpointing,
+            self.device.on_gpu,
+            self.device.runtime,
+            converted,
+        )
+        return Plan(phases(network, work, place), network, work, self.device)
+
+    def _read(self, config: TrainConfig) -> tuple[Network, int]:
+        lora, precision, on_gpu = config.method.lora, config.trainer.precision, self.device.on_gpu
+        skeleton = build_skeleton(self.shape, config.model, config.quant.name, lora, self.device.kind)
+        mixed = precision.endswith("mixed") or (precision == "auto" and on_gpu)
+        network = read_network(skeleton, config.quant, lora, config.model.attention, on_gpu=on_gpu, mixed=mixed)
+        return network, 0 if on_gpu else _converted(skeleton, config.model.source)
 
 
 def _converted(skeleton: Skeleton, source: ModelSource) -> int:
@@ -95,7 +107,8 @@ def _converted(skeleton: Skeleton, source: ModelSource) -> int:
 
     Numbers that are kept as they are in the file need no more: they stay in it, mapped into memory.
     """
-    stored = skeleton.shape.dtype or torch.float32
+    stored = skeleton.shape.dtype
+    stored = stored if isinstance(stored, torch.dtype) else torch.float32
     kept = skeleton.base[0].dtype
     file = sum(parameter.numel() for parameter in skeleton.base) * stored.itemsize
     if skeleton.quantised:

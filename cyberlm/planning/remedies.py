@@ -41,7 +41,7 @@ def find_fit(config: TrainConfig, peak_of: Callable[[TrainConfig], int], capacit
 
 
 def _ways(config: TrainConfig, on_gpu: bool) -> Iterator[Overrides]:
-    recompute = ("trainer.gradient_checkpointing=true",)
+    recompute: Overrides = ("trainer.gradient_checkpointing=true",)
     lighter: list[Overrides] = [()]
     if config.trainer.gradient_checkpointing:
         recompute = ()
@@ -88,16 +88,3 @@ def _with_method(config: TrainConfig, name: MethodName) -> TrainConfig:
     lora = config.method.lora or LoraConfig()
     quant = replace(config.quant, name=QuantName.nf4 if name is MethodName.qlora else QuantName.none)
     return replace(config, method=replace(config.method, name=name, lora=lora), quant=quant)
-
-
-def memoised(peak_of: Callable[[TrainConfig], int]) -> Callable[[TrainConfig], int]:
-    """The same function; configurations that are equal are planned once."""
-    known: dict[str, int] = {}
-
-    def remembered(config: TrainConfig) -> int:
-        key = repr(config)
-        if key not in known:
-            known[key] = peak_of(config)
-        return known[key]
-
-    return remembered

@@ -6,12 +6,12 @@ import io
 import shlex
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
-from transformers import PretrainedConfig
 
 from cyberlm.cache import cache_folder
 from cyberlm.config import DataConfig, Protocol, TrainConfig
@@ -25,18 +25,18 @@ from cyberlm.models import load_tokenizer, pick_device, published_shape, read_sh
 from cyberlm.optim import check_optimizer
 from cyberlm.planning import (
     CUDA_CONTEXT,
+    GIB,
     Device,
     GenerationBatch,
     MicroBatch,
     Plan,
+    Planner,
     ScoringBatch,
     Workload,
     describe_batches,
     find_fit,
     gpu_bytes,
     host_bytes,
-    make_plan,
-    memoised,
     plan_table,
     resident_bytes,
     verdict,
@@ -63,7 +63,6 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
     Raises:
         ModelError: If the model is out of reach and its sizes are not known.
     """
-    device = _planned_device(config)
     try:
         shape = read_shape(config.model)
     except ModelError as error:
@@ -76,7 +75,9 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
     else:
         encoded, prompt = _questions(config)
         end = len(prompt.end_ids)
-    plan = make_plan(config, shape, _work(config, encoded, end), device)
+    device = _named_device(config) or _device(_own_device(config), resident_bytes())
+    planner = Planner(shape, device)
+    plan = planner.plan(config, _work(config, encoded, end))
     _say(f"{config.model.name}, {config.method.name.name}, base weights {config.quant.name.name}, {device.name}")
     share = plan.network.trainable / plan.network.parameters
     _say(f"Parameters: {plan.network.parameters:,}, of them trained {plan.network.trainable:,} ({share:.3%})")
@@ -84,7 +85,7 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
     console.print(plan_table(plan), soft_wrap=False)
     _say(verdict(plan))
     if not plan.fits:
-        changes = _changes_that_fit(config, shape, encoded, end, device)
+        changes = _changes_that_fit(config, planner, encoded, end)
         _say(f"This fits: {_command(changes)}" if changes else "No change that is known here makes it fit.")
     if config.group is not None:  # a job of a sweep, whose parent waits for its state
         write_status(folder, "finished")
@@ -94,9 +95,12 @@ def foresee(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: torch
     """What the run that is about to begin will take; one line of warning where that is more than there is."""
     shape, end = read_shape(config.model), len(prompt.end_ids)
     place = _device(device, resident_bytes())
-    plan = make_plan(config, shape, _work(config, encoded, end), place)
+    if config.plan.device_memory_gib is not None:
+        place = replace(place, capacity=int(config.plan.device_memory_gib * GIB))
+    planner = Planner(shape, place)
+    plan = planner.plan(config, _work(config, encoded, end))
     if not plan.fits:
-        changes = _changes_that_fit(config, shape, encoded, end, place)
+        changes = _changes_that_fit(config, planner, encoded, end)
         advice = f" This fits: {_command(changes)}" if changes else ""
         _say(f"Warning: memory may not suffice. {verdict(plan)}{advice}")
     return plan
@@ -136,9 +140,9 @@ def _out_of_memory(config: TrainConfig, reason: str, runtime: int) -> OutOfMemor
     encoded, prompt = _questions(config)
     end = len(prompt.end_ids)
     place = _device(device, runtime)
-    plan = make_plan(config, shape, _work(config, encoded, end), place)
-    less = Device(place.name, device, min(place.capacity, plan.peak - 1), place.runtime)  # this much did not suffice
-    changes = _changes_that_fit(config, shape, encoded, end, less)
+    plan = Planner(shape, place).plan(config, _work(config, encoded, end))
+    less = replace(place, capacity=min(place.capacity, plan.peak - 1))  # this much did not suffice
+    changes = _changes_that_fit(config, Planner(shape, less), encoded, end)
     text = io.StringIO()
     Console(file=text, width=80).print(plan_table(plan))
     return OutOfMemory(
@@ -151,16 +155,20 @@ def _out_of_memory(config: TrainConfig, reason: str, runtime: int) -> OutOfMemor
 # ------------------------------------------------------------------------------------------------------- the device
 
 
-def _planned_device(config: TrainConfig) -> Device:
-    """The named size, which is a GPU's unless trainer.accelerator=cpu; else what this machine has."""
+def _named_device(config: TrainConfig) -> Device | None:
+    """A device of `plan.device_memory_gib`: a GPU, unless trainer.accelerator=cpu."""
     gib = config.plan.device_memory_gib
     if gib is None:
-        device = pick_device(config.trainer.accelerator)
-        check_optimizer(config.optim, device)
-        return _device(device, resident_bytes())
+        return None
     if config.trainer.accelerator == "cpu":
-        return Device("host memory", torch.device("cpu"), int(gib * 2**30), resident_bytes())
-    return Device("GPU", torch.device("cuda"), int(gib * 2**30))
+        return Device("host memory", torch.device("cpu"), int(gib * GIB), resident_bytes())
+    return Device("GPU", torch.device("cuda"), int(gib * GIB))
+
+
+def _own_device(config: TrainConfig) -> torch.device:
+    device = pick_device(config.trainer.accelerator)
+    check_optimizer(config.optim, device)
+    return device
 
 
 def _device(device: torch.device, runtime: int) -> Device:
@@ -265,13 +273,11 @@ def _assumed_work(config: TrainConfig, end: int) -> Workload:
 # ----------------------------------------------------------------------------------------------------- what would fit
 
 
-def _changes_that_fit(
-    config: TrainConfig, shape: PretrainedConfig, encoded: Encoded | None, end: int, device: Device
-) -> Sequence[str]:
+def _changes_that_fit(config: TrainConfig, planner: Planner, encoded: Encoded | None, end: int) -> Sequence[str]:
     def peak(candidate: TrainConfig) -> int:
-        return make_plan(candidate, shape, _work(candidate, encoded, end), device).peak
+        return planner.plan(candidate, _work(candidate, encoded, end)).peak
 
-    return find_fit(config, memoised(peak), device.capacity, on_gpu=device.on_gpu)
+    return find_fit(config, peak, planner.device.capacity, on_gpu=planner.device.on_gpu)
 
 
 def _command(changes: Sequence[str]) -> str:

@@ -5,12 +5,12 @@ from dataclasses import replace
 import bitsandbytes
 import pytest
 import torch
-import torch.nn.functional as F
 from support import config_of, tiny
-from transformers import DynamicCache
 
+from cyberlm import kernels
 from cyberlm.config import OptimizerName, TrainConfig
 from cyberlm.data.batching import plan_epoch
+from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states
 from cyberlm.models import LoadedModel, build_skeleton, load_base, published_shape, read_shape
 from cyberlm.optim import build_optimizer
 from cyberlm.planning import (
@@ -94,24 +94,26 @@ def saved_bytes(loaded: LoadedModel, rows: int, width: int, prefix: int, mixed: 
         return tensor
 
     ids = torch.randint(0, 250, (rows, width))
-    mask = torch.ones_like(ids)
-    mask[0, -3:] = 0
     places = torch.randint(0, rows * width, (LABELS,))
+    batch = AnswerBatch(
+        torch.arange(prefix), ids, torch.ones_like(ids), places, torch.randint(0, 250, (LABELS,)), LABELS
+    )
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        past = None
-        if prefix:
-            past = DynamicCache(config=loaded.causal.config)
-            loaded.backbone(input_ids=ids[:1, :1].expand(1, prefix), past_key_values=past, use_cache=True)
-            for layer in past.layers:
-                layer.keys, layer.values = (part.expand(rows, -1, -1, -1) for part in (layer.keys, layer.values))
-        given = {"use_cache": True, "past_key_values": past} if prefix else {"use_cache": False, "attention_mask": mask}
-        hidden = loaded.backbone(input_ids=ids, **given).last_hidden_state
-        logits = loaded.head(hidden.flatten(0, 1)[places]).float()
-        F.cross_entropy(logits, torch.randint(0, 250, (LABELS,)), reduction="sum")
+        hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
+        answer_nll_sum(hidden, loaded.head, batch)
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
+@pytest.fixture(params=[True, False], ids=["oneDNN", "plain"])
+def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Layers as they are on processors where oneDNN is faster, and as they are elsewhere."""
+    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: request.param)
+    chosen: bool = request.param
+    return chosen
+
+
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("rows_width_prefix", [(4, 105, 0), (3, 40, 0), (6, 30, 50)])
 @pytest.mark.parametrize("shape", [(), LARGER, WITHOUT_GROUPS], ids=["small", "larger", "without groups"])
 @pytest.mark.parametrize(
@@ -123,6 +125,7 @@ def test_activations_are_what_autograd_saves(
     check_activations(config_of(*method.split(), *shape), *rows_width_prefix)
 
 
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("method", ["sft", "lora"])
 def test_checkpointing_keeps_block_inputs(method: str) -> None:
     check_activations(config_of(f"method={method}", "trainer.gradient_checkpointing=true", *LARGER), 4, 105)
@@ -137,6 +140,7 @@ def test_what_checkpointing_computes_again_is_one_block() -> None:
     assert again * network.blocks == sum(size for name, size in plain.items() if name not in others)
 
 
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize(
     "method",
     [
@@ -149,6 +153,7 @@ def test_mixed_precision_converts_inputs(method: str) -> None:
     check_activations(config_of(*method.split(), *LARGER), 4, 105, mixed=True)
 
 
+@pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("setting", ["method.lora.dropout=0.1", "method.lora.use_dora=true", "model.dtype=bfloat16"])
 def test_variants_of_adapters(setting: str) -> None:
     check_activations(config_of("method=lora", setting, *LARGER), 4, 105)
@@ -168,6 +173,18 @@ def check_activations(config: TrainConfig, rows: int, width: int, prefix: int = 
     planned.pop("recomputed block", None)
     kept = sum(planned.values()) + network.half_copies
     assert kept == pytest.approx(saved_bytes(loaded, rows, width, prefix, mixed), rel=0.1)
+
+
+def test_an_adapter_is_fused_where_a_run_would_fuse_it(onednn: bool) -> None:
+    def fused(*overrides: str, device: torch.device = CPU, mixed: bool = False) -> set[bool]:
+        return {layer.fused for layer in network_of(config_of(*overrides), device, mixed).projections}
+
+    assert fused("method=lora") == {onednn}
+    for other in ("method=qlora", "method=sft"):
+        assert fused(other) == {False}
+    assert fused("method=lora", "method.lora.dropout=0.1") == {False}
+    assert fused("method=lora", "model.dtype=bfloat16") == {False}
+    assert fused("method=lora", mixed=True) == fused("method=lora", device=GPU) == {False}
 
 
 # ----------------------------------------------------------------------------------------- weights, gradients, states

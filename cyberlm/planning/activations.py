@@ -33,14 +33,12 @@ class MicroBatch:
         width: Tokens T of the longest, prefix left out.
         prefix: Tokens P that all begin with, where they are encoded once.
         labels: Answer tokens N in all rows: the places that the output head is applied to.
-        masked: Whether attention gets a mask (it does where rows are padded, and behind a prefix).
     """
 
     rows: int
     width: int
     labels: int
     prefix: int = 0
-    masked: bool = True
 
     @property
     def tokens(self) -> int:
@@ -100,7 +98,7 @@ def _saved_by_a_block(network: Network, batch: MicroBatch) -> dict[str, int]:
         kept["attention weights"] = network.heads * pairs * (4 + copy)
     else:
         kept["attention normalisers"] = tokens * network.heads * 4
-    if network.attention is Attention.sdpa and batch.masked:
+    if network.attention is Attention.sdpa and batch.prefix:  # padding needs no mask (cyberlm.losses.AnswerBatch)
         kept["attention mask"] = pairs * numbers.compute
     if network.attention is Attention.flash_attention_2:
         kept["keys and values"] = 2 * tokens * network.key_value * numbers.compute

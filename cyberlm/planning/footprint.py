@@ -50,11 +50,19 @@ class ScoringBatch:
 
 @dataclass(frozen=True)
 class GenerationBatch:
-    """The shape of one batch of greedy completions: prompts of `width` tokens, at most `new` tokens behind each."""
+    """The shape of one batch of greedy completions: at most `new` tokens behind each prompt.
+
+    Attributes:
+        rows: Prompts B.
+        width: Tokens T of the longest, prefix left out.
+        new: Tokens of a completion.
+        prefix: Tokens that all begin with, where they are encoded once.
+    """
 
     rows: int
     width: int
     new: int
+    prefix: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,8 @@ def _largest(candidates: Sequence[Bytes]) -> dict[str, int]:
     def in_all(parts: Bytes) -> int:
         return sum(parts.values())
 
-    return dict(max(candidates, key=in_all)) if candidates else {}
+    largest = max(candidates, key=in_all, default={})
+    return dict(largest)
 
 
 def optimizer_states(network: Network, optimizer: OptimizerName) -> int:
@@ -233,10 +242,10 @@ def _scoring(network: Network, batch: ScoringBatch) -> Iterator[dict[str, int]]:
 
 
 def _generation(network: Network, batch: GenerationBatch) -> Iterator[dict[str, int]]:
-    prompts = batch.rows * batch.width
+    prompts = batch.rows * (batch.width + batch.prefix)
     yield {
         "keys and values": _cache(network, prompts),
-        "working space": _forward_work(network, prompts, prompts),
+        "working space": _forward_work(network, batch.rows * batch.width, prompts),
     }
     attended = prompts + batch.rows * batch.new
     yield {
@@ -258,11 +267,12 @@ def _head_work(network: Network, places: int) -> int:
 def _forward_work(network: Network, tokens: int, attended: int) -> int:
     """Most that a block holds at once without gradients, in its feed-forward layer or in attention.
 
-    Feed-forward: silu(gate), up and their product; an adapter's own output beside up's, and its scaled copy.
+    Feed-forward: silu(gate), up and their product; an adapter's own output beside up's, and its scaled copy, where
+    neither is added as it is computed.
     Attention: queries before and after rotation, keys and values with the cache and repeated for each head, the output.
     """
     numbers = network.numbers
-    adapted = any(layer.rank and layer.name == "up_proj" for layer in network.projections)
+    adapted = any(layer.rank and layer.name == "up_proj" and not layer.fused for layer in network.projections)
     forward = tokens * (3 + 2 * adapted) * network.inner
     attention = tokens * 3 * network.query + attended * 2 * (network.query + network.key_value)
     stream = tokens * 3 * network.hidden * 4

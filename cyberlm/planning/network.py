@@ -10,6 +10,7 @@ from torch import nn
 
 from cyberlm.config import LoraConfig, QuantConfig
 from cyberlm.config.schema import Attention
+from cyberlm.kernels import OneDnnLora
 from cyberlm.models import Skeleton, count_parameters
 
 NF4_BLOCK = 64
@@ -20,12 +21,16 @@ NESTED_BLOCK = 256
 
 @dataclass(frozen=True)
 class Projection:
-    """A linear layer of one block: `inputs` to `outputs`, with an adapter of `rank` (0: none)."""
+    """A linear layer of one block: `inputs` to `outputs`, with an adapter of `rank` (0: none).
+
+    A `fused` one adds the adapter's output where it is computed (`cyberlm.kernels.OneDnnLora`).
+    """
 
     name: str
     inputs: int
     outputs: int
     rank: int
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def read_network(
         vocabulary=shape.vocab_size,
         query=shape.num_attention_heads * head_size,
         key_value=groups * head_size,
-        projections=tuple(_projections(skeleton)),
+        projections=tuple(_projections(skeleton, in_float32=not on_gpu and not mixed and stream == 4)),
         all_trained=lora is None,
         dropout=lora.dropout if lora else 0.0,
         dora=lora.use_dora if lora else False,
@@ -150,7 +155,7 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _projections(skeleton: Skeleton) -> Iterator[Projection]:
+def _projections(skeleton: Skeleton, *, in_float32: bool) -> Iterator[Projection]:
     """Linear layers of the last block; an adapter's own small layers are not among them."""
     layers = [module for module in skeleton.loaded.backbone.modules() if isinstance(module, nn.ModuleList)]
     block = max(layers, key=len)[-1]
@@ -158,7 +163,8 @@ def _projections(skeleton: Skeleton) -> Iterator[Projection]:
     for name, module in block.named_modules():
         if isinstance(module, LoraLayer):
             inputs, outputs = int(module.in_features or 0), int(module.out_features or 0)
-            yield Projection(name.rsplit(".", 1)[-1], inputs, outputs, max(module.r.values()))
+            fused = in_float32 and not skeleton.quantised and isinstance(module, OneDnnLora)
+            yield Projection(name.rsplit(".", 1)[-1], inputs, outputs, max(module.r.values()), fused)
         elif isinstance(module, nn.Linear) and not any(name.startswith(f"{adapted}.") for adapted in adapters):
             yield Projection(name.rsplit(".", 1)[-1], module.in_features, module.out_features, 0)
 

@@ -125,12 +125,15 @@ def _data_of(config: TrainConfig, prompt: Prompt, encoded: Mapping[str, Sequence
         prompt.end_ids,
         config.trainer.accumulate_grad_batches,
         config.seed,
-        share_prefix=_shares_prefix(config),
+        share_prefix=shares_prefix(config),
     )
 
 
-def _shares_prefix(config: TrainConfig) -> bool:
-    """Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache."""
+def shares_prefix(config: TrainConfig) -> bool:
+    """Whether what a micro-batch's prompts begin with is encoded once.
+
+    Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache.
+    """
     dropout = config.method.lora is not None and config.method.lora.dropout > 0
     return not (dropout or config.trainer.gradient_checkpointing)
 

@@ -41,9 +41,11 @@ from cyberlm.planning import (
     resident_bytes,
     verdict,
 )
+from cyberlm.prefixes import shared_length
 from cyberlm.progress import console
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.results import write_status
+from cyberlm.runs.fitting import shares_prefix
 from cyberlm.scoring import plan_batches
 
 EPOCHS_LOOKED_AT = 3
@@ -211,7 +213,7 @@ def _work(config: TrainConfig, encoded: Encoded | None, end: int) -> Workload:
 
 
 def _micro_batches(config: TrainConfig, questions: Sequence[EncodedQuestion], end: int) -> Iterator[MicroBatch]:
-    collator = AnswerCollator([0] * end)
+    collator = AnswerCollator([0] * end, share_prefix=shares_prefix(config))
     examples = [collator.example(question) for question in questions]
     lengths, labels = [len(ids) for ids, _ in examples], [count for _, count in examples]
     size, accumulate = config.data.micro_batch_size, config.trainer.accumulate_grad_batches
@@ -219,9 +221,9 @@ def _micro_batches(config: TrainConfig, questions: Sequence[EncodedQuestion], en
     for epoch in range(min(config.trainer.max_epochs, EPOCHS_LOOKED_AT)):
         planned = plan_epoch(lengths, labels, size, accumulate, config.seed, epoch)
         for batch in planned[:most]:
-            widths = [lengths[row] - 1 for row in batch.rows]  # the last token is a target only
-            trained = sum(labels[row] for row in batch.rows)
-            yield MicroBatch(len(widths), max(widths), trained, masked=len(set(widths)) > 1)
+            prefix = collator.shared([questions[row] for row in batch.rows])
+            width = max(lengths[row] for row in batch.rows) - 1 - prefix  # the last token is a target only
+            yield MicroBatch(len(batch.rows), width, sum(labels[row] for row in batch.rows), prefix)
         most -= len(planned)
         if most <= 0:
             return
@@ -236,19 +238,24 @@ def _batches(
 
 def _scoring_batch(questions: Sequence[EncodedQuestion]) -> ScoringBatch:
     options = [ids for question in questions for ids in question.option_ids]
+    prompts = [question.prompt_ids for question in questions]
+    prefix = shared_length(prompts)
     return ScoringBatch(
         rows=len(questions),
-        width=max(len(question.prompt_ids) for question in questions),
+        width=max(map(len, prompts)) - prefix,
         options=max(len(question.option_ids) for question in questions),
         option_width=max(map(len, options)),
         continued=sum(len(ids) - 1 for ids in options),
+        prefix=prefix,
     )
 
 
 def _generation_batches(config: TrainConfig, questions: Sequence[EncodedQuestion]) -> Iterator[GenerationBatch]:
     new = config.evaluation.max_new_tokens
     for rows in _batches(questions, [generated_tokens(item, config.evaluation) for item in questions], config.data):
-        yield GenerationBatch(len(rows), max(len(item.prompt_ids) for item in rows), new)
+        prompts = [item.prompt_ids for item in rows]
+        prefix = shared_length(prompts)
+        yield GenerationBatch(len(rows), max(map(len, prompts)) - prefix, new, prefix)
 
 
 def _assumed_work(config: TrainConfig, end: int) -> Workload:

@@ -13,7 +13,12 @@ from cyberlm.launch import show
 def train() -> None:
     """Trains, and scores the base and the tuned model on the same questions."""
 
-    def run(config: TrainConfig, folder: Path) -> float:
+    def run(config: TrainConfig, folder: Path) -> float | None:
+        if config.plan.enabled:
+            from cyberlm.runs.planning import show_plan
+
+            show_plan(config, folder)
+            return None
         from cyberlm.runs import train  # torch and the rest are imported only once the configuration is right
 
         return train(config, folder)

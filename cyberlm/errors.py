@@ -61,6 +61,10 @@ class RunError(UserError):
     """A run folder is missing, unfinished, or does not fit what is asked of it."""
 
 
+class OutOfMemory(UserError):
+    """The run takes more memory than its device has."""
+
+
 def did_you_mean(name: str, names: Sequence[str]) -> str:
     """`Did you mean 'rank'?`, or an empty string where nothing is near."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)

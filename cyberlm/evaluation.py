@@ -131,6 +131,16 @@ def _parse(prompt: Prompt, completion: str, question: Question) -> int | None:
     return parse(completion, question.options)
 
 
+def scored_tokens(question: EncodedQuestion) -> int:
+    """What the keys and values of one question with all its options come to."""
+    return len(question.prompt_ids) + sum(len(ids) for ids in question.option_ids)
+
+
+def generated_tokens(question: EncodedQuestion, config: EvaluationConfig) -> int:
+    """What the keys and values of one question with its longest completion come to."""
+    return len(question.prompt_ids) + config.max_new_tokens
+
+
 def _score(
     loaded: LoadedModel,
     encoded: Sequence[EncodedQuestion],
@@ -138,9 +148,7 @@ def _score(
     advance: Advance,
 ) -> list[tuple[float, ...]]:
     """Summed log-probability of each option of every question."""
-    lengths = [
-        len(item.prompt_ids) + sum(len(ids) for ids in item.option_ids) for item in encoded
-    ]  # what one question's keys and values come to
+    lengths = list(map(scored_tokens, encoded))
     scored: dict[int, tuple[float, ...]] = {}
     for rows in plan_batches(lengths, max_batch_tokens):
         items = [encoded[row] for row in rows]
@@ -166,7 +174,7 @@ def _complete(
     advance: Advance,
 ) -> list[str]:
     """Greedy completions as text, special tokens left out."""
-    lengths = [len(item.prompt_ids) + config.max_new_tokens for item in encoded]
+    lengths = [generated_tokens(item, config) for item in encoded]
     completions: dict[int, str] = {}
     for rows in plan_batches(lengths, max_batch_tokens):
         prompts = [encoded[row].prompt_ids for row in rows]

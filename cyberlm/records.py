@@ -211,6 +211,7 @@ class Cost:
         nonpadding_tokens_per_second: Over the wall time of training steps.
         adapter_bytes: On disk; for full fine-tuning, of the whole model.
         peak_host_bytes, peak_device_bytes: Largest resident memory; largest GPU memory (None on CPU).
+        predicted_peak_bytes: What was planned before the run: of the GPU where there is one, else of the host.
     """
 
     trainable_parameters: int
@@ -223,6 +224,7 @@ class Cost:
     peak_host_bytes: int
     peak_device_bytes: int | None
     adapter_bytes: int
+    predicted_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -132,8 +132,10 @@ def _cost_table(results: Results, cost: Cost) -> Table:
     share = _percent(cost.trainable_parameters / cost.total_parameters, digits=3)
     table.add_row("trainable parameters", f"{cost.trainable_parameters:,} ({share})")
     table.add_row("total parameters", f"{cost.total_parameters:,}")
-    table.add_row("peak memory, host", _size(cost.peak_host_bytes))
-    table.add_row("peak memory, GPU", "-" if cost.peak_device_bytes is None else _size(cost.peak_device_bytes))
+    planned = "" if cost.predicted_peak_bytes is None else f" (planned {_size(cost.predicted_peak_bytes)})"
+    host = _size(cost.peak_host_bytes)
+    table.add_row("peak memory, host", host if cost.peak_device_bytes else f"{host}{planned}")
+    table.add_row("peak memory, GPU", f"{_size(cost.peak_device_bytes)}{planned}" if cost.peak_device_bytes else "-")
     for phase, seconds in cost.seconds.items():
         table.add_row(f"wall time, {phase}", clock(seconds))
     table.add_row("non-padding tokens/s in training", f"{cost.nonpadding_tokens_per_second:,.1f}")

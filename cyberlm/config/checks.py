@@ -148,6 +148,8 @@ def _root_problems(config: RootConfig) -> Iterator[Problem]:
         yield from _optim_problems(config.optim)
         yield from device_problems(config)
         yield from _open_set_problems("callbacks", config.callbacks)
+        if config.plan.device_memory_gib is not None:
+            yield from _above("plan.device_memory_gib", config.plan.device_memory_gib)
     if isinstance(config, EvaluateConfig) and config.trainer.devices > 1:
         yield Problem(f"trainer.devices={config.trainer.devices}", "1: evaluate.py scores in one process")
     if isinstance(config, EvaluateConfig) and config.run is not None:

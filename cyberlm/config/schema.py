@@ -113,6 +113,24 @@ class TinyModelConfig:
 
 
 @dataclass
+class ShapeConfig:
+    """Published sizes of a Llama, for plan=true where the model itself cannot be reached."""
+
+    hidden_size: int = MISSING
+    """Width H."""
+    intermediate_size: int = MISSING
+    """Width of the feed-forward layer."""
+    num_hidden_layers: int = MISSING
+    """Decoder blocks."""
+    num_attention_heads: int = MISSING
+    """Query heads."""
+    num_key_value_heads: int = MISSING
+    """Key and value heads."""
+    vocab_size: int = MISSING
+    """Tokens of the vocabulary."""
+
+
+@dataclass
 class ModelConfig:
     name: str = MISSING
     """Short name, used in folder and run names."""
@@ -142,6 +160,8 @@ class ModelConfig:
     """Run Python code shipped with a hub repository. Off unless you have read that code."""
     tiny: TinyModelConfig | None = None
     """Shape of the random model (source=tiny)."""
+    shape: ShapeConfig | None = None
+    """Published sizes of a model that may be out of reach (plan=true)."""
 
 
 @dataclass
@@ -323,6 +343,14 @@ class EvaluationConfig:
 
 
 @dataclass
+class PlanConfig:
+    enabled: bool = False
+    """Print what the run would take in memory, and end: `plan=true`."""
+    device_memory_gib: float | None = None
+    """Size of the device, GiB; null: the GPU that is there, else the host's free memory."""
+
+
+@dataclass
 class RootConfig:
     """What train.py and evaluate.py share."""
 
@@ -346,6 +374,7 @@ class TrainConfig(RootConfig):
     optim: OptimConfig = MISSING
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Lightning callbacks by name, each with a _target_."""
+    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 @dataclass

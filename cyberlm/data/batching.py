@@ -138,12 +138,16 @@ class AnswerCollator:
         answer = question.option_ids[question.gold] + self.end_ids
         return question.prompt_ids + answer, len(answer)
 
+    def shared(self, questions: Sequence[EncodedQuestion]) -> int:
+        """Tokens that are set apart of a batch's prompts."""
+        return shared_length([question.prompt_ids for question in questions]) if self.share_prefix else 0
+
     def __call__(self, fetched: tuple[list[EncodedQuestion], int]) -> AnswerBatch:
         questions, step_label_tokens = fetched
         if not questions:
             return self._filler(step_label_tokens)
         examples = [self.example(question) for question in questions]
-        shared = shared_length([question.prompt_ids for question in questions]) if self.share_prefix else 0
+        shared = self.shared(questions)
         prefix_ids = torch.tensor(questions[0].prompt_ids[:shared], dtype=torch.long)
         input_ids, attention_mask = pad_right([ids[shared:-1] for ids, _ in examples])
         width = input_ids.shape[1]

@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from cyberlm.redaction import guard_output
 STOPPABLE = ("train", "evaluate")
 """Commands that a signal asks to stop; the others answer to Ctrl-C themselves."""
 
+PLAN_SWITCHES = ("plan=true", "plan=false")
+
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -47,7 +49,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
     register_schemas()
     register_resolvers()
     # Hydra's parser refuses overrides on both sides of -m
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda item: item not in ("-m", "--multirun"))
+    sys.argv[1:] = sorted(_planning(sys.argv[1:]), key=lambda item: item not in ("-m", "--multirun"))
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: the screen is ours
 
@@ -75,6 +77,14 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         if full_error or not (composing or isinstance(error, (HydraException, OmegaConfBaseException))):
             raise
         raise SystemExit(show(composition_error(command, error))) from None
+
+
+def _planning(arguments: Sequence[str]) -> list[str]:
+    """`plan=true` in words that Hydra takes, for a plan leaves no folder; of itself it would set a group to a bool."""
+    alone = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    if "plan=true" not in arguments or "-m" in arguments or "--multirun" in arguments:
+        alone = []
+    return [item.replace("plan=", "plan.enabled=") if item in PLAN_SWITCHES else item for item in arguments] + alone
 
 
 def _run_here(command: str, full_error: bool, run: Callable[[Path], float | None]) -> float | None:

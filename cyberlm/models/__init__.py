@@ -3,16 +3,21 @@
 from cyberlm.models.adapters import add_adapter, base_alone, count_parameters, load_tuned, save_tuned, trainable_names
 from cyberlm.models.bases import LoadedModel, load_base, load_tokenizer, pick_device
 from cyberlm.models.sharding import shard, trained_tensors
+from cyberlm.models.skeletons import Skeleton, build_skeleton, published_shape, read_shape
 
 __all__ = [
     "LoadedModel",
+    "Skeleton",
     "add_adapter",
     "base_alone",
+    "build_skeleton",
     "count_parameters",
     "load_base",
     "load_tokenizer",
     "load_tuned",
     "pick_device",
+    "published_shape",
+    "read_shape",
     "save_tuned",
     "shard",
     "trainable_names",

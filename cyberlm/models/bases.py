@@ -33,6 +33,7 @@ from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantNa
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import use_fast_products
 from cyberlm.models.headers import check_gguf, lacking
+from cyberlm.models.quantised import keep_as_stored, leave_file
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.progress import console
 
@@ -94,9 +95,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a padding token that is not the end of a turn wherever one can be had."""
     if config.source is ModelSource.tiny:
         return tiny_tokenizer()
-    place = _locate(config)
-    tokenizer = _from_hub(
-        config, lambda: AutoTokenizer.from_pretrained(place.path, revision=place.revision, **_trust(config))
+    place = locate(config)
+    tokenizer = from_hub(
+        config, lambda: AutoTokenizer.from_pretrained(place.path, revision=place.revision, **trust(config))
     )
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         reserved = ("<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<pad>", "<unk>", "<|endoftext|>")
@@ -113,26 +114,28 @@ def load_base(
     Raises:
         ModelError: If it cannot be had, or computes its logits in a way that the loss here would not repeat.
     """
-    dtype = _weights_dtype(config, device, trains_all_weights)
+    dtype = weights_dtype(config, device, trains_all_weights)
     if config.source is ModelSource.tiny:
         assert config.tiny is not None
         causal, name, digest = _load_tiny(config, quant, device, dtype)
     else:
-        place = _locate(config)
+        place = locate(config)
         options: dict[str, Any] = {
             "dtype": dtype,
             "device_map": {"": device},
             "attn_implementation": config.attention.value,
             "use_safetensors": True,
             "revision": place.revision,
-            **_trust(config),
+            **trust(config),
         }
         if quant.name is QuantName.nf4:
             options["quantization_config"] = _nf4(quant, device)
-        causal = _from_hub(config, lambda: AutoModelForCausalLM.from_pretrained(place.path, **options))
+        causal = from_hub(config, lambda: AutoModelForCausalLM.from_pretrained(place.path, **options))
         name = place.name
         digest = place.digest or getattr(causal.config, "_commit_hash", None) or "unknown"
-    _keep_nf4_as_stored(causal)
+    if quant.name is QuantName.nf4:
+        keep_as_stored(causal)
+        leave_file(causal)
     causal.config.use_cache = True
     use_fast_products(causal)
     loaded = LoadedModel(causal, causal, name, digest)
@@ -140,7 +143,8 @@ def load_base(
     return loaded
 
 
-def _weights_dtype(config: ModelConfig, device: torch.device, trains_all_weights: bool) -> torch.dtype:
+def weights_dtype(config: ModelConfig, device: torch.device, trains_all_weights: bool) -> torch.dtype:
+    """Type that base weights are loaded in."""
     if config.dtype is Dtype.auto:
         frozen_on_gpu = device.type == "cuda" and not trains_all_weights
         return torch.bfloat16 if frozen_on_gpu else torch.float32
@@ -159,19 +163,7 @@ def _nf4(quant: QuantConfig, device: torch.device) -> BitsAndBytesConfig:
     )
 
 
-def _keep_nf4_as_stored(causal: nn.Module) -> None:
-    """Keeps 4-bit weights as they were quantised, on every CPU.
-
-    On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer in its first forward pass in eval mode, in place: its
-    scales become bfloat16 and its results too. Scoring the base model would change the weights that are trained next,
-    and figures would depend on the CPU.
-    """
-    for module in causal.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # torch types modules' attributes
-
-
-def _trust(config: ModelConfig) -> dict[str, bool]:
+def trust(config: ModelConfig) -> dict[str, bool]:
     return {"trust_remote_code": config.trust_remote_code}
 
 
@@ -216,7 +208,8 @@ class _Place:
     revision: str | None = None
 
 
-def _locate(config: ModelConfig) -> _Place:
+def locate(config: ModelConfig) -> _Place:
+    """The folder or repository that holds tokenizer, configuration and weights; a GGUF file is converted once."""
     if config.source is ModelSource.embedded:
         gguf = _embedded_gguf(config)
         return _converted(gguf, config.hub_id or gguf.stem)
@@ -324,7 +317,8 @@ def _check_reachable(config: ModelConfig, hub_id: str) -> None:
         raise _unavailable(config, f"the Hugging Face hub cannot be reached ({type(error).__name__})") from error
 
 
-def _from_hub(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
+def from_hub(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
+    """Calls `load`, and says in a user's words why a model cannot be had."""
     try:
         with quiet():
             return load()

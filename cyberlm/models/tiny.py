@@ -41,9 +41,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(config: TinyModelConfig, vocab_size: int) -> LlamaForCausalLM:
-    """A Llama with weights drawn from `config.seed`; the caller's random state is left as it was."""
-    shape = LlamaConfig(
+def tiny_shape(config: TinyModelConfig, vocab_size: int) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -57,6 +56,10 @@ def tiny_model(config: TinyModelConfig, vocab_size: int) -> LlamaForCausalLM:
         eos_token_id=vocab_size - len(SPECIAL) + 1,
         pad_token_id=vocab_size - 1,
     )
+
+
+def tiny_model(config: TinyModelConfig, vocab_size: int) -> LlamaForCausalLM:
+    """A Llama with weights drawn from `config.seed`; the caller's random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return LlamaForCausalLM(shape)
+        return LlamaForCausalLM(tiny_shape(config, vocab_size))

@@ -143,15 +143,16 @@ def _data_of(
         prompt.end_ids,
         config.trainer.accumulate_grad_batches,
         config.seed,
-        share_prefix=_shares_prefix(config),
+        share_prefix=shares_prefix(config),
         share_validation=share_validation,
     )
 
 
-def _shares_prefix(config: TrainConfig) -> bool:
-    """Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache.
+def shares_prefix(config: TrainConfig) -> bool:
+    """Whether what a micro-batch's prompts begin with is encoded once.
 
-    Nor with FSDP2, whose processes must call the same layers equally often: batches need not share a prefix.
+    Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache. Nor with
+    FSDP2, whose processes must call the same layers equally often: batches need not share a beginning.
     """
     dropout = config.method.lora is not None and config.method.lora.dropout > 0
     trainer = config.trainer

@@ -30,6 +30,7 @@ from cyberlm.models import (
     save_tuned,
 )
 from cyberlm.optim import check_optimizer
+from cyberlm.planning import Plan
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Cost
 from cyberlm.results import write_results
@@ -49,6 +50,7 @@ from cyberlm.runs.parts import (
     save_config,
     status_of,
 )
+from cyberlm.runs.planning import explained, foresee
 from cyberlm.runs.resuming import SPLIT_AGAIN, begin, resumed_config, sole_owner
 from cyberlm.runs.team import Team
 
@@ -60,7 +62,12 @@ def train(config: TrainConfig, folder: Path) -> float:
             config = resumed_config(config, folder)
         else:
             save_config(folder, config)  # at once: from here on the run can be resumed
-        with status_of(folder) as report, opened_loggers(config) as loggers, Team(config.trainer) as team:
+        with (
+            status_of(folder) as report,
+            opened_loggers(config) as loggers,
+            Team(config.trainer) as team,
+            explained(config),
+        ):
             objective = run_training(config, folder, loggers, team)
             report.objective = objective
     return objective
@@ -95,6 +102,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
         split_hash = write_manifest(split, config.data, folder / (SPLIT_AGAIN if resumed else SPLIT_MANIFEST))
         announce_split(split)
         lint_labels(split.train, encoded["train"], prompt)
+        plan = foresee(config, encoded, prompt, device)
         team.call(config, folder)
         loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
         team.join()
@@ -122,7 +130,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
         method=config.method.name.name,
         objective=learned.objective,
         steps=learned.steps,
-        cost=_cost(loaded, clock, meter, tuned),
+        cost=_cost(loaded, clock, meter, tuned, plan),
     )
     write_results(results, folder)
     write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
@@ -185,7 +193,7 @@ def _ask_base(clock: Clock, loaded: LoadedModel, prompt: Prompt, asked: Asked, c
         return ask(loaded, prompt, asked, config, "the base model")
 
 
-def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path) -> Cost:
+def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, plan: Plan) -> Cost:
     trainable, total = count_parameters(loaded.model)
     weights = sum(file.stat().st_size for file in tuned.glob("*.safetensors"))
     on_gpu = loaded.device.type == "cuda"
@@ -200,4 +208,5 @@ def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path) -> C
         peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         peak_device_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         adapter_bytes=weights,
+        predicted_peak_bytes=plan.allocated_peak,
     )

@@ -20,7 +20,7 @@ FLOORS = {
         *{"prompts", "answers", "losses", "scoring", "metrics", "statistics", "floors", "leaks", "models", "optim"},
         *{"results", "report", "cards", "loggers", "agreement", "checkpoints"},
     },
-    2: {"launch", "callbacks", "data", "module", "evaluation", "evidence", "sweeps", "streaming"},
+    2: {"launch", "callbacks", "data", "module", "evaluation", "evidence", "sweeps", "streaming", "planning"},
     3: {"runs"},
 }
 FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}

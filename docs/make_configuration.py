@@ -122,7 +122,7 @@ def _default(node: ast.expr | None, source: str) -> str:
         return f"`{node.attr}`"
     if isinstance(node, ast.Call):  # field(default_factory=dict)
         factory = next(item.value for item in node.keywords if item.arg == "default_factory")
-        return {"dict": "`{}`", "list": "`[]`"}.get(ast.unparse(factory), "as below")  # of a dataclass
+        return {"dict": "`{}`", "list": "`[]`"}.get(ast.unparse(factory), "as below")  # a dataclass has a table
     if isinstance(node, ast.Constant):
         if isinstance(node.value, str):
             return f"`{node.value}`" if node.value else "empty"

@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import config_of
+from support import config_of, sample_questions
 
+from cyberlm.models import load_tokenizer
+from cyberlm.planning import MicroBatch
+from cyberlm.prompts import Prompt
 from cyberlm.results import read_results
 from cyberlm.runs import train
+from cyberlm.runs.fitting import _data_of
+from cyberlm.runs.planning import _micro_batches
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,6 +96,17 @@ def test_a_run_tells_what_was_planned_beside_what_it_took(
     shown = capsys.readouterr().out
     assert re.search(r"peak memory, host +[\d.]+ [MG]iB \(planned [\d.]+ [MG]iB\)", shown)
     assert "Warning: memory may not suffice." in shown and "host memory 0.10 GiB: does not fit." in shown
+
+
+@pytest.mark.parametrize("setting", ["method.lora.dropout=0", "method.lora.dropout=0.1"])
+def test_micro_batches_are_those_of_training(setting: str) -> None:
+    config = config_of("method=lora", setting, "data.micro_batch_size=5", "trainer.accumulate_grad_batches=3")
+    prompt = Prompt(config.prompt, load_tokenizer(config.model))
+    questions = prompt.encode(sample_questions(32))
+    batches = _data_of(config, prompt, {"train": questions, "validation": questions}).train_dataloader()
+    trained = [MicroBatch(*b.input_ids.shape, b.targets.numel(), len(b.prefix_ids)) for b in batches]
+    assert list(_micro_batches(config, questions, len(prompt.end_ids)))[: len(trained)] == trained
+    assert {batch.prefix > 0 for batch in trained} == {setting.endswith("=0")}
 
 
 WIDE = (

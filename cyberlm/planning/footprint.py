@@ -119,7 +119,8 @@ def _largest(candidates: Sequence[Bytes]) -> dict[str, int]:
     def in_all(parts: Bytes) -> int:
         return sum(parts.values())
 
-    return dict(max(candidates, key=in_all)) if candidates else {}
+    largest = max(candidates, key=in_all, default={})
+    return dict(largest)
 
 
 def optimizer_states(network: Network, optimizer: OptimizerName) -> int:

@@ -2,7 +2,7 @@
 
 from cyberlm.planning.activations import MicroBatch
 from cyberlm.planning.footprint import CUDA_CONTEXT, GenerationBatch, ScoringBatch, Workload
-from cyberlm.planning.machine import gpu_bytes, host_bytes, resident_bytes
+from cyberlm.planning.machine import give_back, gpu_bytes, host_bytes, resident_bytes
 from cyberlm.planning.plans import GIB, Device, Plan, Planner, describe_batches, plan_table, verdict
 from cyberlm.planning.remedies import find_fit
 
@@ -18,6 +18,7 @@ __all__ = [
     "Workload",
     "describe_batches",
     "find_fit",
+    "give_back",
     "gpu_bytes",
     "host_bytes",
     "plan_table",

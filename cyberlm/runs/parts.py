@@ -28,6 +28,7 @@ from cyberlm.metrics import score_predictions
 from cyberlm.models import (
     LoadedModel,
 )
+from cyberlm.planning import give_back
 from cyberlm.progress import console
 from cyberlm.prompts import Prompt
 from cyberlm.records import LETTERS, ModelScores, Question, QuestionSet, Results, Split
@@ -53,6 +54,7 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            give_back()
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """Memory before, during and after: `plan=true`, the prediction of every run, and the screen of one that ran out."""
 
 import contextlib
-import gc
 import io
 import shlex
 import traceback
@@ -35,6 +34,7 @@ from cyberlm.planning import (
     Workload,
     describe_batches,
     find_fit,
+    give_back,
     gpu_bytes,
     host_bytes,
     plan_table,
@@ -52,6 +52,8 @@ EPOCHS_LOOKED_AT = 3
 """Each epoch lays questions out in batches anew; the longest question is in all of them."""
 ASSUMED_OPTIONS = 4
 """Of a question, where the questions are not at hand."""
+SHARE_ADVISED = 0.85
+"""Of a host's memory, that a change may take to be advised: a host's peak is known to within 15%."""
 ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 
 Encoded = Mapping[str, Sequence[EncodedQuestion]]
@@ -134,7 +136,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _out_of_memory(config: TrainConfig, reason: str, runtime: int) -> OutOfMemory:
-    gc.collect()
+    give_back()
     device = pick_device(config.trainer.accelerator)
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -284,7 +286,10 @@ def _changes_that_fit(config: TrainConfig, planner: Planner, encoded: Encoded | 
     def peak(candidate: TrainConfig) -> int:
         return planner.plan(candidate, _work(candidate, encoded, end)).peak
 
-    return find_fit(config, peak, planner.device.capacity, on_gpu=planner.device.on_gpu)
+    device = planner.device
+    return find_fit(
+        config, peak, round(device.capacity * (1 if device.on_gpu else SHARE_ADVISED)), on_gpu=device.on_gpu
+    )
 
 
 def _command(changes: Sequence[str]) -> str:

@@ -116,7 +116,7 @@ WIDE = (
     *("data.max_train=32", "data.max_validation=8", "data.max_test=8", "evaluation.generate=false"),
     *("data.micro_batch_size=32", "data.max_batch_tokens=1024", "trainer.max_steps=1"),
 )
-"""Activations of about a hundred MiB a question, and little to compute."""
+"""Activations of about 400 MiB a question, and little to compute."""
 
 
 def test_a_run_out_of_memory_says_what_would_fit_and_that_does(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def optimizer_states(network: Network, optimizer: OptimizerName) -> int:
 
 
 def _checkpoint(network: Network, optimizer: OptimizerName) -> int:
-    """Lightning writes a checkpoint into memory before it goes to disk: trained weights and optimizer states."""
+    """The best checkpoint is read back whole: trained weights and optimizer states."""
     return network.gradients + optimizer_states(network, optimizer)
 
 

@@ -207,15 +207,21 @@ def text(name: str, content: str | bytes) -> Callable[[Path], None]:
     return write
 
 
+def stopped(folder: Path) -> Path:
+    """A run of LoRA that a signal ended."""
+    run = lora(folder)
+    status = json.loads((run / "status.json").read_text())
+    (run / "status.json").write_text(json.dumps({**status, "state": "stopped"}))
+    return run
+
+
 def checkpoint_of(make: Callable[[Path], Path]) -> Callable[[Path], None]:
-    """A run of LoRA with the one checkpoint of another run."""
+    """A stopped run of LoRA with the checkpoints of another run."""
 
     def put(folder: Path) -> None:
-        run = lora(folder)
-        for file in (run / "checkpoints").iterdir():
-            file.unlink()
-        foreign = make(folder / "foreign") / "checkpoints" / "best.ckpt"
-        shutil.copy(foreign, run / "checkpoints" / "best.ckpt")
+        run = stopped(folder)
+        shutil.rmtree(run / "checkpoints")
+        shutil.copytree(make(folder / "foreign") / "checkpoints", run / "checkpoints")
         shutil.rmtree(folder / "foreign")
 
     return put

@@ -21,6 +21,7 @@ from bad_input import (
     resumed,
     several,
     sft,
+    stopped,
     tensors,
     text,
     train,
@@ -203,24 +204,22 @@ EVALUATIONS = [
     Case("an adapter tuned with another prompt", evaluation(), ("The prompt is not the one that this model was tuned with", "the same template and tokenizer"), changed(lora, replaced("config.yaml", "  plain_cue: 'Answer:'", "  plain_cue: 'Reply:'"))),
     Case("an adapter without its prompt", evaluation(), ("The prompt is not the one", "None"), changed(lora, removed("adapter/prompt.json"))),
     Case("a prompt's fingerprint that is torn", evaluation(), ("The prompt is not the one",), changed(lora, text("adapter/prompt.json", "[1"))),
-    Case("a tuned model that is truncated", evaluation(), ("run/model", "does not fit"), changed(sft, cut("model/model.safetensors"))),
-    Case("a tuned model that is pickled", evaluation(), ("model.pt", "a pickle can run code"), changed(sft, several(pickled("model/model.pt"), removed("model/model.safetensors")))),
+    Case("a tuned model that is truncated", evaluation(), ("run/model", "cannot be loaded"), changed(sft, cut("model/model.safetensors"))),
+    Case("a tuned model that is pickled", evaluation(), ("model.pt", "pickled weights can run code"), changed(sft, several(pickled("model/model.pt"), removed("model/model.safetensors")))),
     Case("questions that were trained on", evaluation("run=run", "data=sample"), ("were trained on or validated on",), lora),
     Case("a question file that has changed since", evaluation(), ("are not in q (sha256",), changed(lora, several(text("../q.jsonl", row()), replaced("config.yaml", "  name: sample\n", "  name: mcq\n"), replaced("config.yaml", "  path: null\n  test_size", "  path: q.jsonl\n  test_size")))),
 ]  # fmt: skip
 
-CHECKPOINT = "checkpoints/best.ckpt"
 UNFINISHED = [
     Case("resuming what does not exist", resumed("trainer.resume=nowhere"), ("trainer.resume=nowhere is not a folder",)),
     Case("resuming a folder that is no run", resumed(), ("trainer.resume=run", "it has no config.yaml"), text("run/notes.txt", "x")),
+    Case("resuming a run that has finished", resumed(), ("run has finished", "python evaluate.py run=run"), lora),
     Case("resuming with another seed", resumed("seed=2"), ("seed=2", "only trainer.resume and logger", "trainer.resume=run"), lora),
-    Case("resuming a run whose hashes are torn", resumed(), ("provenance.json",), changed(lora, cut("provenance.json"))),
-    Case("resuming a run whose configuration was changed", resumed(), ("run cannot be continued", "weights: "), changed(lora, replaced("config.yaml", "    seed: 0\n", "    seed: 5\n"))),
-    Case("resuming a run whose configuration is torn", resumed(), ("config.yaml",), changed(lora, text("config.yaml", "a: [b"))),
+    Case("resuming a run whose hashes are torn", resumed(), ("provenance.json",), changed(stopped, cut("provenance.json"))),
+    Case("resuming a run whose configuration was changed", resumed(), ("run cannot be continued", "seed: "), changed(stopped, replaced("config.yaml", "    seed: 0\n", "    seed: 5\n"))),
+    Case("resuming a run whose configuration is torn", resumed(), ("config.yaml",), changed(stopped, text("config.yaml", "a: [b"))),
     Case("a checkpoint of another model", resumed(), ("does not fit this model", "28 tensors are missing"), checkpoint_of(sft)),
     Case("a checkpoint of another rank", resumed(), ("does not fit this model", "has the shape (4, 64)", "allowed: (2, 64)"), checkpoint_of(other)),
-    Case("a checkpoint that is a pickle", resumed(), ("best.ckpt",), changed(lora, pickled(CHECKPOINT))),
-    Case("a checkpoint that is something else", resumed(), ("best.ckpt",), changed(lora, text(CHECKPOINT, "x" * 99))),
 ]  # fmt: skip
 
 READING = [

@@ -139,7 +139,7 @@ def test_exported_adapter_is_plain_peft(runs: dict[str, Path], tmp_path: Path):
 # ------------------------------------------------------------------------------------------------------------ GGUF
 
 
-@pytest.mark.parametrize(("kind", "atol"), [("f32", 1e-5), ("f16", 5e-3), ("bf16", 5e-2), ("q8_0", 3e-1)])
+@pytest.mark.parametrize(("kind", "atol"), [("f32", 1e-5), ("f16", 1e-2), ("bf16", 5e-2), ("q8_0", 3e-1)])
 def test_gguf_file_reads_back_as_the_merged_model(kind: str, atol: float, runs: dict[str, Path], tmp_path: Path):
     folder = exported(runs["qlora"], tmp_path / "g", "gguf", gguf_type=GgufType(kind), max_flip_share=1.0)
     assert {file.name for file in folder.iterdir()} == {"model.gguf", "prompt.json", "export.json", "README.md"}

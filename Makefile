@@ -49,8 +49,8 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-test: lint types ## ruff, the type checker, pytest
-	$(BIN)/python -m pytest
+test: lint types ## ruff, the type checker, pytest on every core
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 BENCHES := startup training_vs_trl scoring_vs_lm_eval lightning_overhead scale mfu_cpu levers evidence_cost
 

@@ -104,7 +104,8 @@ def test_micro_batches_are_those_of_training(setting: str) -> None:
     config = config_of("method=lora", setting, "data.micro_batch_size=5", "trainer.accumulate_grad_batches=3")
     prompt = Prompt(config.prompt, load_tokenizer(config.model))
     questions = prompt.encode(sample_questions(32))
-    batches = _data_of(config, prompt, {"train": questions, "validation": questions}).train_dataloader()
+    data = _data_of(config, prompt, {"train": questions, "validation": questions}, share_validation=True)
+    batches = data.train_dataloader()
     trained = [MicroBatch(*b.input_ids.shape, b.targets.numel(), len(b.prefix_ids)) for b in batches]
     assert list(_micro_batches(config, questions, len(prompt.end_ids)))[: len(trained)] == trained
     assert {batch.prefix > 0 for batch in trained} == {setting.endswith("=0")}

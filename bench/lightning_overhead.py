@@ -89,9 +89,7 @@ def bare_loop(config: Any, loaded: Any, train: Any, end_ids: Any, block: int) ->
     from cyberlm.losses import answer_nll_sum, hidden_states, step_loss
     from cyberlm.optim import build_optimizer, build_schedule
 
-    loader = QuestionData(
-        *(config.data, train, [], end_ids, 1, config.seed), share_prefix=True, share_validation=False
-    ).train_dataloader()
+    loader = QuestionData(config.data, train, [], end_ids, 1, config.seed, share_prefix=True).train_dataloader()
     trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(loaded.model, config.optim, fused=True)
     schedule = build_schedule(optimizer, config.optim, len(loader))

@@ -112,11 +112,8 @@ def planned_work(run: Training) -> list[Step]:
     """Each step, in order, from the loader that training uses."""
     from cyberlm.data.module import QuestionData
 
-    end_ids = run.prompt.end_ids
     data = QuestionData(
-        *(run.config.data, run.encoded["train"], [], end_ids, 1, run.config.seed),
-        share_prefix=True,
-        share_validation=False,
+        run.config.data, run.encoded["train"], [], run.prompt.end_ids, 1, run.config.seed, share_prefix=True
     )
     return [
         Step(len(batch.prefix_ids), batch.attention_mask.sum(1).tolist(), len(batch.targets))

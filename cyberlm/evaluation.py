@@ -37,31 +37,18 @@ def predict(
         Predictions in the order of `questions`.
     """
     rows = ranks.share(len(questions))
-    mine, tokens = [encoded[row] for row in rows], max_batch_tokens
+    mine, encoded = [questions[row] for row in rows], [encoded[row] for row in rows]
     if ranks.size() > 1:
         label = f"{label} ({len(rows)} of {len(questions)} questions, one process's share)"
-    answers = _predict(loaded, prompt, [questions[row] for row in rows], mine, config, tokens, label)
-    return ranks.merged(answers, len(questions))
-
-
-def _predict(
-    loaded: LoadedModel,
-    prompt: Prompt,
-    questions: Sequence[Question],
-    encoded: Sequence[EncodedQuestion],
-    config: EvaluationConfig,
-    max_batch_tokens: int,
-    label: str,
-) -> list[Prediction]:
     with answering(loaded.model):
-        with track(f"Scoring {label}", len(questions), "questions") as advance:
+        with track(f"Scoring {label}", len(mine), "questions") as advance:
             scored = _score(loaded, encoded, max_batch_tokens, advance)
-        completions: Sequence[str | None] = [None] * len(questions)
+        completions: Sequence[str | None] = [None] * len(mine)
         if config.generate:
-            with track(f"Generating with {label}", len(questions), "questions") as advance:
+            with track(f"Generating with {label}", len(mine), "questions") as advance:
                 completions = _complete(loaded, prompt, encoded, config, max_batch_tokens, advance)
     predictions = []
-    for question, item, log_probs, completion in zip(questions, encoded, scored, completions, strict=True):
+    for question, item, log_probs, completion in zip(mine, encoded, scored, completions, strict=True):
         tokens = tuple(len(ids) for ids in item.option_ids)
         predictions.append(
             Prediction(
@@ -81,7 +68,7 @@ def _predict(
                 topic=question.topic,
             )
         )
-    return predictions
+    return ranks.merged(predictions, len(questions))
 
 
 def predict_rotations(

@@ -47,11 +47,11 @@ class Tuner(L.LightningModule):
         self.metrics = validation_metrics(over_processes=share_validation)
         self.nll = MeanMetric(sync_on_compute=share_validation)
         self.sharded = sharded
-        self.within: Callable[..., Any] | None = None
+        self.within: Callable[..., Any] = _alone
 
     def configure_model(self) -> None:
         """Lightning calls this once the processes have met, and again before a validation on its own."""
-        if self.sharded and self.within is None:
+        if self.sharded and self.within is _alone:
             assert self.device_mesh is not None
             self.within = shard(self.loaded, self.device_mesh["data_parallel"])
 
@@ -59,7 +59,7 @@ class Tuner(L.LightningModule):
         self.model.train()  # transformers loads in eval mode, and Lightning leaves it so: dropout would be off
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
-        nll: Tensor = self.within(self._nll_sum, batch) if self.within else self._nll_sum(batch)
+        nll: Tensor = self.within(self._nll_sum, batch)
         labels = max(batch.targets.numel(), 1)  # a filler (`cyberlm.data.batching`) has none
         # the callback MetricRows hands it to the loggers
         self.log("train/loss", nll.detach() / labels, batch_size=labels, prog_bar=True, logger=False)
@@ -71,8 +71,7 @@ class Tuner(L.LightningModule):
 
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> Tensor:
         with answering(self.model):
-            score = (option_log_probs, self.loaded, batch)
-            log_probs = self.within(*score) if self.within else option_log_probs(self.loaded, batch)  # (B, K)
+            log_probs = self.within(option_log_probs, self.loaded, batch)  # (B, K)
         tokens = batch.option_mask.sum(-1)  # (B, K)
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
         chosen = scores.argmax(-1)  # (B,)
@@ -135,3 +134,8 @@ class Tuner(L.LightningModule):
                     "The checkpoint does not fit this model:",
                     [Problem(f"{name} has the shape {tuple(shape)}", str(tuple(parameter.shape)))],
                 )
+
+
+def _alone(compute: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function: a model that is not sharded needs nothing around it (`cyberlm.models.shard`)."""
+    return compute(*arguments)

@@ -172,7 +172,7 @@ class QuestionData(L.LightningDataModule):
         seed: int,
         *,
         share_prefix: bool,
-        share_validation: bool,
+        share_validation: bool = False,
     ) -> None:
         super().__init__()
         self.config = config

@@ -31,7 +31,7 @@ from transformers import (
 from cyberlm.cache import cache_folder
 from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.errors import ModelError, Problem
-from cyberlm.kernels import use_fast_products
+from cyberlm.kernels import align_weights, use_fast_products
 from cyberlm.models.headers import check_gguf, lacking
 from cyberlm.models.quantised import keep_as_stored, leave_file
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
@@ -137,6 +137,7 @@ def load_base(
         keep_as_stored(causal)
         leave_file(causal)
     causal.config.use_cache = True
+    align_weights(causal)
     use_fast_products(causal)
     loaded = LoadedModel(causal, causal, name, digest)
     _check_head(loaded)

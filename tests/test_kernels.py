@@ -7,11 +7,20 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from peft.tuners import lora
+from safetensors.torch import load_file, save_file
 from support import config_of, tiny
 from torch import nn
 
 from cyberlm import kernels
-from cyberlm.kernels import OneDnnLinear, OneDnnLinear4bit, OneDnnLora, onednn_is_faster, use_fast_products
+from cyberlm.kernels import (
+    CACHE_LINE,
+    OneDnnLinear,
+    OneDnnLinear4bit,
+    OneDnnLora,
+    align_weights,
+    onednn_is_faster,
+    use_fast_products,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
 
@@ -19,6 +28,23 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers
 @pytest.fixture(autouse=True)
 def _as_on_a_processor_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "onednn_is_faster", lambda: True)
+
+
+def test_mapped_weights_are_moved_to_whole_cache_lines_with_what_is_tied(tmp_path) -> None:
+    torch.manual_seed(0)
+    values = {"a": torch.randn(5), "b": torch.randn(48, 16)}
+    save_file(values, tmp_path / "w.safetensors")
+    mapped = load_file(tmp_path / "w.safetensors")
+    model = nn.ModuleDict({"one": nn.Linear(16, 48, bias=False), "two": nn.Linear(16, 48, bias=False)})
+    model["one"].weight = model["two"].weight = nn.Parameter(mapped["b"], requires_grad=False)
+    assert model["one"].weight.data_ptr() % CACHE_LINE
+    align_weights(model)
+    assert model["one"].weight.data_ptr() % CACHE_LINE == 0
+    assert model["one"].weight is model["two"].weight
+    assert torch.equal(model["one"].weight, values["b"])
+    place = model["one"].weight.data_ptr()
+    align_weights(model)
+    assert model["one"].weight.data_ptr() == place
 
 
 @pytest.mark.parametrize("bias", [True, False])

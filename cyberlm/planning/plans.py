@@ -103,9 +103,9 @@ class Planner:
 
 
 def _converted(skeleton: Skeleton, source: ModelSource) -> int:
-    """Bytes of the weights' file, where loading reads other numbers than it keeps, and of what is quantised.
+    """Bytes of the weights' file, which stays mapped until all weights are out of it, and of what is quantised.
 
-    Numbers that are kept as they are in the file need no more: they stay in it, mapped into memory.
+    Numbers that are kept as they are in the file are moved, too, to where products are faster (`cyberlm.kernels`).
     """
     stored = skeleton.shape.dtype
     stored = stored if isinstance(stored, torch.dtype) else torch.float32
@@ -113,7 +113,7 @@ def _converted(skeleton: Skeleton, source: ModelSource) -> int:
     file = sum(parameter.numel() for parameter in skeleton.base) * stored.itemsize
     if skeleton.quantised:
         return file + sum(parameter.numel() for parameter in skeleton.quantised) * kept.itemsize
-    return file if stored != kept and source is not ModelSource.tiny else 0
+    return 0 if source is ModelSource.tiny else file
 
 
 def plan_table(plan: Plan) -> Table:

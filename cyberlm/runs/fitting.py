@@ -11,6 +11,7 @@ from typing import Any
 import hydra
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
 
 from cyberlm import ranks
@@ -31,6 +32,7 @@ from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.loggers import MetricsFile
 from cyberlm.models import LoadedModel, add_adapter, load_base, trained_tensors
 from cyberlm.module import Tuner
+from cyberlm.planning import give_back
 from cyberlm.progress import console
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.runs.parts import settings_of
@@ -95,6 +97,7 @@ def fit(
                 MetricRows(metrics, loggers, trainer_config.log_every_n_steps),
                 FiniteNumbers(folder, config.seed),
                 watch,
+                LambdaCallback(on_validation_start=_give_back, on_validation_end=_give_back),
                 *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
                 best,
                 _points_of(config, folder),  # after best, so that it knows of weights that have just been chosen
@@ -120,6 +123,11 @@ def fit(
     if ranks.rank() == 0:
         watch.conclude()
     return accuracy, trainer.global_step
+
+
+def _give_back(*unused: Any) -> None:
+    """Training's tensors and validation's seldom fit in each other's gaps."""
+    give_back()
 
 
 def _points_of(config: TrainConfig, folder: Path) -> ResumePoints:

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import errno
+import logging
 import os
 import signal
 import sys
@@ -31,6 +32,9 @@ from cyberlm.redaction import guard_output
 STOPPABLE = ("train", "evaluate")
 """Commands that a signal asks to stop; the others answer to Ctrl-C themselves."""
 
+KERNEL_ADVICE = "bitsandbytes.backends.cpu.ops"
+"""At its import bitsandbytes advises kernels of the hub on some processors; they would not be used (`models.bases`)."""
+
 PLAN_SWITCHES = ("plan=true", "plan=false")
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -48,6 +52,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
     """
     register_schemas()
     register_resolvers()
+    logging.getLogger(KERNEL_ADVICE).setLevel(logging.ERROR)
     # Hydra's parser refuses overrides on both sides of -m
     sys.argv[1:] = sorted(_planning(sys.argv[1:]), key=lambda item: item not in ("-m", "--multirun"))
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"

@@ -6,6 +6,7 @@ counts.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -136,8 +137,17 @@ class Worker:
         )
 
     def send(self, order: str, **details: Any) -> None:
+        """Raises RuntimeError if the worker died, with the end of its log."""
         assert self.process.stdin is not None
-        print(json.dumps({"order": order, **details}), file=self.process.stdin, flush=True)
+        try:
+            print(json.dumps({"order": order, **details}), file=self.process.stdin, flush=True)
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def _ended(self) -> RuntimeError:
+        self.process.wait()
+        tail = Path(self.log.name).read_text()[-4000:]
+        return RuntimeError(f"{self.name} ended with exit code {self.process.returncode}:\n{tail}")
 
     def answer(self) -> dict[str, Any]:
         """Waits for the answer.
@@ -148,9 +158,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            self.process.wait()
-            tail = Path(self.log.name).read_text()[-4000:]
-            raise RuntimeError(f"{self.name} ended with exit code {self.process.returncode}:\n{tail}")
+            raise self._ended()
         return json.loads(line)
 
     def ask(self, order: str, **details: Any) -> dict[str, Any]:
@@ -162,7 +170,8 @@ class Worker:
 
     def __exit__(self, *exception: object) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what a dead worker did not read
+            self.process.stdin.close()
         if exception[0] is not None:
             self.process.kill()
         self.process.wait()

@@ -23,7 +23,7 @@ MANY, FEW, VERSIONS = 10_000, 500, 5
 def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--model", default="smollm2_135m", help="default %(default)s")
-    parser.add_argument("--block", type=int, default=8, help="optimizer steps of one turn (default %(default)s)")
+    parser.add_argument("--block", type=int, default=7, help="optimizer steps of one turn (default %(default)s)")
     parser.add_argument("--worker", help="(used by the script itself)")
     options = parser.parse_args()
     measure.limit_threads(options.threads)
@@ -123,6 +123,9 @@ def train(channel: measure.Channel) -> None:
     prompt = Prompt(config.prompt, load_tokenizer(config.model))
     encoded = {n: encode_questions(p, prompt, config.data.max_length) for n, p in split.parts().items()}
     took("tokenise")
+    steps = len(split.train) // config.data.micro_batch_size  # of the only epoch
+    if steps < job["steps"]:
+        raise ValueError(f"{len(split.train)} training questions are {steps} steps, not {job['steps']}: lower --block")
     loaded = prepare(load_base(config.model, config.quant, torch.device("cpu")), config)
     counts = {name: len(part) for name, part in split.parts().items()}
     channel.reply(**seconds, questions=counts, clusters=split.clusters)

@@ -111,11 +111,12 @@ def phases(network: Network, work: Workload, place: Placement) -> dict[str, dict
     found = {"load": {**weights, "weights being converted": place.converted}}
     answering = list(_answering(network, work.scoring, work.generation))
     if answering:
-        found["score"] = {**trained, "gradients": network.gradients, **_largest(answering)}  # training leaves them
+        found["score"] = {**trained, **_largest(answering)}
     found["train"] = {**trained, **_largest(list(_steps(network, work, place)))}
     found["validate"] = {**held, **_largest(list(_answering(network, work.validation, ())))}
     if not place.on_gpu:
-        found["checkpoint"] = {**held, "checkpoint in memory": _checkpoint(network, place.optimizer)}
+        ended = {**trained, "optimizer states": states}  # gradients go with the training
+        found["checkpoint"] = {**ended, "checkpoint in memory": _checkpoint(network, place.optimizer)}
         for name, parts in found.items():
             if name != "load":
                 slack = HEAP_SLACK * sum(parts.get(part, 0) for part in PASSING)

@@ -21,11 +21,12 @@ CPU_INFO = Path("/proc/cpuinfo")
 CACHE_LINE = 64
 """Bytes; as many as AVX-512 loads at once."""
 
-CACHE_SIZE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-"""Environment variable that oneDNN reads at its first product: how many it keeps the compiled code of, by shape."""
+CACHE_SIZES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+"""Environment variables that PyTorch's layer above oneDNN, and oneDNN, read at the first product: how many products of
+other shapes they keep the compiled code of. Both keep 1,024 otherwise."""
 PRODUCTS_KEPT = 128
-"""A LoRA step of a Llama has about 50, the same in each block. Every batch brings new shapes, and oneDNN's own 1,024
-of some 200 KiB each were a leak of 11 MiB a step (docs/performance.md)."""
+"""A LoRA step of a Llama has about 50, the same in each block. Every batch brings new shapes, and 1,024 of some hundred
+KiB each look like a leak (docs/performance.md)."""
 
 
 def align_weights(model: nn.Module) -> None:
@@ -54,7 +55,8 @@ def use_fast_products(model: nn.Module) -> None:
     """
     if not onednn_is_faster():
         return
-    os.environ.setdefault(CACHE_SIZE, str(PRODUCTS_KEPT))
+    for name in CACHE_SIZES:
+        os.environ.setdefault(name, str(PRODUCTS_KEPT))
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = OneDnnLinear

@@ -298,7 +298,9 @@ def answer_batches(examples: Sequence[Example], rows_a_step: int) -> list[Any]:
             wanted = [place for place, trained in enumerate(example.trained) if trained]
             places += [row * ids.shape[1] + place - 1 for place in wanted]
             targets += [example.ids[place] for place in wanted]
-        batches.append(AnswerBatch(ids, mask, torch.tensor(places), torch.tensor(targets), planned.step_label_tokens))
+        shared = torch.empty(0, dtype=torch.long)  # packed rows and random tokens share no beginning
+        parts = (shared, ids, mask, torch.tensor(places), torch.tensor(targets))
+        batches.append(AnswerBatch(*parts, planned.step_label_tokens))
     return batches
 
 

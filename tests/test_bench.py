@@ -17,7 +17,7 @@ SCRIPTS = sorted(file.name for file in BENCH.glob("*.py") if "\ndef main()" in f
 def _bench_on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCH))
     yield
-    for name in ("measure", "flops"):
+    for name in ("measure", "flops", "gpu_training"):
         sys.modules.pop(name, None)
 
 
@@ -124,3 +124,15 @@ def test_help_is_fast_and_needs_no_peer(script: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "--small" in done.stdout or "measure.parser" not in (BENCH / script).read_text()
+
+
+def test_the_gpu_script_makes_batches_that_training_takes() -> None:
+    import gpu_training
+
+    examples = [gpu_training.Example([1, 2, 3, 4, 5], [False, False, False, True, True])]
+    examples.append(gpu_training.Example([6, 7, 8], [False, True, True]))
+    (batch,) = gpu_training.answer_batches(examples, 2)
+    assert batch.tokens == 6 and batch.questions == 2 and batch.step_label_tokens == 4
+    following = {2: 3, 3: 4, 4: 5, 6: 7, 7: 8}
+    places = batch.input_ids.flatten()[batch.answer_index].tolist()
+    assert [following[token] for token in places] == batch.targets.tolist()

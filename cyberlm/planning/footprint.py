@@ -19,7 +19,7 @@ HEAP_SLACK = 0.3
 """Share of what comes and goes that a host's allocator takes on top: glibc serves aligned blocks from a heap
 in which the gaps between what is kept are seldom of use again (measured: docs/planning.md)."""
 KERNEL_BUFFERS = 150 * 2**20
-"""What oneDNN, MKL and autograd take at their first use on a host (measured: docs/planning.md)."""
+"""What oneDNN and MKL take on a host, compiled products that are kept among it (measured: docs/planning.md)."""
 
 PASSING = ("activations", "working space", "keys and values")
 """Parts made of many blocks that come and go."""

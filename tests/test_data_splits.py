@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cyberlm.config import DataConfig, DataName, OnBadRow
+from cyberlm.data import splits
 from cyberlm.data.files import read_questions
 from cyberlm.data.splits import (
     near_duplicate_clusters,
@@ -206,6 +207,15 @@ def test_what_a_dropped_test_question_shares_still_leaves_training() -> None:
     main, held_out = question_set(shared + texts(40, seed=1)), question_set(shared, "h")
     split = split_questions(config(max_test=1), main, held_out)
     assert split.dropped == {"near-duplicate of a test question": 20, "over data.max_test": 19}
+
+
+def test_an_evaluation_asks_the_test_questions_that_training_holds_out() -> None:
+    settings = config(max_test=5, seed=3)
+    main, held_out = question_set(texts(60, seed=1)), question_set(texts(40, seed=2), "h")
+    chosen = splits.test_questions(settings, held_out.questions)
+    assert chosen == split_questions(settings, main, held_out).test
+    assert chosen != held_out.questions[:5] and len(chosen) == 5
+    assert splits.test_questions(config(), held_out.questions) == held_out.questions
 
 
 def test_a_held_out_file_that_holds_everything_is_refused() -> None:

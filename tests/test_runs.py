@@ -10,12 +10,15 @@ from pyarrow import parquet
 from support import compose, config_of, sample_questions
 
 from cyberlm.config import EvaluateConfig, Protocol, TrainConfig, build_config
+from cyberlm.data.sources import load_sources
+from cyberlm.data.splits import split_questions
 from cyberlm.errors import ConfigError, RunError
 from cyberlm.evidence import compare, read_evidence
 from cyberlm.metrics import score_predictions
 from cyberlm.records import LETTERS, Question
 from cyberlm.results import read_predictions, read_results, read_status
 from cyberlm.runs import evaluate, train
+from cyberlm.runs.questions import pose
 from cyberlm.runs.recomputing import recompute
 
 SMALL = (
@@ -148,6 +151,17 @@ def questions_file(path: Path, questions: Sequence[Question]) -> Path:
     ]
     path.write_text(json.dumps({"questions": rows}))
     return path
+
+
+def test_training_and_evaluation_choose_the_same_questions_of_a_file(tmp_path: Path) -> None:
+    train_file = questions_file(tmp_path / "train.json", sample_questions(60)[20:])
+    test_file = questions_file(tmp_path / "test.json", sample_questions(60)[:20])
+    held_out = ("data=mcq", f"data.path={train_file}", f"data.test_path={test_file}", "data.max_test=5")
+    data = small(*held_out).data
+    trained = [question.hash for question in split_questions(data, *load_sources(data)).test]
+    for given in (held_out, ("data=mcq", f"data.path={test_file}", "data.max_test=5")):
+        assert [question.hash for question in pose(scoring(*given), {}, own_data=True).questions] == trained
+    assert trained != [question.hash for question in sample_questions(60)[:5]]
 
 
 def test_test_questions_are_never_trained_on(tmp_path: Path) -> None:

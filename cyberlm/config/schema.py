@@ -227,9 +227,9 @@ class DataConfig:
     max_train: int | None = None
     """Train on at most this many questions (a seeded choice)."""
     max_validation: int | None = None
-    """Validate on at most this many questions."""
+    """Validate on at most this many questions (a seeded choice)."""
     max_test: int | None = None
-    """Test on at most this many questions."""
+    """Test on at most this many questions (a seeded choice, the same in train.py and evaluate.py)."""
     micro_batch_size: int = 8
     """Questions in one forward and backward pass."""
     max_batch_tokens: int = 4096

@@ -109,6 +109,12 @@ def _take(target: float, rows: list[int], clusters: list[int], rng: random.Rando
     return sorted(taken), [row for row in rows if row not in taken]
 
 
+def test_questions(config: DataConfig, questions: Sequence[Question]) -> tuple[Question, ...]:
+    """At most `data.max_test` of a file's questions: those that `split_questions` chooses where it is held out."""
+    rows = _choose(list(range(len(questions))), config.max_test, f"{config.seed} test")
+    return tuple(questions[row] for row in rows)
+
+
 def _choose(rows: list[int], limit: int | None, seed: str) -> list[int]:
     """At most `limit` of the rows, in their order; a smaller limit chooses a subset of what a larger one does."""
     shuffled = list(rows)

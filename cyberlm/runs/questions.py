@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cyberlm.config import EvaluateConfig, PromptConfig, TrainConfig
 from cyberlm.data.sources import load_sources
-from cyberlm.data.splits import read_manifest, select_questions
+from cyberlm.data.splits import read_manifest, select_questions, test_questions
 from cyberlm.errors import Problem, RunError
 from cyberlm.leaks import refuse_leaked
 from cyberlm.records import Question, QuestionSet
@@ -35,7 +35,9 @@ class Posed:
 
 
 def pose(config: EvaluateConfig, trained: Trained, *, own_data: bool) -> Posed:
-    """The training runs' own prompt and test questions; or all questions of `data`, where that was given.
+    """The training runs' own prompt and test questions; or those of `data`, where that was given.
+
+    Of `data` they are those of its test file, or else of its only file.
 
     Raises:
         RunError: If the runs differ in prompt or test questions, or one has seen a question that is to be asked.
@@ -46,8 +48,9 @@ def pose(config: EvaluateConfig, trained: Trained, *, own_data: bool) -> Posed:
         sources: Sequence[QuestionSet] = [source for source in load_sources(config.data) if source is not None]
         questions: Sequence[Question] = select_questions(sources, _shared_test(trained))
     else:
-        main, _ = load_sources(config.data)
-        sources, questions = [main], main.questions[: config.data.max_test]
+        main, held_out = load_sources(config.data)
+        tested = held_out or main
+        sources, questions = [tested], test_questions(config.data, tested.questions)
     seen = {run: _seen(run, its) for run, its in trained.items()}
     for run, known in seen.items():
         refuse_leaked(questions, known, str(run))

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 
 from cyberlm import ranks
 from cyberlm.errors import ConfigError, Problem
-from cyberlm.progress import console
+from cyberlm.progress import say
 from cyberlm.redaction import redact
 
 WANDB_INIT_SECONDS = 20.0
@@ -52,12 +52,11 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
                 return logger
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             reason = str(error).partition("\n")[0]
-            told = f"wandb cannot be used online ({redact(reason)}); logging offline."
-            console.print(told, markup=False, highlight=False)
+            say(f"wandb cannot be used online ({redact(reason)}); logging offline.")
             wandb.teardown()  # else its service holds the run's id as one in use
     logger = WandbLogger(**settings, mode="offline")
     folder = Path(logger.experiment.dir).parent
-    console.print(f"wandb is offline. To send this run later: wandb login; wandb sync {folder}", highlight=False)
+    say(f"wandb is offline. To send this run later: wandb login; wandb sync {folder}")
     return logger
 
 

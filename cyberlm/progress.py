@@ -1,20 +1,40 @@
 """Progress of long work: a bar with ETA on a terminal, a line every few seconds elsewhere."""
 
 import contextlib
-import sys
+import io
 import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-console = Console(soft_wrap=True)
-"""Where everything that a person reads is printed."""
+console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+"""Terminal or file that `say` prints to."""
 
 SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[..., None]
 """`advance(n=1, tokens=0, note="")`: n units are done, with so many non-padding tokens."""
+
+
+def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:
+    """Prints what a person reads, as it is: brackets and colons in it are never read as rich's markup or emoji.
+
+    Args:
+        content: A line, or what rich lays out.
+        wrap: Breaks lines at the terminal's width; a path stays in one piece without.
+    """
+    console.print(Text(content) if isinstance(content, str) else content, soft_wrap=not wrap)
+    console.file.flush()
+
+
+def rendered(table: Table, width: int) -> str:
+    """A table as plain text."""
+    text = io.StringIO()
+    Console(file=text, width=width, markup=False, emoji=False, highlight=False).print(table)
+    return text.getvalue().strip()
 
 
 @contextlib.contextmanager
@@ -40,11 +60,11 @@ def track(label: str, total: int, unit: str) -> Iterator[Advance]:
 @contextlib.contextmanager
 def _bar(label: str, total: int, unit: str) -> Iterator[Advance]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[rate]}"),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[rate]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("ETA"),
+        TextColumn("ETA", markup=False),
         TimeRemainingColumn(),
     )
     meter = _Meter(total, unit)
@@ -69,16 +89,11 @@ def _lines(label: str, total: int, unit: str) -> Iterator[Advance]:
         now = time.monotonic()
         if now - last >= SECONDS_BETWEEN_LINES and meter.done < total:
             last = now
-            _print_line(f"{label}: {meter.done:.0f}/{total} {unit}, {meter.rates()}, ETA {meter.eta()} {note}")
+            say(f"{label}: {meter.done:.0f}/{total} {unit}, {meter.rates()}, ETA {meter.eta()} {note}".rstrip())
 
     yield advance
     seconds = clock(time.monotonic() - meter.started)
-    _print_line(f"{label}: {meter.done:.0f}/{total} {unit} in {seconds}, {meter.rates()}")
-
-
-def _print_line(text: str) -> None:
-    console.print(text.rstrip(), markup=False, highlight=False)
-    sys.stdout.flush()
+    say(f"{label}: {meter.done:.0f}/{total} {unit} in {seconds}, {meter.rates()}")
 
 
 class _Meter:

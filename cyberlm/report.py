@@ -8,7 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cyberlm.progress import clock, console
+from cyberlm import progress
+from cyberlm.progress import clock, say
 from cyberlm.records import Comparison, Cost, ModelScores, Proportion, Results
 from cyberlm.shares import wilson
 
@@ -28,23 +29,23 @@ def print_results(
         sentences: What is to be said below it.
     """
     scores = results.scores
-    console.print()
-    _print_line(
+    say()
+    say(
         f"{results.model}, method {results.method}, quant {results.quant}, prompt {results.prompt}, data {results.data}"
     )
-    _print_line("Questions: " + ", ".join(f"{count} {part}" for part, count in results.questions.items()))
+    say("Questions: " + ", ".join(f"{count} {part}" for part, count in results.questions.items()))
     _print_models("Test questions", list(scores), _score_rows(list(scores.values())))
     for note in _notes(scores):
-        _print_wrapped(Text(f"Note: {note}."))
+        say(f"Note: {note}.", wrap=True)
     if results.comparison is not None:
         _print_comparison(results.comparison)
     if evidence:
         _print_models("Evidence", list(scores), evidence)
     for sentence in sentences:
-        _print_wrapped(Text(sentence))
+        say(sentence, wrap=True)
     if results.cost is not None:
-        _print_wrapped(_cost_table(results, results.cost))
-    _print_line(f"Files: {files}")
+        say(_cost_table(results, results.cost), wrap=True)
+    say(f"Files: {files}")
 
 
 def print_leaderboard(rows: Sequence[dict[str, str]]) -> None:
@@ -78,16 +79,18 @@ def _print_stacked(
     stacked = [[first]]
     for name in others:
         width = sum(widths[column] + 3 for column in (*stacked[-1], name))  # a cell's padding, and what parts two cells
-        if width > console.width and len(stacked[-1]) > 1:
+        if width > progress.console.width and len(stacked[-1]) > 1:
             stacked.append([first])
         stacked[-1].append(name)
     for number, shown in enumerate(stacked):
         table = Table(title="" if number else title, title_justify="left", box=box.SIMPLE, pad_edge=False)
         for name in shown:
-            table.add_column(name, justify="left" if name == first else justify, overflow="fold", max_width=WIDEST_CELL)
+            table.add_column(
+                Text(name), justify="left" if name == first else justify, overflow="fold", max_width=WIDEST_CELL
+            )
         for cells in zip(*(columns[name] for name in shown), strict=True):
             table.add_row(*map(Text, cells))
-        _print_wrapped(table)
+        say(table, wrap=True)
 
 
 def _score_rows(models: Sequence[ModelScores]) -> list[list[str]]:
@@ -121,8 +124,8 @@ def _notes(scores: dict[str, ModelScores]) -> list[str]:
 
 
 def _print_comparison(comparison: Comparison) -> None:
-    _print_line(f"Tuned against base: {100 * comparison.difference:+.1f} points of accuracy by likelihood,")
-    _print_line(f"  {comparison.verdict}.")
+    say(f"Tuned against base: {100 * comparison.difference:+.1f} points of accuracy by likelihood,")
+    say(f"  {comparison.verdict}.")
 
 
 def _cost_table(results: Results, cost: Cost) -> Table:
@@ -143,14 +146,6 @@ def _cost_table(results: Results, cost: Cost) -> Table:
     saved = "model" if results.method == "sft" else "adapter"
     table.add_row(f"{saved} size on disk", _size(cost.adapter_bytes))
     return table
-
-
-def _print_wrapped(content: Table | Text) -> None:
-    console.print(content, soft_wrap=False)  # the console's own setting would let it run past the edge
-
-
-def _print_line(text: str) -> None:
-    console.print(text, markup=False, highlight=False)
 
 
 def _percent(share: float | None, digits: int = 1) -> str:

@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from cyberlm.data import labels
+from cyberlm import progress
 from cyberlm.data.batching import AnswerCollator
 from cyberlm.data.labels import lint_labels, visible
 from cyberlm.data.module import encode_split
@@ -61,7 +61,7 @@ def prompt_of(tokenizer: PreTrainedTokenizerFast, *overrides: str) -> Prompt:
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     printed = io.StringIO()
-    monkeypatch.setattr(labels, "console", Console(file=printed, soft_wrap=True))
+    monkeypatch.setattr(progress, "console", Console(file=printed, soft_wrap=True))
     return printed
 
 
@@ -265,7 +265,7 @@ def test_example_without_a_terminal_is_in_brackets(shown: io.StringIO) -> None:
 def test_example_on_a_terminal_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = io.StringIO()
     terminal = Console(file=printed, force_terminal=True, color_system="standard", soft_wrap=True)
-    monkeypatch.setattr(labels, "console", terminal)
+    monkeypatch.setattr(progress, "console", terminal)
     monkeypatch.delenv("NO_COLOR", raising=False)
     lint(prompt_of(tiny_tokenizer(), "prompt=letter", "prompt.system="), QUESTIONS[:3])
     assert printed.getvalue().endswith("\x1b[1;30;42mA<|eot_id|>\x1b[0m\n")

@@ -16,7 +16,7 @@ from rich.console import Console
 from support import compose
 from test_sweeps import wandb_run
 
-from cyberlm import loggers
+from cyberlm import loggers, progress
 from cyberlm.config import EvaluateConfig, TrainConfig, build_config
 from cyberlm.errors import ConfigError, Problem
 
@@ -51,7 +51,7 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[io.String
     monkeypatch.setattr(builtins, "input", ask)
     monkeypatch.setattr(getpass, "getpass", ask)
     printed = io.StringIO()
-    monkeypatch.setattr(loggers, "console", Console(file=printed, soft_wrap=True))
+    monkeypatch.setattr(progress, "console", Console(file=printed, soft_wrap=True))
     yield printed
     wandb.teardown()
 

@@ -1,12 +1,17 @@
 """Progress as lines and as a bar."""
 
+import ast
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from cyberlm import progress
-from cyberlm.progress import clock, track
+from cyberlm.progress import clock, rendered, say, track
+
+PACKAGE = Path(progress.__file__).parent
 
 
 @pytest.fixture
@@ -55,3 +60,46 @@ def test_a_terminal_gets_a_bar(monkeypatch) -> None:
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (83.4, "1:23"), (4000, "1:06:40")])
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
+
+
+# ------------------------------------------------------------------------------------------------------- no markup
+
+FOREIGN = ("x[/b]y", "[bold]x[/bold] [link=http://h]l[/link]", ":smile: :warning:", "[1, 2]", "\\[red]", "[/]", "100%")
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_others_wrote_is_printed_as_it_is(monkeypatch, text: str, terminal: bool) -> None:
+    screen = console_to(monkeypatch, terminal)
+    say(text)
+    say(text, wrap=True)
+    with track(text, 1, text) as advance:
+        advance(1, note=text)
+    table = Table(title=text)
+    table.add_column(text)
+    table.add_row(text)
+    assert screen.getvalue().count(text) >= 4
+    assert rendered(table, 80).count(text) == 3
+
+
+def printers(source: str) -> list[int]:
+    """Lines that print through rich, or make something of markup, elsewhere than in `progress`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in ("print", "from_markup"):
+            found.append(node.lineno)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich":
+            found += [node.lineno for name in node.names if name.name in ("Console", "print", "Progress")]
+    return found
+
+
+def test_nothing_else_prints_through_rich() -> None:
+    modules = [path for path in PACKAGE.rglob("*.py") if path.name != "progress.py"]
+    assert {path.name: lines for path in modules if (lines := printers(path.read_text("utf-8")))} == {}
+
+
+@pytest.mark.parametrize(
+    "source", ["console.print(x)", "from rich.console import Console", "Text.from_markup(x)", "from rich import print"]
+)
+def test_the_search_itself(source: str) -> None:
+    assert printers(source) == [1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cyberlm import report
+from cyberlm import progress, report
 from cyberlm.records import Comparison, Cost, ModelScores, Proportion, Results, RougeScores
 
 BASE = ModelScores(
@@ -55,7 +55,7 @@ def console(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     recording = Console(
         soft_wrap=True, width=80, file=io.StringIO(), record=True, force_terminal=request.param, color_system=None
     )
-    monkeypatch.setattr(report, "console", recording)
+    monkeypatch.setattr(progress, "console", recording)
     return recording
 
 

@@ -164,6 +164,21 @@ def test_training_and_evaluation_choose_the_same_questions_of_a_file(tmp_path: P
     assert trained != [question.hash for question in sample_questions(60)[:5]]
 
 
+def test_brackets_are_never_read_as_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the names of folders and files, in questions, options and the names of models."""
+    odd = [replace(q, question=f"[/b] {q.question} :smile:", options=tuple(f"[red]{o}[/]" for o in q.options))
+           for q in sample_questions(48)]  # fmt: skip
+    file = questions_file(tmp_path / "q[i]:x:.json", odd)
+    run = tmp_path / "x[/b]y:smile:"
+    train(small("data=mcq", f"data.path='{file}'", "optim.learning_rate=1e-3"), run)
+    told = capsys.readouterr().out
+    assert f"Folder {run}\n" in told and f"Files: {run}\n" in told
+    assert "[/b]" in told and ":smile:" in told
+    evaluate(scoring(f"runs=['{run}',tiny_random]", f"data.path='{file}'", "data=mcq"), tmp_path / "[evaluated]")
+    told = capsys.readouterr().out
+    assert f"Model {run.name}: adapter {run}" in told and f"Files: {tmp_path / '[evaluated]'}\n" in told
+
+
 def test_test_questions_are_never_trained_on(tmp_path: Path) -> None:
     """Copies of test questions in the training file, in four dresses, are left out of training, and counted."""
     held_out, rest = sample_questions(60)[:8], sample_questions(60)[8:]

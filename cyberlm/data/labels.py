@@ -13,11 +13,12 @@ from itertools import pairwise
 import torch
 from rich.text import Text
 
+from cyberlm import progress
 from cyberlm.config import Protocol
 from cyberlm.data.batching import AnswerCollator
 from cyberlm.errors import DataError, Problem
 from cyberlm.losses import AnswerBatch
-from cyberlm.progress import console
+from cyberlm.progress import say
 from cyberlm.prompts import PROBE, EncodedQuestion, Prompt
 from cyberlm.records import Question
 
@@ -198,13 +199,13 @@ def _show(example: Example, prompt: Prompt) -> None:
         visible(str(prompt.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
         for ids in (example.inputs[:first], example.labels)
     )
-    colour = console.is_terminal and not console.no_color
+    colour = progress.console.is_terminal and not progress.console.no_color
     left_out = f"({len(before) - MOST_SHOWN} characters) ... " if len(before) > MOST_SHOWN else ""
     told = "coloured" if colour else "in [brackets]"
-    console.print(f"First training example; what is trained on is {told}:", markup=False, highlight=False)
+    say(f"First training example; what is trained on is {told}:")
     text = Text().append(f"{left_out}{before[-MOST_SHOWN:]}", style="dim" if colour else "")
     text.append(trained if colour else f"[{trained}]", style="bold black on green" if colour else "")
-    console.print(text, highlight=False)
+    say(text)
 
 
 def visible(text: str) -> str:

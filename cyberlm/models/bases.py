@@ -35,7 +35,7 @@ from cyberlm.kernels import align_weights, use_fast_products
 from cyberlm.models.headers import check_gguf, lacking
 from cyberlm.models.quantised import keep_as_stored, leave_file
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
-from cyberlm.progress import console
+from cyberlm.progress import say
 
 WORKS_WITHOUT_THE_HUB = "Works without the hub:\n    python train.py method=qlora        (the embedded model and data)"
 
@@ -274,7 +274,7 @@ def _converted(gguf: Path, name: str) -> _Place:
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
     if not folder.is_dir():
         check_gguf(gguf)
-        console.print(f"Preparing {gguf.name} (once, a few seconds)", highlight=False)
+        say(f"Preparing {gguf.name} (once, a few seconds)")
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:

@@ -20,7 +20,7 @@ from cyberlm.evidence import Answers
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device
 from cyberlm.models.adapters import load_adapter, prompt_fingerprint
 from cyberlm.models.bases import sha256_of
-from cyberlm.progress import console
+from cyberlm.progress import say
 from cyberlm.prompts import Prompt
 from cyberlm.records import Question, Results, ScoredModel
 from cyberlm.results import environment, write_json, write_results
@@ -90,7 +90,7 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
             answers[name] = ask(bench.load(entrant.contender), entrant.prompt, entrant.asked, config, name)
             models[name] = model
         else:
-            console.print(f"{name} has the weights of {twin}: scored once", highlight=False)
+            say(f"{name} has the weights of {twin}: scored once")
 
     results = results_of(config, "evaluate", {"test": questions}, answers, entrants[0].prompt, provenance)
     results = _named_after(replace(results, models=models), contenders, trained)
@@ -175,8 +175,8 @@ def _announce(config: EvaluateConfig, contenders: Sequence[Contender], folder: P
         return
     for contender in contenders:
         what = f"{contender.kind} {contender.source}, base weights {contender.quant.name.name}"
-        console.print(f"Model {contender.name}: {what}", highlight=False)
-    console.print(f"Folder {folder}", highlight=False)
+        say(f"Model {contender.name}: {what}")
+    say(f"Folder {folder}")
 
 
 def _named_after(results: Results, contenders: Sequence[Contender], trained: Trained) -> Results:

@@ -23,7 +23,7 @@ from cyberlm.models import LoadedModel, load_tuned, pick_device
 from cyberlm.models.adapters import ADAPTER_FOLDER
 from cyberlm.models.gguf_files import load_gguf, write_gguf
 from cyberlm.models.merging import load_exported, load_exported_adapter, load_merged, save_merged
-from cyberlm.progress import console
+from cyberlm.progress import say
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Prediction, Question
 from cyberlm.results import environment, read_predictions, read_results, write_json
@@ -92,7 +92,7 @@ def export(config: ExportConfig) -> Path:
         write_card(
             folder, trained, base, results, library=LIBRARIES[config.to], more=_card_lines(config.to, agreements)
         )
-    console.print(f"Files: {out}", markup=False, highlight=False)
+    say(f"Files: {out}")
     return out
 
 
@@ -141,7 +141,7 @@ def _make_gguf(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> lis
         merged, before, dtype = _merge(config, exam, run, source)
         licence = exam.config.model.licence
         wrote = write_gguf(source, folder / GGUF_FILE, config.gguf_type, run.resolve().name, licence)
-        console.print(f"{GGUF_FILE}: {config.gguf_type.value}, written by {wrote}", highlight=False)
+        say(f"{GGUF_FILE}: {config.gguf_type.value}, written by {wrote}")
         loaded, tokenizer = load_gguf(folder / GGUF_FILE, pick_device(config.accelerator), dtype, source)
         if tokenizer is not None:
             _check_tokens(exam, tokenizer)
@@ -211,7 +211,7 @@ def _compare(config: ExportConfig, names: tuple[str, str], before: Answered, aft
 def _settle(config: ExportConfig, agreement: Agreement) -> Agreement:
     """Shows how far two models agree, and refuses too many flips."""
     lines = [flip.sentence() for flip in agreement.flips]
-    console.print("\n".join([agreement.sentence(), *(f"  {line}" for line in lines)]), markup=False, highlight=False)
+    say("\n".join([agreement.sentence(), *(f"  {line}" for line in lines)]))
     allowed = int(config.max_flip_share * agreement.questions)
     if len(agreement.flips) <= allowed:
         return agreement

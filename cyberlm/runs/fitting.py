@@ -33,7 +33,7 @@ from cyberlm.loggers import MetricsFile
 from cyberlm.models import LoadedModel, add_adapter, load_base, trained_tensors
 from cyberlm.module import Tuner
 from cyberlm.planning import give_back
-from cyberlm.progress import console
+from cyberlm.progress import say
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.runs.parts import settings_of
 from cyberlm.runs.team import lightning_arguments
@@ -258,8 +258,8 @@ def _resume_point(config: TrainConfig, folder: Path, tuner: Tuner) -> Path | Non
         return None
     file = resume_point(folder, log.warning)
     if file is None:
-        console.print("There is no checkpoint to go on from: training starts from its beginning.")
+        say("There is no checkpoint to go on from: training starts from its beginning.")
         return None
     tuner.check_names(_opened(file))
-    console.print(f"Going on from {file}", highlight=False)
+    say(f"Going on from {file}")
     return file

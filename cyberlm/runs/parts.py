@@ -29,7 +29,7 @@ from cyberlm.models import (
     LoadedModel,
 )
 from cyberlm.planning import give_back
-from cyberlm.progress import console
+from cyberlm.progress import say
 from cyberlm.prompts import Prompt
 from cyberlm.records import LETTERS, ModelScores, Question, QuestionSet, Results, Split
 from cyberlm.redaction import redact, redact_values
@@ -105,14 +105,13 @@ def opened_loggers(config: RootConfig) -> Iterator[list[Logger]]:
 
 def announce(config: RootConfig, folder: Path) -> None:
     method = f", {config.method.name.name}" if isinstance(config, TrainConfig) else ""
-    console.print(
+    say(
         f"Model {config.model.name}{method}, base weights {config.quant.name.name}; data {_data_name(config)}; "
-        f"prompt {config.prompt.name}",
-        highlight=False,
+        f"prompt {config.prompt.name}"
     )
     if config.model.source in (ModelSource.embedded, ModelSource.tiny):
-        console.print("For Llama 3 on CyberMetric (GPU, Hugging Face login): python train.py experiment=llama3_qlora")
-    console.print(f"Folder {folder}", highlight=False)
+        say("For Llama 3 on CyberMetric (GPU, Hugging Face login): python train.py experiment=llama3_qlora")
+    say(f"Folder {folder}")
 
 
 def _data_name(config: RootConfig) -> str:
@@ -121,14 +120,14 @@ def _data_name(config: RootConfig) -> str:
 
 def announce_split(split: Split) -> None:
     counts = ", ".join(f"{len(part)} {name}" for name, part in split.parts().items())
-    console.print(f"Questions: {counts} ({split.clusters} near-duplicate clusters, none on two sides)", highlight=False)
+    say(f"Questions: {counts} ({split.clusters} near-duplicate clusters, none on two sides)")
     for reason, count in split.dropped.items():
-        console.print(f"  {count} left out: {reason}", highlight=False)
+        say(f"  {count} left out: {reason}")
     if split.too_long:
-        console.print(f"  {len(split.too_long)} left out: too long ({SPLIT_MANIFEST} lists them)", highlight=False)
+        say(f"  {len(split.too_long)} left out: too long ({SPLIT_MANIFEST} lists them)")
     for source in split.sources:
         if source.skipped:
-            console.print(f"  {len(source.skipped)} bad rows of {source.name} skipped", highlight=False)
+            say(f"  {len(source.skipped)} bad rows of {source.name} skipped")
 
 
 def provenance_of(

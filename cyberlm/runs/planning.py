@@ -1,7 +1,6 @@
 """Memory before, during and after: `plan=true`, the prediction of every run, and the screen of one that ran out."""
 
 import contextlib
-import io
 import shlex
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from rich.console import Console
 
 from cyberlm.cache import cache_folder
 from cyberlm.config import DataConfig, Protocol, TrainConfig
@@ -42,7 +40,7 @@ from cyberlm.planning import (
     verdict,
 )
 from cyberlm.prefixes import shared_length
-from cyberlm.progress import console
+from cyberlm.progress import rendered, say
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.results import write_status
 from cyberlm.runs.fitting import shares_prefix
@@ -73,7 +71,7 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
         if config.model.shape is None:
             raise
         why = error.problems[0].what if error.problems else error.title
-        _say(f"{why}. Planned with its published sizes, and questions of data.max_length={config.data.max_length}.")
+        say(f"{why}. Planned with its published sizes, and questions of data.max_length={config.data.max_length}.")
         shape = published_shape(config.model.shape, bool(config.model.tied_embeddings))
         encoded, end = None, 1
     else:
@@ -82,15 +80,15 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
     device = _named_device(config) or _device(_own_device(config), resident_bytes())
     planner = Planner(shape, device)
     plan = planner.plan(config, _work(config, encoded, end))
-    _say(f"{config.model.name}, {config.method.name.name}, base weights {config.quant.name.name}, {device.name}")
+    say(f"{config.model.name}, {config.method.name.name}, base weights {config.quant.name.name}, {device.name}")
     share = plan.network.trainable / plan.network.parameters
-    _say(f"Parameters: {plan.network.parameters:,}, of them trained {plan.network.trainable:,} ({share:.3%})")
-    _say(f"Largest micro-batch: {describe_batches(plan)}")
-    console.print(plan_table(plan), soft_wrap=False)
-    _say(verdict(plan))
+    say(f"Parameters: {plan.network.parameters:,}, of them trained {plan.network.trainable:,} ({share:.3%})")
+    say(f"Largest micro-batch: {describe_batches(plan)}")
+    say(plan_table(plan), wrap=True)
+    say(verdict(plan))
     if not plan.fits:
         changes = _changes_that_fit(config, planner, encoded, end)
-        _say(f"This fits: {_command(changes)}" if changes else "No change that is known here makes it fit.")
+        say(f"This fits: {_command(changes)}" if changes else "No change that is known here makes it fit.")
     if config.group is not None:  # a job of a sweep, whose parent waits for its state
         write_status(folder, "finished")
 
@@ -106,7 +104,7 @@ def foresee(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: torch
     if not plan.fits:
         changes = _changes_that_fit(config, planner, encoded, end)
         advice = f" This fits: {_command(changes)}" if changes else ""
-        _say(f"Warning: memory may not suffice. {verdict(plan)}{advice}")
+        say(f"Warning: memory may not suffice. {verdict(plan)}{advice}")
     return plan
 
 
@@ -147,12 +145,10 @@ def _out_of_memory(config: TrainConfig, reason: str, runtime: int) -> OutOfMemor
     plan = Planner(shape, place).plan(config, _work(config, encoded, end))
     less = replace(place, capacity=min(place.capacity, plan.peak - 1))  # this much did not suffice
     changes = _changes_that_fit(config, Planner(shape, less), encoded, end)
-    text = io.StringIO()
-    Console(file=text, width=80).print(plan_table(plan))
     return OutOfMemory(
         "The run takes more memory than there is:",
         [Problem(reason[:200]), Problem(verdict(plan), fix=_command(changes) if changes else "")],
-        text.getvalue().strip(),
+        rendered(plan_table(plan), width=80),
     )
 
 
@@ -298,7 +294,3 @@ def _command(changes: Sequence[str]) -> str:
     replaced = {change.split("=")[0] for change in changes} | ({"quant"} if "method=qlora" in changes else set())
     kept = [item for item in typed if item.split("=")[0] not in replaced and not item.startswith("plan.")]
     return shlex.join(["python", "train.py", *kept, *changes])
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False)

@@ -13,7 +13,7 @@ from cyberlm.config import Engine, ModelConfig, ServeConfig, TrainConfig
 from cyberlm.config.command_checks import is_loopback
 from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.models.adapters import MODEL_FOLDER
-from cyberlm.progress import console
+from cyberlm.progress import say
 from cyberlm.runs.opening import open_model, prompt_of, tuned_folder
 from cyberlm.runs.parts import config_of
 
@@ -30,10 +30,10 @@ def serve(config: ServeConfig) -> None:
         RunError: If the address cannot be listened on.
     """
     if not is_loopback(config.host):
-        console.print(f"Anyone who reaches {config.host} can use this model: there is no authentication.")
+        say(f"Anyone who reaches {config.host} can use this model: there is no authentication.")
     if _takes_vllm(config):
         line = vllm_command(config)
-        console.print(" ".join(line), markup=False, highlight=False)
+        say(" ".join(line))
         os.execvp(line[0], line)
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
@@ -119,7 +119,7 @@ def _answer(config: ServeConfig, listener: socket.socket) -> None:
     app = build_app(opened, config.max_new_tokens, loopback=is_loopback(config.host))
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    console.print(f"{opened.name} answers at http://{shown}:{port}/v1 (Ctrl-C ends)", markup=False, highlight=False)
+    say(f"{opened.name} answers at http://{shown}:{port}/v1 (Ctrl-C ends)")
     sys.stdout.flush()
     settings = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=5)
     with contextlib.suppress(KeyboardInterrupt):

@@ -3,6 +3,10 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""First bytes of what Git LFS leaves in place of a large file that was not fetched."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +73,14 @@ def did_you_mean(name: str, names: Sequence[str]) -> str:
     """`Did you mean 'rank'?`, or an empty string where nothing is near."""
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"Did you mean '{near[0]}'?" if near else ""
+
+
+def lfs_problems(files: Iterable[Path]) -> list[Problem]:
+    """A problem for each file that is a Git LFS pointer instead of its content."""
+    found = []
+    for file in files:
+        with file.open("rb") as stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                what = f"{file} is a Git LFS pointer: its content has not been fetched"
+                found.append(Problem(what, "the file itself", "git lfs pull"))
+    return found

@@ -141,7 +141,7 @@ FILES = [
     data("a question longer than the limit", row(question="word " * 300), "longer than data.max_length=400 tokens", "q:41: ", "data.max_length=", more=("data.max_length=400", "data.test_fraction=0.1", "data.seed=1")),
     data("a special token in a question", json.dumps([{**item, "question": item["question"] + "<|begin_of_text|>"} for item in ROWS]), "not exactly one beginning-of-sequence token", "q:", "prompt.style=plain", file="q.json"),
     data("an end of turn in an answer", json.dumps([{**item, "answers": {"A": "x", "B": "y<|eot_id|>z"}} for item in ROWS]), "an end of turn stands inside the answer", "take the special token out", file="q.json"),
-    Case("a folder for a file of questions", own("q.json"), ("data.path=q.json: there is no such file",), lambda folder: (folder / "q.json").mkdir()),
+    Case("a folder for a file of questions", own("q.json"), ("q.json cannot be read", "it is a folder"), lambda folder: (folder / "q.json").mkdir()),
     Case("a test file with a bad row", own("q.jsonl", "data.test_path=t.jsonl"), ("t.jsonl: 1 of 41 rows are bad", "solution is 'Z'"), several(text("q.jsonl", JSONL), text("t.jsonl", row(solution="Z")))),
     Case("a test file that is the training file", own("q.jsonl", "data.test_path=t.jsonl"), ("near-duplicates of test questions", "another test file"), several(text("q.jsonl", JSONL), text("t.jsonl", JSONL))),
 ]  # fmt: skip
@@ -214,7 +214,8 @@ UNFINISHED = [
     Case("resuming what does not exist", resumed("trainer.resume=nowhere"), ("trainer.resume=nowhere is not a folder",)),
     Case("resuming a folder that is no run", resumed(), ("trainer.resume=run", "it has no config.yaml"), text("run/notes.txt", "x")),
     Case("resuming a run that has finished", resumed(), ("run has finished", "python evaluate.py run=run"), lora),
-    Case("resuming with another seed", resumed("seed=2"), ("seed=2", "only trainer.resume and logger", "trainer.resume=run"), lora),
+    Case("resuming with another seed", resumed("seed=2"), ("seed=2", "only trainer.resume and logger", "trainer.resume=run"), stopped),
+    Case("resuming a run that has finished for more epochs", resumed("trainer.max_epochs=9"), ("run has finished", "python -m cyberlm.export run=run to=merged", "python train.py model=local model.path=run/export/merged"), lora),
     Case("resuming a run whose hashes are torn", resumed(), ("provenance.json",), changed(stopped, cut("provenance.json"))),
     Case("resuming a run whose configuration was changed", resumed(), ("run cannot be continued", "seed: "), changed(stopped, replaced("config.yaml", "    seed: 0\n", "    seed: 5\n"))),
     Case("resuming a run whose configuration is torn", resumed(), ("config.yaml",), changed(stopped, text("config.yaml", "a: [b"))),

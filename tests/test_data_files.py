@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import datasets
 import pytest
 
 from cyberlm.config import OnBadRow
@@ -147,7 +148,7 @@ BAD_ROWS = [
     (GOOD | {"answers": [str(i) for i in range(9)]}, "9 options; allowed: 2 to 8"),
     (GOOD | {"answers": {"A": "80", "C": "443"}}, "the options are named 'A', 'C'; allowed for 2 options: A, B"),
     (GOOD | {"answers": {"B": "80", "C": "443"}}, "the options are named 'B', 'C'; allowed for 2 options: A, B"),
-    (GOOD | {"answers": {"A": "80", "a": "443"}}, "the options are named 'A', 'A'"),
+    (GOOD | {"answers": {"A": "80", "a": "443"}}, "answers names option A twice, as 'A' and 'a'"),
     (GOOD | {"answers": {"1": "80", "2": "443"}}, "the options are named '1', '2'"),
     (GOOD | {"answers": {"A": "80", "B": ""}}, "option B is empty"),
     (GOOD | {"answers": {"A": "80", "B": None}}, "option B is missing or null"),
@@ -271,7 +272,7 @@ def test_a_message_cannot_drive_the_terminal(tmp_path: Path) -> None:
         ("q.json", '{"questions": [], "questions": []}', "its top level is an object that gives 'questions' more than"),
         ("q.json", '{"questions": [\n{"question": "x', "Unterminated string starting at: line 2 column 14"),
         ("q.json", '{"questions": [\n{"question": "x"},\n', ": line 3 column 1; the file breaks off there"),
-        ("q.json", json.dumps(GOOD) + "\n" + json.dumps(GOOD), "Extra data: line 2 column 1"),
+        ("q.json", json.dumps(GOOD) + "\n" + json.dumps(GOOD), "it holds JSON Lines, one object a line"),
         ("q.json", b"[\n\n\xff]", "it is not UTF-8 text: byte offset 3 (line 3) is 0xff"),
         ("q.csv", "question,A,B,solution\nx?,1,2,A\n".encode("utf-16"), "it is not UTF-8 text: byte offset 0"),
         ("q.json", "[" * 100_000 + "]" * 100_000, "nests lists or objects too deeply"),
@@ -320,7 +321,7 @@ def test_a_header_that_cannot_be_used(tmp_path: Path, header: str, reason: str) 
 def test_a_missing_file_a_folder_and_a_file_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "No such file" in refusal(tmp_path / "none.json")
     (tmp_path / "folder.json").mkdir()
-    assert "Is a directory" in refusal(tmp_path / "folder.json")
+    assert "it is a folder" in refusal(tmp_path / "folder.json")
     monkeypatch.setattr(files, "MAX_FILE_BYTES", 10**6)
     with (tmp_path / "large.json").open("wb") as stream:
         stream.truncate(3 * 10**6)
@@ -361,3 +362,55 @@ def test_the_examples_in_the_documentation_are_read(tmp_path: Path, ending: str,
     found = read(write(tmp_path, f"q.{ending}", example)).questions
     assert len(found) == rows
     assert {question.letter for question in found} == {"B"}
+
+
+# --- content under another name ---
+
+
+LINES = "".join(json.dumps(GOOD | {"question": f"Question {k}?"}) + "\n" for k in range(3))
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told", "typed"),
+    [
+        ("q.json", LINES, "it holds JSON Lines", "mv 'q.json' 'q.jsonl'"),
+        ("q.json", "\ufeff\n" + LINES, "it holds JSON Lines", "mv 'q.json' 'q.jsonl'"),
+        ("q.jsonl", json.dumps([GOOD]), "it holds one JSON list", "mv 'q.jsonl' 'q.json'"),
+        ("q.jsonl", json.dumps([GOOD], indent=1), "it holds one JSON list", "mv 'q.jsonl' 'q.json'"),
+        *(
+            (f"q.{end}", POINTER, "q.{} is a Git LFS pointer", "git lfs pull")
+            for end in ("json", "jsonl", "csv", "tsv")
+        ),
+    ],
+)
+def test_a_file_under_a_wrong_name_is_told_its_right_one(
+    name: str, content: str, told: str, typed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = refusal(write(Path(), name, content))
+    assert told.format(name.removeprefix("q.")) in shown and f"type:    {typed}" in shown
+
+
+def test_a_torn_json_file_is_not_taken_for_json_lines(tmp_path: Path) -> None:
+    shown = refusal(write(tmp_path, "q.json", json.dumps({"questions": [GOOD]}, indent=1)[:-9]))
+    assert "the file breaks off there" in shown
+
+
+@pytest.mark.parametrize(("splits", "part"), [(False, ""), (True, "['train']")])
+def test_a_folder_of_the_datasets_library_names_the_conversion(splits: bool, part: str, tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([GOOD])
+    folder = tmp_path / "saved"
+    (datasets.DatasetDict(train=rows) if splits else rows).save_to_disk(str(folder))
+    shown = refusal(folder)
+    assert "a folder that the datasets library saved" in shown
+    assert f"load_from_disk('{folder}'){part}.to_json('questions.jsonl')" in shown
+    (tmp_path / "plain").mkdir()
+    assert "it is a folder" in refusal(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("second", [None, 1, "81"])
+def test_an_option_named_in_both_cases_is_a_bad_row(second: object, tmp_path: Path) -> None:
+    row = GOOD | {"answers": {"a": second, **GOOD["answers"]}}
+    shown = refusal(write(tmp_path, "q.jsonl", json.dumps(row)))
+    assert "row 1 (line 1): answers names option A twice, as 'A' and 'a'" in shown

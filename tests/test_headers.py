@@ -15,6 +15,7 @@ from support import config_of
 
 from cyberlm.errors import ModelError
 from cyberlm.models import load_base, load_tokenizer, pick_device
+from cyberlm.models.adapters import load_adapter
 from cyberlm.models.headers import check_gguf
 from cyberlm.models.tiny import SPECIAL, tiny_tokenizer
 
@@ -26,6 +27,9 @@ def write_gguf(path: Path, **changed: int) -> Path:
     numbers = np.random.default_rng(0)
     vocabulary = sorted(tiny_tokenizer().get_vocab(), key=tiny_tokenizer().get_vocab().get)
     writer = gguf.GGUFWriter(path, "llama")
+    if "split" in changed:
+        writer.add_key_value("split.no", 0, gguf.GGUFValueType.UINT16)
+        writer.add_key_value("split.count", changed["split"], gguf.GGUFValueType.UINT16)
     writer.add_context_length(256)
     writer.add_embedding_length(changed.get("embedding", HIDDEN))
     writer.add_block_count(changed.get("blocks", BLOCKS))
@@ -189,3 +193,30 @@ def test_changed_files_load_or_are_refused_by_our_error(whole: bytes, tmp_path: 
     loaded, refused = map(int, done.stdout.split()[-2:])
     assert loaded + refused == 12 and refused
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.name.startswith(".")]
+
+
+def test_what_git_lfs_has_not_fetched_is_named(whole: bytes, tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    (tmp_path / "m.gguf").write_text(pointer)
+    folder = tmp_path / "m"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_text(pointer if name != "config.json" else "{}")
+    for path, names in ((tmp_path / "m.gguf", ("m.gguf",)), (folder, ("model.safetensors", "tokenizer.json"))):
+        config = config_of("model=local", f"model.path={path}")
+        with pytest.raises(ModelError) as caught:
+            load_base(config.model, config.quant, pick_device("cpu"))
+        shown = caught.value.screen()
+        assert all(f"{name} is a Git LFS pointer" in shown for name in names) and "git lfs pull" in shown
+    adapter = tmp_path / "a"
+    adapter.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (adapter / name).write_text(pointer)
+    config = config_of()
+    with pytest.raises(ModelError, match="have not been fetched"):
+        load_adapter(load_base(config.model, config.quant, pick_device("cpu")), adapter)
+
+
+def test_one_part_of_a_split_file_names_how_to_join_the_parts(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"part 1 of 3 of a split model.*llama-gguf-split --merge"):
+        check_gguf(write_gguf(tmp_path / "m-00001-of-00003.gguf", split=3))

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import re
 import unicodedata
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cyberlm.config.schema import OnBadRow
-from cyberlm.errors import DataError, Problem, did_you_mean
+from cyberlm.errors import DataError, Problem, did_you_mean, lfs_problems
 from cyberlm.records import LETTERS, Question, QuestionSet
 
 MAX_FILE_BYTES = 512 * 10**6
@@ -69,10 +70,13 @@ def read_questions(path: Path, name: str, on_bad_row: OnBadRow) -> QuestionSet:
         ".csv": _csv_rows,
         ".tsv": _csv_rows,
     }
+    if path.is_dir():
+        raise _unreadable(path, *_folder(path))
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise _unreadable(path, f"its name ends in '{path.suffix}'", ", ".join(readers))
     raw = _read_bytes(path)
+    _check_is_content(path, raw)
     if reader is not _json_rows:
         _check_line_lengths(path, raw)
     text = _decode(path, raw)
@@ -127,6 +131,39 @@ def _read_bytes(path: Path) -> bytes:
     if not raw.strip():
         raise _unreadable(path, "it is empty", "one row or more")
     return raw
+
+
+def _folder(path: Path) -> tuple[str, str, str]:
+    """What a folder is, a file instead of it, and for one of the datasets library how to make that file."""
+    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
+        part = "['train']" if (path / "dataset_dict.json").is_file() else ""
+        code = f"from datasets import load_from_disk; load_from_disk('{path}'){part}.to_json('questions.jsonl')"
+        return "it is a folder that the datasets library saved", "a question file made from it", f'python -c "{code}"'
+    return "it is a folder", "a .json, .jsonl, .csv or .tsv file", ""
+
+
+def _check_is_content(path: Path, raw: bytes) -> None:
+    """Refuses a file that holds other content than its name says, or none yet."""
+    start = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
+    pointers = lfs_problems([path])
+    if pointers:
+        raise DataError(f"{path} cannot be read as a question file:", pointers)
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl" and start[:1] == b"[":
+        fix = f"mv '{path}' '{path.with_suffix('.json')}'"
+        raise _unreadable(path, "it holds one JSON list, not one object a line", "a list in a .json file", fix)
+    if suffix == ".json" and start[:1] == b"{" and _is_json_lines(start):
+        fix = f"mv '{path}' '{path.with_suffix('.jsonl')}'"
+        raise _unreadable(path, "it holds JSON Lines, one object a line", "JSON Lines in a .jsonl file", fix)
+
+
+def _is_json_lines(raw: bytes) -> bool:
+    """Whether each of the first two lines is a JSON object of its own."""
+    lines = [line for line in raw[: 4 * MAX_LINE_BYTES].splitlines() if line.strip()][:2]
+    try:
+        return len(lines) == 2 and all(isinstance(json.loads(line), dict) for line in lines)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _check_line_lengths(path: Path, raw: bytes) -> None:
@@ -317,8 +354,11 @@ def _options(fields: dict[str, object]) -> tuple[str, ...]:
     name = _only_one(fields, OPTIONS_FIELDS)
     value = fields[name]
     if isinstance(value, dict):
-        by_letter = sorted((key.upper(), text) for key, text in value.items())
-        letters, texts = [letter for letter, _ in by_letter], [text for _, text in by_letter]
+        keys = sorted(value, key=lambda key: (key.upper(), key))
+        letters, texts = [key.upper() for key in keys], [value[key] for key in keys]
+        for one, other in itertools.pairwise(keys):
+            if one.upper() == other.upper():
+                raise _BadRow(f"{name} names option {one.upper()} twice, as {_shown(one)} and {_shown(other)}")
     elif isinstance(value, list):
         letters, texts = list(LETTERS[: len(value)]), value
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from cyberlm.cache import cache_folder
 from cyberlm.config.schema import DataConfig, DataName, OnBadRow
 from cyberlm.data.files import read_questions
-from cyberlm.errors import DataError, Problem
+from cyberlm.errors import DataError, Problem, lfs_problems
 from cyberlm.progress import track
 from cyberlm.records import QuestionSet
 
@@ -130,6 +130,7 @@ def _cached(file: CyberMetricFile) -> Path:
 
 def _check_hash(path: Path, file: CyberMetricFile, what: str, fix: str) -> None:
     try:
+        pointers = lfs_problems([path])
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
@@ -137,7 +138,7 @@ def _check_hash(path: Path, file: CyberMetricFile, what: str, fix: str) -> None:
     if found != file.sha256:
         raise DataError(
             f"{what} is not the {file.name} that cyberlm was made for:",
-            [Problem(f"its sha256 is {found}", file.sha256, fix)],
+            pointers or [Problem(f"its sha256 is {found}", file.sha256, fix)],
             "A file of your own in the same shape is read with data=mcq data.path=FILE.",
         )
 

@@ -17,7 +17,7 @@ from cyberlm.config import LoraConfig, MethodConfig, MethodName
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import use_fast_products
 from cyberlm.models.bases import UNREADABLE, LoadedModel, quiet
-from cyberlm.models.headers import pickled_weights
+from cyberlm.models.headers import check_fetched, pickled_weights
 
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
@@ -200,6 +200,7 @@ def _existing(folder: Path, *patterns: str) -> Path:
             [Problem(f"{folder / missing[0]} is missing", "a run that has finished")],
             "Continue an unfinished run: python train.py trainer.resume=RUN",
         )
+    check_fetched(folder)
     return folder
 
 

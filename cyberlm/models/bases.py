@@ -32,7 +32,7 @@ from cyberlm.cache import cache_folder
 from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import align_weights, use_fast_products
-from cyberlm.models.headers import check_gguf, lacking
+from cyberlm.models.headers import check_fetched, check_gguf, lacking
 from cyberlm.models.quantised import keep_as_stored, leave_file
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.progress import say
@@ -237,6 +237,7 @@ def _locate_local(config: ModelConfig, given: str) -> _Place:
                 f"model.path={given} is not a model folder.",
                 [Problem(lacking(path), "a folder with config.json and *.safetensors, as save_pretrained writes it")],
             )
+        check_fetched(path)
         return _Place(str(path), given, digest=sha256_of(weights))
     if not path.exists() and given.count("/") == 1 and not given.startswith((".", "/", "~")):
         _check_reachable(config, given)

@@ -13,7 +13,7 @@ from typing import Any
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from cyberlm.errors import ModelError, Problem
+from cyberlm.errors import ModelError, Problem, lfs_problems
 
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
@@ -48,6 +48,9 @@ def check_gguf(path: Path) -> None:
     Raises:
         ModelError: With the first thing that does not fit.
     """
+    pointers = lfs_problems([path])
+    if pointers:
+        raise ModelError(f"{path} is not a GGUF file that can be read:", pointers)
     try:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             header = _read(_Reader(data))
@@ -156,6 +159,12 @@ def _check_places(reader: _Reader, header: _Header, places: list[tuple[str, int,
 def _check_claims(header: _Header) -> None:
     """Numbers that loaders allocate by must be those of the tensors."""
     keys, shapes = header.keys, header.shapes
+    parts = keys.get("split.count", 1)
+    if parts != 1:
+        raise _Torn(
+            f"it is part {keys.get('split.no', 0) + 1} of {parts} of a split model; llama.cpp joins them: "
+            "llama-gguf-split --merge FIRST_PART OUT.gguf"
+        )
     architecture = keys.get("general.architecture")
     if not isinstance(architecture, str) or not architecture:
         raise _Torn("it does not say its architecture (general.architecture)")
@@ -183,6 +192,17 @@ def _check_claims(header: _Header) -> None:
         found = keys.get(f"{architecture}.{name}")
         if found is not None and not (isinstance(found, int) and 1 <= found <= embedding[0]):
             raise _Torn(f"{architecture}.{name} is {found!r}")
+
+
+def check_fetched(folder: Path) -> None:
+    """Refuses a folder that holds Git LFS pointers in place of files.
+
+    Raises:
+        ModelError: With every such file.
+    """
+    pointers = lfs_problems(file for file in sorted(folder.iterdir()) if file.is_file())
+    if pointers:
+        raise ModelError(f"Files of {folder} have not been fetched:", pointers)
 
 
 def lacking(folder: Path) -> str:

@@ -16,7 +16,7 @@ from support import compose
 
 from cyberlm import launch
 from cyberlm.errors import ConfigError, Problem, UserError
-from cyberlm.launch import folders, jobs
+from cyberlm.launch import commands, folders, jobs
 
 ROOT = Path(__file__).parent.parent
 ALL_KEYS = "All keys and values: python train.py --cfg job"
@@ -97,6 +97,25 @@ def test_configuration_is_printed_resolved(tmp_path: Path) -> None:
     assert printed.optim.learning_rate == printed.method.learning_rate == 2e-4
     assert printed.logger.wandb.save_dir == "<run folder>"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("model=tiny_random", "--cfg", "job", "seed=7"),
+        ("--cfg", "job", "model=tiny_random", "seed=7"),
+        ("model=tiny_random", "-c", "job", "seed=7", "--resolve", "group=g"),
+    ],
+)
+def test_a_flag_may_stand_between_overrides(line: tuple[str, ...], tmp_path: Path) -> None:
+    done = run_script(tmp_path, *line)
+    assert done.returncode == 0 and "name: tiny_random" in done.stdout and "\nseed: 7\n" in done.stdout, done.stderr
+
+
+def test_flags_come_last_with_their_values() -> None:
+    line = ["a=1", "-m", "b=2", "--info", "searchpath", "c=3", "-i", "d=4", "--config-dir", "x=y", "~e"]
+    ordered = ["a=1", "b=2", "c=3", "d=4", "~e", "-m", "--info", "searchpath", "-i", "--config-dir", "x=y"]
+    assert commands._flags_last(line) == ordered
 
 
 def test_gated_model_without_the_hub(tmp_path: Path) -> None:
@@ -210,6 +229,19 @@ LORA_ONLY = """  - method.lora.rank={}: there is no method.lora with method=sft
         (
             "method=lora,qlora",
             "  - method=lora,qlora: several values are a sweep\n      type:    python train.py -m method=lora,qlora",
+        ),
+        (
+            "method.lora.target_modules=q_proj,v_proj",
+            "  - method.lora.target_modules=q_proj,v_proj: a list stands in brackets\n"
+            "      allowed: 'method.lora.target_modules=[q_proj,v_proj]', or a sweep: python train.py -m "
+            "method.lora.target_modules=q_proj,v_proj\n"
+            "      type:    'method.lora.target_modules=[q_proj,v_proj]'",
+        ),
+        (
+            "logger=csv,wandb",
+            "  - logger=csv,wandb: a list stands in brackets\n"
+            "      allowed: 'logger=[csv,wandb]', or a sweep: python train.py -m logger=csv,wandb\n"
+            "      type:    'logger=[csv,wandb]'",
         ),
         ("method=sft method.lora.rank=4", LORA_ONLY.format(4)),
         (

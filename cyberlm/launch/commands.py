@@ -35,6 +35,10 @@ STOPPABLE = ("train", "evaluate")
 KERNEL_ADVICE = "bitsandbytes.backends.cpu.ops"
 """At its import bitsandbytes advises kernels of the hub on some processors; they would not be used (`models.bases`)."""
 
+VALUE_FLAGS = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+INFO_FLAGS = ("--info", "-i")
+"""Flags of Hydra that take the next word as their value: always, or where it is one."""
+
 PLAN_SWITCHES = ("plan=true", "plan=false")
 
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -53,8 +57,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
     register_schemas()
     register_resolvers()
     logging.getLogger(KERNEL_ADVICE).setLevel(logging.ERROR)
-    # Hydra's parser refuses overrides on both sides of -m
-    sys.argv[1:] = sorted(_planning(sys.argv[1:]), key=lambda item: item not in ("-m", "--multirun"))
+    sys.argv[1:] = _flags_last(_planning(sys.argv[1:]))
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: the screen is ours
 
@@ -90,6 +93,16 @@ def _planning(arguments: Sequence[str]) -> list[str]:
     if "plan=true" not in arguments or "-m" in arguments or "--multirun" in arguments:
         alone = []
     return [item.replace("plan=", "plan.enabled=") if item in PLAN_SWITCHES else item for item in arguments] + alone
+
+
+def _flags_last(arguments: Sequence[str]) -> list[str]:
+    """The overrides, then the flags, each with its value: Hydra's parser refuses overrides on both sides of a flag."""
+    overrides: list[str] = []
+    flags: list[str] = []
+    for item in arguments:
+        value = bool(flags) and (flags[-1] in VALUE_FLAGS or (flags[-1] in INFO_FLAGS and "=" not in item))
+        (flags if item.startswith("-") or value else overrides).append(item)
+    return overrides + flags
 
 
 def _run_here(command: str, full_error: bool, run: Callable[[Path], float | None]) -> float | None:

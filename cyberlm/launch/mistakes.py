@@ -16,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from cyberlm.errors import ConfigError, Problem, UserError, did_you_mean
 from cyberlm.launch.folders import conf_folder, config_folders, group_files
 
+SEVERAL_OPTIONS = ("logger", "callbacks")
+"""Groups of which a run takes several options at once."""
+
 MOST_TRIED = 200
 """Combinations of a sweep that are composed again to find which override is at fault."""
 
@@ -101,7 +104,11 @@ def _explain(command: str, override: str, choices: list[str], error: Exception, 
     group, _, rest = name.partition(".")
     options = _group_options(group)
     if "Ambiguous value" in str(error):
-        return Problem(f"{override}: several values are a sweep", fix=f"{_typed(command)} -m {override}")
+        sweep, listed = f"{_typed(command)} -m {override}", f"{name}=[{value}]"
+        takes_list = rest or not options or group in SEVERAL_OPTIONS
+        if takes_list and _compose(command, [*choices, listed]) is None:
+            return Problem(f"{override}: a list stands in brackets", f"'{listed}', or a sweep: {sweep}", f"'{listed}'")
+        return Problem(f"{override}: several values are a sweep", fix=sweep)
     if options and not rest:
         wrong = [item.strip() for item in value.strip("[]").split(",") if item.strip() not in options]
         if wrong:

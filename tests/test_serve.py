@@ -135,8 +135,14 @@ def test_requests_at_the_same_time_take_turns(client: openai.OpenAI) -> None:
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"temperature": -1}, 400, "temperature"),
         ({"top_p": 0}, 400, "top_p"),
-        ({"n": 2}, 400, "n: Input should be 1"),
-        ({"extra_body": {"tools": []}}, 400, "tools"),
+        ({"n": 2}, 400, "n: only 1 or null here"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools: only [] or null here"),
+        ({"tool_choice": "required"}, 400, 'tool_choice: only "none" or "auto" or null here'),
+        ({"response_format": {"type": "json_object"}}, 400, 'response_format: only {"type": "text"} or null here'),
+        ({"logit_bias": {"5": 1}}, 400, "logit_bias"),
+        ({"logprobs": True}, 400, "logprobs"),
+        ({"extra_body": {"colour": "blue"}}, 400, "colour"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]}]}, 400, "tool_calls"),
         ({"messages": [{"role": "user", "content": "x" * (1 << 20)}]}, 413, "longer than"),
     ],
 )
@@ -145,6 +151,26 @@ def test_bad_requests_are_told_in_openais_format(changed, status: int, words: st
         client.chat.completions.create(**{"model": "run", "messages": HELLO, **changed})
     assert caught.value.status_code == status
     assert words in caught.value.body["message"] and caught.value.body["type"] == "invalid_request_error"
+
+
+def test_what_clients_send_without_effect_is_answered(client: openai.OpenAI) -> None:
+    plain = {"model": "run", "messages": [{"role": "system", "content": "Be brief."}, *HELLO], "max_tokens": 8}
+    expected = client.chat.completions.create(**plain).choices[0].message
+    without_effect = {
+        **{"tools": [], "tool_choice": "none", "logit_bias": {}, "response_format": {"type": "text"}, "store": False},
+        **{"n": 1, "logprobs": False, "frequency_penalty": 0, "presence_penalty": 0.0, "parallel_tool_calls": True},
+        **{"modalities": ["text"], "metadata": None, "service_tier": "auto", "user": "someone"},
+    }
+    assert client.chat.completions.create(**plain, **without_effect).choices[0].message == expected
+    nothing = dict.fromkeys(("seed", "stop", "top_p", "stream_options", "audio", "functions", "temperature"))
+    assert client.chat.completions.create(**plain, extra_body=nothing).choices[0].message == expected
+    developer = [{"role": "developer", "content": "Be brief."}, *HELLO]
+    assert client.chat.completions.create(**plain | {"messages": developer}).choices[0].message == expected
+    # an answer's message sent back as the client has it, and one that only called a tool
+    history = [*HELLO, expected.model_dump(), {"role": "user", "content": "and?"}]
+    assert client.chat.completions.create(**plain | {"messages": history}).choices[0].message.content is not None
+    empty = [*HELLO, {"role": "assistant", "content": None}, {"role": "user", "content": "and?"}]
+    assert client.chat.completions.create(**plain | {"messages": empty}).choices[0].message.content is not None
 
 
 def status_of(url: str, body: bytes | None = None, **headers: str) -> int:

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import jinja2
 from anyio import CancelScope, to_thread
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from starlette.applications import Starlette
 from starlette.concurrency import iterate_in_threadpool
 from starlette.exceptions import HTTPException
@@ -36,17 +37,47 @@ class TextPart(BaseModel):
 
 
 class Message(BaseModel):
-    role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
+    """One message. Clients send an answer's message back with all of its fields, most of them null or empty."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart] | None = None
+    tool_calls: list[Any] | None = Field(None, max_length=0)
+    function_call: None = None
 
     def plain(self) -> dict[str, str]:
-        """With its content as one string, as chat templates want it."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": content}
+        """With its content as one string and `developer`, OpenAI's later name, as system: as chat templates want it."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
 class StreamOptions(BaseModel):
     include_usage: bool = False
+
+
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (True, False),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "web_search_options": (),
+}
+"""Fields of OpenAI's that are not understood here, with the values that ask for what happens anyway; null always does.
+Nothing is stored, whatever `store` says."""
 
 
 class ChatRequest(BaseModel):
@@ -65,10 +96,17 @@ class ChatRequest(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-    n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
-    frequency_penalty: float | None = Field(None, ge=0, le=0)
-    presence_penalty: float | None = Field(None, ge=0, le=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_no_effect(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name, allowed in WITHOUT_EFFECT.items():
+            if data.get(name) is not None and data[name] not in allowed:
+                wants = " or ".join(json.dumps(value) for value in (*allowed, None))
+                raise PydanticCustomError("unsupported", "{name}: only {wants} here", {"name": name, "wants": wants})
+        return {name: value for name, value in data.items() if name not in WITHOUT_EFFECT}
 
     def sampling(self, most_new_tokens: int) -> Sampling:
         """How to generate; without a temperature, the likeliest token, as in evaluation."""

@@ -19,13 +19,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from cyberlm.agreement import compare_answers
-from cyberlm.config import ExportConfig, ExportForm, GgufType
+from cyberlm.config import ChatConfig, ExportConfig, ExportForm, GgufType, ServeConfig
 from cyberlm.errors import ModelError, RunError
 from cyberlm.models import load_base, load_tuned
 from cyberlm.models.gguf_files import CONVERTER, LLAMA3_SPLIT, PRE_TOKENIZERS, load_gguf, write_gguf, write_llama
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.results import read_predictions
+from cyberlm.runs import serving
 from cyberlm.runs.exporting import export
+from cyberlm.runs.opening import open_model
 from cyberlm.runs.parts import config_of as config_of_run
 from cyberlm.scoring import answering
 
@@ -363,3 +365,45 @@ def test_the_command_exports(runs: dict[str, Path], tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert "merged against adapter: 0 of 4 answers differ" in done.stdout and "Files: m" in done.stdout
     assert [item.name for item in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.fixture(scope="module")
+def without_questions(cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose question file and list of doubtful items have been deleted since."""
+    folder = tmp_path_factory.mktemp("gone")
+    source, suspects = folder / "mine.json", folder / "suspects.json"
+    source.write_text((ROOT / "cyberlm/data/sample.json").read_text().replace("What ", "Tell me what "))
+    suspects.write_text('{"version": 1, "items": []}')
+    named = ("data=mcq", f"data.path={source}", f"evaluation.suspects={suspects}")
+    run = tuned_run(folder / "run", "method=lora", *named)
+    source.unlink()
+    suspects.unlink()
+    return run
+
+
+@pytest.mark.parametrize("to", ["merged", "adapter"])
+def test_a_run_whose_questions_are_gone_is_exported_all_the_same(
+    to: str, without_questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = exported(without_questions, tmp_path / to, to)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mine.json" in said and "on the embedded sample questions instead of the run's own" in said
+    (agreement, *_) = json.loads((folder / "export.json").read_text())["agreement"]
+    assert agreement["questions"] == ExportConfig(run="").questions and agreement["flips"] == []
+
+
+def test_a_run_whose_questions_are_gone_still_answers(without_questions: Path) -> None:
+    opened = open_model(ChatConfig(run=str(without_questions), accelerator="cpu"))
+    assert opened.name == "run" and opened.run is not None
+    assert serving._fits_vllm(ServeConfig(run=str(without_questions))) is False
+
+
+def test_a_model_with_several_templates_is_exported_with_the_one_in_use(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    template = tokenizer.chat_template
+    tokenizer.chat_template = {"default": template, "tool_use": template.replace("user", "tool")}
+    model = saved(tmp_path / "model")
+    tokenizer.save_pretrained(model)
+    run = tuned_run(tmp_path / "run", "method=lora", "model=local", f"model.path={model}")
+    file = exported(run, tmp_path / "gguf", "gguf") / "model.gguf"
+    assert gguf.GGUFReader(file).get_field("tokenizer.chat_template").contents() == template

@@ -19,7 +19,7 @@ from support import fit_tiny, short_questions
 
 from cyberlm.checkpoints import SealedCheckpoints, damage, resume_point
 from cyberlm.config import TrainConfig
-from cyberlm.errors import RunError
+from cyberlm.errors import ConfigError, RunError
 from cyberlm.runs import train
 from cyberlm.signals import Stopped, handled
 
@@ -283,3 +283,13 @@ def test_one_process_at_a_time(stopped_run: Path) -> None:
         with pytest.raises(RunError, match="is being trained by another process"):
             go_on(stopped_run)
         other.kill()
+
+
+def test_a_resumed_run_needs_what_its_configuration_names(stopped_run: Path) -> None:
+    """Whoever opens a finished run does not need its questions; whoever goes on with it does."""
+    change(stopped_run / "config.yaml", "  suspects: null", "  suspects: gone.json")
+    with pytest.raises(ConfigError) as caught:
+        go_on(stopped_run)
+    assert [problem.what for problem in caught.value.problems] == [
+        "evaluation.suspects=gone.json: there is no such file"
+    ]

@@ -1,6 +1,6 @@
 """Configuration: names, types and units (`schema`), and every rule across fields (`checks`). No torch here."""
 
-from cyberlm.config.checks import build_config, check_places
+from cyberlm.config.checks import build_config, check_config, check_places, read_config
 from cyberlm.config.commands import (
     SCHEMAS,
     ChatConfig,
@@ -73,6 +73,8 @@ __all__ = [
     "TrainConfig",
     "TrainerConfig",
     "build_config",
+    "check_config",
     "check_places",
+    "read_config",
     "register_schemas",
 ]

@@ -55,6 +55,41 @@ def build_config(composed: DictConfig, schema: type[Config]) -> Config:
     Raises:
         ConfigError: With all the problems there are.
     """
+    built, unknown = _typed(composed, schema)
+    _refuse([*unknown, *_problems(built)])
+    return built
+
+
+def read_config(saved: DictConfig, schema: type[Config]) -> Config:
+    """Turns a configuration that a run saved into dataclasses. Keys and types are checked, rules are not.
+
+    A rule may ask for what is no longer there (the questions, a GPU) and not needed for what is done with the run.
+
+    Raises:
+        ConfigError: With every key or value that does not fit.
+    """
+    built, unknown = _typed(saved, schema)
+    _refuse(unknown)
+    return built
+
+
+def check_config(config: RootConfig | ExportConfig | OpenConfig) -> None:
+    """Checks every rule.
+
+    Raises:
+        ConfigError: With all the problems there are.
+    """
+    _refuse(list(_problems(config)))
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"The configuration has {count}:", problems)
+
+
+def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Problem]]:
+    """The dataclass of a configuration, and its keys that the dataclass does not have."""
     unknown = list(_unknown_keys(composed, schema))
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
@@ -68,11 +103,7 @@ def build_config(composed: DictConfig, schema: type[Config]) -> Config:
         problems = unknown or [Problem(str(error).splitlines()[0])]
         raise ConfigError("The configuration cannot be read:", problems) from error
     assert isinstance(built, schema)
-    problems = [*unknown, *_problems(built)]
-    if problems:
-        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError(f"The configuration has {count}:", problems)
-    return built
+    return built, unknown
 
 
 def check_places(config: RootConfig | ExportConfig | OpenConfig, folder: Path) -> None:
@@ -281,7 +312,7 @@ def _data_source_problems(data: DataConfig) -> Iterator[Problem]:
             yield Problem("data=mcq without data.path", "your question file", "data=mcq data.path=questions.jsonl")
         for name in ("path", "test_path"):
             value = getattr(data, name)
-            if value is not None and not Path(value).is_file():
+            if value is not None and not Path(value).exists():
                 yield Problem(f"data.{name}={value}: there is no such file", "a .json, .jsonl, .csv or .tsv file")
     else:
         yield from _belongs_to(data, DataName.mcq, ("path", "test_path"))

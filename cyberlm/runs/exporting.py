@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from cyberlm.agreement import Agreement, compare_answers
 from cyberlm.cache import cache_folder
 from cyberlm.cards import write_card
-from cyberlm.config import ExportConfig, ExportForm, GgufType, TrainConfig
+from cyberlm.config import DataName, ExportConfig, ExportForm, GgufType, TrainConfig
 from cyberlm.data.module import encode_questions
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import read_manifest, select_questions
-from cyberlm.errors import ModelError, Problem, RunError
+from cyberlm.errors import DataError, ModelError, Problem, RunError
 from cyberlm.evaluation import predict
 from cyberlm.models import LoadedModel, load_tuned, pick_device
 from cyberlm.models.adapters import ADAPTER_FOLDER
@@ -118,11 +118,17 @@ def _appearing(out: Path) -> Iterator[Path]:
 
 
 def exam_of(config: ExportConfig, trained: TrainConfig, run: Path) -> Exam:
-    """The first of a run's test questions, `config.questions` at most."""
+    """The first of a run's test questions, `config.questions` at most; sample questions where its own are gone."""
     prompt = prompt_of(trained, run)
-    sources = [source for source in load_sources(trained.data) if source is not None]
     hashes = [row["hash"] for row in read_manifest(run / SPLIT_MANIFEST)["parts"]["test"]]
-    questions = select_questions(sources, hashes[: config.questions])
+    try:
+        sources = [source for source in load_sources(trained.data) if source is not None]
+        questions = select_questions(sources, hashes[: config.questions])
+    except DataError as error:
+        instead = f"{error.title}\nThe export is checked on the embedded sample questions instead of the run's own."
+        console.print(instead, markup=False, highlight=False)
+        sample, _ = load_sources(replace(trained.data, name=DataName.sample))
+        questions = sample.questions[: config.questions]
     encoded = encode_questions(questions, prompt, trained.data.max_length, cache_folder() / "tokenised")
     return Exam(trained, prompt, questions, encoded)
 
@@ -151,11 +157,15 @@ def _make_gguf(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> lis
 
 
 def _make_adapter(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> list[Agreement]:
-    """Copies the adapter; what plain PEFT makes of it is compared with what the run has on record."""
+    """Copies the adapter; what plain PEFT makes of it is compared with what the run has on record, or answers."""
     shutil.copytree(run / ADAPTER_FOLDER, folder, dirs_exist_ok=True)
-    base = load_base_of(exam.config, run, pick_device(config.accelerator))
-    predictions, _ = exam.answers(load_exported_adapter(base, folder), "the adapter")
+    device = pick_device(config.accelerator)
+    predictions, _ = exam.answers(load_exported_adapter(load_base_of(exam.config, run, device), folder), "the adapter")
     known = {row.hash: row for row in read_predictions(run / "predictions.jsonl")["tuned"]}
+    if not all(row.hash in known for row in predictions):
+        tuned = load_tuned(load_base_of(exam.config, run, device), exam.config.method, run)
+        answered, _ = exam.answers(tuned, "the tuned model")
+        return [_settle(config, compare_answers(("the run's model", "adapter"), answered, predictions, None))]
     record = [known[row.hash] for row in predictions]
     return [_settle(config, compare_answers(("the run's record", "adapter"), record, predictions, None))]
 
@@ -197,10 +207,16 @@ def _check_tokens(exam: Exam, tokenizer: PreTrainedTokenizerBase) -> None:
     different = [text for text, one, other in zip(texts, ours, theirs, strict=True) if one != other]
     problems = [Problem(f"{len(different)} of {len(texts)} texts are cut otherwise")] if different else []
     problems += [Problem(repr(text[:80])) for text in different[:3]]
-    if (own.chat_template or "") != (tokenizer.chat_template or ""):
+    if _chat_template(own) != _chat_template(tokenizer):
         problems.append(Problem("its chat template is another"))
     if problems:
         raise ModelError(f"The tokenizer in {GGUF_FILE} is not the run's own:", problems)
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template that conversations are rendered with; transformers reads no other from a GGUF file."""
+    given = tokenizer.chat_template
+    return (given.get("default") if isinstance(given, dict) else given) or ""
 
 
 def _compare(config: ExportConfig, names: tuple[str, str], before: Answered, after: Answered) -> Agreement:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cyberlm import loggers as experiment_loggers
-from cyberlm.config import ModelSource, TrainConfig, build_config
+from cyberlm.config import ModelSource, TrainConfig, read_config
 from cyberlm.config.schema import RootConfig
 from cyberlm.errors import ConfigError, Problem, RunError, UserError
 from cyberlm.evidence import Answers, Evidence, compare, sentences, summary
@@ -288,7 +288,7 @@ def saved_config(run: Path) -> DictConfig:
 
 
 def config_of(run: Path) -> TrainConfig:
-    """The configuration that a training run was made with.
+    """The configuration that a training run was made with; what it names may be gone since.
 
     Raises:
         RunError: If it cannot be had.
@@ -296,7 +296,7 @@ def config_of(run: Path) -> TrainConfig:
     saved = saved_config(run)
     try:
         saved.trainer.resume = None
-        return build_config(saved, TrainConfig)
+        return read_config(saved, TrainConfig)
     except (ConfigError, OmegaConfBaseException) as error:
         told = "; ".join(problem.what for problem in error.problems) if isinstance(error, ConfigError) else str(error)
         raise _not_a_config(run / "config.yaml", told) from error

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cyberlm.config import EvaluateConfig, TrainConfig, build_config
+from cyberlm.config import EvaluateConfig, TrainConfig, read_config
 from cyberlm.config.schema import RootConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import select_questions
@@ -58,7 +58,7 @@ def _config(run: Path) -> RootConfig:
     saved = saved_config(run)
     if "method" in saved:
         return config_of(run)
-    return build_config(saved, EvaluateConfig)
+    return read_config(saved, EvaluateConfig)
 
 
 def _seen(run: Path, config: RootConfig) -> tuple[Question, ...]:

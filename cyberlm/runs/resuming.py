@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from cyberlm.checkpoints import newest_settings
-from cyberlm.config import TrainConfig
+from cyberlm.config import TrainConfig, check_config
 from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.results import environment, read_json, read_status, write_json
 from cyberlm.runs.parts import NOT_SETTLED, SPLIT_MANIFEST, config_of, save_config, settings_of
@@ -43,8 +43,17 @@ def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
 
     Raises:
         RunError: If the folder is not of a run that can go on.
-        ConfigError: If anything else is overridden.
+        ConfigError: If anything else is overridden, or what the configuration names is gone.
     """
+    status = read_status(folder)
+    if status is not None and status.state == "finished":
+        raise RunError(
+            f"{folder} has finished: there is nothing to go on with.",
+            hint=f"Score it again: python evaluate.py run={folder}\n"
+            f"Train its model further, as a new run with a schedule of its own:\n"
+            f"    python -m cyberlm.export run={folder} to=merged\n"
+            f"    python train.py model=local model.path={folder}/export/merged ...",
+        )
     overrides = [item.lstrip("+~") for item in HydraConfig.get().overrides.task]
     changed = [item for item in overrides if not item.startswith(NOT_SETTLED)]
     if changed:
@@ -53,12 +62,6 @@ def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
             [Problem(item, "only trainer.resume and logger") for item in changed],
             f"Type {resume_command(folder)}",
         )
-    status = read_status(folder)
-    if status is not None and status.state == "finished":
-        raise RunError(
-            f"{folder} has finished: there is nothing to go on with.",
-            hint=f"Score it again: python evaluate.py run={folder}",
-        )
     resumed = config_of(folder)
     if any(item.startswith("logger") for item in overrides):
         resumed.logger = config.logger
@@ -66,6 +69,7 @@ def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
     for entry in resumed.logger.values():
         entry |= {name: value for name, value in (("group", resumed.group), ("save_dir", str(folder))) if name in entry}
     resumed.trainer.resume = str(folder)
+    check_config(resumed)  # a saved configuration is not checked when it is read
     return resumed
 
 

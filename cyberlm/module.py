@@ -1,7 +1,7 @@
 """The LightningModule: one training step, one validation step, and checkpoints that hold what trains."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import lightning.pytorch as L
 import torch
@@ -57,6 +57,15 @@ class Tuner(L.LightningModule):
 
     def on_train_start(self) -> None:
         self.model.train()  # transformers loads in eval mode, and Lightning leaves it so: dropout would be off
+
+    def on_train_end(self) -> None:
+        """Lets go of the optimizer and its states, which Lightning would otherwise copy to host memory."""
+        self.trainer.optimizers = []
+        self.trainer.strategy.lr_scheduler_configs = []
+
+    def cpu(self) -> Self:
+        """Stays on its device: Lightning calls this when training ends, but the model is about to be scored."""
+        return self
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
         nll: Tensor = self.within(self._nll_sum, batch)

@@ -4,15 +4,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from peft import PeftModel
 from support import SHORT, config_of, fit_tiny, short_questions, tiny
+from torch import nn
+from torch.optim import Optimizer
+from transformers import LlamaForCausalLM
 
 from cyberlm.callbacks import CostMeter
+from cyberlm.checkpoints import SealedCheckpoints
 from cyberlm.data.batching import AnswerCollator, plan_epoch
 from cyberlm.losses import answer_nll_sum, hidden_states, step_loss
 from cyberlm.models import load_base, load_tokenizer, trainable_names
 from cyberlm.models.tiny import tiny_model
 from cyberlm.module import Tuner
+from cyberlm.runs import train
 from cyberlm.runs.fitting import fit
 
 METHODS = ("sft", "lora", "qlora")
@@ -60,6 +68,54 @@ FROZEN = {
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_curve_is_frozen(method: str, tmp_path: Path) -> None:
     assert curve(method, tmp_path) == pytest.approx(FROZEN[method], abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- its device
+
+
+@pytest.mark.parametrize("overrides", [["trainer.max_epochs=2"], ["trainer.max_steps=1"]])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_moves_the_model_to_the_cpu(
+    method: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a whole run: base scored, trained, validated (by itself too), saved, tuned model scored and answering."""
+    moves: list[str] = []
+    for name in ("cpu", "to"):
+        original = getattr(nn.Module, name)
+
+        def moved(self, *arguments, _original=original, _name=name, **keywords):
+            if any(isinstance(part, LlamaForCausalLM) for part in self.modules()):
+                moves.append(f"{type(self).__name__}.{_name}")
+            return _original(self, *arguments, **keywords)
+
+        monkeypatch.setattr(nn.Module, name, moved)
+    sizes = ("data.max_train=16", "data.max_validation=8", "data.max_test=8", "evaluation.max_new_tokens=2")
+    train(config_of(f"method={method}", *sizes, *overrides, *SHORT), tmp_path / "run")
+    loading = {"LlamaForCausalLM.to"}  # a random model, once: to the run's device
+    assert set(moves) <= loading | {"Tuner.to"}  # Lightning, before training: to the device that it is on
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [(SingleDeviceStrategy, {}), (DDPStrategy, {"cluster_environment": LightningEnvironment()})],
+)
+def test_the_model_stays_on_its_device_when_training_ends(strategy, options) -> None:
+    """On torch's device without memory, a copy to the CPU is an error."""
+    config = config_of("method=lora", *SHORT)
+    loaded, _ = tiny(config)
+    loaded.model.to("meta")
+    ended = strategy(accelerator=CPUAccelerator(), checkpoint_io=SealedCheckpoints(), **options)
+    ended.connect(Tuner(loaded, config.optim, config.evaluation.option_score))
+    ended.teardown()
+    assert {parameter.device.type for parameter in loaded.model.parameters()} == {"meta"}
+
+
+def test_optimizer_states_go_with_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[list[Optimizer]] = []
+    name = "lightning.pytorch.strategies.strategy._optimizers_to_device"
+    monkeypatch.setattr(name, lambda optimizers, _: moved.append(list(optimizers)))
+    fit_tiny(config_of("method=sft", *SHORT), short_questions(8), tmp_path)
+    assert [len(optimizers) for optimizers in moved] == [1, 0]  # before training to the device, behind it nothing
 
 
 # ---------------------------------------------------------------------------------------- the loss, plainly

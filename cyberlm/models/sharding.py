@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from cyberlm.models.bases import LoadedModel
 
@@ -41,8 +40,9 @@ def shard(loaded: LoadedModel, mesh: DeviceMesh) -> Callable[..., Any]:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The whole of each trained parameter of a sharded model, in every process; called by all of them."""
-    options = StateDictOptions(full_state_dict=True, ignore_frozen_params=True)
-    return {
-        name: value for name, value in get_model_state_dict(model, options=options).items() if torch.is_tensor(value)
-    }
+    """The whole of each trained parameter of a sharded model, in the host memory of every process.
+
+    Called by all of them; the device holds one whole parameter at a time.
+    """
+    trained = ((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
+    return {name: (p.full_tensor() if isinstance(p, DTensor) else p).cpu() for name, p in trained}

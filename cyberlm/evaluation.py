@@ -50,6 +50,8 @@ def predict(
     predictions = []
     for question, item, log_probs, completion in zip(mine, encoded, scored, completions, strict=True):
         tokens = tuple(len(ids) for ids in item.option_ids)
+        rendered = prompt_hash(prompt.render(question))
+        choice, tied = choose(log_probs, tokens, item.option_chars, config.option_score, rendered)
         predictions.append(
             Prediction(
                 id=question.id,
@@ -59,13 +61,14 @@ def predict(
                 option_logprobs=log_probs,
                 option_tokens=tokens,
                 option_chars=item.option_chars,
-                choice=choose(log_probs, tokens, item.option_chars, config.option_score),
+                choice=choice,
                 gold_nll=-log_probs[question.gold] / tokens[question.gold],
                 generated=completion,
                 parsed=None if completion is None else _parse(prompt, completion, question),
                 reference=prompt.reference(question),
-                prompt_hash=prompt_hash(prompt.render(question)),
+                prompt_hash=rendered,
                 topic=question.topic,
+                tied=tied,
             )
         )
     return ranks.merged(predictions, len(questions))

@@ -50,21 +50,51 @@ def option_scores(log_probs: torch.Tensor, tokens: torch.Tensor, chars: torch.Te
     return log_probs / (tokens if how is OptionScore.per_token else chars).clamp(min=1)
 
 
-def choose(logprobs: Sequence[float], tokens: Sequence[int], chars: Sequence[int], how: OptionScore) -> int:
-    """Index of the option with the highest `option_scores`; the first of equals.
+def pick_best(scores: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Index of each question's best option, and how many options share its score.
+
+    Of n options that are equally good the (key mod n)-th is chosen: by the question, not by the order of letters.
+
+    Args:
+        scores: (N, K), from `option_scores`; -inf for padding.
+        keys: (N,) int64, at least 0: a number of each question that does not depend on which option is right.
+
+    Returns:
+        (N,) int64 each.
+    """
+    best = scores == scores.amax(-1, keepdim=True)
+    count = best.sum(-1)
+    nth = keys % count.clamp(min=1) + 1  # (N,)
+    chosen = (best & (best.cumsum(-1) == nth[:, None])).int().argmax(-1)
+    return chosen, count
+
+
+def tie_key(prompt_hash: str) -> int:
+    """A question's key for `pick_best`: of the rendered prompt, in which nothing says which option is right."""
+    return int(prompt_hash[:15], 16)
+
+
+def choose(
+    logprobs: Sequence[float], tokens: Sequence[int], chars: Sequence[int], how: OptionScore, prompt_hash: str
+) -> tuple[int, bool]:
+    """Index of the option with the highest `option_scores`, and whether another one has the same (`pick_best`).
+
+    Args:
+        prompt_hash: Of the rendered prompt (`cyberlm.prompts.prompt_hash`).
 
     Raises:
         RunError: If a score is infinite or not a number, for then any choice would be arbitrary.
     """
-    values = torch.tensor(logprobs, dtype=torch.float64)
-    scores = option_scores(values, torch.tensor(tokens), torch.tensor(chars), how).tolist()
-    if not all(map(math.isfinite, scores)):
+    values = torch.tensor([logprobs], dtype=torch.float64)
+    scores = option_scores(values, torch.tensor([tokens]), torch.tensor([chars]), how)
+    if not scores.isfinite().all():
         raise RunError(
             "The model's answers cannot be scored.",
             [Problem(f"log-probabilities of the options are {list(logprobs)}", allowed="finite numbers")],
             hint="The weights hold infinities or NaN. If this model was trained here, lower optim.learning_rate.",
         )
-    return max(range(len(scores)), key=scores.__getitem__)
+    chosen, best = pick_best(scores, torch.tensor([tie_key(prompt_hash)]))
+    return int(chosen), int(best) > 1
 
 
 def score_predictions(predictions: Sequence[Prediction], protocol: Protocol, show_options: bool) -> ModelScores:
@@ -91,6 +121,7 @@ def score_predictions(predictions: Sequence[Prediction], protocol: Protocol, sho
         generation_note=note,
         parse_fail_rate=None if note else failed / len(predictions),
         rouge=_rouge(predictions),
+        ties=sum(prediction.tied for prediction in predictions),
     )
 
 

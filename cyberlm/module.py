@@ -12,7 +12,7 @@ from cyberlm import ranks
 from cyberlm.config import OptimConfig, OptionScore
 from cyberlm.errors import Problem, RunError
 from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states, step_loss
-from cyberlm.metrics import option_scores, validation_metrics
+from cyberlm.metrics import option_scores, pick_best, validation_metrics
 from cyberlm.models import LoadedModel, shard, trainable_names
 from cyberlm.optim import build_optimizer, build_schedule
 from cyberlm.scoring import ScoringBatch, answering, option_log_probs
@@ -83,7 +83,7 @@ class Tuner(L.LightningModule):
             log_probs = self.within(option_log_probs, self.loaded, batch)  # (B, K)
         tokens = batch.option_mask.sum(-1)  # (B, K)
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
-        chosen = scores.argmax(-1)  # (B,)
+        chosen, _ = pick_best(scores, batch.prompt_ids.sum(-1))  # (B,)
         self.metrics.update(chosen, batch.gold)
         per_token = option_scores(log_probs, tokens, batch.option_chars, OptionScore.per_token)
         self.nll.update(-per_token.gather(1, batch.gold[:, None]))

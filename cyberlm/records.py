@@ -62,6 +62,7 @@ class Prediction:
         reference: The text that ROUGE compares the completion with.
         prompt_hash: SHA-256 (first 16 hex digits) of the rendered prompt.
         topic: Of the question.
+        tied: Whether another option had the same score as the chosen one (`cyberlm.metrics.pick_best`).
     """
 
     id: str
@@ -78,6 +79,7 @@ class Prediction:
     reference: str
     prompt_hash: str
     topic: str = ""
+    tied: bool = False
 
     @property
     def correct(self) -> bool:
@@ -171,6 +173,7 @@ class ModelScores:
         generation_note: Why `generation` is None.
         parse_fail_rate: Share of completions that name no option.
         rouge: Of the completions, or None where nothing was generated.
+        ties: Questions whose best score two or more options share.
     """
 
     likelihood: Proportion
@@ -180,6 +183,7 @@ class ModelScores:
     generation_note: str
     parse_fail_rate: float | None
     rouge: RougeScores | None
+    ties: int = 0
 
 
 @dataclass(frozen=True)

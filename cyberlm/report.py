@@ -113,9 +113,14 @@ def _score_rows(models: Sequence[ModelScores]) -> list[list[str]]:
 
 
 def _notes(scores: dict[str, ModelScores]) -> list[str]:
-    """Why a figure is missing, each reason once."""
+    """Why a figure is missing, each reason once, and how often options were equally likely."""
     notes = []
-    for model in scores.values():
+    for name, model in scores.items():
+        if model.ties:
+            notes.append(
+                f"{name} finds two or more options equally likely in {model.ties} of {model.likelihood.n} questions; "
+                "which of them counts is drawn by a hash of the prompt"
+            )
         if model.generation_note:
             notes.append(f"no accuracy by generation: {model.generation_note}")
         if model.rouge is not None and model.rouge.note:

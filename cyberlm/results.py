@@ -143,7 +143,7 @@ def _write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     import pyarrow  # here: every command reads this module, and few write Parquet
     from pyarrow import parquet
 
-    plain = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    plain = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
 
     def column(kind: Any) -> Any:
         kind = _without_none(kind) if _is_optional(kind) else kind

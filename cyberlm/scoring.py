@@ -9,13 +9,20 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import DynamicCache, PreTrainedModel
 
 from cyberlm.prefixes import encode_prefix, shared_length
 
 SHARE_ALIVE = 0.75
 """Rows that have stopped leave a batch once no more than this share goes on: to leave, keys and values are copied."""
+
+LOGITS_AT_ONCE = 2**26
+"""Numbers, rows times vocabulary: 256 MiB of float32."""
+HEAD_ROWS_AT_ONCE = 16_384
+"""Rows of an output head that are widened to float32 at a time."""
 
 
 class CausalParts(Protocol):
@@ -129,12 +136,39 @@ def next_logits(loaded: CausalParts, prompts: Sequence[Sequence[int]]) -> Tensor
     with autocast(loaded.device):
         hidden = loaded.backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (B, T, H)
         ends = hidden[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]  # (B, H)
-        return loaded.head(ends).float()
+        return head_logits(loaded.head, ends)
+
+
+def head_logits(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Logits (N, V), in float32, of hidden states (N, H).
+
+    Autocast would round them to bfloat16, whose steps near 20 are 0.125: options that differ by less became equal.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        narrow = [p for p in head.parameters() if p.is_floating_point() and p.dtype != torch.float32]
+        if not narrow:
+            logits: Tensor = head(hidden.float())
+            return logits
+        if not isinstance(head, nn.Linear) or head.weight not in set(narrow):  # an adapter, or packed weights
+            wide = {name: p.float() if p.is_floating_point() else p for name, p in head.named_parameters()}
+            return functional_call(head, wide, (hidden.float(),)).float()
+        logits = widened_product(hidden, head.weight)
+        return logits if head.bias is None else logits + head.bias.float()
+
+
+def widened_product(hidden: Tensor, weight: Tensor) -> Tensor:
+    """hidden (N, H) weightᵀ in float32, for a weight (V, H) in a narrower type; the whole weight is never copied."""
+    if hidden.device.type == "cuda" and hidden.dtype == weight.dtype and hasattr(torch.ops.aten.mm, "dtype"):
+        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    wide = hidden.float()
+    return torch.cat([F.linear(wide, rows.float()) for rows in weight.split(HEAD_ROWS_AT_ONCE)], dim=-1)
 
 
 def _log_probs(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
     """Log-probabilities (N, K), in float32, of tokens (N, K) after hidden states (N, H)."""
-    return torch.log_softmax(head(hidden).float(), dim=-1).gather(1, tokens)
+    rows = max(1, LOGITS_AT_ONCE // int(head.out_features))  # type: ignore[arg-type]  # torch types modules' attributes
+    pairs = zip(hidden.split(rows), tokens.split(rows), strict=True)
+    return torch.cat([torch.log_softmax(head_logits(head, part), dim=-1).gather(1, own) for part, own in pairs])
 
 
 def _continued(loaded: CausalParts, batch: ScoringBatch, cache: DynamicCache) -> Tensor:
@@ -197,7 +231,7 @@ def generate(
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-            tokens = loaded.head(hidden[:, -1]).argmax(-1)
+            tokens = head_logits(loaded.head, hidden[:, -1]).argmax(-1)
     return completions
 
 
@@ -216,7 +250,7 @@ def _first_tokens(loaded: CausalParts, prompts: Sequence[tuple[int, ...]]) -> tu
         past_key_values=past,
         use_cache=True,
     )
-    return loaded.head(prompt.last_hidden_state[:, -1]).argmax(-1), mask, prompt.past_key_values
+    return head_logits(loaded.head, prompt.last_hidden_state[:, -1]).argmax(-1), mask, prompt.past_key_values
 
 
 @contextlib.contextmanager

@@ -1,18 +1,28 @@
 """Scores and completions against the plain way: one question at a time, without padding or shared work."""
 
+import copy
+from collections import OrderedDict
+
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from support import config_of, sample_questions, tiny
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyberlm.evaluation import predict
 from cyberlm.records import Question
 from cyberlm.scoring import (
     answering,
     generate,
+    head_logits,
     make_scoring_batch,
+    next_logits,
     option_log_probs,
     pad_right,
     plan_batches,
+    widened_product,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
@@ -57,6 +67,76 @@ def test_option_log_probs_equal_one_question_at_a_time(protocol: str, method: st
             assert torch.isinf(together[row, len(expected) :]).all()
             alone = option_log_probs(loaded, batch_of([item]))[0]
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- float32 logits
+
+
+def heads() -> dict[str, nn.Module]:
+    """Output heads in bfloat16: plain, with a bias, and below an adapter."""
+    torch.manual_seed(0)
+    plain, biased = nn.Linear(64, 40_000, bias=False).bfloat16(), nn.Linear(64, 50).bfloat16()
+    adapted = nn.Sequential(OrderedDict(head=nn.Linear(64, 50, bias=False).bfloat16()))
+    model = inject_adapter_in_model(LoraConfig(r=4, target_modules=["head"], init_lora_weights=False), adapted)
+    return {"plain": plain, "biased": biased, "adapted": model.head.eval()}
+
+
+@pytest.mark.parametrize("kind", ["plain", "biased", "adapted"])
+def test_logits_are_not_rounded_under_autocast(kind: str) -> None:
+    """Against the product in float64; in bfloat16 the largest of these logits would be off by up to 0.06."""
+    head = heads()[kind]
+    hidden = (4 * torch.randn(7, 64)).bfloat16()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = head_logits(head, hidden)
+        rounded = head(hidden).float()
+    exact = copy.deepcopy(head).double()
+    with torch.inference_mode():
+        expected = exact(hidden.double())
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=1e-5)
+    assert (rounded.double() - expected).abs().max() > 5e-3
+
+
+def test_a_gpu_multiplies_bfloat16_with_a_float32_result_and_copies_no_head() -> None:
+    """Recorded on tensors that say they are on a GPU."""
+    ops: list[str] = []
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            ops.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), torch.device("cuda"), torch.inference_mode():
+        hidden, weight = (torch.empty(rows, 64, dtype=torch.bfloat16) for rows in (7, 40_000))
+        with Record():
+            logits = widened_product(hidden, weight)
+    assert (logits.dtype, logits.device.type, tuple(logits.shape)) == (torch.float32, "cuda", (7, 40_000))
+    assert [op for op in ops if "mm" in op or "_to_copy" in op] == ["aten.mm.dtype"]
+
+
+@pytest.mark.parametrize("protocol", ["letter", "text"])
+def test_near_options_are_told_apart_in_bfloat16(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of a bfloat16 model as on a GPU: log-softmax of a float64 product of the same hidden states."""
+    monkeypatch.setattr("cyberlm.scoring.autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
+    monkeypatch.setattr("cyberlm.scoring.LOGITS_AT_ONCE", 3 * 288)  # a few rows at a time
+    loaded, prompt = tiny(config_of("method=lora", "model.dtype=bfloat16", f"prompt={protocol}"))
+    with torch.no_grad():
+        loaded.head.weight.mul_(8)  # logits of a trained model are near 20
+    encoded = prompt.encode(uneven_questions())
+    seen: list[torch.Tensor] = []
+    loaded.backbone.register_forward_hook(lambda *given: seen.append(given[2].last_hidden_state))
+    with answering(loaded.model):
+        found = option_log_probs(loaded, batch_of(encoded))
+    batch = batch_of(encoded)
+    prompts = next(hidden for hidden in seen if hidden.shape[:2] == batch.prompt_ids.shape)
+    ends = prompts[torch.arange(len(encoded)), batch.prompt_mask.sum(1) - 1].double()
+    exact = torch.log_softmax(ends @ loaded.head.weight.double().t(), -1).gather(1, batch.option_ids[:, :, 0])
+    single = (batch.option_mask.sum(-1) == 1).bool()
+    assert single.any()
+    torch.testing.assert_close(found[single].double(), exact[single], atol=1e-4, rtol=0)
+    with answering(loaded.model):
+        logits = next_logits(loaded, [item.prompt_ids for item in encoded])
+    assert (logits != logits.bfloat16()).float().mean() > 0.9
 
 
 def test_left_padded_generation_equals_one_at_a_time() -> None:

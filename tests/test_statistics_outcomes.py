@@ -54,7 +54,7 @@ def test_scores_choose_what_metrics_chooses(how: OptionScore) -> None:
         values = torch.randn(4, generator=generator).tolist()
         tokens, chars = (tuple(torch.randint(1, 9, (4,), generator=generator).tolist()) for _ in range(2))
         row = replace(answered(question(number, 0), 0, log_probs=values), option_tokens=tokens, option_chars=chars)
-        assert option_scores([row], how).argmax() == choose(values, tokens, chars, how)
+        assert option_scores([row], how).argmax() == choose(values, tokens, chars, how, "0" * 16)[0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf")])

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from numpy.typing import ArrayLike
 
 from cyberlm.config import OptionScore, Protocol
 from cyberlm.floors import Finding, FloorReport, Floors, compare_with_floors, diagnose, shortcut_floors
 from cyberlm.leaks import CleanAccuracy, LeakAudit, accuracy_clean_and_dirty, audit_leaks
-from cyberlm.metrics import rouge, short_references
+from cyberlm.metrics import pick_best, rouge, short_references, tie_key
 from cyberlm.records import LETTERS, Prediction, Question, RougeScores
 from cyberlm.results import read_record, write_record
 from cyberlm.statistics import (
@@ -217,8 +218,9 @@ def _of_model(
 
 
 def _option_scoring(predictions: Sequence[Prediction], clusters: ArrayLike) -> OptionScoring:
-    gold = golds(predictions)
-    by = {how: option_scores(predictions, how).argmax(axis=1) == gold for how in OptionScore}
+    gold, keys = golds(predictions), torch.tensor([tie_key(row.prompt_hash) for row in predictions])
+    scores = {how: torch.from_numpy(option_scores(predictions, how)) for how in OptionScore}
+    by = {how: pick_best(values, keys)[0].numpy() == gold for how, values in scores.items()}
     sums, tokens, chars = (
         accuracy_interval(by[how], clusters) for how in (OptionScore.sum, OptionScore.per_token, OptionScore.per_char)
     )

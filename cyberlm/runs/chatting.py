@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from cyberlm.config import ChatConfig
 from cyberlm.errors import DataError, Problem, UserError
 from cyberlm.metrics import choose
-from cyberlm.prompts import EncodedQuestion
+from cyberlm.prompts import EncodedQuestion, prompt_hash
 from cyberlm.records import LETTERS, Question
 from cyberlm.runs.opening import Opened, open_model
 from cyberlm.scoring import answering, make_scoring_batch, option_log_probs
@@ -45,16 +45,17 @@ class Conversation:
         asked = Question("typed", question, tuple(options), 0)
         encoded = self.opened.prompt.encode([asked])[0]
         yield from self._reply(encoded.prompt_ids)
-        chosen = self._likeliest(encoded)
+        chosen = self._likeliest(asked, encoded)
         yield f"\n[likeliest option: {LETTERS[chosen]}) {options[chosen]}]"
 
-    def _likeliest(self, encoded: EncodedQuestion) -> int:
+    def _likeliest(self, question: Question, encoded: EncodedQuestion) -> int:
         loaded = self.opened.loaded
         batch = make_scoring_batch([encoded.prompt_ids], [encoded.option_ids], [encoded.option_chars], [0])
         with answering(loaded.model):
             log_probs = option_log_probs(loaded, batch.to_device(loaded.device))[0].tolist()
         tokens = [len(ids) for ids in encoded.option_ids]
-        return choose(log_probs, tokens, encoded.option_chars, self.opened.option_score)
+        rendered = prompt_hash(self.opened.prompt.render(question))
+        return choose(log_probs, tokens, encoded.option_chars, self.opened.option_score, rendered)[0]
 
     def _conversation(self, line: str) -> Iterator[str]:
         prompt = self.opened.prompt

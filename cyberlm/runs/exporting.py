@@ -126,7 +126,7 @@ def exam_of(config: ExportConfig, trained: TrainConfig, run: Path) -> Exam:
         questions = select_questions(sources, hashes[: config.questions])
     except DataError as error:
         instead = f"{error.title}\nThe export is checked on the embedded sample questions instead of the run's own."
-        console.print(instead, markup=False, highlight=False)
+        say(instead)
         sample, _ = load_sources(replace(trained.data, name=DataName.sample))
         questions = sample.questions[: config.questions]
     encoded = encode_questions(questions, prompt, trained.data.max_length, cache_folder() / "tokenised")

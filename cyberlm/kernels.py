@@ -72,8 +72,8 @@ class OneDnnLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if not (_is_float32(input) and self.weight.dtype == torch.float32):
             return super().forward(input)
-        result: Tensor = _Linear.apply(input, self.weight, self.bias)
-        return result
+        result: Tensor = _Linear.apply(input.reshape(-1, input.shape[-1]), self.weight, self.bias)
+        return result.view(*input.shape[:-1], -1)
 
 
 class OneDnnLinear4bit(Linear4bit):
@@ -84,8 +84,8 @@ class OneDnnLinear4bit(Linear4bit):
         expands_to_float32 = state is not None and state.dtype == self.compute_dtype == torch.float32
         if not (expands_to_float32 and _is_float32(x)):
             return super().forward(x)
-        result: Tensor = _Linear4bit.apply(x, self.weight, self.bias)
-        return result
+        result: Tensor = _Linear4bit.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        return result.view(*x.shape[:-1], -1)
 
 
 class OneDnnLora(lora.Linear):
@@ -98,15 +98,16 @@ class OneDnnLora(lora.Linear):
             return super().forward(x, *args, **kwargs)
         name = self.active_adapters[0]
         down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        result: Tensor = _Lora.apply(x, base.weight, base.bias, down, up, self.scaling[name])
-        return result
+        rows = x.reshape(-1, x.shape[-1])
+        result: Tensor = _Lora.apply(rows, base.weight, base.bias, down, up, self.scaling[name])
+        return result.view(*x.shape[:-1], -1)
 
 
 def _is_plain(layer: lora.Linear) -> bool:
     """Neither dropout, DoRA nor biases of the adapter, and a base layer that is not quantised."""
     dropped = any(not isinstance(dropout, nn.Identity) for dropout in layer.lora_dropout.values())
     biased = any(part.bias is not None for part in layer.lora_B.values())
-    return isinstance(layer.base_layer, nn.Linear) and not (dropped or biased or layer.lora_variant)
+    return type(layer.base_layer) in (nn.Linear, OneDnnLinear) and not (dropped or biased or layer.lora_variant)
 
 
 def _is_float32(x: Tensor) -> bool:
@@ -127,65 +128,64 @@ def _product_onto(x: Tensor, weight: Tensor, sum_: Tensor) -> Tensor:
     return result
 
 
+# What these functions give is no view, so that a model may change it in place.
+
+
 class _Linear(torch.autograd.Function):
-    """y = x Wᵀ + b for x (..., I), W (O, I), b (O,)."""
+    """y = x Wᵀ + b for x (N, I), W (O, I), b (O,)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # (N, I)
-        ctx.save_for_backward(rows if weight.requires_grad else None, weight)
-        ctx.shape = x.shape
-        return _product(rows, weight, bias).view(*x.shape[:-1], -1)
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1])  # (N, O)
+        x, weight = ctx.saved_tensors
+        grad = grads[0]  # (N, O)
         to_x, to_weight, to_bias = ctx.needs_input_grad
         return (
-            _product(grad, weight.t()).view(ctx.shape) if to_x else None,
-            _product(grad.t(), rows.t()) if to_weight else None,
+            _product(grad, weight.t()) if to_x else None,
+            _product(grad.t(), x.t()) if to_weight else None,
             grad.sum(0) if to_bias else None,
         )
 
 
 class _Linear4bit(torch.autograd.Function):
-    """y = x Wᵀ + b for x (..., I), frozen 4-bit W that expands to (O, I), frozen b (O,)."""
+    """y = x Wᵀ + b for x (N, I), frozen 4-bit W that expands to (O, I), frozen b (O,)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Params4bit, bias: Tensor | None) -> Tensor:
-        ctx.packed, ctx.state, ctx.shape = packed.data, packed.quant_state, x.shape
-        weight = dequantize_4bit(packed.data, packed.quant_state)
-        return _product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+        ctx.packed, ctx.state = packed.data, packed.quant_state
+        return _product(x, dequantize_4bit(packed.data, packed.quant_state), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
             return None, None, None
         weight = dequantize_4bit(ctx.packed, ctx.state)
-        return _product(grads[0].reshape(-1, grads[0].shape[-1]), weight.t()).view(ctx.shape), None, None
+        return _product(grads[0], weight.t()), None, None
 
 
 class _Lora(torch.autograd.Function):
-    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ for x (..., I), frozen W (O, I) and b (O,), A (R, I), B (O, R)."""
+    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ for x (N, I), frozen W (O, I) and b (O,), A (R, I), B (O, R)."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # (N, I)
-        narrow = _product(rows, down).mul_(scale)  # (N, R)
-        ctx.save_for_backward(rows, narrow, weight, down, up)
-        ctx.scale, ctx.shape = scale, x.shape
-        return _product_onto(narrow, up, _product(rows, weight, bias)).view(*x.shape[:-1], -1)
+        narrow = _product(x, down).mul_(scale)  # (N, R)
+        ctx.save_for_backward(x, narrow, weight, down, up)
+        ctx.scale = scale
+        return _product_onto(narrow, up, _product(x, weight, bias))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, narrow, weight, down, up = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1])  # (N, O)
+        x, narrow, weight, down, up = ctx.saved_tensors
+        grad = grads[0]  # (N, O)
         to_narrow = _product(grad, up.t()).mul_(ctx.scale)  # (N, R)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = _product_onto(to_narrow, down.t(), _product(grad, weight.t())).view(ctx.shape)
+            to_x = _product_onto(to_narrow, down.t(), _product(grad, weight.t()))
         to_up = _product(narrow.t(), grad.t()).t()  # as (R, O): a product with few columns is slow
-        return to_x, None, None, _product(to_narrow.t(), rows.t()), to_up, None
+        return to_x, None, None, _product(to_narrow.t(), x.t()), to_up, None

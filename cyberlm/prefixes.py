@@ -4,13 +4,18 @@ Keys and values of the shared tokens are the same in every row, since a token se
 gradient to them is the sum over the rows. So results are those of whole prompts, with fewer tokens computed.
 """
 
+import sys
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 SHORTEST = 8
 """Fewer shared tokens are not worth a forward pass of their own."""
+PROBED = 12
+"""Tokens that a model is tried on when it is loaded."""
 
 
 def shared_length(rows: Sequence[tuple[int, ...]]) -> int:
@@ -47,3 +52,55 @@ def encode_prefix(backbone: nn.Module, config: PretrainedConfig, prefix_ids: Ten
         layer.keys = layer.keys.expand(rows, -1, -1, -1)  # type: ignore[union-attr]
         layer.values = layer.values.expand(rows, -1, -1, -1)  # type: ignore[union-attr]
     return cache
+
+
+def cache_reach(config: PretrainedConfig) -> int:
+    """Tokens up to which a model's cache is the keys and values of all tokens before, in their order.
+
+    Beyond, keys that have left a sliding window or a chunk of attention are dropped, and padding counts as distance.
+
+    Returns:
+        The smallest window or chunk; `sys.maxsize` where there is none; 0 where the cache holds anything else, for
+        example the states of recurrent or convolutional layers.
+    """
+    try:
+        layers = DynamicCache(config=config).layers
+    except (AttributeError, KeyError, TypeError, ValueError):  # a kind of layer that transformers has no cache for
+        return 0
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+        return 0
+    windows = [layer.sliding_window for layer in layers if isinstance(layer, DynamicSlidingWindowLayer)]
+    return min(windows, default=sys.maxsize)
+
+
+@torch.inference_mode()
+def find_reach(backbone: nn.Module, config: PretrainedConfig, device: torch.device) -> int:
+    """`cache_reach`, or 0 where a model in eval mode does not give from its cache what it gives for whole rows.
+
+    Two rows share a prefix, continue with padding behind the shorter, and continue once more behind the padding.
+    """
+    reach = cache_reach(config)
+    if reach < PROBED:
+        return 0
+    ids = torch.arange(PROBED, device=device).repeat(2, 1)  # (2, 12): 4 shared, 4 (2 in the second row), 4 more
+    mask = torch.ones_like(ids)
+    mask[1, 6:8] = 0
+    positions = (mask.cumsum(1) - 1)[:, 8:]
+    try:
+        past = encode_prefix(backbone, config, ids[0, :4], rows=2)
+        backbone(input_ids=ids[:, 4:8], past_key_values=past, use_cache=True)
+        continued = backbone(
+            input_ids=ids[:, 8:], attention_mask=mask, position_ids=positions, past_key_values=past, use_cache=True
+        ).last_hidden_state
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError):  # it takes no such cache
+        return 0
+    rows = (ids[0], ids[1][mask[1].bool()])
+    whole = [backbone(input_ids=row[None], use_cache=False).last_hidden_state[0, -4:] for row in rows]
+    return reach if nearly_equal(continued, torch.stack(whole)) else 0
+
+
+def nearly_equal(found: Tensor, expected: Tensor) -> bool:
+    """Whether two ways to compute hidden states agree, up to rounding."""
+    tolerance = 1e-3 if expected.dtype == torch.float32 else 5e-2
+    found, expected = found.float(), expected.float()
+    return float((found - expected).norm()) <= tolerance * float(expected.norm())

@@ -1,7 +1,8 @@
 """Answers of a model: the log-probability of every option, and greedy completions.
 
 Work is shared: what all prompts of a batch begin with is encoded once; letters need one forward pass a question; option
-texts continue from their prompt's keys and values. Neither batch size nor padding changes a result.
+texts continue from their prompt's keys and values. A model whose cache is not all keys and values of a batch (`reach`)
+reads whole rows instead. Neither batch size nor padding changes a result.
 """
 
 import contextlib
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from cyberlm.prefixes import encode_prefix, shared_length
 
@@ -29,6 +30,7 @@ class CausalParts(Protocol):
     """What scoring needs of a loaded model (`cyberlm.models.LoadedModel` has it)."""
 
     causal: PreTrainedModel
+    reach: int
 
     @property
     def backbone(self) -> nn.Module: ...
@@ -59,8 +61,19 @@ class ScoringBatch(NamedTuple):
     option_chars: Tensor
     gold: Tensor
 
+    @property
+    def longest(self) -> int:
+        """Places that a row takes in a cache, padding included."""
+        return len(self.prefix_ids) + self.prompt_ids.shape[1] + self.option_ids.shape[2] - 1
+
     def to_device(self, device: torch.device) -> "ScoringBatch":
         return ScoringBatch(*(part.to(device) for part in self))
+
+    def without_prefix(self) -> "ScoringBatch":
+        """The same batch with whole prompts."""
+        prefix = self.prefix_ids.expand(len(self.gold), -1)
+        ids, mask = torch.cat([prefix, self.prompt_ids], 1), torch.cat([torch.ones_like(prefix), self.prompt_mask], 1)
+        return self._replace(prefix_ids=self.prefix_ids[:0], prompt_ids=ids, prompt_mask=mask)
 
 
 def make_scoring_batch(
@@ -115,6 +128,10 @@ def option_log_probs(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
         (B, K) float32; -inf for rows of padding.
     """
     one_token_each = batch.option_ids.shape[2] == 1
+    if batch.longest > loaded.reach:
+        batch = batch.without_prefix()
+        if not one_token_each:
+            return _whole_rows(loaded, batch)
     with autocast(loaded.device):
         past = encode_prefix(loaded.backbone, loaded.causal.config, batch.prefix_ids, rows=len(batch.gold))
         # Right padding needs no mask here: no token sees what stands behind it.
@@ -128,6 +145,25 @@ def option_log_probs(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
         if not one_token_each:
             scores = scores + _continued(loaded, batch, prompt.past_key_values)
     return scores.masked_fill(batch.option_mask[:, :, 0] == 0, -torch.inf)
+
+
+def _whole_rows(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
+    """`option_log_probs` without a cache: of each question's options one at a time, behind its whole prompt."""
+    width = batch.option_ids.shape[2]
+    ids = F.pad(batch.prompt_ids, (0, width))  # (B, P+O)
+    places = batch.prompt_mask.sum(1, keepdim=True) + torch.arange(width, device=ids.device)  # (B, O)
+    totals = []
+    for option in range(batch.option_ids.shape[1]):
+        tokens, wanted = batch.option_ids[:, option], batch.option_mask[:, option].bool()  # (B, O)
+        with autocast(loaded.device):
+            # Right padding needs no mask here: no token sees what stands behind it.
+            rows = ids.scatter(1, places, tokens)
+            hidden = loaded.backbone(input_ids=rows, use_cache=False).last_hidden_state
+            before = hidden.gather(1, (places - 1)[:, :, None].expand(-1, -1, hidden.shape[2]))  # (B, O, H)
+            log_probs = _log_probs(loaded.head, before[wanted], tokens[wanted][:, None])[:, 0]
+        total = torch.zeros(wanted.shape, device=log_probs.device).masked_scatter(wanted, log_probs)
+        totals.append(total.sum(1).masked_fill(~wanted[:, 0], -torch.inf))
+    return torch.stack(totals, 1)
 
 
 def next_logits(loaded: CausalParts, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -205,6 +241,8 @@ def generate(
     Returns:
         New token ids of each prompt, without the stop token.
     """
+    if max(map(len, prompts)) + max_new_tokens > loaded.reach:
+        return _generate_unpadded(loaded, prompts, stop_ids, max_new_tokens)
     with autocast(loaded.device):
         tokens, mask, cache = _first_tokens(loaded, prompts)
         completions: list[list[int]] = [[] for _ in prompts]
@@ -233,6 +271,35 @@ def generate(
             ).last_hidden_state
             tokens = head_logits(loaded.head, hidden[:, -1]).argmax(-1)
     return completions
+
+
+def _generate_unpadded(
+    loaded: CausalParts, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int], max_new_tokens: int
+) -> list[list[int]]:
+    """`generate` by transformers with the model's own cache, in batches of prompts of one length."""
+    greedy = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids) or None, pad_token_id=0)
+    completions: dict[int, list[int]] = {}
+    for length in dict.fromkeys(map(len, prompts)):
+        rows = [row for row, ids in enumerate(prompts) if len(ids) == length]
+        ids = torch.tensor([prompts[row] for row in rows], device=loaded.device)
+        with autocast(loaded.device), _without_settings(loaded.causal):
+            whole = loaded.causal.generate(  # type: ignore[operator]
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy
+            )
+        for row, new in zip(rows, whole[:, length:].tolist(), strict=True):
+            end = next((k for k, token in enumerate(new) if token in stop_ids), len(new))
+            completions[row] = new[:end]
+    return [completions[row] for row in range(len(prompts))]
+
+
+@contextlib.contextmanager
+def _without_settings(causal: PreTrainedModel) -> Iterator[None]:
+    """Without a model's own generation settings (a repetition penalty, for example): transformers mixes them in."""
+    kept, causal.generation_config = causal.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        causal.generation_config = kept
 
 
 def _first_tokens(loaded: CausalParts, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, DynamicCache]:

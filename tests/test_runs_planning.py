@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import config_of, sample_questions
+from support import config_of, sample_questions, tiny
 
-from cyberlm.models import load_tokenizer
 from cyberlm.planning import MicroBatch
-from cyberlm.prompts import Prompt
 from cyberlm.results import read_results
 from cyberlm.runs import train
 from cyberlm.runs.fitting import _data_of
@@ -102,12 +100,13 @@ def test_a_run_tells_what_was_planned_beside_what_it_took(
 @pytest.mark.parametrize("setting", ["method.lora.dropout=0", "method.lora.dropout=0.1"])
 def test_micro_batches_are_those_of_training(setting: str) -> None:
     config = config_of("method=lora", setting, "data.micro_batch_size=5", "trainer.accumulate_grad_batches=3")
-    prompt = Prompt(config.prompt, load_tokenizer(config.model))
+    loaded, prompt = tiny(config)
     questions = prompt.encode(sample_questions(32))
-    data = _data_of(config, prompt, {"train": questions, "validation": questions}, share_validation=True)
+    data = _data_of(config, loaded, prompt, {"train": questions, "validation": questions}, share_validation=True)
     batches = data.train_dataloader()
     trained = [MicroBatch(*b.input_ids.shape, b.targets.numel(), len(b.prefix_ids)) for b in batches]
-    assert list(_micro_batches(config, questions, len(prompt.end_ids)))[: len(trained)] == trained
+    planned = _micro_batches(config, loaded.causal.config, questions, len(prompt.end_ids))
+    assert list(planned)[: len(trained)] == trained
     assert {batch.prefix > 0 for batch in trained} == {setting.endswith("=0")}
 
 

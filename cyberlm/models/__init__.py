@@ -1,7 +1,8 @@
 """Where a model is loaded, quantised and adapted."""
 
 from cyberlm.models.adapters import add_adapter, base_alone, count_parameters, load_tuned, save_tuned, trainable_names
-from cyberlm.models.bases import LoadedModel, load_base, load_tokenizer, pick_device
+from cyberlm.models.bases import load_base, load_tokenizer, pick_device
+from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.sharding import shard, trained_tensors
 from cyberlm.models.skeletons import Skeleton, build_skeleton, published_shape, read_shape
 

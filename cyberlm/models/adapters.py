@@ -4,20 +4,24 @@ import contextlib
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from cyberlm.config import LoraConfig, MethodConfig, MethodName
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import use_fast_products
-from cyberlm.models.bases import UNREADABLE, LoadedModel, quiet
+from cyberlm.models.bases import quiet
 from cyberlm.models.headers import check_fetched, pickled_weights
+from cyberlm.models.loaded import UNREADABLE, LoadedModel, open_causal
 
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
@@ -33,9 +37,10 @@ def add_adapter(loaded: LoadedModel, lora: LoraConfig, *, gradient_checkpointing
         ModelError: If a target module does not exist, or is an embedding that input and output share.
     """
     targets = lora.target_modules
+    linear, others = _linear_layers(loaded.causal)
     if targets != "all-linear":
         names = [targets] if isinstance(targets, str) else list(targets)
-        _check_targets(loaded, names)
+        _check_targets(loaded, linear, names)
         targets = names
     config = PeftLoraConfig(
         task_type=TaskType.CAUSAL_LM,
@@ -43,27 +48,63 @@ def add_adapter(loaded: LoadedModel, lora: LoraConfig, *, gradient_checkpointing
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
         lora_dropout=lora.dropout,
         target_modules=targets,
+        exclude_modules=others or None,
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
     )
     if gradient_checkpointing:
         loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with quiet():
-        model = get_peft_model(loaded.causal, config)
+    try:
+        with quiet():
+            model = get_peft_model(loaded.causal, config)
+    except ValueError as error:
+        told = " ".join(str(error).split())
+        raise ModelError(
+            f"PEFT cannot put this adapter on {loaded.name}:",
+            [Problem(f"method.lora.target_modules={lora.target_modules}: {told}", _listed(linear))],
+            "Type those of them that suit the model: 'method.lora.target_modules=[...]'",
+        ) from error
     model.peft_config["default"].base_model_name_or_path = loaded.name
     use_fast_products(model)
-    return LoadedModel(model, loaded.causal, loaded.name, loaded.weights_hash)
+    return replace(loaded, model=model)
 
 
-def _check_targets(loaded: LoadedModel, names: list[str]) -> None:
-    linear = {
-        name.rsplit(".", 1)[-1] for name, module in loaded.causal.named_modules() if isinstance(module, nn.Linear)
-    }
-    unknown = [name for name in names if name not in linear and name not in EMBEDDINGS]
+def _linear_layers(causal: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the linear layers that an adapter can stand on, and of those that give something else than a product.
+
+    A router of Llama 4's experts, for example, is a linear layer by its class, and gives which experts are chosen.
+    """
+    linear: list[str] = []
+    others: list[str] = []
+    for name, module in causal.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            own = type(module).__module__.startswith(("transformers.models.", "transformers_modules."))
+            (others if own and not _gives_rows(module) else linear).append(name)
+    return linear, others
+
+
+@torch.no_grad()
+def _gives_rows(module: Any) -> bool:
+    """Whether a layer of a model's own class maps (1, I) to (1, O)."""
+    weight = module.weight
+    try:
+        given = module(torch.zeros(1, module.in_features, device=weight.device, dtype=weight.dtype))
+    except UNREADABLE:
+        return False
+    return isinstance(given, Tensor) and given.shape == (1, module.out_features)
+
+
+def _listed(linear: list[str]) -> str:
+    return ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+
+
+def _check_targets(loaded: LoadedModel, linear: list[str], names: list[str]) -> None:
+    known = {name.rsplit(".", 1)[-1] for name in linear}
+    unknown = [name for name in names if name not in known and name not in EMBEDDINGS]
     if unknown:
         raise ModelError(
             "The adapter's target modules do not exist in this model:",
-            [Problem(f"method.lora.target_modules: {', '.join(unknown)}", ", ".join(sorted(linear)))],
+            [Problem(f"method.lora.target_modules: {', '.join(unknown)}", _listed(linear))],
         )
     tied = [name for name in names if name in EMBEDDINGS]
     if tied and loaded.causal.config.tie_word_embeddings:
@@ -141,7 +182,7 @@ def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedMo
                 attn_implementation=loaded.causal.config._attn_implementation,
             )
         use_fast_products(causal)
-        return LoadedModel(causal, causal, str(folder), loaded.weights_hash)
+        return open_causal(causal, str(folder), loaded.weights_hash)
     return load_adapter(loaded, run / ADAPTER_FOLDER)
 
 
@@ -156,7 +197,7 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
         model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
         _check_names(folder / "adapter_model.safetensors", model)
     use_fast_products(model)
-    return LoadedModel(model, loaded.causal, loaded.name, loaded.weights_hash)
+    return replace(loaded, model=model)
 
 
 @contextlib.contextmanager

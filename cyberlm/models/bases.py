@@ -18,9 +18,9 @@ import transformers
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import get_session
-from safetensors import SafetensorError
-from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -30,50 +30,18 @@ from transformers import (
 
 from cyberlm.cache import cache_folder
 from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
+from cyberlm.config.schema import Attention
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import align_weights, use_fast_products
 from cyberlm.models.headers import check_fetched, check_gguf, lacking
+from cyberlm.models.loaded import UNREADABLE, LoadedModel, open_causal
 from cyberlm.models.quantised import keep_as_stored, leave_file
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.progress import say
 
 WORKS_WITHOUT_THE_HUB = "Works without the hub:\n    python train.py method=qlora        (the embedded model and data)"
 
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
-"""What transformers, peft and safetensors raise at files that are torn or are not what their names say."""
-
 Loaded = TypeVar("Loaded")
-
-
-@dataclass
-class LoadedModel:
-    """A causal language model, and the two halves that training and scoring call one after the other.
-
-    Attributes:
-        model: What is trained and saved: the causal model itself, or a PEFT model around it.
-        causal: The transformers model; adapters are injected into it in place.
-        name: Hub id or path, written into adapter_config.json.
-        weights_hash: Of the base weights: SHA-256 of the file, commit of the repository, or the random shape.
-    """
-
-    model: nn.Module
-    causal: PreTrainedModel
-    name: str
-    weights_hash: str
-
-    @property
-    def backbone(self) -> nn.Module:
-        """Token ids to hidden states (B, T, H)."""
-        return self.causal.base_model
-
-    @property
-    def head(self) -> nn.Module:
-        """Hidden states (..., H) to logits (..., V)."""
-        return self.causal.get_output_embeddings()
-
-    @property
-    def device(self) -> torch.device:
-        return self.head.weight.device  # type: ignore[return-value]
 
 
 def pick_device(accelerator: str) -> torch.device:
@@ -123,7 +91,7 @@ def load_base(
         options: dict[str, Any] = {
             "dtype": dtype,
             "device_map": {"": device},
-            "attn_implementation": config.attention.value,
+            "attn_implementation": _attention(config, place),
             "use_safetensors": True,
             "revision": place.revision,
             **trust(config),
@@ -139,9 +107,16 @@ def load_base(
     causal.config.use_cache = True
     align_weights(causal)
     use_fast_products(causal)
-    loaded = LoadedModel(causal, causal, name, digest)
-    _check_head(loaded)
-    return loaded
+    return open_causal(causal, name, digest)
+
+
+def _attention(config: ModelConfig, place: "_Place") -> str:
+    """`model.attention`; eager where that is sdpa and the architecture has none."""
+    shape = from_hub(config, lambda: AutoConfig.from_pretrained(place.path, revision=place.revision, **trust(config)))
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(shape), None)
+    if config.attention is Attention.sdpa and architecture is not None and not architecture._supports_sdpa:
+        return Attention.eager.value
+    return config.attention.value
 
 
 def weights_dtype(config: ModelConfig, device: torch.device, trains_all_weights: bool) -> torch.dtype:
@@ -183,19 +158,6 @@ def _load_tiny(
             folder, dtype=dtype, device_map={"": device}, quantization_config=_nf4(quant, device)
         )
     return quantised, config.name, digest
-
-
-def _check_head(loaded: LoadedModel) -> None:
-    """The loss applies the head to chosen positions only: refuse a model whose logits are more than head(backbone)."""
-    ids = torch.arange(4, device=loaded.device)[None]  # (1, 4)
-    with torch.inference_mode():
-        whole = loaded.causal(input_ids=ids).logits
-        parts = loaded.head(loaded.backbone(input_ids=ids).last_hidden_state)
-    if not torch.allclose(whole.float(), parts.float(), rtol=1e-3, atol=1e-3):
-        raise ModelError(
-            f"{loaded.name} scales or caps its logits behind the output head, which cyberlm does not repeat.",
-            hint="Llama, Mistral, Qwen and other models with a plain output head work.",
-        )
 
 
 # --------------------------------------------------------------------------------------------- where weights lie

@@ -25,7 +25,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from cyberlm.config import GgufType
 from cyberlm.errors import ModelError, Problem
-from cyberlm.models.bases import LoadedModel, quiet
+from cyberlm.models.bases import quiet
+from cyberlm.models.loaded import LoadedModel, open_causal
 
 CONVERTER = "convert_hf_to_gguf.py"
 FILE_TYPES = {
@@ -116,7 +117,7 @@ def load_gguf(
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     field = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
     named = None if field is None else PRE_TOKENIZERS.get(field.contents())
-    loaded = LoadedModel(causal, causal, str(file), "")
+    loaded = open_causal(causal, str(file), "")
     if named is None:
         return loaded, None
     steps, ignores_merges = named

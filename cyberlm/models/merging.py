@@ -1,6 +1,7 @@
 """An adapter and its base as one plain model, saved so that transformers alone loads it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from cyberlm.config import MethodConfig
 from cyberlm.errors import ModelError, Problem
 from cyberlm.models.adapters import load_tuned, write_fingerprint
-from cyberlm.models.bases import LoadedModel, quiet
+from cyberlm.models.bases import quiet
+from cyberlm.models.loaded import LoadedModel, open_causal
 
 
 def load_merged(base: LoadedModel, method: MethodConfig, run: Path) -> LoadedModel:
@@ -37,7 +39,7 @@ def load_merged(base: LoadedModel, method: MethodConfig, run: Path) -> LoadedMod
             merged = tuned.model.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise ModelError(f"The adapter of {run} cannot be merged.", [Problem(str(error).splitlines()[0])]) from error
-    return LoadedModel(merged, merged, tuned.name, tuned.weights_hash)
+    return replace(tuned, model=merged, causal=merged)
 
 
 def save_merged(
@@ -64,11 +66,11 @@ def load_exported(folder: Path, device: torch.device, attention: str) -> tuple[L
         causal = AutoModelForCausalLM.from_pretrained(
             str(folder), device_map={"": device}, attn_implementation=attention, use_safetensors=True
         )
-    return LoadedModel(causal, causal, str(folder), ""), tokenizer
+    return open_causal(causal, str(folder), ""), tokenizer
 
 
 def load_exported_adapter(base: LoadedModel, folder: Path) -> LoadedModel:
     """Puts an adapter's folder on its base with PEFT alone."""
     with quiet():
         model = PeftModel.from_pretrained(base.causal, str(folder), torch_device=str(base.device))
-    return LoadedModel(model, base.causal, base.name, base.weights_hash)
+    return replace(base, model=model)

@@ -8,7 +8,7 @@ from torch.distributed import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from cyberlm.models.bases import LoadedModel
+from cyberlm.models.loaded import LoadedModel
 
 
 class Whole(nn.Module):

@@ -11,7 +11,8 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from cyberlm.config import LoraConfig, ModelConfig, ModelSource, QuantName
 from cyberlm.config.schema import ShapeConfig
 from cyberlm.models.adapters import add_adapter
-from cyberlm.models.bases import LoadedModel, from_hub, locate, quiet, trust, weights_dtype
+from cyberlm.models.bases import from_hub, locate, quiet, trust, weights_dtype
+from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.tiny import tiny_shape, tiny_tokenizer
 
 
@@ -32,7 +33,7 @@ class Skeleton:
 
     @property
     def shape(self) -> PretrainedConfig:
-        return self.loaded.causal.config
+        return self.loaded.causal.config.get_text_config(decoder=True)
 
 
 def read_shape(config: ModelConfig) -> PretrainedConfig:

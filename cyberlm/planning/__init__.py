@@ -3,6 +3,7 @@
 from cyberlm.planning.activations import MicroBatch
 from cyberlm.planning.footprint import CUDA_CONTEXT, GenerationBatch, ScoringBatch, Workload
 from cyberlm.planning.machine import give_back, gpu_bytes, host_bytes, resident_bytes
+from cyberlm.planning.network import NotPlanned
 from cyberlm.planning.plans import GIB, Device, Plan, Planner, describe_batches, plan_table, verdict
 from cyberlm.planning.remedies import find_fit
 
@@ -12,6 +13,7 @@ __all__ = [
     "Device",
     "GenerationBatch",
     "MicroBatch",
+    "NotPlanned",
     "Plan",
     "Planner",
     "ScoringBatch",

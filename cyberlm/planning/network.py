@@ -10,6 +10,7 @@ from torch import nn
 
 from cyberlm.config import LoraConfig, QuantConfig
 from cyberlm.config.schema import Attention
+from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import OneDnnLora
 from cyberlm.models import Skeleton, count_parameters
 
@@ -17,6 +18,16 @@ NF4_BLOCK = 64
 """Weights that share one scale (bitsandbytes, 4-bit)."""
 NESTED_BLOCK = 256
 """Scales that share one scale of their own (double quantisation)."""
+
+KNOWN_BLOCKS = (
+    {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
+    {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"},
+)
+"""Linear layers of a Llama's block; of a Phi's, which joins some."""
+
+
+class NotPlanned(ModelError):
+    """The model is not made of Llama's blocks, and what other blocks keep is not known."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,11 @@ def read_network(
         quant, lora, attention: As in the run.
         on_gpu: Whether it would run on a GPU.
         mixed: Whether training autocasts (precision bf16-mixed or 16-mixed).
+
+    Raises:
+        NotPlanned: If a block is not made of attention and a gated feed-forward layer as Llama's are.
     """
+    blocks = _blocks(skeleton)
     shape, model = skeleton.shape, skeleton.loaded.model
     trainable, total = count_parameters(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -127,7 +142,7 @@ def read_network(
         vocabulary=shape.vocab_size,
         query=shape.num_attention_heads * head_size,
         key_value=groups * head_size,
-        projections=tuple(_projections(skeleton, in_float32=not on_gpu and not mixed and stream == 4)),
+        projections=tuple(_projections(skeleton, blocks[-1], in_float32=not on_gpu and not mixed and stream == 4)),
         all_trained=lora is None,
         dropout=lora.dropout if lora else 0.0,
         dora=lora.use_dora if lora else False,
@@ -155,10 +170,27 @@ def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _projections(skeleton: Skeleton, *, in_float32: bool) -> Iterator[Projection]:
-    """Linear layers of the last block; an adapter's own small layers are not among them."""
+def _blocks(skeleton: Skeleton) -> nn.ModuleList:
+    """The decoder's blocks, each of linear layers that are known."""
     layers = [module for module in skeleton.loaded.backbone.modules() if isinstance(module, nn.ModuleList)]
-    block = max(layers, key=len)[-1]
+    blocks = max(layers, key=len) if layers else nn.ModuleList()
+    found = [{item.name for item in _projections(skeleton, block, in_float32=False)} for block in blocks]
+    odd = next((names for names in found if names not in KNOWN_BLOCKS), None)
+    if odd is not None or not blocks:
+        raise NotPlanned(
+            f"The memory of {type(skeleton.loaded.causal).__name__} cannot be planned:",
+            [
+                Problem(
+                    f"a block has the linear layers {', '.join(sorted(odd or ())) or 'none'}",
+                    "blocks of attention and a gated feed-forward layer, as Llama, Mistral, Qwen, Gemma and Phi have",
+                )
+            ],
+        )
+    return blocks
+
+
+def _projections(skeleton: Skeleton, block: nn.Module, *, in_float32: bool) -> Iterator[Projection]:
+    """Linear layers of a block; an adapter's own small layers are not among them."""
     adapters = {name: module for name, module in block.named_modules() if isinstance(module, LoraLayer)}
     for name, module in block.named_modules():
         if isinstance(module, LoraLayer):

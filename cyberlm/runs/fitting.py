@@ -13,6 +13,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
+from transformers import PretrainedConfig
 
 from cyberlm import ranks
 from cyberlm.callbacks import (
@@ -70,7 +71,7 @@ def fit(
     trainer_config = config.trainer
     sharded = trainer_config.strategy is Strategy.fsdp2
     share_validation = not sharded and len(encoded["validation"]) >= ranks.size()
-    data = _data_of(config, prompt, encoded, share_validation)
+    data = _data_of(config, loaded, prompt, encoded, share_validation)
     _check_interval(config, len(encoded["train"]))
     tuner = Tuner(
         *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
@@ -142,7 +143,11 @@ def _points_of(config: TrainConfig, folder: Path) -> ResumePoints:
 
 
 def _data_of(
-    config: TrainConfig, prompt: Prompt, encoded: Mapping[str, Sequence[EncodedQuestion]], share_validation: bool
+    config: TrainConfig,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    encoded: Mapping[str, Sequence[EncodedQuestion]],
+    share_validation: bool,
 ) -> QuestionData:
     return QuestionData(
         config.data,
@@ -151,20 +156,37 @@ def _data_of(
         prompt.end_ids,
         config.trainer.accumulate_grad_batches,
         config.seed,
-        share_prefix=shares_prefix(config),
+        share_prefix=shares_prefix(config, loaded.causal.config, encoded["train"], len(prompt.end_ids), loaded.reach),
         share_validation=share_validation,
     )
 
 
-def shares_prefix(config: TrainConfig) -> bool:
+def shares_prefix(
+    config: TrainConfig, shape: PretrainedConfig, questions: Sequence[EncodedQuestion], end: int, reach: int
+) -> bool:
     """Whether what a micro-batch's prompts begin with is encoded once.
 
     Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache. Nor with
-    FSDP2, whose processes must call the same layers equally often: batches need not share a beginning.
+    FSDP2, whose processes must call the same layers equally often: batches need not share a beginning. Nor where the
+    longest example passes what the model's cache keeps whole.
+
+    Args:
+        shape: The model's own configuration.
+        questions: That are trained on.
+        end: Tokens that close an answer.
+        reach: Of the model's cache (`cyberlm.prefixes.cache_reach`).
     """
     dropout = config.method.lora is not None and config.method.lora.dropout > 0
     trainer = config.trainer
-    return not (dropout or trainer.gradient_checkpointing or trainer.strategy is Strategy.fsdp2)
+    if dropout or _has_dropout(shape) or trainer.gradient_checkpointing or trainer.strategy is Strategy.fsdp2:
+        return False
+    return max(len(item.prompt_ids) + len(item.option_ids[item.gold]) for item in questions) + end <= reach
+
+
+def _has_dropout(shape: PretrainedConfig) -> bool:
+    """Whether a model brings dropout of its own (GPT-2: attn_pdrop, embd_pdrop, resid_pdrop)."""
+    values = shape.get_text_config(decoder=True).to_dict().items()
+    return any(isinstance(value, float) and value > 0 for name, value in values if "drop" in name)
 
 
 def _check_interval(config: TrainConfig, questions: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from transformers import PretrainedConfig
 
 from cyberlm.cache import cache_folder
 from cyberlm.config import DataConfig, Protocol, TrainConfig
@@ -26,6 +27,7 @@ from cyberlm.planning import (
     Device,
     GenerationBatch,
     MicroBatch,
+    NotPlanned,
     Plan,
     Planner,
     ScoringBatch,
@@ -39,7 +41,7 @@ from cyberlm.planning import (
     resident_bytes,
     verdict,
 )
-from cyberlm.prefixes import shared_length
+from cyberlm.prefixes import cache_reach, shared_length
 from cyberlm.progress import rendered, say
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.results import write_status
@@ -79,7 +81,7 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
         end = len(prompt.end_ids)
     device = _named_device(config) or _device(_own_device(config), resident_bytes())
     planner = Planner(shape, device)
-    plan = planner.plan(config, _work(config, encoded, end))
+    plan = planner.plan(config, _work(config, shape, encoded, end))
     say(f"{config.model.name}, {config.method.name.name}, base weights {config.quant.name.name}, {device.name}")
     share = plan.network.trainable / plan.network.parameters
     say(f"Parameters: {plan.network.parameters:,}, of them trained {plan.network.trainable:,} ({share:.3%})")
@@ -93,14 +95,21 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
         write_status(folder, "finished")
 
 
-def foresee(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: torch.device) -> Plan:
-    """What the run that is about to begin will take; one line of warning where that is more than there is."""
+def foresee(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: torch.device) -> Plan | None:
+    """What the run that is about to begin will take; one line of warning where that is more than there is.
+
+    None, and a line that says why, where the model's blocks are not known.
+    """
     shape, end = read_shape(config.model), len(prompt.end_ids)
     place = _device(device, resident_bytes())
     if config.plan.device_memory_gib is not None:
         place = replace(place, capacity=int(config.plan.device_memory_gib * GIB))
     planner = Planner(shape, place)
-    plan = planner.plan(config, _work(config, encoded, end))
+    try:
+        plan = planner.plan(config, _work(config, shape, encoded, end))
+    except NotPlanned as error:
+        say(f"No memory plan: {error.problems[0].what}, and what these keep is not known.")
+        return None
     if not plan.fits:
         changes = _changes_that_fit(config, planner, encoded, end)
         advice = f" This fits: {_command(changes)}" if changes else ""
@@ -142,7 +151,13 @@ def _out_of_memory(config: TrainConfig, reason: str, runtime: int) -> OutOfMemor
     encoded, prompt = _questions(config)
     end = len(prompt.end_ids)
     place = _device(device, runtime)
-    plan = Planner(shape, place).plan(config, _work(config, encoded, end))
+    try:
+        plan = Planner(shape, place).plan(config, _work(config, shape, encoded, end))
+    except NotPlanned as error:
+        smaller = "smaller data.micro_batch_size or data.max_batch_tokens"
+        return OutOfMemory(
+            "The run takes more memory than there is:", [Problem(reason[:200], smaller), *error.problems]
+        )
     less = replace(place, capacity=min(place.capacity, plan.peak - 1))  # this much did not suffice
     changes = _changes_that_fit(config, Planner(shape, less), encoded, end)
     return OutOfMemory(
@@ -188,10 +203,11 @@ def _questions(config: TrainConfig) -> tuple[Encoded, Prompt]:
     return {n: encode_questions(part, prompt, config.data.max_length, cache) for n, part in parts.items()}, prompt
 
 
-def _work(config: TrainConfig, encoded: Encoded | None, end: int) -> Workload:
+def _work(config: TrainConfig, shape: PretrainedConfig, encoded: Encoded | None, end: int) -> Workload:
     """Every batch of the run: of its questions, or of questions as long as may be.
 
     Args:
+        shape: The model's own configuration.
         end: Tokens that close an answer.
     """
     if encoded is None:
@@ -199,7 +215,7 @@ def _work(config: TrainConfig, encoded: Encoded | None, end: int) -> Workload:
     data = config.data
     test = encoded["test"]
     return Workload(
-        training=tuple(_micro_batches(config, encoded["train"], end)),
+        training=tuple(_micro_batches(config, shape, encoded["train"], end)),
         accumulate=config.trainer.accumulate_grad_batches,
         scoring=tuple(_scoring_batch(rows) for rows in _batches(test, list(map(scored_tokens, test)), data)),
         generation=tuple(_generation_batches(config, test)) if config.evaluation.generate else (),
@@ -210,8 +226,11 @@ def _work(config: TrainConfig, encoded: Encoded | None, end: int) -> Workload:
     )
 
 
-def _micro_batches(config: TrainConfig, questions: Sequence[EncodedQuestion], end: int) -> Iterator[MicroBatch]:
-    collator = AnswerCollator([0] * end, share_prefix=shares_prefix(config))
+def _micro_batches(
+    config: TrainConfig, shape: PretrainedConfig, questions: Sequence[EncodedQuestion], end: int
+) -> Iterator[MicroBatch]:
+    shared = shares_prefix(config, shape, questions, end, cache_reach(shape))
+    collator = AnswerCollator([0] * end, share_prefix=shared)
     examples = [collator.example(question) for question in questions]
     lengths, labels = [len(ids) for ids, _ in examples], [count for _, count in examples]
     size, accumulate = config.data.micro_batch_size, config.trainer.accumulate_grad_batches
@@ -280,7 +299,7 @@ def _assumed_work(config: TrainConfig, end: int) -> Workload:
 
 def _changes_that_fit(config: TrainConfig, planner: Planner, encoded: Encoded | None, end: int) -> Sequence[str]:
     def peak(candidate: TrainConfig) -> int:
-        return planner.plan(candidate, _work(candidate, encoded, end)).peak
+        return planner.plan(candidate, _work(candidate, planner.shape, encoded, end)).peak
 
     device = planner.device
     return find_fit(

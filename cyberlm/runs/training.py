@@ -193,7 +193,7 @@ def _ask_base(clock: Clock, loaded: LoadedModel, prompt: Prompt, asked: Asked, c
         return ask(loaded, prompt, asked, config, "the base model")
 
 
-def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, plan: Plan) -> Cost:
+def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, plan: Plan | None) -> Cost:
     trainable, total = count_parameters(loaded.model)
     weights = sum(file.stat().st_size for file in tuned.glob("*.safetensors"))
     on_gpu = loaded.device.type == "cuda"
@@ -208,5 +208,5 @@ def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, plan
         peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         peak_device_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         adapter_bytes=weights,
-        predicted_peak_bytes=plan.allocated_peak,
+        predicted_peak_bytes=plan.allocated_peak if plan else None,
     )

@@ -1,0 +1,88 @@
+"""A loaded causal language model: the parts that training and scoring call, and what it can do, tried once."""
+
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+
+from cyberlm.errors import ModelError, Problem
+from cyberlm.prefixes import PROBED, find_reach, nearly_equal
+
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
+"""What transformers, peft and safetensors raise at files that are torn or are not what their names say."""
+
+
+@dataclass
+class LoadedModel:
+    """A causal language model, and the two halves that training and scoring call one after the other.
+
+    Attributes:
+        model: What is trained and saved: the causal model itself, or a PEFT model around it.
+        causal: The transformers model; adapters are injected into it in place.
+        name: Hub id or path, written into adapter_config.json.
+        weights_hash: Of the base weights: SHA-256 of the file, commit of the repository, or the random shape.
+        reach: Tokens up to which keys and values may stand in for tokens (`cyberlm.prefixes.find_reach`).
+    """
+
+    model: nn.Module
+    causal: PreTrainedModel
+    name: str
+    weights_hash: str
+    reach: int = 0
+
+    @property
+    def backbone(self) -> nn.Module:
+        """Token ids to hidden states (B, T, H): the text decoder, where there are others."""
+        decoder: nn.Module = self.causal.get_decoder()
+        if decoder is self.causal:  # Llama 4 names its decoder otherwise than its base class says
+            parts = (part for part in self.causal.children() if isinstance(part, PreTrainedModel))
+            decoder = next(parts, decoder)
+        return decoder
+
+    @property
+    def head(self) -> nn.Module:
+        """Hidden states (..., H) to logits (..., V)."""
+        return self.causal.get_output_embeddings()
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device  # type: ignore[return-value]
+
+
+def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> LoadedModel:
+    """Tries a model that was just loaded on a few tokens, in eval mode.
+
+    Raises:
+        ModelError: If it computes its logits in a way that the loss here would not repeat.
+    """
+    loaded = LoadedModel(causal, causal, name, weights_hash)
+    ids = torch.arange(PROBED, device=causal.device)[None]  # (1, 12)
+    try:
+        with torch.inference_mode():
+            logits = causal(input_ids=ids, use_cache=False).logits
+            hidden = loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state
+            begun = loaded.backbone(input_ids=ids[:, : PROBED // 2], use_cache=False).last_hidden_state
+            same = torch.allclose(logits.float(), loaded.head(hidden).float(), rtol=1e-3, atol=1e-3)
+    except torch.OutOfMemoryError:
+        raise
+    except UNREADABLE as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        kind = f"{type(causal).__name__} (model_type {causal.config.model_type})"
+        raise ModelError(
+            f"{name} cannot be trained or scored here.",
+            [Problem(f"{kind}: {told}", "a decoder that maps token ids to hidden states, with an output head")],
+        ) from error
+    if not same:
+        raise ModelError(
+            f"{name} scales or caps its logits behind the output head, which cyberlm does not repeat.",
+            hint="Llama, Mistral, Qwen and other models with a plain output head work.",
+        )
+    if not nearly_equal(begun, hidden[:, : PROBED // 2]):
+        raise ModelError(
+            f"{name} is no causal language model: its tokens see what stands behind them.",
+            hint="Llama, Mistral, Qwen and other decoders work.",
+        )
+    loaded.reach = find_reach(loaded.backbone, causal.config, causal.device)
+    return loaded

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
@@ -106,11 +108,16 @@ def requested() -> int | None:
     return _owner.asked if _owner is not None else None
 
 
+def quoted(text: str) -> str:
+    """Text as a value of Hydra's override grammar that is read as this very string."""
+    return QuotedString(text, Quote.single).with_quotes()
+
+
 def resume_command(folder: Path) -> str:
     """What to type to go on with the run in `folder`."""
     value = str(folder)
     if not re.fullmatch(r"[\w/.\-]+", value):  # else Hydra would read more into it than a string
-        value = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+        value = quoted(value)
     script = "train.py" if Path(sys.argv[0]).name == "train.py" else "-m cyberlm train"
     return f"python {script} {shlex.quote(f'trainer.resume={value}')}"
 

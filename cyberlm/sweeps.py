@@ -1,6 +1,8 @@
 """What a sweep found: its jobs ranked by validation accuracy, on the terminal and in leaderboard.csv."""
 
 import csv
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.errors import RunError
+from cyberlm.progress import say
 from cyberlm.records import Results
 from cyberlm.report import print_leaderboard
 from cyberlm.results import read_results, read_status
@@ -22,7 +25,13 @@ class LeaderboardCallback(Callback):
     """Hydra calls this when the last job of a sweep has ended."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        show_leaderboard(Path(config.hydra.sweep.dir))
+        """Ends the process with exit code 1 where no job has finished."""
+        rows = show_leaderboard(Path(config.hydra.sweep.dir))
+        finished = sum(row["state"] == "finished" for row in rows)
+        if finished < len(rows):
+            say(f"{len(rows) - finished} of {len(rows)} jobs have not finished.")
+        if not finished:
+            raise SystemExit(1)
 
 
 def show_leaderboard(folder: Path) -> list[dict[str, str]]:
@@ -54,21 +63,35 @@ def leaderboard(folder: Path) -> list[dict[str, str]]:
     Raises:
         RunError: If the folder holds no jobs.
     """
-    numbered = [path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()] if folder.is_dir() else []
-    if not numbered:
+    jobs = sorted(_jobs(folder), key=_natural)
+    if not jobs:
         raise RunError(f"{folder} holds no jobs of a sweep.", hint="Type python -m cyberlm leaderboard outputs/SWEEP")
-    jobs = sorted(numbered, key=lambda path: int(path.name))
     overrides = {job: _overrides(job) for job in jobs}
     keys = list(dict.fromkeys(key for chosen in overrides.values() for key in chosen))
-    rows = [_row(job, overrides[job], keys) for job in jobs]
-    rows.sort(key=lambda row: (row["state"] != "finished", -float(row["val accuracy"] or 0), int(row["job"])))
+    rows = [_row(folder, job, overrides[job], keys) for job in jobs]
+    rows.sort(key=lambda row: (row["state"] != "finished", -float(row["val accuracy"] or 0)))
     return [{"rank": str(rank), **row} for rank, row in enumerate(rows, start=1)]
 
 
-def _row(job: Path, chosen: dict[str, str], keys: list[str]) -> dict[str, str]:
+def _jobs(folder: Path) -> Iterator[Path]:
+    """Numbered folders; in a sweep's own folder also those that `hydra.sweep.subdir` has named, at any depth."""
+    named = (folder / "multirun.yaml").is_file()
+    for path in folder.iterdir() if folder.is_dir() else []:
+        if path.is_dir() and path.name.isdigit():
+            yield path
+        elif path.is_dir() and named:
+            yield from (record.parent for record in path.rglob(".hydra"))
+
+
+def _natural(path: Path) -> list[tuple[str, int]]:
+    """Sorts 10 after 9."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", str(path))]
+
+
+def _row(sweep: Path, job: Path, chosen: dict[str, str], keys: list[str]) -> dict[str, str]:
     status = read_status(job)
     state = status.state if status else "not started"
-    row = {"job": job.name, "state": "killed" if state == "running" else state, "val accuracy": ""}
+    row = {"job": str(job.relative_to(sweep)), "state": "killed" if state == "running" else state, "val accuracy": ""}
     row.update({key: chosen.get(key, "") for key in keys})
     results = read_results(job) if state == "finished" else None
     if results is not None and results.objective is not None:

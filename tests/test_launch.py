@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from support import compose
 
 from cyberlm import launch
+from cyberlm.config import TrainConfig, as_name, build_config
 from cyberlm.errors import ConfigError, Problem, UserError
 from cyberlm.launch import commands, folders, jobs
 
@@ -177,7 +180,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
     """Types a command line, which must end with one screen; returns it."""
 
     def type_(*arguments: str, command: str = "train") -> str:
-        from cyberlm.config import EvaluateConfig, TrainConfig
+        from cyberlm.config import EvaluateConfig
 
         def never(*_: object) -> float:
             raise AssertionError("this configuration must not run")
@@ -300,8 +303,6 @@ def test_broken_file_is_named(typed, tmp_path: Path) -> None:
 
 
 def test_full_error_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from cyberlm.config import TrainConfig
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", "model=lama3"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -310,8 +311,6 @@ def test_full_error_on_request(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def run_in_process(monkeypatch: pytest.MonkeyPatch, folder: Path, run, *arguments: str) -> None:
-    from cyberlm.config import TrainConfig
-
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["train.py", "model=tiny_random", *arguments])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")
@@ -438,10 +437,8 @@ def test_job_can_import_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Runs one job of a sweep with a stand-in for its process; returns the objective, the line and the status."""
 
-    def run_job(code: int, status: dict[str, object] | None, *overrides: str):
-        from cyberlm.config import TrainConfig
-
-        folder = tmp_path / "sweep" / "0"
+    def run_job(code: int, status: dict[str, object] | None, *overrides: str, sweep: str = "sweep"):
+        folder = tmp_path / sweep / "0"
         lines = []
 
         def stand_in(line: list[str], _: object) -> int:
@@ -506,6 +503,54 @@ def test_job_repeats_the_command(job, tmp_path: Path) -> None:
         *("seed=3", "prompt.system='a, b'"),
         *("group='sweep'", "hydra.mode=RUN", f"hydra.run.dir='{tmp_path / 'sweep' / '0'}'"),
     ]
+
+
+ODD_NAMES = (
+    "a=b",
+    "a:b",
+    "it's",
+    "a b",
+    "a,b",
+    "a[1]",
+    "a(b)",
+    "a{b}",
+    'a"b',
+    "a\\b",
+    "a\\'b\\",
+    "@a",
+    "-a",
+    ".a",
+    "ü;%#~",
+)
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_job_finds_a_folder_of_any_name(job, name: str, tmp_path: Path) -> None:
+    """Hydra reads the folder as it is; the group is a name that loggers take."""
+    _, (line,), _ = job(0, FINISHED, sweep=name)
+    given = {item.key_or_group: item.value() for item in OverridesParser.create().parse_overrides(line[-3:])}
+    assert given["hydra.run.dir"] == str(tmp_path / name / "0")
+    assert build_config(compose("model=tiny_random", line[-3]), TrainConfig).group == as_name(name)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("hydra.job.chdir=true", "A run does not change its working directory:\n  - hydra.job.chdir=true"),
+        ("-m seed=1,2 hydra.job.chdir=true", "A run does not change its working directory:\n  - hydra.job.chdir=true"),
+        ("-m seed=1,2 hydra.sweep.subdir=x", "All jobs of the sweep would write into one folder:\n  - hydra.sweep.sub"),
+        ("-m seed=1,2 hydra.sweep.dir=/proc/x", "The run's folder cannot be made or written to:\n  - /proc/x"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_the_first_job(typed, line: str, shown: str) -> None:
+    assert typed(*shlex.split(line)).startswith(shown)
+
+
+def test_folder_of_a_job_that_cannot_be_made(tmp_path: Path) -> None:
+    subdir = f"hydra.sweep.subdir={'x' * 300}${{hydra.job.num}}"
+    done = run_script(tmp_path, "-m", "model=tiny_random", "seed=1,2", subdir)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "The folder of a run cannot be made.\n  - " in done.stderr and "xx0: File name too long" in done.stderr
 
 
 def test_job_of_a_broken_rule_is_not_started(job, capsys: pytest.CaptureFixture[str]) -> None:

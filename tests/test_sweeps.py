@@ -1,5 +1,6 @@
 """The leaderboard over jobs however they ended, and one sweep with a job that is killed."""
 
+import contextlib
 import csv
 import json
 import os
@@ -181,7 +182,49 @@ def test_callback_ranks_the_sweep(sweep: Path) -> None:
     assert (sweep / "leaderboard.csv").is_file()
 
 
+def test_jobs_that_are_named_after_their_overrides(tmp_path: Path) -> None:
+    """As `hydra.sweep.subdir=${hydra.job.override_dirname}` names them; a value may hold a slash."""
+    (tmp_path / "multirun.yaml").touch()
+    for name in ("seed=10", "seed=9", "data.path=a/b.json,seed=1"):
+        write_results(results(0.5, 0.5), make_job(tmp_path / name, [f"x={name}"], "finished"))
+    (tmp_path / "seed=9" / "wandb").mkdir()
+    rows = show_leaderboard(tmp_path)
+    assert [row["job"] for row in rows] == ["data.path=a/b.json,seed=1", "seed=9", "seed=10"]
+
+
+@pytest.mark.parametrize(("finished", "said"), [(0, "2 of 2 jobs"), (1, "1 of 2 jobs")])
+def test_a_sweep_in_which_every_job_failed_has_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: int, said: str
+) -> None:
+    for number in range(2):
+        job = make_job(tmp_path / str(number), [], "finished" if number < finished else "failed")
+        write_results(results(0.5, 0.5), job)
+    ended = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    with contextlib.nullcontext() if finished else pytest.raises(SystemExit, match="1"):
+        LeaderboardCallback().on_multirun_end(ended)
+    assert f"{said} have not finished." in capsys.readouterr().out
+
+
 # --------------------------------------------------------------------------------------------- a sweep, for real
+
+
+def test_a_sweep_in_a_folder_of_an_odd_name(tmp_path: Path) -> None:
+    """One job that works and, in a second sweep, two that break a rule."""
+    folder = tmp_path / "a=b, it's [c]: {d}"
+    name = r"hydra.sweep.dir='a=b, it\'s [c]: {d}'"
+    line = [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *CHOSEN, "logger=none", "evaluation.base=false"]
+    environment = {**os.environ, "CYBERLM_CACHE_DIR": str(tmp_path / "cache")}
+    given = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": False}
+    subdir = "hydra.sweep.subdir=${hydra.job.override_dirname}"
+    short = "hydra.job.config.override_dirname.exclude_keys=[model,data,prompt,logger]"
+    done = subprocess.run([*line, "seed=1", name, subdir, short], **given)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+    (row,) = csv.DictReader((folder / "leaderboard.csv").read_text().splitlines())
+    assert row["state"] == "finished" and row["job"].endswith(",seed=1,trainer.accelerator=cpu")
+    done = subprocess.run([*line, "seed=-1,-2", "hydra.sweep.dir=bad"], **given)  # type: ignore[call-overload]
+    assert done.returncode == 1, done.stderr
+    assert "2 of 2 jobs have not finished." in done.stdout and "Traceback" not in done.stderr
+
 
 SMALL = ("model=tiny_random", "data=sample", "data.max_train=16", "data.max_validation=8", "data.max_test=8")
 CHOSEN = ("evaluation.generate=false", "prompt=letter", "trainer.accelerator=cpu")

@@ -1,6 +1,6 @@
 """Configuration: names, types and units (`schema`), and every rule across fields (`checks`). No torch here."""
 
-from cyberlm.config.checks import build_config, check_config, check_places, read_config
+from cyberlm.config.checks import as_name, build_config, check_config, check_places, read_config
 from cyberlm.config.commands import (
     SCHEMAS,
     ChatConfig,
@@ -72,6 +72,7 @@ __all__ = [
     "TinyModelConfig",
     "TrainConfig",
     "TrainerConfig",
+    "as_name",
     "build_config",
     "check_config",
     "check_places",

@@ -126,6 +126,12 @@ def check_places(config: RootConfig | ExportConfig | OpenConfig, folder: Path) -
         raise ConfigError("Runs write into their own folder only:", problems)
 
 
+def as_name(text: str) -> str:
+    """The text with an underscore in place of what a `NAME` may not hold."""
+    name = re.sub(r"[^\w .+\-]", "_", text)[:64]
+    return name if NAME.fullmatch(name) else f"_{name[1:]}"
+
+
 def _lies_in(place: Path, folder: Path) -> bool:
     return place.resolve().is_relative_to(folder.resolve())
 

@@ -23,10 +23,18 @@ from cyberlm import signals
 from cyberlm.config import EvaluateConfig, TrainConfig, build_config, check_places, register_schemas
 from cyberlm.config.checks import Config
 from cyberlm.errors import UserError
-from cyberlm.launch.folders import conf_folder, hide_secrets, make_folder, register_resolvers, seen_from_here
+from cyberlm.launch.folders import (
+    check_sweep,
+    check_working_directory,
+    conf_folder,
+    hide_secrets,
+    make_folder,
+    register_resolvers,
+    seen_from_here,
+)
 from cyberlm.launch.jobs import run_in_child
 from cyberlm.launch.mistakes import composition_error, part_error
-from cyberlm.launch.screens import not_written, sentence, show, stopped
+from cyberlm.launch.screens import not_made, not_written, sentence, show, stopped
 from cyberlm.redaction import guard_output
 
 STOPPABLE = ("train", "evaluate")
@@ -68,6 +76,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         composing = False
         config = HydraConfig.get()
         hide_secrets(config)
+        check_working_directory(config)
         if config.mode == RunMode.MULTIRUN:
             return run_in_child(command, schema, composed)
         return _run_here(command, full_error, lambda folder: run(build_config(composed, schema), folder))
@@ -84,6 +93,8 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
     except Exception as error:  # Hydra and OmegaConf raise AssertionError, ValueError and more on what is typed wrong
         if full_error or not (composing or isinstance(error, (HydraException, OmegaConfBaseException))):
             raise
+        if isinstance(error, OSError) and error.errno:
+            raise SystemExit(show(not_made(error))) from None
         raise SystemExit(show(composition_error(command, error))) from None
 
 
@@ -134,7 +145,12 @@ class CheckFirst(Callback):
         self.schema = {"train": TrainConfig, "evaluate": EvaluateConfig}[command]
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Ends the process with one screen where no job of the sweep could be run."""
         guard_output()
+        try:
+            check_sweep(config.hydra)
+        except UserError as error:
+            raise SystemExit(show(error)) from None
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Ends the process with one screen: Hydra would turn any other exception into a warning."""
@@ -146,6 +162,7 @@ class CheckFirst(Callback):
         with read_write(own), open_dict(own):
             del own["hydra"]
         try:
+            check_working_directory(config.hydra)
             check_places(build_config(own, self.schema), seen_from_here(str(folder)))
             make_folder(folder)
         except UserError as error:

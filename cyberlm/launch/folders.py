@@ -98,6 +98,35 @@ def make_folder(folder: Path) -> None:
         ) from error
 
 
+def check_working_directory(hydra: Any) -> None:
+    """Refuses `hydra.job.chdir`: relative paths are read from where the command was typed.
+
+    Raises:
+        ConfigError: If it is set.
+    """
+    if hydra.job.chdir:
+        what = "hydra.job.chdir=true: relative paths of data, models and runs would not be found"
+        allowed = "hydra.job.chdir=false; what a run writes goes into its folder in any case"
+        raise ConfigError("A run does not change its working directory:", [Problem(what, allowed)])
+
+
+def check_sweep(hydra: Any) -> None:
+    """Refuses a sweep whose jobs could not be run, and makes its folder.
+
+    Raises:
+        ConfigError: If all jobs would have one folder, or the sweep's folder cannot be made.
+    """
+    check_working_directory(hydra)
+    subdir = OmegaConf.to_container(hydra.sweep, resolve=False)["subdir"]  # type: ignore[call-overload, index]
+    if "${" not in str(subdir):
+        fix = "'hydra.sweep.subdir=${hydra.job.num}'"
+        raise ConfigError(
+            "All jobs of the sweep would write into one folder:",
+            [Problem(f"hydra.sweep.subdir={subdir}", "a name with ${...} in it, another for each job", fix)],
+        )
+    make_folder(Path(hydra.sweep.dir))
+
+
 def hide_secrets(config: Any) -> None:
     """Takes secrets out of what Hydra has written, and keeps them out of what is logged from here on."""
     guard_output()

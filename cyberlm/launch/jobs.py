@@ -13,12 +13,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm import signals
-from cyberlm.config import build_config, check_places
+from cyberlm.config import as_name, build_config, check_places
 from cyberlm.config.checks import Config
 from cyberlm.errors import ConfigError
 from cyberlm.launch.folders import seen_from_here
 from cyberlm.launch.screens import show
 from cyberlm.results import read_status, write_status
+from cyberlm.signals import quoted
 
 WORST_OBJECTIVE = 0.0
 """What a failed job reports to the sweeper: finite, because Optuna ends a study on NaN."""
@@ -41,7 +42,7 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
         write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))
         return WORST_OBJECTIVE
     overrides = [item for item in config.overrides.task if not item.startswith("group=")]
-    group = composed.group or Path(config.sweep.dir).name
+    group = composed.group or as_name(Path(config.sweep.dir).resolve().name)
     line = [
         *(sys.executable, "-m", "cyberlm", command, f"--config-name={config.job.config_name}"),
         *(
@@ -50,7 +51,7 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
             if source.provider == "command-line"
         ),
         *overrides,
-        *(f"group='{group}'", "hydra.mode=RUN", f"hydra.run.dir='{folder}'"),
+        *(f"group={quoted(group)}", "hydra.mode=RUN", f"hydra.run.dir={quoted(str(folder))}"),
     ]
     log.info("job %s: %s", config.job.num, " ".join(overrides))
     code = signals.run_forwarding(line, _child_environment(config))

@@ -26,6 +26,10 @@ def sentence(stop: signals.Stopped) -> str:
     return f"{stop}."[0].upper() + f"{stop}."[1:]
 
 
+def not_made(error: OSError) -> UserError:
+    return RunError("The folder of a run cannot be made.", [Problem(f"{error.filename}: {error.strerror}")])
+
+
 def not_written(error: OSError, folder: Path) -> UserError:
     return RunError(
         f"A file could not be written: {error.strerror}.",

@@ -20,6 +20,12 @@ import measure
 import numpy as np
 
 from cyberlm.statistics import accuracy_interval
+from cyberlm.statistics.paired_tests import (
+    detectable_difference,
+    difference_interval,
+    mcnemar,
+    mean_difference_test,
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,100 @@ def accuracy(rng: np.random.Generator, share: float) -> list[Rate]:
             found = accuracy_interval(skill[clusters], clusters)
             hits += found.ci_lo <= truth <= found.ci_hi
         rates.append(Rate(f"n={n}, clusters of {size}, accuracy {truth}", hits, repeats, 0.95, 0.93, 0.97))
+    return rates
+
+
+def drawn_changes(
+    rng: np.random.Generator, n: int, size: int, alike: float, lost: float, gained: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Changes of n questions, (n,) of -1, 0, 1, and their clusters of `size`.
+
+    Args:
+        alike: Share of the questions that change as the first of their cluster does.
+        lost, gained: Chances of -1 and 1.
+    """
+    clusters = np.arange(n) // size
+    first, own = (rng.choice([-1, 1, 0], n, p=[lost, gained, 1 - lost - gained]) for _ in range(2))
+    return np.where(rng.random(n) < alike, first[clusters], own), clusters
+
+
+PAIRS = (
+    # questions, cluster size, share alike, chance of a question lost, gained
+    *((150, 1, 0, 0.003, 0.003), (150, 1, 0, 0.0, 0.02), (150, 1, 0, 0.05, 0.15), (500, 1, 0, 0.0, 0.01)),
+    *((36, 1, 0, 0.05, 0.1), (150, 2, 1, 0.003, 0.003), (150, 2, 1, 0.0, 0.02), (150, 2, 1, 0.05, 0.15)),
+    *((150, 2, 0.7, 0.05, 0.15), (500, 5, 1, 0.05, 0.1), (500, 5, 0.7, 0.002, 0.01), (60, 2, 1, 0.1, 0.1)),
+)
+
+
+def _case(n: int, size: int, alike: float, lost: float, gained: float) -> str:
+    near = f", clusters of {size} {alike:.0%} alike" if size > 1 else ""
+    return f"n={n}, {100 * lost:g}% lost, {100 * gained:g}% gained{near}"
+
+
+@simulation("difference of accuracy, interval")
+def paired_difference(rng: np.random.Generator, share: float) -> list[Rate]:
+    """Tango's interval widened by the design effect."""
+    repeats, rates = repeated(2000, share), []
+    for setting in PAIRS:
+        truth, hits = setting[4] - setting[3], 0
+        for _ in range(repeats):
+            low, high = difference_interval(*drawn_changes(rng, *setting))
+            hits += low <= truth <= high
+        rates.append(Rate(_case(*setting), hits, repeats, 0.95, 0.94, 1.0))
+    return rates
+
+
+@simulation("difference of accuracy, size of the test")
+def paired_size(rng: np.random.Generator, share: float) -> list[Rate]:
+    """McNemar's test where the models are equally good, clusters changing sides as one; mid-p decides."""
+    repeats, rates = repeated(4000, share), []
+    for n, size, alike, changed in (
+        *((150, 1, 0, 0.05), (150, 1, 0, 0.2), (500, 1, 0, 0.2), (150, 2, 1, 0.2), (500, 2, 1, 0.3)),
+        *((500, 2, 0.7, 0.3), (500, 5, 1, 0.2), (500, 5, 0.5, 0.2)),
+    ):
+        setting = n, size, alike, changed / 2, changed / 2
+        rejected = np.zeros(2, dtype=int)
+        for _ in range(repeats):
+            rejected += np.array(mcnemar(*drawn_changes(rng, *setting))) < 0.05
+        for name, hits, most in zip(("exact", "mid-p"), rejected.tolist(), (0.05, 0.055), strict=True):
+            rates.append(Rate(f"{name}, {_case(*setting)}", hits, repeats, 0.05, 0.0, most))
+    return rates
+
+
+@simulation("difference of accuracy, power")
+def detectable(rng: np.random.Generator, share: float) -> list[Rate]:
+    """How often a difference of the detectable size is found, where as many questions change as it supposes."""
+    repeats, rates, n = repeated(4000, share), [], 1000
+    for changed in (8, 12, 20, 50, 200):
+        truth = detectable_difference(0, changed, n)
+        lost = max(0.0, (changed / n - truth) / 2)
+        hits = sum(mcnemar(drawn_changes(rng, n, 1, 0, lost, lost + truth)[0])[1] < 0.05 for _ in range(repeats))
+        rates.append(Rate(f"{changed} of {n} changed, {100 * truth:.1f} points", hits, repeats, 0.8, 0.77, 0.92))
+    return rates
+
+
+@simulation("difference of means")
+def means(rng: np.random.Generator, share: float) -> list[Rate]:
+    """The interval of NLL (skewed) and of ROUGE (mostly no difference at all); the test where there is none."""
+    repeats, rates = repeated(3000, share), []
+    for name, n, size, zeros in (
+        *(("NLL", 150, 1, 0.0), ("NLL", 150, 2, 0.0), ("NLL", 500, 5, 0.0)),
+        *(("ROUGE", 150, 1, 0.7), ("ROUGE", 150, 1, 0.95), ("ROUGE", 500, 5, 0.9)),
+    ):
+        covered = rejected = 0
+        clusters = np.arange(n) // size
+        for _ in range(repeats):
+            values = rng.gamma(1.5, 1.0, n) - 1.0 if name == "NLL" else rng.beta(2, 2, n) * rng.choice([-0.5, 1.0], n)
+            values = (values * (rng.random(n) >= zeros))[clusters * size]  # a cluster is answered of one piece
+            truth = 0.5 if name == "NLL" else 0.125 * (1 - zeros)
+            found = mean_difference_test(values, clusters)
+            covered += found is None or found[0] <= truth <= found[1]
+            flipped = values * rng.choice([-1, 1], n)[clusters]
+            tested = mean_difference_test(flipped, clusters)
+            rejected += tested is not None and tested[2] < 0.05
+        case = f"{name}, n={n}, {zeros:.0%} without a difference, clusters of {size}"
+        rates.append(Rate(f"covered: {case}", covered, repeats, 0.95, 0.93, 0.99))
+        rates.append(Rate(f"rejected without a difference: {case}", rejected, repeats, 0.05, 0.0, 0.055))
     return rates
 
 

@@ -52,7 +52,7 @@ def write_card(
         *(_row(name, scores) for name, scores in results.scores.items()),
     ]
     if results.comparison is not None:
-        lines += ["", results.comparison.verdict]
+        lines += ["", *results.comparison.sentences()]
     if results.cost is not None:
         cost = results.cost
         lines += [

@@ -4,6 +4,7 @@ A validation pass uses torchmetrics' modules, which Lightning resets and gathers
 use its functions, which hold no state and gather nothing.
 """
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from cyberlm.shares import wilson
 
 OPTIONS_NOT_SHOWN = "the options were not shown, so a free answer cannot be matched to one of them"
 NOT_GENERATED = "no answers were generated"
+ROUGE = ("rouge1", "rouge2", "rougeL")
 
 
 def validation_metrics(*, over_processes: bool = False) -> MetricCollection:
@@ -170,20 +172,28 @@ def _rouge(predictions: Sequence[Prediction]) -> RougeScores | None:
 
 def rouge(answers: Sequence[str], references: Sequence[str]) -> RougeScores:
     """Mean ROUGE F-measures (Lin 2004, aclanthology.org/W04-1013) of answers, each against its reference."""
-    # rougeLsum is left out: it downloads NLTK data. torchmetrics takes (prediction, target), rouge_score the reverse.
-    means = rouge_score(answers, references, rouge_keys=("rouge1", "rouge2", "rougeL"))
+    each = [rouge_of(answer, reference) for answer, reference in zip(answers, references, strict=True)]
+    means = {name: math.fsum(scores[name] for scores in each) / len(each) for name in ROUGE}
     short, n = short_references(references), len(references)
     if short == n:
         note = "ROUGE-2 is undefined: every reference has fewer than two tokens"
     else:
         note = f"{short} of {n} references have fewer than two tokens and count 0 in ROUGE-2" if short else ""
     return RougeScores(
-        rouge1=float(means["rouge1_fmeasure"]),
-        rouge2=None if short == n else float(means["rouge2_fmeasure"]),
-        rougeL=float(means["rougeL_fmeasure"]),
+        rouge1=means["rouge1"],
+        rouge2=None if short == n else means["rouge2"],
+        rougeL=means["rougeL"],
         n=n,
         note=note,
     )
+
+
+@functools.lru_cache(maxsize=2**16)
+def rouge_of(answer: str, reference: str) -> dict[str, float]:
+    """ROUGE F-measures of one answer, by the names in `ROUGE`."""
+    # rougeLsum is left out: it downloads NLTK data. torchmetrics takes (prediction, target), rouge_score the reverse.
+    scores = rouge_score(answer, reference, rouge_keys=ROUGE)
+    return {name: float(scores[f"{name}_fmeasure"]) for name in ROUGE}
 
 
 def short_references(references: Sequence[str]) -> int:

@@ -2,11 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 LETTERS = "ABCDEFGH"
 """Option letters, in order; a question has 2 to 8 options."""
+LIKELIHOOD, GENERATION = "likelihood", "generation"
+"""Ways in which an answer is right: the option chosen by likelihood, or the one that the completion names."""
+
+
+def primary_metric(generation: Iterable[object | None]) -> str:
+    """The accuracy that a report speaks of first: by generation, as arXiv 2509.25241 does, else by likelihood.
+
+    Args:
+        generation: Accuracy by generation of each model (`ModelScores.generation`), None where it was not measured.
+    """
+    return GENERATION if all(accuracy is not None for accuracy in generation) else LIKELIHOOD
 
 
 @dataclass(frozen=True)
@@ -188,13 +199,18 @@ class ModelScores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Base against tuned on the same questions, by likelihood.
+    """Base against tuned on the same questions, by the accuracy that `primary_metric` names.
 
     Attributes:
         difference: Tuned accuracy minus base accuracy.
         only_base_right, only_tuned_right: Discordant questions.
-        p_value: Exact McNemar test, two-sided.
+        p_value: Exact McNemar test, two-sided, near-duplicates changing sides as one.
         verdict: The same in words; says so where the difference is not significant at 5%.
+        metric: `generation` or `likelihood`; older files compare by likelihood.
+        ci_lo, ci_hi: 95% interval of the difference; None in older files.
+        p_mid: Mid-p of the test, which decides; None in older files.
+        moved: Of a difference by generation, what is format (completions that name no option) and what is knowledge
+            (questions on which both models' completions name one); empty otherwise.
     """
 
     difference: float
@@ -202,6 +218,19 @@ class Comparison:
     only_tuned_right: int
     p_value: float
     verdict: str
+    metric: str = LIKELIHOOD
+    ci_lo: float | None = None
+    ci_hi: float | None = None
+    p_mid: float | None = None
+    moved: str = ""
+
+    def sentences(self) -> list[str]:
+        """`Tuned against base: +2.7 points of accuracy by likelihood (95% -1.2 to +6.5), significantly better ...`."""
+        interval = ""
+        if self.ci_lo is not None and self.ci_hi is not None:
+            interval = f" (95% {100 * self.ci_lo:+.1f} to {100 * self.ci_hi:+.1f})"
+        points = f"{100 * self.difference:+.1f} points of accuracy by {self.metric}{interval}"
+        return [f"Tuned against base: {points}, {self.verdict}.", *([f"{self.moved}."] if self.moved else [])]
 
 
 @dataclass(frozen=True)
@@ -243,6 +272,7 @@ class ScoredModel:
         weights: Hash of these weights.
         adapter: SHA-256 of the adapter's files; None without one.
         prompt: Fingerprint of the prompt with this model's tokenizer.
+        tuned_from: Name of its base among the scored models; None for a base, and where its base is not one of them.
     """
 
     source: str
@@ -252,6 +282,7 @@ class ScoredModel:
     weights: str
     adapter: str | None
     prompt: str
+    tuned_from: str | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cyberlm import progress
 from cyberlm.progress import clock, say
-from cyberlm.records import Comparison, Cost, ModelScores, Proportion, Results
+from cyberlm.records import Cost, ModelScores, Proportion, Results
 from cyberlm.shares import wilson
 
 WIDEST_CELL = 40
@@ -18,7 +18,11 @@ ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 
 
 def print_results(
-    results: Results, files: Path, evidence: Sequence[Sequence[str]] = (), sentences: Sequence[str] = ()
+    results: Results,
+    files: Path,
+    evidence: Sequence[Sequence[str]] = (),
+    differences: Sequence[tuple[str, Mapping[str, Sequence[str]]]] = (),
+    sentences: Sequence[str] = (),
 ) -> None:
     """Prints the scores of all models side by side, what they mean, what the run cost, and its folder.
 
@@ -26,7 +30,8 @@ def print_results(
         results: Of a training or an evaluation.
         files: Folder of the run.
         evidence: Rows of a table: what it is, then the figure of each model.
-        sentences: What is to be said below it.
+        differences: Tables of compared models, each with its title and its columns.
+        sentences: What is to be said below them.
     """
     scores = results.scores
     say()
@@ -37,10 +42,12 @@ def print_results(
     _print_models("Test questions", list(scores), _score_rows(list(scores.values())))
     for note in _notes(scores):
         say(f"Note: {note}.", wrap=True)
-    if results.comparison is not None:
-        _print_comparison(results.comparison)
+    for sentence in results.comparison.sentences() if results.comparison else ():
+        say(sentence, wrap=True)
     if evidence:
         _print_models("Evidence", list(scores), evidence)
+    for title, columns in differences:
+        _print_stacked(title, columns, justify="right")
     for sentence in sentences:
         say(sentence, wrap=True)
     if results.cost is not None:
@@ -83,7 +90,7 @@ def _print_stacked(
             stacked.append([first])
         stacked[-1].append(name)
     for number, shown in enumerate(stacked):
-        table = Table(title="" if number else title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+        table = Table(title=None if number else Text(title), title_justify="left", box=box.SIMPLE, pad_edge=False)
         for name in shown:
             table.add_column(
                 Text(name), justify="left" if name == first else justify, overflow="fold", max_width=WIDEST_CELL
@@ -126,11 +133,6 @@ def _notes(scores: dict[str, ModelScores]) -> list[str]:
         if model.rouge is not None and model.rouge.note:
             notes.append(model.rouge.note)
     return list(dict.fromkeys(notes))
-
-
-def _print_comparison(comparison: Comparison) -> None:
-    say(f"Tuned against base: {100 * comparison.difference:+.1f} points of accuracy by likelihood,")
-    say(f"  {comparison.verdict}.")
 
 
 def _cost_table(results: Results, cost: Cost) -> Table:

@@ -17,7 +17,10 @@ from cyberlm.results import read_results, read_status
 
 LEADERBOARD = "leaderboard.csv"
 NOT_SWEPT = ("group", "hydra", "sweep")
-FOUND = {"rank", "job", "state", "val accuracy", "test accuracy", "test gold nll", "trainable", "seconds", "reason"}
+FOUND = {
+    *("rank", "job", "state", "val accuracy", "test accuracy", "test generation", "test gold nll"),
+    *("trainable", "seconds", "reason"),
+}
 """Columns of the leaderboard that are not overrides."""
 
 
@@ -107,6 +110,7 @@ def _figures(results: Results | None) -> dict[str, str]:
     cost = results.cost if results else None
     return {
         "test accuracy": f"{shown.likelihood.value:.4f}" if shown else "",
+        "test generation": f"{shown.generation.value:.4f}" if shown and shown.generation else "",
         "test gold nll": f"{shown.gold_nll:.4f}" if shown else "",
         "trainable": f"{cost.trainable_parameters}" if cost else "",
         "seconds": f"{sum(cost.seconds.values()):.0f}" if cost else "",

@@ -104,13 +104,17 @@ def test_everything_that_can_be_scored_in_one_command(tmp_path: Path) -> None:
     assert results.scores["merged"].gold_nll == pytest.approx(results.scores["low"].gold_nll, abs=1e-5)
 
     evidence = json.loads((tmp_path / "e" / "evidence.json").read_text())
-    pairs = [(pair["first"], pair["second"]) for pair in evidence["pairs"]]
-    assert len(pairs) == 6 and ("low", "merged") in pairs
+    pairs = {(pair["first"], pair["second"]): pair["family"] for pair in evidence["pairs"]}
+    assert len(pairs) == 6 and pairs["low", "merged"] == "tuned models among each other"
+    bases = {"base": None, "low": "base", "whole": "base", "merged": None}  # of merged weights nobody says the base
+    assert {name: model.tuned_from for name, model in results.models.items()} == bases
+    against = {names for names, family in pairs.items() if family == "each tuned model against its base"}
+    assert against == {("base", "low"), ("base", "whole")}
     assert set(read_predictions(tmp_path / "e" / "predictions.jsonl")) == set(results.scores)
     assert recompute(tmp_path / "e") == []
     for name in results.scores:
         assert name in done.stdout
-    assert "low minus base" in done.stdout and "not significant" in done.stdout
+    assert "low minus base" in done.stdout and "each tuned model against its base (Holm over 2)" in done.stdout
     tables = done.stdout[done.stdout.index("Test questions") : done.stdout.index("Files:")]
     assert max(map(len, tables.splitlines())) <= 80
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from statistics_support import answered, predictions
+from statistics_support import answered, predictions, question
 
 from cyberlm.config import OptionScore, Protocol
 from cyberlm.errors import RunError
@@ -18,6 +18,7 @@ from cyberlm.evidence import (
     Setting,
     collect,
     compare,
+    differences,
     read_evidence,
     sentences,
     summary,
@@ -26,18 +27,20 @@ from cyberlm.evidence import (
 from cyberlm.evidence.collecting import ModelEvidence, OptionScoring, RougeContext
 from cyberlm.floors import Finding, FloorReport
 from cyberlm.leaks import CleanAccuracy, Leak, LeakAudit
-from cyberlm.records import Question, RougeScores
+from cyberlm.records import Comparison, Prediction, Question, RougeScores, primary_metric
 from cyberlm.statistics import (
     AccuracyInterval,
     Calibration,
     CalibrationReport,
     Debiasing,
     LetterBias,
+    MeanDifference,
     NoiseSensitivity,
     PairComparison,
     PermutationScores,
     Suspect,
     accuracy_interval,
+    compare_models,
 )
 
 LETTER = Setting(Protocol.letter, OptionScore.sum)
@@ -136,7 +139,7 @@ def test_missing_and_torn_files_are_errors(tmp_path: Path) -> None:
 RECORDS = (
     *(Evidence, ModelEvidence, AccuracyInterval, OptionScoring, LetterBias, CalibrationReport, Calibration),
     *(FloorReport, CleanAccuracy, Finding, PermutationScores, Debiasing, NoiseSensitivity, PairComparison),
-    *(LeakAudit, Leak, RougeContext),
+    *(MeanDifference, LeakAudit, Leak, RougeContext),
 )
 
 
@@ -262,18 +265,73 @@ def test_leaked_questions_are_told_with_their_accuracy() -> None:
     assert "m: Of the questions that a leak check flagged 100.0% (21-100%) are right (1 of 1)" in told
 
 
-def test_a_difference_is_called_what_it_is() -> None:
+def first_right(test: Sequence[Question], count: int, generate: bool = False) -> Answers:
+    return answers(test, lambda q: q.gold if int(q.id[2:]) < count else (q.gold + 1) % 4, generate)
+
+
+def test_several_pairs_are_told_by_what_they_ask() -> None:
     test = some_questions(200)
-    weak = answers(test, lambda q: q.gold if int(q.id[2:]) < 100 else (q.gold + 1) % 4)
-    same = answers(test, lambda q: q.gold if int(q.id[2:]) < 101 else (q.gold + 1) % 4)
-    strong = answers(test, lambda q: q.gold)
-    told = sentences(collect({"weak": weak, "same": same, "strong": strong}, LETTER, test))
-    pairs = {sentence.split(":")[0]: sentence for sentence in told if " minus " in sentence}
-    assert len(pairs) == 3
-    assert "+0.5 points" in pairs["same minus weak"] and ", not significant (Holm p = 1;" in pairs["same minus weak"]
-    assert "of 200 questions 1 gained, 0 lost" in pairs["same minus weak"]
-    assert ", significant (Holm p = " in pairs["strong minus weak"]
-    assert "of 200 questions 100 gained, 0 lost" in pairs["strong minus weak"]
+    models = {name: first_right(test, count) for name, count in (("base", 100), ("same", 101), ("strong", 200))}
+    bases = {"same": "base", "strong": "base"}
+    evidence = collect(models, replace(LETTER, tuned_from=bases), test)
+    tables = dict(differences(evidence))
+    assert list(tables) == [
+        "accuracy, likelihood: each tuned model against its base (Holm over 2)",
+        "accuracy, likelihood: tuned models among each other (Holm over 1)",
+    ]
+    against, among = tables.values()
+    assert against[""] == ["same minus base", "strong minus base"] and among[""] == ["strong minus same"]
+    assert against["change"] == ["+0.5", "+50.0"] and against["gained, lost"] == ["1, 0", "100, 0"]
+    assert against["95% interval"][0] == "-1.4 to +2.8"
+    assert (against["p"], against["Holm p"]) == (["0.500", "< 0.001"], ["0.500", "< 0.001"])
+    told = " ".join(sentences(evidence))
+    assert "would be found 80 times in 100 from 4.0 to 14.0 points on." in told
+    assert "Other measures of these pairs are in evidence.json." in told
+
+
+def test_one_pair_is_told_by_every_measure() -> None:
+    test = some_questions(200)
+    models = {"base": first_right(test, 80, generate=True), "tuned": first_right(test, 90, generate=True)}
+    evidence = collect(models, replace(LETTER, tuned_from={"tuned": "base"}), test)
+    ((title, columns),) = differences(evidence)
+    assert title == "tuned minus base"
+    rows = {label: cells for label, *cells in zip(*columns.values(), strict=True)}
+    assert list(rows) == [
+        *("accuracy, likelihood", "accuracy, generation", "  an option is named", "  where both name one"),
+        *("gold answer NLL, nats/token", "right option's NLL, nats", "ROUGE-1", "ROUGE-L"),
+    ]
+    assert rows["accuracy, generation"] == rows["accuracy, likelihood"] == ["+5.0", "+2.7 to +9.0", "< 0.001"]
+    assert rows["  an option is named"] == ["+0.0", "-1.9 to +1.9", "1.000"]
+    assert rows["ROUGE-1"][0] == "+0.0500" and rows["ROUGE-1"][2] == "0.004"
+    widths = [max(map(len, [head, *cells])) for head, cells in columns.items()]
+    assert sum(width + 3 for width in widths) <= 80
+    assert differences(collect({"base": models["base"]}, LETTER, test)) == []
+
+
+def test_differences_are_those_of_the_reported_means() -> None:
+    evidence = full_evidence()
+    found = {row.outcome: row for row in evidence.differences}
+    assert set(found) == {"gold_nll", "option_nll", "rouge1", "rougeL"}  # letters have no pairs of words
+    one, two = evidence.models.values()
+    assert found["option_nll"].difference == pytest.approx(two.calibration.raw.nll - one.calibration.raw.nll)
+    assert found["rouge1"].ci_lo is None and found["rouge1"].difference == 0  # both wrote the same
+
+
+def test_files_from_before_are_read(tmp_path: Path) -> None:
+    """Without what was added later: outcomes, mid-p, families, differences of means."""
+    write_evidence(full_evidence(), tmp_path)
+    value = json.loads((tmp_path / "evidence.json").read_text())
+    del value["differences"]
+    value["pairs"] = value["pairs"][:1]
+    for added in ("outcome", "p_mid", "family", "first_right", "second_right"):
+        del value["pairs"][0][added]
+    value["pairs"][0]["detectable"] = None
+    (tmp_path / "evidence.json").write_text(json.dumps(value))
+    (pair,) = read_evidence(tmp_path).pairs
+    assert (pair.outcome, pair.p_mid, pair.p) == ("likelihood", None, pair.p_value)
+    ((title, columns),) = differences(read_evidence(tmp_path))
+    assert title == "two minus one" and columns[""] == ["accuracy, likelihood"]
+    assert "would be found" not in " ".join(sentences(read_evidence(tmp_path)))
 
 
 def test_every_share_of_the_table_has_its_interval() -> None:
@@ -308,45 +366,71 @@ def test_order_of_questions_changes_nothing(seed: int) -> None:
 # ---------------------------------------------------------------------------------------------- tuned against base
 
 
-def test_mcnemar_by_hand() -> None:
-    # b = 1, c = 7: 2 * (C(8,0) + C(8,1)) / 2^8 = 18/256.
-    result = compare(predictions("A" * 10, "A" + "B" * 7 + "AB"), predictions("A" * 10, "B" + "A" * 7 + "AB"))
-    assert (result.only_base_right, result.only_tuned_right) == (1, 7)
-    assert result.p_value == pytest.approx(0.0703125, abs=1e-12)
+def compared(base: Sequence[Prediction], tuned: Sequence[Prediction], generated: bool = False) -> Comparison:
+    found = compare(compare_models({"base": base, "tuned": tuned}, generated=generated))
+    assert found is not None
+    return found
+
+
+def test_comparison_by_hand() -> None:
+    # b = 1, c = 7: 2 * (C(8,0) + C(8,1)) / 2^8 = 18/256; mid-p is less by C(8,1) / 2^8.
+    result = compared(predictions("A" * 10, "A" + "B" * 7 + "AB"), predictions("A" * 10, "B" + "A" * 7 + "AB"))
+    assert (result.only_base_right, result.only_tuned_right, result.metric) == (1, 7, "likelihood")
+    assert (result.p_value, result.p_mid) == pytest.approx((0.0703125, 0.0390625), abs=1e-12)
     assert result.difference == pytest.approx(0.6)
-    assert result.verdict == "no significant difference (p = 0.0703): 7 questions gained, 1 lost"
-
-
-@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 5), (2, 3), (0, 6), (30, 12), (7, 60)])
-def test_mcnemar_equals_statsmodels(lost: int, gained: int) -> None:
-    reference = pytest.importorskip("statsmodels.stats.contingency_tables")
-    golds = "A" * (lost + gained + 4)
-    base = predictions(golds, "A" * lost + "B" * gained + "AABB")
-    tuned = predictions(golds, "B" * lost + "A" * gained + "AABB")
-    expected = reference.mcnemar([[2, lost], [gained, 2]], exact=True).pvalue
-    assert compare(base, tuned).p_value == pytest.approx(expected, abs=1e-12)
+    assert result.sentences() == [
+        "Tuned against base: +60.0 points of accuracy by likelihood (95% +4.9 to +85.9), significantly better "
+        "(p = 0.0391, exact p = 0.0703): 7 questions gained, 1 lost."
+    ]
 
 
 @pytest.mark.parametrize(
     ("lost", "gained", "verdict"),
     [
-        (0, 0, "no significant difference (p = 1): 0 questions gained, 0 lost"),
-        (2, 1, "no significant difference (p = 1): 1 question gained, 2 lost"),
-        (0, 8, "significantly better (p = 0.00781): 8 questions gained, 0 lost"),
-        (8, 0, "significantly worse (p = 0.00781): 0 questions gained, 8 lost"),
-        (0, 20, "significantly better (p < 0.001): 20 questions gained, 0 lost"),
+        (0, 0, "no significant difference (p = 1, exact p = 1): 0 questions gained, 0 lost"),
+        (2, 1, "no significant difference (p = 0.625, exact p = 1): 1 question gained, 2 lost"),
+        (0, 4, "no significant difference (p = 0.0625, exact p = 0.125): 4 questions gained, 0 lost"),
+        (0, 8, "significantly better (p = 0.00391, exact p = 0.00781): 8 questions gained, 0 lost"),
+        (8, 0, "significantly worse (p = 0.00391, exact p = 0.00781): 0 questions gained, 8 lost"),
+        (0, 20, "significantly better (p < 0.001, exact p < 0.001): 20 questions gained, 0 lost"),
     ],
 )
 def test_verdict(lost: int, gained: int, verdict: str) -> None:
     golds = "A" * (lost + gained + 2)
     base = predictions(golds, "A" * lost + "B" * gained + "AB")
-    assert compare(base, predictions(golds, "B" * lost + "A" * gained + "AB")).verdict == verdict
+    assert compared(base, predictions(golds, "B" * lost + "A" * gained + "AB")).verdict == verdict
 
 
-def test_only_the_same_questions_are_compared() -> None:
-    rows = predictions("ABC", "ABC")
-    assert compare(rows, rows[::-1]).difference == 0
-    with pytest.raises(RunError, match="1 of the 3 questions that base answered were not answered by tuned"):
-        compare(rows, rows[:2])
-    with pytest.raises(RunError, match="no questions"):
-        compare([], [])
+def completions(*parsed: int) -> list[Prediction]:
+    """Right answers are A; -1 names no option. By likelihood the first half is right."""
+    return [answered(question(k, 0), int(2 * k >= len(parsed)), parsed=choice) for k, choice in enumerate(parsed)]
+
+
+def test_generation_speaks_first_with_format_apart_from_knowledge() -> None:
+    """Of 100 questions 23 are gained and 7 lost: 14 and 1 as only one can be read, 9 and 6 where both can."""
+    base = completions(*[-1] * 14, *[0] * 1, *[1] * 9, *[0] * 6, *[1] * 66, *[-1] * 4)
+    tuned = completions(*[0] * 14, *[-1] * 1, *[0] * 9, *[1] * 6, *[1] * 66, *[-1] * 4)
+    result = compared(base, tuned, generated=True)
+    assert (result.metric, result.only_base_right, result.only_tuned_right) == ("generation", 7, 23)
+    assert result.sentences() == [
+        "Tuned against base: +16.0 points of accuracy by generation (95% +5.6 to +26.6), significantly better "
+        "(p = 0.00333, exact p = 0.00522): 23 questions gained, 7 lost.",
+        "Format +13.0 points: completions that name no option go from 18.0% to 5.0% (p < 0.001); knowledge +3.0 "
+        "points: where both name one (81 of 100 questions) 9 questions gained, 6 lost (p = 0.454).",
+    ]
+    assert compared(base, tuned).metric == "likelihood"
+
+
+def test_completions_that_are_never_both_read_say_nothing_of_knowledge() -> None:
+    moved = compared(completions(-1, -1, 0), completions(0, 1, -1), generated=True).moved
+    assert moved.startswith("Format +0.0 points") and moved.endswith("; no question has both models name an option")
+
+
+def test_models_of_other_names_are_not_compared_as_base_and_tuned() -> None:
+    assert compare(compare_models({"a": completions(0), "b": completions(1)})) is None
+    assert compare(()) is None
+
+
+@pytest.mark.parametrize(("measured", "metric"), [((1, 1), "generation"), ((1, None), "likelihood")])
+def test_primary_metric(measured: Sequence[object], metric: str) -> None:
+    assert primary_metric(measured) == metric

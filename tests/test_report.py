@@ -81,8 +81,10 @@ def test_every_figure_is_printed(console: Console) -> None:
     assert row(text, "ROUGE-L") == ["0.2487", "0.2487"]
     assert row(text, "gold answer NLL, nats/token") == ["4.5123", "2.5000"]
     assert row(text, "questions") == ["150", "150"]
-    assert "+2.7 points of accuracy by likelihood" in text
-    assert "no significant difference (p = 0.289): 6 questions gained, 2 lost." in text
+    assert (
+        "Tuned against base: +2.7 points of accuracy by likelihood, no significant difference (p = 0.289): 6 questions "
+        "gained, 2 lost." in " ".join(text.split())
+    )
     assert row(text, "trainable parameters") == ["4,884,480", "(3.504%)"]
     assert row(text, "total parameters") == ["139,399,488"]
     assert row(text, "peak memory, host") == ["1.50", "GiB"]
@@ -94,6 +96,21 @@ def test_every_figure_is_printed(console: Console) -> None:
     assert row(text, "adapter size on disk") == ["5.0", "MiB"]
     assert f"Files: {FILES}" in text
     assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("Files"))
+
+
+def test_what_moved_and_every_difference_are_printed(console: Console) -> None:
+    verdict = "significantly better (p = 0.003, exact p = 0.005): 23 questions gained, 7 lost"
+    moved = "Format +6.7 points: completions that name no option go from 28.0% to 2.0% (p < 0.001)"
+    compared = Comparison(0.1067, 7, 23, 0.00522, verdict, "generation", 0.0374, 0.1808, 0.00333, moved)
+    columns = {"": ["accuracy, generation", "ROUGE-L"], "change": ["+10.7", "+0.0500"], "p": ["0.003", "< 0.001"]}
+    report.print_results(
+        replace(RESULTS, comparison=compared), Path("outputs/x"), differences=[("tuned minus base", columns)]
+    )
+    text = console.export_text()
+    words = " ".join(text.split())
+    assert f"+10.7 points of accuracy by generation (95% +3.7 to +18.1), {verdict}. {moved}." in words
+    assert row(text[text.index("tuned minus base") :], "ROUGE-L") == ["+0.0500", "<", "0.001"]
+    assert all(len(line) <= 80 for line in text.splitlines())
 
 
 def test_what_is_missing_is_explained(console: Console) -> None:

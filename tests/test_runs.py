@@ -78,7 +78,12 @@ def test_a_run_leaves_everything_it_promises(method: str, tmp_path: Path) -> Non
         assert score_predictions(rows, Protocol.letter, True) == results.scores[name]
         right = sum(row.choice == row.gold for row in rows)
         assert results.scores[name].likelihood.value == right / 16
-    assert compare(predictions["base"], predictions["tuned"]) == results.comparison
+    assert compare(read_evidence(run).pairs) == results.comparison
+    assert results.comparison is not None and results.comparison.metric == "generation"
+    assert results.comparison.only_tuned_right == sum(
+        tuned.generated_correct and not base.generated_correct
+        for base, tuned in zip(predictions["base"], predictions["tuned"], strict=True)
+    )
 
     # the same figures from evaluate.py
     evaluate(scoring(f"run={run}"), tmp_path / "again")
@@ -99,7 +104,11 @@ def test_every_figure_comes_again_from_the_rows(prompt: str, tmp_path: Path) -> 
         assert (model["permutations"] is not None) == (prompt == "letter")
         assert "no_question" in model["floors"]["floors"]
         assert model["calibration"]["scaled"] is not None
-    assert len(evidence["pairs"]) == 1 and evidence["leaks"]["n_exact"] == 0
+    outcomes = [pair["outcome"] for pair in evidence["pairs"]]
+    assert outcomes[0] == "likelihood" and ("generation" in outcomes) == (prompt == "letter")
+    assert {pair["family"] for pair in evidence["pairs"]} == {"each tuned model against its base"}
+    assert {row["outcome"] for row in evidence["differences"]} >= {"gold_nll", "option_nll", "rouge1", "rougeL"}
+    assert evidence["leaks"]["n_exact"] == 0
     assert recompute(run) == []
     assert recompute(again) == []
     rows = (run / "predictions.jsonl").read_text().splitlines()

@@ -99,8 +99,8 @@ def sweep(tmp_path: Path) -> Path:
 
 
 HEADER = (
-    "rank,job,state,val accuracy,model,method.lora.rank,method.lora.use_dora,test accuracy,test gold nll,trainable,"
-    "seconds,reason"
+    "rank,job,state,val accuracy,model,method.lora.rank,method.lora.use_dora,test accuracy,test generation,"
+    "test gold nll,trainable,seconds,reason"
 )
 
 
@@ -109,12 +109,12 @@ def test_leaderboard_file(sweep: Path) -> None:
     show_leaderboard(sweep)
     assert (sweep / "leaderboard.csv").read_text().splitlines() == [
         HEADER,
-        "1,4,finished,0.7500,tiny_random,4,true,0.6000,1.2500,1234,5,",
-        "2,0,finished,0.5000,tiny_random,0,,0.9000,1.2500,1234,5,",
-        "3,10,finished,0.5000,tiny_random,10,,0.9500,1.2500,1234,5,",
-        '4,1,failed,,tiny_random,1,,,,,,"ModelError: no model, none"',
-        "5,2,killed,,tiny_random,2,,,,,,",
-        "6,3,not started,,tiny_random,3,,,,,,",
+        "1,4,finished,0.7500,tiny_random,4,true,0.6000,,1.2500,1234,5,",
+        "2,0,finished,0.5000,tiny_random,0,,0.9000,,1.2500,1234,5,",
+        "3,10,finished,0.5000,tiny_random,10,,0.9500,,1.2500,1234,5,",
+        '4,1,failed,,tiny_random,1,,,,,,,"ModelError: no model, none"',
+        "5,2,killed,,tiny_random,2,,,,,,,",
+        "6,3,not started,,tiny_random,3,,,,,,,",
     ]
 
 
@@ -132,6 +132,14 @@ def test_what_is_the_same_everywhere_is_not_printed(sweep: Path, monkeypatch: py
     monkeypatch.setattr(sweeps, "print_leaderboard", shown.extend)
     show_leaderboard(sweep)
     assert list(shown[0]) == [name for name in HEADER.split(",") if name != "model"]
+
+
+def test_accuracy_by_generation_stands_beside_that_by_likelihood(sweep: Path) -> None:
+    written = results(0.75, 0.6)
+    scores = replace(written.scores["tuned"], generation=Proportion(0.25, 1, 4, 0.05, 0.7))
+    write_results(replace(written, scores={"tuned": scores}), sweep / "4")
+    first = show_leaderboard(sweep)[0]
+    assert (first["job"], first["test accuracy"], first["test generation"]) == ("4", "0.6000", "0.2500")
 
 
 def test_found_figures_are_printed_even_where_they_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from cyberlm.evidence.collecting import (
     write_evidence,
 )
 from cyberlm.evidence.comparison import compare
-from cyberlm.evidence.telling import figures, sentences, summary
+from cyberlm.evidence.telling import differences, figures, sentences, summary
 
 __all__ = [
     "EVIDENCE_FILE",
@@ -21,6 +21,7 @@ __all__ = [
     "Setting",
     "collect",
     "compare",
+    "differences",
     "figures",
     "read_evidence",
     "sentences",

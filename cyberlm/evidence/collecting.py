@@ -6,17 +6,19 @@ used where it was measured.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.special import log_softmax
 
 from cyberlm.config import OptionScore, Protocol
 from cyberlm.floors import Finding, FloorReport, Floors, compare_with_floors, diagnose, shortcut_floors
 from cyberlm.leaks import CleanAccuracy, LeakAudit, accuracy_clean_and_dirty, audit_leaks
-from cyberlm.metrics import pick_best, rouge, short_references, tie_key
+from cyberlm.metrics import ROUGE, pick_best, rouge, rouge_of, short_references, tie_key
 from cyberlm.records import LETTERS, Prediction, Question, RougeScores
 from cyberlm.results import read_record, write_record
 from cyberlm.statistics import (
@@ -24,6 +26,7 @@ from cyberlm.statistics import (
     CalibrationReport,
     Debiasing,
     LetterBias,
+    MeanDifference,
     NoiseSensitivity,
     PairComparison,
     PermutationScores,
@@ -31,6 +34,7 @@ from cyberlm.statistics import (
     accuracy_interval,
     calibrate,
     cluster_numbers,
+    compare_means,
     compare_models,
     debias,
     golds,
@@ -44,6 +48,9 @@ from cyberlm.statistics import (
 EVIDENCE_FILE = "evidence.json"
 EVIDENCE_VERSION = 1
 """Of evidence.json: raised when a field changes its meaning or goes away."""
+
+Figure = Callable[[Sequence[Prediction]], ArrayLike]
+"""From N predictions to a figure of each, (N,) float."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,7 @@ class Setting:
         options_shown: Without, a completion cannot be matched to an option, and generation is not judged.
         clusters: Near-duplicate cluster of each test question, by hash; without it questions count as independent.
         suspects: Items whose published key is doubtful.
+        tuned_from: From each tuned model to its base, as `compare_models` takes it.
     """
 
     protocol: Protocol
@@ -83,6 +91,7 @@ class Setting:
     options_shown: bool = True
     clusters: Mapping[str, int] | None = None
     suspects: Sequence[Suspect] = ()
+    tuned_from: Mapping[str, str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,9 +163,11 @@ class Evidence:
     Attributes:
         schema_version: Raised when a field changes its meaning or goes away.
         models: By name.
-        pairs: Every two models on the same questions, p-values adjusted over all of them (Holm).
+        pairs: Every two models on the same questions, by each outcome; p-values adjusted (Holm) over those that ask
+            the same.
         leaks: Test questions against those that were trained on or validated on; None without training questions.
         rouge: What ROUGE is without any model; None where nothing was generated.
+        differences: Every two models by the means of NLL and ROUGE.
     """
 
     schema_version: int
@@ -164,6 +175,7 @@ class Evidence:
     pairs: tuple[PairComparison, ...] = ()
     leaks: LeakAudit | None = None
     rouge: RougeContext | None = None
+    differences: tuple[MeanDifference, ...] = ()
 
 
 def collect(
@@ -179,15 +191,37 @@ def collect(
     """
     floors = shortcut_floors(test, train)
     leaks = audit_leaks(test, train) if train else None
+    plain = {name: given.plain for name, given in answers.items()}
+    completed = all(row.generated is not None for rows in plain.values() for row in rows)
+    several, asked = len(answers) > 1, (setting.clusters, setting.tuned_from)
+    figures = _figures(setting, next(iter(plain.values())), completed)
     return Evidence(
         schema_version=EVIDENCE_VERSION,
         models={name: _of_model(given, setting, test, floors, leaks) for name, given in answers.items()},
-        pairs=compare_models({name: given.plain for name, given in answers.items()}, setting.clusters)
-        if len(answers) > 1
-        else (),
+        pairs=compare_models(plain, *asked, generated=completed and setting.options_shown) if several else (),
         leaks=leaks,
         rouge=_rouge_context(next(iter(answers.values())).plain, setting.protocol, test),
+        differences=compare_means(plain, figures, *asked) if several else (),
     )
+
+
+def _figures(setting: Setting, rows: Sequence[Prediction], completed: bool) -> dict[str, Figure]:
+    """What each question has besides right or wrong: NLL in nats, and ROUGE where all models were asked to write."""
+    how = OptionScore.sum if setting.protocol is Protocol.letter else setting.option_score
+
+    def option_nll(rows: Sequence[Prediction]) -> ArrayLike:
+        log_probs = log_softmax(option_scores(rows, how), axis=1)  # (N, K)
+        return -log_probs[np.arange(len(rows)), golds(rows)]
+
+    def rouge_figure(name: str) -> Figure:
+        return lambda rows: [rouge_of(row.generated or "", row.reference)[name] for row in rows]
+
+    figures: dict[str, Figure] = {"gold_nll": lambda rows: [row.gold_nll for row in rows], "option_nll": option_nll}
+    if completed:
+        figures |= {name: rouge_figure(name) for name in ROUGE}
+        if short_references([row.reference for row in rows]) == len(rows):
+            del figures["rouge2"]  # undefined
+    return figures
 
 
 def _of_model(

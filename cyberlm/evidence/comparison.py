@@ -2,33 +2,70 @@
 
 from collections.abc import Sequence
 
-from cyberlm.records import Comparison, Prediction
-from cyberlm.statistics import compare_models
+from cyberlm.records import GENERATION, Comparison, primary_metric
+from cyberlm.statistics import NAMED, NAMED_BY_BOTH, PairComparison
 
 SIGNIFICANCE = 0.05
 """A difference with a smaller p-value is called significant."""
 
 
-def compare(base: Sequence[Prediction], tuned: Sequence[Prediction]) -> Comparison:
-    """Whether the tuned model answers other questions right than the base model, by likelihood.
+def compare(pairs: Sequence[PairComparison], base: str = "base", tuned: str = "tuned") -> Comparison | None:
+    """What is said of a tuned model and its base first.
 
-    Raises:
-        RunError: If there are no questions, or the two are not of the same.
+    Args:
+        pairs: Of the evidence.
+        base, tuned: Names of the two models.
+
+    Returns:
+        Their comparison by `primary_metric`; None where they were not compared.
     """
-    (pair,) = compare_models({"base": base, "tuned": tuned})
+    by = {pair.outcome: pair for pair in pairs if (pair.first, pair.second) == (base, tuned)}
+    if not by:
+        return None
+    pair = by[primary_metric([by.get(GENERATION)])]
     return Comparison(
         difference=pair.difference,
         only_base_right=pair.only_first_right,
         only_tuned_right=pair.only_second_right,
         p_value=pair.p_value,
-        verdict=_verdict(pair.only_first_right, pair.only_second_right, pair.p_value),
+        verdict=_verdict(pair),
+        metric=pair.outcome,
+        ci_lo=pair.ci_lo,
+        ci_hi=pair.ci_hi,
+        p_mid=pair.p_mid,
+        moved=_moved(pair, by[NAMED], by.get(NAMED_BY_BOTH)) if pair.outcome == GENERATION else "",
     )
 
 
-def _verdict(lost: int, gained: int, p_value: float) -> str:
-    if p_value >= SIGNIFICANCE:
+def _verdict(pair: PairComparison) -> str:
+    if pair.p >= SIGNIFICANCE:
         finding = "no significant difference"
     else:
-        finding = "significantly better" if gained > lost else "significantly worse"
-    p = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3g}"
-    return f"{finding} ({p}): {gained} question{'' if gained == 1 else 's'} gained, {lost} lost"
+        finding = "significantly better" if pair.difference > 0 else "significantly worse"
+    return f"{finding} ({p_text(pair.p)}, exact {p_text(pair.p_value)}): {_changes(pair)}"
+
+
+def _moved(generation: PairComparison, named: PairComparison, both: PairComparison | None) -> str:
+    """Format apart from knowledge: their points add up to the difference by generation."""
+    knowledge = 0.0 if both is None else both.difference * both.n / generation.n
+    unnamed = [f"{1 - (right or 0) / named.n:.1%}" for right in (named.first_right, named.second_right)]
+    format_part = (
+        f"Format {100 * (generation.difference - knowledge):+.1f} points: completions that name no option go from "
+        f"{unnamed[0]} to {unnamed[1]} ({p_text(named.p)})"
+    )
+    if both is None:
+        return f"{format_part}; no question has both models name an option"
+    return (
+        f"{format_part}; knowledge {100 * knowledge:+.1f} points: where both name one ({both.n} of {generation.n} "
+        f"questions) {_changes(both)} ({p_text(both.p)})"
+    )
+
+
+def _changes(pair: PairComparison) -> str:
+    gained, lost = pair.only_second_right, pair.only_first_right
+    return f"{gained} question{'' if gained == 1 else 's'} gained, {lost} lost"
+
+
+def p_text(p_value: float) -> str:
+    """`p = 0.0312`, or `p < 0.001`."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3g}"

@@ -7,10 +7,30 @@ holds no interval of its own, it is Wilson's on the number of questions.
 from collections.abc import Sequence
 
 from cyberlm.evidence.collecting import Evidence, ModelEvidence, RougeContext
-from cyberlm.evidence.comparison import SIGNIFICANCE
-from cyberlm.records import LETTERS, RougeScores
+from cyberlm.records import GENERATION, LETTERS, LIKELIHOOD, RougeScores, primary_metric
 from cyberlm.shares import wilson
-from cyberlm.statistics import AccuracyInterval, CalibrationReport, LetterBias, PairComparison
+from cyberlm.statistics import (
+    NAMED,
+    NAMED_BY_BOTH,
+    AccuracyInterval,
+    CalibrationReport,
+    LetterBias,
+    MeanDifference,
+    PairComparison,
+)
+
+LABELS = {
+    LIKELIHOOD: "accuracy, likelihood",
+    GENERATION: "accuracy, generation",
+    NAMED: "  an option is named",
+    NAMED_BY_BOTH: "  where both name one",
+    "gold_nll": "gold answer NLL, nats/token",
+    "option_nll": "right option's NLL, nats",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
+}
+"""Of the outcomes and figures that models are compared by."""
 
 
 def summary(evidence: Evidence) -> list[list[str]]:
@@ -65,7 +85,7 @@ def _floor_rows(models: Sequence[ModelEvidence]) -> list[list[str]]:
 
 
 def sentences(evidence: Evidence) -> list[str]:
-    """What has to be said in words: leaks, comparisons, and what looks wrong."""
+    """What has to be said in words: leaks, what could be found, and what looks wrong."""
     said = []
     if evidence.leaks is not None:
         leaks = evidence.leaks
@@ -75,7 +95,9 @@ def sentences(evidence: Evidence) -> list[str]:
         )
     if evidence.rouge is not None:
         said.append(_rouge_context(evidence.rouge))
-    said += [_pair(pair, of_several=len(evidence.pairs) > 1) for pair in evidence.pairs]
+    said += _detectable(evidence)
+    if len(_main(evidence)) > 1:
+        said.append("Other measures of these pairs are in evidence.json.")
     alike: dict[str, list[str]] = {}
     for name, model in evidence.models.items():
         for sentence in _about(model):
@@ -96,16 +118,65 @@ def _about(model: ModelEvidence) -> list[str]:
     return said + ([f"{model.calibration.warning}."] if model.calibration.warning else [])
 
 
-def _pair(pair: PairComparison, of_several: bool) -> str:
-    word = "not significant" if pair.p_holm >= SIGNIFICANCE else "significant"
-    difference, low, high = (f"{100 * value:+.1f}" for value in (pair.difference, pair.ci_lo, pair.ci_hi))
-    gained, lost = pair.only_second_right, pair.only_first_right
-    told = (
-        f"{pair.second} minus {pair.first}: {difference} points, 95% interval {low} to {high}, {word} "
-        f"({'Holm ' if of_several else ''}p = {pair.p_holm:.3g}; of {pair.n} questions {gained} gained, {lost} lost)"
-    )
-    smallest = "" if pair.detectable is None else f"; from {100 * pair.detectable:.1f} points on, 80% would be found"
-    return f"{told}{smallest}."
+def differences(evidence: Evidence) -> list[tuple[str, dict[str, list[str]]]]:
+    """Tables, each with its title and its columns: all measures of one pair, or the main accuracy of several pairs.
+
+    Differences of accuracy are in points. p is mid-p for these, with Holm's correction beside it where several pairs
+    ask the same.
+    """
+    if len({(pair.first, pair.second) for pair in evidence.pairs}) <= 1:
+        rows: list[PairComparison | MeanDifference] = [*evidence.pairs, *evidence.differences]
+        return [(_names(rows[0]), _columns([LABELS[row.outcome] for row in rows], rows))] if rows else []
+    main = _main(evidence)
+    tables = []
+    for family in dict.fromkeys(pair.family for pair in main):
+        asked = [pair for pair in main if pair.family == family]
+        columns = _columns([_names(pair) for pair in asked], asked)
+        columns["Holm p"] = [_p(pair.p_holm) for pair in asked]
+        columns["gained, lost"] = [f"{pair.only_second_right}, {pair.only_first_right}" for pair in asked]
+        tables.append((f"{LABELS[asked[0].outcome]}: {family or 'all pairs'} (Holm over {len(asked)})", columns))
+    return tables
+
+
+def _main(evidence: Evidence) -> list[PairComparison]:
+    metric = primary_metric(model.generation for model in evidence.models.values())
+    return [pair for pair in evidence.pairs if pair.outcome == metric]
+
+
+def _columns(labels: list[str], rows: Sequence[PairComparison | MeanDifference]) -> dict[str, list[str]]:
+    return {
+        "": labels,
+        "change": [_change(row, row.difference) for row in rows],
+        "95% interval": [f"{_change(row, row.ci_lo)} to {_change(row, row.ci_hi)}" for row in rows],
+        "p": [_p(row.p) for row in rows],
+    }
+
+
+def _names(pair: PairComparison | MeanDifference) -> str:
+    return f"{pair.second} minus {pair.first}"
+
+
+def _change(row: PairComparison | MeanDifference, value: float | None) -> str:
+    """In points for shares of questions; `?` where nothing can be said."""
+    if value is None:
+        return "?"
+    return f"{100 * value:+.1f}" if isinstance(row, PairComparison) else f"{value:+.4f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _detectable(evidence: Evidence) -> list[str]:
+    """From what difference on a run like this would show one."""
+    pairs = [pair for pair in _main(evidence) if pair.detectable is not None]
+    if not pairs:
+        return []
+    least, most = (100 * reach(pair.detectable or 0.0 for pair in pairs) for reach in (min, max))
+    found = f"{least:.1f}" if len(pairs) == 1 else f"{least:.1f} to {most:.1f}"
+    return [f"A difference of accuracy by {pairs[0].outcome} would be found 80 times in 100 from {found} points on."]
 
 
 def _rouge_context(context: RougeContext) -> str:

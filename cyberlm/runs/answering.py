@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 
 from cyberlm.config.schema import RootConfig
 from cyberlm.data.splits import near_duplicate_clusters
@@ -11,7 +12,7 @@ from cyberlm.evaluation import predict, predict_blind, predict_rotations
 from cyberlm.evidence import Answers, Evidence, Setting, collect, write_evidence
 from cyberlm.models import LoadedModel
 from cyberlm.prompts import EncodedQuestion, Prompt
-from cyberlm.records import Prediction, Question
+from cyberlm.records import Prediction, Question, ScoredModel
 from cyberlm.results import write_predictions
 from cyberlm.statistics import Suspect, check_suspects, prior_sample, read_suspects, safe_to_permute
 
@@ -78,13 +79,25 @@ def sample_of(test: Sequence[Question], config: RootConfig) -> frozenset[str]:
     return frozenset(question.hash for question in sample)
 
 
-def weigh(answers: Mapping[str, Answers], asked: Asked, config: RootConfig) -> Evidence:
-    """Evidence about all models that were asked the same."""
+def weigh(
+    answers: Mapping[str, Answers],
+    asked: Asked,
+    config: RootConfig,
+    models: Mapping[str, ScoredModel] = MappingProxyType({}),
+) -> Evidence:
+    """Evidence about all models that were asked the same.
+
+    Args:
+        models: What was scored (`Results.models`); a training run has none, and scores `tuned` and its `base`.
+    """
+    bases = {name: model.tuned_from for name, model in models.items() if model.kind != "base"}
+    if not models:
+        bases = {"tuned": "base"}
     texts = [question.question for question in asked.test]
     numbers = near_duplicate_clusters(texts, config.data.near_duplicate_jaccard)
     clusters = {question.hash: number for question, number in zip(asked.test, numbers, strict=True)}
     prompt, how = config.prompt, config.evaluation.option_score
-    setting = Setting(prompt.protocol, how, prompt.show_options, clusters, asked.suspects)
+    setting = Setting(prompt.protocol, how, prompt.show_options, clusters, asked.suspects, bases)
     return collect(answers, setting, asked.test, asked.seen)
 
 

@@ -16,7 +16,7 @@ from cyberlm.cache import cache_folder
 from cyberlm.config import EvaluateConfig, ModelConfig, QuantConfig
 from cyberlm.data.module import encode_questions
 from cyberlm.errors import ConfigError, Problem
-from cyberlm.evidence import Answers
+from cyberlm.evidence import Answers, compare
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device
 from cyberlm.models.adapters import load_adapter, prompt_fingerprint
 from cyberlm.models.bases import sha256_of
@@ -83,18 +83,22 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
 
     answers: dict[str, Answers] = {}
     models: dict[str, ScoredModel] = {}
+    scored_as: dict[str, str] = {}
     for entrant in entrants:
         model, name = bench.describe(entrant), entrant.contender.name
         twin = next((other for other, known in models.items() if _same_base(model, known)), None)
+        scored_as[name] = twin or name
         if twin is None:
             answers[name] = ask(bench.load(entrant.contender), entrant.prompt, entrant.asked, config, name)
             models[name] = model
         else:
             say(f"{name} has the weights of {twin}: scored once")
 
-    results = results_of(config, "evaluate", {"test": questions}, answers, entrants[0].prompt, provenance)
+    models = _with_bases(models, contenders, scored_as)
+    evidence = weigh(answers, asked, config, models)
+    comparison = compare(evidence.pairs)
+    results = results_of(config, "evaluate", {"test": questions}, answers, entrants[0].prompt, provenance, comparison)
     results = _named_after(replace(results, models=models), contenders, trained)
-    evidence = weigh(answers, asked, config)
     write_results(results, folder)
     write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
     conclude(folder, results, evidence, questions, answers, loggers)
@@ -163,6 +167,23 @@ class _Bench:
 
 def _same_base(one: ScoredModel, other: ScoredModel) -> bool:
     return one.kind == other.kind == "base" and (one.weights, one.quant) == (other.weights, other.quant)
+
+
+def _with_bases(
+    models: dict[str, ScoredModel], contenders: Sequence[Contender], scored_as: dict[str, str]
+) -> dict[str, ScoredModel]:
+    """The scored models, each tuned one with the name of its base: of the weights under its adapter, or of its run."""
+    bases = {name: model for name, model in models.items() if model.kind == "base"}
+    of_run = {run: scored_as[other.name] for other in contenders if other.kind == "base" for run in other.runs}
+    known = dict(models)
+    for contender in contenders:
+        model = models.get(contender.name)
+        if model is None or model.kind == "base":
+            continue
+        under = (name for name, base in bases.items() if (base.weights, base.quant) == (model.weights, model.quant))
+        own = next((of_run[run] for run in contender.runs if run in of_run), None)
+        known[contender.name] = replace(model, tuned_from=next(under, None) if model.kind == "adapter" else own)
+    return known
 
 
 def _hash_of(questions: Sequence[Question]) -> str:

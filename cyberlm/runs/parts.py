@@ -22,7 +22,7 @@ from cyberlm import loggers as experiment_loggers
 from cyberlm.config import ModelSource, TrainConfig, read_config
 from cyberlm.config.schema import RootConfig
 from cyberlm.errors import ConfigError, Problem, RunError, UserError
-from cyberlm.evidence import Answers, Evidence, compare, sentences, summary
+from cyberlm.evidence import Answers, Evidence, differences, sentences, summary
 from cyberlm.evidence import figures as evidence_figures
 from cyberlm.metrics import score_predictions
 from cyberlm.models import (
@@ -31,7 +31,7 @@ from cyberlm.models import (
 from cyberlm.planning import give_back
 from cyberlm.progress import say
 from cyberlm.prompts import Prompt
-from cyberlm.records import LETTERS, ModelScores, Question, QuestionSet, Results, Split
+from cyberlm.records import LETTERS, Comparison, ModelScores, Question, QuestionSet, Results, Split
 from cyberlm.redaction import redact, redact_values
 from cyberlm.report import print_results
 from cyberlm.results import SCHEMA_VERSION, environment, write_status
@@ -155,12 +155,12 @@ def results_of(
     answers: Mapping[str, Answers],
     prompt: Prompt,
     provenance: dict[str, str],
+    comparison: Comparison | None = None,
 ) -> Results:
     scores: dict[str, ModelScores] = {
         name: score_predictions(given.plain, prompt.config.protocol, prompt.config.show_options)
         for name, given in answers.items()
     }
-    both = "base" in answers and "tuned" in answers
     return Results(
         schema_version=SCHEMA_VERSION,
         kind=kind,
@@ -171,7 +171,7 @@ def results_of(
         data=_data_name(config),
         questions={name: len(part) for name, part in parts.items()},
         scores=scores,
-        comparison=compare(answers["base"].plain, answers["tuned"].plain) if both else None,
+        comparison=comparison,
         objective=None,
         steps=0,
         cost=None,
@@ -190,7 +190,7 @@ def conclude(
     """Figures to every logger, tables to the terminal."""
     figures = {**flat_figures(results), **evidence_figures(evidence)}
     experiment_loggers.log_results(loggers, figures, sample_rows(test, answers))
-    print_results(results, folder, summary(evidence), sentences(evidence))
+    print_results(results, folder, summary(evidence), differences(evidence), sentences(evidence))
 
 
 def plain_config(config: RootConfig) -> dict[str, Any]:
@@ -242,6 +242,8 @@ def flat_figures(results: Results) -> dict[str, float]:
     if results.comparison is not None:
         flat["test/difference"] = results.comparison.difference
         flat["test/p_value"] = results.comparison.p_value
+        if results.comparison.p_mid is not None:
+            flat["test/p_mid"] = results.comparison.p_mid
     if results.cost is not None:
         cost = results.cost
         flat["cost/trainable_parameters"] = float(cost.trainable_parameters)

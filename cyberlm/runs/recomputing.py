@@ -40,11 +40,12 @@ def recompute(run: Path) -> list[str]:
 
     protocol, shown = config.prompt.protocol, config.prompt.show_options
     scores = {name: asdict(score_predictions(given, protocol, shown)) for name, given in predictions.items()}
-    both = "base" in predictions and "tuned" in predictions
+    evidence = weigh(answers, asked, config, results.models)
+    comparison = compare(evidence.pairs)
     again = {
         "scores": scores,
-        "comparison": asdict(compare(predictions["base"], predictions["tuned"])) if both else None,
-        "evidence": asdict(weigh(answers, asked, config)),
+        "comparison": asdict(comparison) if comparison else None,
+        "evidence": asdict(evidence),
     }
     written = {
         "scores": {name: asdict(given) for name, given in results.scores.items()},

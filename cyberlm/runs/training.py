@@ -19,7 +19,7 @@ from cyberlm.data.labels import lint_labels
 from cyberlm.data.module import encode_split
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions, write_manifest
-from cyberlm.evidence import Answers
+from cyberlm.evidence import Answers, compare
 from cyberlm.models import (
     LoadedModel,
     base_alone,
@@ -122,8 +122,9 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
     answers, loaded = learned.answers, learned.loaded
 
     with clock.phase("weigh evidence"):
-        results = results_of(config, "train", split.parts(), answers, prompt, provenance)
         evidence = weigh(answers, asked, config)
+        comparison = compare(evidence.pairs)
+        results = results_of(config, "train", split.parts(), answers, prompt, provenance, comparison)
     tuned = tuned_folder(config, folder)
     results = replace(
         results,

@@ -8,7 +8,14 @@ from cyberlm.statistics.intervals import AccuracyInterval, accuracy_interval
 from cyberlm.statistics.letters import Debiasing, LetterBias, debias, letter_bias, letter_prior, without_prior
 from cyberlm.statistics.noise import NoiseSensitivity, Suspect, check_suspects, noise_sensitivity, read_suspects
 from cyberlm.statistics.outcomes import choices, cluster_numbers, golds, option_scores, right
-from cyberlm.statistics.pairs import PairComparison, compare_models, holm, mcnemar
+from cyberlm.statistics.pairs import (
+    NAMED,
+    NAMED_BY_BOTH,
+    MeanDifference,
+    PairComparison,
+    compare_means,
+    compare_models,
+)
 from cyberlm.statistics.permutations import (
     PermutationScores,
     permutation_scores,
@@ -19,11 +26,14 @@ from cyberlm.statistics.permutations import (
 )
 
 __all__ = [
+    "NAMED",
+    "NAMED_BY_BOTH",
     "AccuracyInterval",
     "Calibration",
     "CalibrationReport",
     "Debiasing",
     "LetterBias",
+    "MeanDifference",
     "NoiseSensitivity",
     "PairComparison",
     "PermutationScores",
@@ -34,14 +44,13 @@ __all__ = [
     "check_suspects",
     "choices",
     "cluster_numbers",
+    "compare_means",
     "compare_models",
     "debias",
     "fit_temperature",
     "golds",
-    "holm",
     "letter_bias",
     "letter_prior",
-    "mcnemar",
     "noise_sensitivity",
     "option_scores",
     "permutation_scores",

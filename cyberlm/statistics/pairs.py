@@ -1,42 +1,59 @@
 """Models compared two by two on the same questions."""
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binom
 
 from cyberlm.errors import Problem, RunError
-from cyberlm.records import Prediction
-from cyberlm.statistics.outcomes import BoolArray, FloatArray, cluster_numbers, right
+from cyberlm.records import GENERATION, LIKELIHOOD, Prediction
+from cyberlm.statistics.outcomes import NO_CHOICE, BoolArray, IntArray, choices, cluster_numbers, right
+from cyberlm.statistics.paired_tests import (
+    design_effect,
+    detectable_difference,
+    difference_interval,
+    holm,
+    mcnemar,
+    mean_difference_test,
+)
 
-RESAMPLES = 10_000
-POWER_FACTOR = 2.8
-"""z(0.975) + z(0.80) = 1.96 + 0.84: a two-sided test at 5% that finds the difference 80 times in 100."""
+NAMED, NAMED_BY_BOTH = "option_named", "named_by_both"
+OUTCOMES = (LIKELIHOOD, GENERATION, NAMED, NAMED_BY_BOTH)
+"""Right by likelihood; right by generation; the completion names an option (format); right by generation where both
+models' completions name one (knowledge)."""
+
+ALL_PAIRS = "all pairs"
+AGAINST_BASE = "each tuned model against its base"
+AGAINST_OTHERS = "tuned models against bases of others"
+AMONG_TUNED = "tuned models among each other"
+AMONG_BASES = "base models among each other"
+"""Questions that a comparison answers: p-values are corrected over those that ask the same."""
 
 
 @dataclass(frozen=True)
 class PairComparison:
-    """Two models on the same questions.
+    """Two models on the same questions, by one outcome.
 
     Attributes:
         first, second: Their names.
-        n: Questions.
-        difference: Accuracy of the second minus accuracy of the first.
-        ci_lo, ci_hi: 95% paired-bootstrap interval of the difference, by cluster where clusters are given. It is as
-            narrow as a point where no question changed sides, and (-1, 1) where all questions are one cluster.
+        n: Questions; of `named_by_both`, those on which both completions name an option.
+        difference: Share right of the second minus that of the first.
+        ci_lo, ci_hi: 95% interval of the difference: Tango's score interval, widened where near-duplicates make the
+            variance larger. (-1, 1) where all questions are one cluster.
         only_first_right, only_second_right: Discordant questions b and c.
-        p_value: Exact McNemar test, two-sided. It takes questions as independent; where it and the clustered interval
-            disagree, near-duplicates are why, and the interval is the one to believe.
-        p_holm: The same after Holm's correction over all pairs that were compared together.
-        detectable: Smallest difference that so many questions would show at 80% power; None where no question changed
-            sides, for then there is nothing to estimate it from.
+        p_value: Exact McNemar test, two-sided, near-duplicate clusters changing sides as one.
+        p_holm: `p_mid` after Holm's correction over the family.
+        detectable: Smallest difference that so many questions would show at 80% power.
         lost, gained: Ids (of the first model's predictions) of the questions that only the first, and only the second,
             got right, sorted.
+        outcome: What is counted as right, one of `OUTCOMES`.
+        p_mid: Mid-p of the same test, which decides whether a difference is significant; None in older files.
+        family: What was asked, over which Holm corrects; empty in older files, which correct over all pairs.
+        first_right, second_right: Questions that each got right; None in older files.
     """
 
     first: str
@@ -52,78 +69,205 @@ class PairComparison:
     detectable: float | None
     lost: tuple[str, ...]
     gained: tuple[str, ...]
+    outcome: str = LIKELIHOOD
+    p_mid: float | None = None
+    family: str = ""
+    first_right: int | None = None
+    second_right: int | None = None
+
+    @property
+    def p(self) -> float:
+        """What decides, before correction: `p_mid`, or what an older file has."""
+        return self.p_value if self.p_mid is None else self.p_mid
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """Two models on the same questions, by the mean of a figure that each question has.
+
+    Attributes:
+        first, second: Their names.
+        outcome: The figure: `gold_nll`, `option_nll`, `rouge1`, `rouge2`, `rougeL`.
+        n: Questions.
+        difference: Mean of the second minus that of the first.
+        ci_lo, ci_hi: 95% interval by t, near-duplicates counted as one; None where no question differs.
+        p_value: Two-sided; None where the interval is.
+        p_holm: The same after Holm's correction over the family.
+        family: What was asked, over which Holm corrects.
+    """
+
+    first: str
+    second: str
+    outcome: str
+    n: int
+    difference: float
+    ci_lo: float | None
+    ci_hi: float | None
+    p_value: float | None
+    p_holm: float | None
+    family: str
+
+    @property
+    def p(self) -> float | None:
+        """What decides, before correction."""
+        return self.p_value
+
+
+Compared = TypeVar("Compared", PairComparison, MeanDifference)
 
 
 def compare_models(
     models: Mapping[str, Sequence[Prediction]],
     clusters: Mapping[str, int] | None = None,
+    tuned_from: Mapping[str, str | None] | None = None,
     generated: bool = False,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> tuple[PairComparison, ...]:
-    """Compares every two of several models; p-values are corrected over all these pairs.
+    """Compares every two of several models by likelihood, and by generation where that is asked for.
 
     Args:
         models: Predictions by the model's name: the same questions, in any order.
         clusters: From a question's hash to the number of its near-duplicate cluster.
-        generated: Whether to judge the generated answers instead of the choice by likelihood.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        tuned_from: From each tuned model to its base among `models`, None where that is not one of them; other models
+            are bases. p-values are corrected over pairs that ask the same; without it, over all pairs.
+        generated: Whether the generated answers are compared too.
 
     Returns:
-        One comparison for each pair, in the order of `models`.
+        For each of `OUTCOMES`, one comparison for each pair in the order of `models`, a tuned model behind a base.
+        `named_by_both` is left out where there is no such question.
 
     Raises:
-        RunError: If there are fewer than two models, or they did not answer the same questions.
+        RunError: If there are fewer than two models or no questions, the models did not answer the same questions, or
+            completions are missing.
     """
-    if len(models) < 2:
-        raise RunError("There is nothing to compare.", [Problem(f"models given: {len(models)}", "two or more")])
-    ids, hashes, outcomes = _aligned(models, generated)
-    numbers = cluster_numbers(hashes, clusters)
-    rows = []
-    for first, second in combinations(models, 2):
-        changes = outcomes[second].astype(np.int64) - outcomes[first]  # (N,): -1 lost, 1 gained
-        lost, gained = (sorted(ids[i] for i in np.flatnonzero(changes == sign)) for sign in (-1, 1))
-        rows.append((first, second, changes, lost, gained, mcnemar(len(lost), len(gained))))
-    adjusted = holm([row[-1] for row in rows])
-    comparisons = []
-    for (first, second, changes, lost, gained, p_value), p_holm in zip(rows, adjusted.tolist(), strict=True):
-        low, high = bootstrap_difference(changes, numbers, resamples, seed)
-        comparisons.append(
-            PairComparison(
-                first=first,
-                second=second,
-                n=changes.size,
-                difference=float(changes.mean()),
-                ci_lo=low,
-                ci_hi=high,
-                only_first_right=len(lost),
-                only_second_right=len(gained),
-                p_value=p_value,
-                p_holm=p_holm,
-                detectable=detectable_difference(len(lost), len(gained), changes.size),
-                lost=tuple(lost),
-                gained=tuple(gained),
+    aligned = _aligned(models)
+    numbers = _clusters_of(aligned, clusters)
+    found = []
+    for outcome in OUTCOMES if generated else OUTCOMES[:1]:
+        for first, second, family in _pairs(models, tuned_from):
+            one, other = aligned[first], aligned[second]
+            asked = np.ones(numbers.size, dtype=bool)
+            if outcome == NAMED_BY_BOTH:
+                asked = _outcome(one, NAMED) & _outcome(other, NAMED)
+            if asked.any():
+                sides = _outcome(one, outcome)[asked], _outcome(other, outcome)[asked]
+                ids = [prediction.id for prediction, is_asked in zip(one, asked, strict=True) if is_asked]
+                compared = _compared(sides, ids, numbers[asked])
+                found.append(replace(compared, first=first, second=second, outcome=outcome, family=family))
+    return _corrected(found)
+
+
+def compare_means(
+    models: Mapping[str, Sequence[Prediction]],
+    figures: Mapping[str, Callable[[Sequence[Prediction]], ArrayLike]],
+    clusters: Mapping[str, int] | None = None,
+    tuned_from: Mapping[str, str | None] | None = None,
+) -> tuple[MeanDifference, ...]:
+    """Compares the means of figures that every question has.
+
+    Args:
+        models, clusters, tuned_from: As `compare_models`.
+        figures: By name, from N predictions to their figures, (N,) float.
+
+    Raises:
+        RunError: As `compare_models`.
+    """
+    aligned = _aligned(models)
+    numbers = _clusters_of(aligned, clusters)
+    found = []
+    for outcome, figure in figures.items():
+        values = {name: np.asarray(figure(rows), dtype=np.float64) for name, rows in aligned.items()}
+        for first, second, family in _pairs(models, tuned_from):
+            changes = values[second] - values[first]  # (N,)
+            low, high, p_value = mean_difference_test(changes, numbers) or (None, None, None)
+            found.append(
+                MeanDifference(
+                    *(first, second, outcome, changes.size, float(changes.mean())),
+                    *(low, high, p_value, p_value, family),
+                )
             )
-        )
-    return tuple(comparisons)
+    return _corrected(found)
 
 
-def _aligned(
-    models: Mapping[str, Sequence[Prediction]], generated: bool
-) -> tuple[list[str], list[str], dict[str, BoolArray]]:
-    """Ids and hashes of the questions, and whether each model was right, all in one order.
+def _compared(sides: tuple[BoolArray, BoolArray], ids: Sequence[str], clusters: IntArray) -> PairComparison:
+    """A comparison whose models are still to be named."""
+    changes = sides[1].astype(np.int64) - sides[0]  # (N,): -1 lost, 1 gained
+    lost, gained = (sorted(ids[i] for i in np.flatnonzero(changes == sign).tolist()) for sign in (-1, 1))
+    low, high = difference_interval(changes, clusters)
+    exact, mid = mcnemar(changes, clusters)
+    effect = design_effect(changes, clusters)
+    return PairComparison(
+        first="",
+        second="",
+        n=changes.size,
+        difference=float(changes.mean()),
+        ci_lo=low,
+        ci_hi=high,
+        only_first_right=len(lost),
+        only_second_right=len(gained),
+        p_value=exact,
+        p_holm=mid,
+        detectable=detectable_difference(len(lost), len(gained), changes.size, effect),
+        lost=tuple(lost),
+        gained=tuple(gained),
+        p_mid=mid,
+        first_right=int(sides[0].sum()),
+        second_right=int(sides[1].sum()),
+    )
+
+
+def _outcome(rows: Sequence[Prediction], outcome: str) -> BoolArray:
+    if outcome == NAMED:
+        return choices(rows, generated=True) != NO_CHOICE
+    return right(rows, generated=outcome != LIKELIHOOD)
+
+
+def _pairs(models: Mapping[str, object], tuned_from: Mapping[str, str | None] | None) -> list[tuple[str, str, str]]:
+    """Every two models and what their comparison asks; a base stands before a tuned model."""
+    if tuned_from is None:
+        return [(first, second, ALL_PAIRS) for first, second in combinations(models, 2)]
+    found = []
+    for first, second in combinations(models, 2):
+        if (first in tuned_from) == (second in tuned_from):
+            found.append((first, second, AMONG_TUNED if first in tuned_from else AMONG_BASES))
+            continue
+        base, tuned = (second, first) if first in tuned_from else (first, second)
+        found.append((base, tuned, AGAINST_BASE if tuned_from[tuned] == base else AGAINST_OTHERS))
+    return found
+
+
+def _corrected(compared: Sequence[Compared]) -> tuple[Compared, ...]:
+    """The same with Holm's correction over the comparisons of one outcome that ask the same."""
+    families: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    for place, pair in enumerate(compared):
+        if pair.p is not None:
+            families[pair.outcome, pair.family][place] = pair.p
+    corrected = list(compared)
+    for p_values in families.values():
+        for place, p_holm in zip(p_values, holm(list(p_values.values())).tolist(), strict=True):
+            corrected[place] = replace(compared[place], p_holm=p_holm)
+    return tuple(corrected)
+
+
+def _clusters_of(aligned: Mapping[str, Sequence[Prediction]], clusters: Mapping[str, int] | None) -> IntArray:
+    return cluster_numbers([prediction.hash for prediction in next(iter(aligned.values()))], clusters)
+
+
+def _aligned(models: Mapping[str, Sequence[Prediction]]) -> dict[str, list[Prediction]]:
+    """Every model's predictions in one order of the questions.
 
     Equal questions (one hash, several ids) are paired in the order of their ids.
     """
+    if len(models) < 2:
+        raise RunError("There is nothing to compare.", [Problem(f"models given: {len(models)}", "two or more")])
     ordered = {name: sorted(rows, key=lambda p: (p.hash, p.id)) for name, rows in models.items()}
     reference, *others = ordered
     expected = [p.hash for p in ordered[reference]]
     for name in others:
         if [p.hash for p in ordered[name]] != expected:
             raise _other_questions(reference, ordered[reference], name, ordered[name])
-    outcomes = {name: right(rows, generated) for name, rows in ordered.items()}
-    return [p.id for p in ordered[reference]], expected, outcomes
+    if not expected:
+        raise RunError("There are no questions to score.")
+    return ordered
 
 
 def _other_questions(
@@ -146,87 +290,3 @@ def _other_questions(
             )
     hint = "Score both on the same questions: python evaluate.py 'runs=[outputs/A,outputs/B]'"
     return RunError(f"{first} and {second} cannot be compared.", problems, hint)
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided McNemar test: p = min(1, 2 P(Bin(b+c, 1/2) ≤ min(b, c))); 1 where b + c = 0.
-
-    McNemar 1947, Psychometrika 12:153; exact form: Fagerland et al. 2013, doi 10.1186/1471-2288-13-91.
-
-    Args:
-        only_first: b, questions that only the first model got right.
-        only_second: c, questions that only the second got right.
-    """
-    return min(1.0, 2 * float(binom.cdf(min(only_first, only_second), only_first + only_second, 0.5)))
-
-
-def bootstrap_difference(
-    changes: ArrayLike, clusters: ArrayLike | None = None, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float]:
-    """95% percentile interval of the mean change, over resampled questions or clusters of questions.
-
-    Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapter 13; clusters are drawn whole (Davison and
-    Hinkley 1997, Bootstrap Methods and their Application, section 3.8). Clusters of equal size and equal total change
-    are interchangeable, so a resample is one multinomial draw of how often each kind occurs, not n draws of questions.
-
-    Args:
-        changes: (N,) int, -1 for a question that only the first model got right, 1 for only the second, else 0.
-        clusters: (N,) int, number of each question's cluster; None if all are independent.
-        resamples: Number of resamples.
-        seed: Of the random numbers; the same inputs in any order of questions give the same interval.
-
-    Returns:
-        Lower and upper limit; (-1, 1), which says nothing, where all questions are one cluster.
-    """
-    values = np.asarray(changes, dtype=np.int64)
-    if clusters is None:
-        totals, sizes = values, np.ones_like(values)
-    else:
-        _, members = np.unique(np.asarray(clusters), return_inverse=True)
-        sizes = np.bincount(members)
-        totals = np.rint(np.bincount(members, weights=values)).astype(np.int64)
-    if sizes.size == 1:
-        return -1.0, 1.0
-    kinds, counts = np.unique(np.stack([totals, sizes], axis=1), axis=0, return_counts=True)  # (T, 2), (T,)
-    drawn = np.random.default_rng(seed).multinomial(sizes.size, counts / sizes.size, size=resamples)  # (R, T)
-    means = (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])  # (R,)
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
-    return low, high
-
-
-def holm(p_values: ArrayLike) -> FloatArray:
-    """p-values of a family of m tests after Holm's step-down correction, in their order.
-
-    Sorted ascending, the i-th becomes max over j ≤ i of min(1, (m - j + 1) p_j): under 0.05 means significant with at
-    most 5% chance of any false finding in the family (Holm 1979, Scandinavian Journal of Statistics 6:65).
-
-    Args:
-        p_values: (m,) in [0, 1].
-
-    Returns:
-        (m,) float64.
-    """
-    values = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(values, kind="stable")
-    steps = np.minimum(1.0, values[order] * np.arange(values.size, 0, -1))
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.maximum.accumulate(steps)
-    return adjusted
-
-
-def detectable_difference(only_first: int, only_second: int, n: int) -> float | None:
-    """Smallest difference of accuracy that n questions show in 80 of 100 tries, at 5%: 2.8 √((b+c)/n²).
-
-    (b+c)/n² is the variance of the difference where the models are equally good; the factor is z(0.975) + z(0.80)
-    (Connor 1987, Biometrics 43:207; Miller 2024, arXiv 2411.00640).
-
-    Args:
-        only_first: b, questions that only the first model got right.
-        only_second: c, questions that only the second got right.
-        n: All questions.
-
-    Returns:
-        In shares, not points; None where b + c = 0: the variance is then unknown, not 0.
-    """
-    changed = only_first + only_second
-    return POWER_FACTOR * math.sqrt(changed) / n if changed else None

@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TOOLS := .tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint types lock audit bench clean
+.PHONY: help install quickstart test lint types lock audit bench gpu-kit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,5 +57,10 @@ BENCHES := startup training_vs_trl scoring_vs_lm_eval lightning_overhead scale m
 bench: $(INSTALLED) ## measure speed against TRL, lm-eval and the machine, on the CPU (an hour; bench/README.md)
 	@for name in $(BENCHES); do $(BIN)/python bench/$$name.py || exit 1; done
 
+GPU_KIT_PYTHON ?= 3.12
+
+gpu-kit: $(INSTALLED) ## prepare gpu_kit/: what a GPU machine without a network lacks (GPU_KIT_PYTHON=3.12)
+	$(BIN)/python bench/gpu_kit.py --python $(GPU_KIT_PYTHON)
+
 clean: ## remove the environment and caches; outputs/ stays
-	rm -rf $(VENV) $(TOOLS) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(TOOLS) gpu_kit .mypy_cache .pytest_cache .ruff_cache build dist

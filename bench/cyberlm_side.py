@@ -8,6 +8,7 @@ from typing import Any
 import hydra
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from measure import Blocks
 
 from cyberlm.cache import cache_folder
@@ -65,18 +66,51 @@ class BlockCallback(L.Callback):
         self.blocks.step(tokens_of(batch), outputs["loss"])
 
 
+def pass_callback(recorder: Any) -> L.Callback:
+    """Tells a `gpu_training.Pass` of each optimizer step (no accumulation)."""
+
+    def told(trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int) -> None:
+        shape = (len(batch.input_ids), len(batch.prefix_ids), batch.input_ids.shape[1])  # rows, shared, width
+        recorder.step(tokens_of(batch), outputs["loss"].detach(), shape)
+
+    return LambdaCallback(on_train_start=lambda *_: recorder.start(), on_train_batch_end=told)
+
+
 def tokens_of(batch: AnswerBatch) -> int:
     """Tokens of a batch's examples; the last one of each is a target only, and counted as peers count it."""
     return batch.tokens + len(batch.input_ids)
 
 
-_callback: BlockCallback | None = None
+_callback: L.Callback | None = None
 
 
-def callback_of_blocks() -> BlockCallback:
+def callback_of_fit() -> L.Callback:
     """What `config.callbacks` names; Hydra calls it."""
     assert _callback is not None
     return _callback
+
+
+def fit_with(
+    callback: L.Callback,
+    config: TrainConfig,
+    folder: Path,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    encoded: Mapping[str, Sequence[EncodedQuestion]],
+) -> None:
+    """cyberlm's real training (`cyberlm.runs.fitting.fit`) with one more callback.
+
+    Args:
+        folder: Of the run.
+        encoded: `train` and `validation`.
+    """
+    global _callback
+    _callback = callback
+    config.callbacks = {"bench": {"_target_": "cyberlm_side.callback_of_fit"}}
+    try:
+        fit(config, folder, loaded, prompt, encoded, [], CostMeter())
+    finally:
+        _callback = None
 
 
 def fit_in_blocks(
@@ -86,17 +120,9 @@ def fit_in_blocks(
     encoded: Mapping[str, Sequence[EncodedQuestion]],
     make: Callable[[], Blocks],
 ) -> None:
-    """cyberlm's real training (`cyberlm.runs.fitting.fit`), in blocks.
-
-    Args:
-        encoded: `train` and `validation`.
-        make: Called when training starts, for the blocks.
-    """
-    global _callback
-    _callback = BlockCallback(make)
-    config.callbacks = {"blocks": {"_target_": "cyberlm_side.callback_of_blocks"}}
+    """The same, in blocks; `make` is called when training starts, for these."""
     with tempfile.TemporaryDirectory() as folder:
-        fit(config, Path(folder), loaded, prompt, encoded, [], CostMeter())
+        fit_with(BlockCallback(make), config, Path(folder), loaded, prompt, encoded)
 
 
 def answer_nll(loaded: LoadedModel, prompt: Prompt, questions: Sequence[EncodedQuestion]) -> float:

@@ -1,29 +1,38 @@
 """Training of a Llama-3-8B shape with random weights on one GPU: tokens/s, share of the card's peak, and peak memory.
 
-Methods: LoRA on bfloat16 weights, QLoRA on nf4 weights with double quantisation, and full fine-tuning with paged
-8-bit AdamW. Layouts: `packed`, rows of 2048 tokens, two a step, each one long example; `cybermetric`, eight questions
-of 100 to 250 tokens. The loss is on answers only: in `packed`, two tokens of every 150. cyberlm trains through its
-own Tuner in Lightning; TRL's SFTTrainer with PEFT, its defaults (gradient checkpointing on), trains on the same
-tokens.
+Methods: LoRA on bfloat16 weights, QLoRA on nf4 weights with double quantisation, and full fine-tuning of the first 8
+layers with 8-bit AdamW. Layouts: `packed`, rows of 2048 tokens, two a step; `cybermetric`, eight questions of 100 to
+250 tokens that share their first 40, two tokens of each trained on. cyberlm trains through its own `fit`: Lightning
+with every callback of a run. TRL's SFTTrainer with PEFT trains on the same tokens, in three ways: as it comes (gradient
+checkpointing on), without checkpointing, and without it on batches of like length (train_sampling_strategy).
 
-Nothing is downloaded: weights are random numbers drawn on the card, tokens too. Each turn is a process of its own, A
-B A B, so that each side has the whole card; what runs out of memory is reported as such. TRL is left out, with a line
-saying so, where it is neither installed nor can be. The script fails where the mean losses of both sides differ by
-more than 2 %. `--tiny --device cpu` shows that it works, on a tiny shape.
+Nothing is downloaded: weights are random numbers drawn on the card, tokens too. Each side is a process that stays
+alive and frees the card after its turn; turns go A B A B. In each turn a fresh model trains twice on the same batches:
+the first pass warms every shape, the second one counts, and with --profile one more step is taken apart. What runs out
+of memory is reported as such, and so is a side that fails; TRL is left out, with a line saying so, where it is neither
+installed nor can be. The script fails where cyberlm does, or where the mean losses of both sides differ by more than
+2 %. `--tiny --device cpu` shows that it works, on a tiny shape.
 
-MFU: model FLOPs on non-padding tokens (bench/flops.py) over the card's dense bfloat16 peak. QLoRA and full
-fine-tuning recompute activations, which model FLOPs do not count.
+MFU: model FLOPs on non-padding tokens (bench/flops.py) over the card's dense bfloat16 peak. QLoRA and full fine-tuning
+recompute activations, which model FLOPs do not count; `cybermetric` counts shared tokens once a question though they
+are computed once a batch.
 """
 
+import contextlib
+import gc
+import importlib
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import measure
-from random_llama import LLAMA_3_8B, SEED, TINY, random_model, shape
+from random_llama import LLAMA_3_8B, SEED, SFT_LAYERS, TINY, random_model, shape
 
 TRL = "trl==1.16.0"
 PEAK_TFLOPS = {
@@ -40,43 +49,59 @@ PEAK_TFLOPS = {
 """Dense bfloat16 with float32 accumulation, makers' data sheets; the first name that the card's name holds counts."""
 
 RECOMPUTES = {"lora": False, "qlora": True, "sft": True}
-"""cyberlm's gradient checkpointing: where a card of 80 GB (QLoRA: 8 GiB) would not hold the activations."""
+"""cyberlm's gradient checkpointing: where a card of 80 GB (QLoRA: 9 GiB) would not hold the activations."""
 RATES = {"lora": 2e-4, "qlora": 2e-4, "sft": 2e-5}
 RANK, ALPHA = 16, 32
-ANSWER_EVERY, ANSWER_TOKENS = 150, 2
+SHARED_TOKENS = 40
+"""What CyberMetric questions of one prompt begin with: system message and role headers."""
 SAME_LOSS = 0.02
-SIDES = ("cyberlm", "TRL defaults")
+OURS = "cyberlm"
+TRL_ARMS: dict[str, dict[str, Any]] = {
+    "trl": {},
+    "trl_no_checkpointing": {"gradient_checkpointing": False},
+    "trl_by_length": {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"},
+}
+SIDES = (OURS, *TRL_ARMS)
 
 
 class Example(NamedTuple):
-    """Token ids, and where each is one that is trained on."""
+    """Token ids, and how many of the last ones are trained on."""
 
     ids: list[int]
-    trained: list[bool]
+    labels: int
+
+
+Train = Callable[[Any], None]
+"""Trains the turn's model once more on the turn's examples, and tells a `Pass` of each step."""
 
 
 def main() -> None:
     options = arguments()
     measure.limit_threads(options.threads)
     if options.worker:
-        side = train_cyberlm if options.worker == SIDES[0] else train_trl
-        return side(measure.Channel(), options)
-    pythons = {SIDES[0]: Path(sys.executable)}
-    if (peer := trl_python()) is not None:
-        pythons[SIDES[1]] = peer
+        return work(measure.Channel(), options)
+    pythons = pythons_of(options.sides)
     peak = peak_flops(options)
-    rows: list[list[object]] = [["", "", "tokens/s", "MFU", "peak GiB", "cyberlm is so many times as fast"]]
+    rows: list[list[object]] = [
+        ["", "", "tokens/s", "questions/s", "MFU", "GiB (reserved)", "cyberlm is so many times as fast"]
+    ]
     found: dict[str, Any] = {}
-    for method in options.methods:
-        for layout in options.layouts:
-            turns = take_turns(options, pythons, method, layout)
-            found[f"{method} {layout}"] = summary = summarise(turns, peak)
-            rows += [[f"{method} {layout}", name, *summary[name]["row"]] for name in turns]
-    shape = "tiny shape" if options.tiny else "Llama-3-8B shape"
-    print("\n" + measure.table(f"{shape} on {options.device}, random weights", rows))
-    goals = "LoRA MFU at least 0.55; QLoRA at least 0.40 and at most 8 GiB, packed; SFT in 80 GB; 1.5 times TRL"
-    body = {"goal": goals, "peak_flops": peak, "versions_trl": trl_versions(pythons), "measured": found}
-    measure.write_results("gpu_training", options.small or options.tiny, body)
+    body = {"peak_flops": peak, "versions_trl": trl_versions(pythons), "measured": found}
+    with contextlib.ExitStack() as stack:
+        workers = {side: stack.enter_context(start(options, side, python)) for side, python in pythons.items()}
+        for method in options.methods:
+            for layout in options.layouts:
+                turns = take_turns(options, workers, method, layout)
+                found[f"{method} {layout}"] = summary = summarise(turns, peak)
+                rows += [[f"{method} {layout}", name, *summary[name]["row"]] for name in turns]
+                measure.write_results("gpu_training", options.small or options.tiny, body, options.output)
+    named = "tiny shape" if options.tiny else f"Llama-3-8B shape (sft: {SFT_LAYERS} layers)"
+    print("\n" + measure.table(f"{named} on {options.device}, random weights", rows))
+    for name, summary in found.items():
+        for side, one in summary.items():
+            for operations in [turn["operations"] for turn in one["turns"] if turn.get("operations")][:1]:
+                print("\n" + measure.operations_table(f"{name}, {side}: one step", operations))
+    check(found)
 
 
 def arguments() -> Any:
@@ -85,8 +110,11 @@ def arguments() -> Any:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="default %(default)s")
     parser.add_argument("--methods", nargs="+", default=list(RECOMPUTES), choices=list(RECOMPUTES), metavar="METHOD")
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), metavar="LAYOUT")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES, metavar="SIDE", help=", ".join(SIDES))
     parser.add_argument("--block", type=int, default=8, help="timed steps of one turn, after as many (%(default)s)")
+    parser.add_argument("--profile", action="store_true", help="after each turn, the largest operations of one step")
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak of a card that is not known here")
+    parser.add_argument("--output", type=Path, help="JSON file (default bench/results/gpu_training.json)")
     parser.add_argument("--worker", help="(used by the script itself)")
     options = parser.parse_args()
     if options.small:
@@ -95,6 +123,14 @@ def arguments() -> Any:
 
 
 # ------------------------------------------------------------------------------------------------- turns and figures
+
+
+def pythons_of(sides: Sequence[str]) -> dict[str, Path]:
+    """The Python of each side; TRL's may be an environment of its own, or missing."""
+    wanted = [side for side in sides if side in TRL_ARMS]
+    peer = trl_python() if wanted else None
+    ours = {OURS: Path(sys.executable)} if OURS in sides else {}
+    return ours | (dict.fromkeys(wanted, peer) if peer else {})
 
 
 def trl_python() -> Path | None:
@@ -108,8 +144,9 @@ def trl_python() -> Path | None:
 
 
 def trl_versions(pythons: dict[str, Path]) -> dict[str, str]:
+    peer = next((python for side, python in pythons.items() if side in TRL_ARMS), None)
     names = ["trl", "transformers", "peft", "accelerate", "bitsandbytes"]
-    return measure.versions_of(pythons[SIDES[1]], names) if SIDES[1] in pythons else {}
+    return measure.versions_of(peer, names) if peer else {}
 
 
 def peak_flops(options: Any) -> float | None:
@@ -126,187 +163,298 @@ def peak_flops(options: Any) -> float | None:
     return known and known * 1e12
 
 
-def take_turns(options: Any, pythons: dict[str, Path], method: str, layout: str) -> dict[str, list[dict[str, Any]]]:
-    def turn(side: str) -> dict[str, Any]:
-        given = ["--device", options.device, "--block", str(options.block), *(["--tiny"] if options.tiny else [])]
-        script = Path(__file__).resolve()
-        with measure.Worker(side, [pythons[side], script, "--worker", side, *given]) as worker:
-            return worker.ask("train", method=method, layout=layout)
+def start(options: Any, side: str, python: Path) -> measure.Worker:
+    given = ["--device", options.device, "--block", str(options.block), *(["--tiny"] if options.tiny else [])]
+    return measure.Worker(side, [python, Path(__file__).resolve(), "--worker", side, *given])
 
-    sides = {side: lambda side=side: turn(side) for side in pythons}
+
+def take_turns(options: Any, workers: dict[str, measure.Worker], method: str, layout: str) -> dict[str, Any]:
+    def turn(side: str) -> dict[str, Any]:
+        try:
+            return workers[side].ask("train", method=method, layout=layout, profile=options.profile)
+        except RuntimeError as error:  # the worker died: the other sides go on
+            return {"error": str(error)[-2000:]}
+
+    alike = layout == "packed"  # rows of one length need no grouping
+    sides = {side: lambda side=side: turn(side) for side in workers if not (alike and side == "trl_by_length")}
     return measure.interleave(sides, options.pairs, lambda text: print(f"{method} {layout}, {text}", flush=True))
 
 
 def summarise(turns: dict[str, list[dict[str, Any]]], peak: float | None) -> dict[str, Any]:
-    """Rows of the table and raw turns of one method and layout.
-
-    Raises:
-        Disagreement: If both sides trained and their losses differ.
-    """
+    """Figures, rows of the table and raw turns of one method and layout, by side."""
     summary: dict[str, Any] = {}
-    ours = turns[SIDES[0]]
     for name, rows in turns.items():
-        if any(row.get("error") for row in rows):
-            summary[name] = {"row": ["out of memory", "-", "-", "-"], "turns": rows}
+        wrong = next((row["error"] for row in rows if row.get("error")), None)
+        if wrong:
+            short = wrong if wrong == OUT_OF_MEMORY else "failed: " + wrong.strip().splitlines()[-1]
+            summary[name] = {"row": [short, *"-----"], "error": wrong, "turns": rows}
             continue
         rates = [row["tokens"] / row["seconds"] for row in rows]
+        asked = [row["questions"] / row["seconds"] for row in rows]
         mfu = [rate * row["flops_a_token"] / peak for rate, row in zip(rates, rows, strict=True)] if peak else None
-        memory = max(row["peak_bytes"] for row in rows) / 2**30
-        faster: object = "-"
-        if name != SIDES[0] and not any(row.get("error") for row in ours):
-            faster = measure.ratio([row["tokens"] / row["seconds"] for row in ours], rates)
-            mine, other = (sum(row["mean_loss"] for row in side) / len(side) for side in (ours, rows))
-            measure.agree("tokens of both sides", ours[0]["all_tokens"], rows[0]["all_tokens"], 0)
-            measure.agree("mean loss of both sides", mine, other, SAME_LOSS * mine)
-        row = [measure.spread(rates, 4), measure.spread(mfu) if mfu else "-", f"{memory:.2f}", str(faster)]
-        summary[name] = {"row": row, "turns": rows, "mfu": mfu}
+        gib = {kind: max(row[f"{kind}_bytes"] for row in rows) / 2**30 for kind in ("allocated", "reserved")}
+        ours = summary.get(OURS, {}).get("tokens_per_second")
+        faster = measure.ratio(ours, rates) if ours and name != OURS else None
+        shown = [measure.spread(rates, 4), measure.spread(asked), measure.spread(mfu) if mfu else "-"]
+        shown += [f"{gib['allocated']:.2f} ({gib['reserved']:.2f})", str(faster or "-")]
+        summary[name] = {
+            "row": shown,
+            "tokens_per_second": rates,
+            "questions_per_second": asked,
+            "mfu": mfu,
+            "gib": gib,
+        }
+        summary[name] |= {"ratio": faster and faster._asdict(), "turns": rows}
     return summary
+
+
+def check(found: dict[str, Any]) -> None:
+    """Fails where cyberlm failed, or where two sides trained on other tokens or to another loss.
+
+    Raises:
+        Disagreement: If they did.
+    """
+    for what, summary in found.items():
+        first, *others = (one["turns"] for one in summary.values() if "error" not in one)
+        for rows in others:
+            measure.agree(f"{what}: tokens of both sides", first[0]["all_tokens"], rows[0]["all_tokens"], 0)
+            mine, other = (sum(row["mean_loss"] for row in side) / len(side) for side in (first, rows))
+            measure.agree(f"{what}: mean loss of both sides", mine, other, SAME_LOSS * mine)
+        if "error" in summary.get(OURS, {}):
+            raise SystemExit(f"{what}: {OURS} did not train: {summary[OURS]['row'][0]}")
 
 
 # ------------------------------------------------------------------------------------------------- tokens
 
 
-def packed(steps: int, generator: Any, tiny: bool) -> list[Example]:
+def packed(rows: int, generator: Any, tiny: bool) -> list[Example]:
+    """Rows of one length; as many of their tokens are trained on as in questions of 150 tokens with two each."""
     length = 256 if tiny else 2048
-    return [_example(length, ANSWER_EVERY, generator, tiny) for _ in range(2 * steps)]
+    return [Example(draw(length, generator, tiny), 2 * (length // 150)) for _ in range(rows)]
 
 
-def cybermetric(steps: int, generator: Any, tiny: bool) -> list[Example]:
+def cybermetric(rows: int, generator: Any, tiny: bool) -> list[Example]:
     import torch
 
-    lengths = torch.randint(100, 251, (8 * steps,), generator=generator).tolist()
-    return [_example(length, length, generator, tiny) for length in lengths]
+    lengths = torch.randint(100, 251, (rows,), generator=generator).tolist()
+    shared = draw(SHARED_TOKENS, generator, tiny)
+    return [Example(shared + draw(length - SHARED_TOKENS, generator, tiny), 2) for length in lengths]
 
 
 LAYOUTS = {"packed": packed, "cybermetric": cybermetric}
 ROWS_A_STEP = {"packed": 2, "cybermetric": 8}
 
 
-def _example(length: int, every: int, generator: Any, tiny: bool) -> Example:
+def draw(length: int, generator: Any, tiny: bool) -> list[int]:
     import torch
 
-    ids = torch.randint(10, (TINY if tiny else LLAMA_3_8B)["vocab_size"], (length,), generator=generator).tolist()
-    return Example(ids, [place % every >= every - ANSWER_TOKENS for place in range(length)])
+    return torch.randint(10, (TINY if tiny else LLAMA_3_8B)["vocab_size"], (length,), generator=generator).tolist()
 
 
-def examples_of(options: Any, layout: str) -> list[Example]:
-    """As many as a warm-up block and a timed block take."""
+def examples_of(options: Any, layout: str, end_ids: Sequence[int]) -> list[Example]:
+    """Those of one pass: the timed steps, and one more. Each ends with the tokens that close an answer."""
     import torch
 
-    return LAYOUTS[layout](2 * options.block, torch.Generator().manual_seed(SEED), options.tiny)
+    generator = torch.Generator().manual_seed(SEED)
+    drawn = LAYOUTS[layout](ROWS_A_STEP[layout] * (options.block + 1), generator, options.tiny)
+    return [Example([*ids[: -len(end_ids)], *end_ids], labels) for ids, labels in drawn]
 
 
 def flops_a_token(options: Any, method: str, examples: Sequence[Example]) -> float:
     from flops import shape_of, training_flops
 
     lengths = [len(example.ids) for example in examples]
-    labels = sum(sum(example.trained) for example in examples)
-    whole = training_flops(shape_of(shape(options.tiny)), lengths, labels, None if method == "sft" else RANK)
-    return whole / sum(lengths)
+    labels = sum(example.labels for example in examples)
+    sizes = shape_of(shape(options.tiny, method))
+    return training_flops(sizes, lengths, labels, None if method == "sft" else RANK) / sum(lengths)
 
 
 # -------------------------------------------------------------------------------------------------------- both sides
 
-
-def answered(channel: measure.Channel, options: Any, order: dict[str, Any], train: Any) -> None:
-    """Runs `train(examples, blocks)` and replies with the second of its two blocks; the first was the warm-up."""
-    import resource
-
-    import torch
-
-    examples = examples_of(options, order["layout"])
-    done: list[measure.Block] = []
-    try:
-        train(examples, lambda: measure.Blocks(options.block, done.append))
-    except torch.OutOfMemoryError:
-        return channel.reply(error="out of memory")
-    if options.device == "cuda":
-        memory = torch.cuda.max_memory_allocated()
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    losses = [loss for block in done for loss in block.losses]
-    channel.reply(
-        seconds=done[1].seconds,
-        tokens=done[1].tokens,
-        all_tokens=sum(block.tokens for block in done),
-        losses=losses,
-        mean_loss=sum(losses) / len(losses),
-        peak_bytes=memory,
-        flops_a_token=flops_a_token(options, order["method"], examples),
-    )
+OUT_OF_MEMORY = "out of memory"
 
 
-def train_cyberlm(channel: measure.Channel, options: Any) -> None:
-    import lightning.pytorch as L
-    from cyberlm_side import BlockCallback
-    from torch.utils.data import DataLoader
+class PassDone(Exception):
+    """All steps of a pass have been taken: what follows in a real run (validation, checkpoints) is left out."""
 
-    from cyberlm.config import LoraConfig, OptimConfig, OptimizerName, OptionScore
-    from cyberlm.models import LoadedModel, add_adapter
-    from cyberlm.module import Tuner
 
-    order = channel.receive()
-    method = order["method"]
+class Pass:
+    """Seconds, tokens, losses and batch shapes of the first `steps` steps of a training loop; one more may be profiled.
 
-    def train(examples: Sequence[Example], make: Any) -> None:
-        model = random_model(method, options.device, options.tiny)
-        loaded = LoadedModel(model, model, "random", "random")
-        if method == "sft":
-            if RECOMPUTES[method]:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    Attributes:
+        allocated, reserved: Peak bytes of these steps: of torch on a GPU, else of the process.
+    """
+
+    def __init__(self, steps: int, profile: bool = False) -> None:
+        self.steps, self.profile = steps, profile
+        self.tokens: Any = 0
+        self.all_tokens: Any = 0
+        self.questions = 0
+        self.losses: list[Any] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.seconds = 0.0
+        self.operations: list[Any] = []
+        self.profiler: Any = None
+
+    def start(self) -> None:
+        import torch
+
+        self.on_gpu = torch.cuda.is_available()
+        if self.on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        self.started = time.perf_counter()
+
+    def step(self, tokens: int, loss: Any, shape: Sequence[int]) -> None:
+        """After each optimizer step; `tokens` and `loss` may be tensors, which are read after the last one.
+
+        Raises:
+            PassDone: After the last one.
+        """
+        self.shapes.append(tuple(shape))
+        self.all_tokens = self.all_tokens + tokens
+        if len(self.losses) < self.steps:
+            self.tokens += tokens
+            self.questions += shape[0]
+            self.losses.append(loss)
+            if len(self.losses) == self.steps:
+                self._end()
+            return
+        if self.profiler is not None:
+            self._wait()
+            self.profiler.stop()
+            self.operations = measure.top_operations(self.profiler, 10)
+        raise PassDone
+
+    def _wait(self) -> None:
+        import torch
+
+        if self.on_gpu:
+            torch.cuda.synchronize()
+
+    def _end(self) -> None:
+        import resource
+
+        import torch
+
+        self._wait()
+        self.seconds = time.perf_counter() - self.started
+        self.tokens, self.losses = int(self.tokens), [float(loss) for loss in self.losses]
+        if self.on_gpu:
+            self.allocated, self.reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         else:
-            lora = LoraConfig(rank=RANK, alpha=ALPHA)
-            loaded = add_adapter(loaded, lora, gradient_checkpointing=RECOMPUTES[method])
-        paged = method == "sft" and options.device == "cuda"
-        name = OptimizerName.paged_adamw_8bit if paged else OptimizerName.adamw
-        optim = OptimConfig(name=name, learning_rate=RATES[method], warmup_fraction=0.0)
-        trainer = L.Trainer(
-            accelerator="gpu" if options.device == "cuda" else "cpu",
-            devices=1,
-            precision="bf16-mixed" if options.device == "cuda" else "32-true",
-            max_epochs=1,
-            gradient_clip_val=optim.max_grad_norm,
-            callbacks=[BlockCallback(make)],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        batches = answer_batches(examples, ROWS_A_STEP[order["layout"]])
-        loader: Any = DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
-        trainer.fit(Tuner(loaded, optim, OptionScore.per_token), loader)
-
-    answered(channel, options, order, train)
+            self.allocated = self.reserved = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if self.profile:
+            self.profiler = measure.profiler()
+            self.profiler.start()
 
 
-def answer_batches(examples: Sequence[Example], rows_a_step: int) -> list[Any]:
-    """cyberlm's batches, planned as in a run: questions of like length together."""
+def work(channel: measure.Channel, options: Any) -> None:
+    """Answers orders until no more come; a turn's model is gone before the next."""
     import torch
 
-    from cyberlm.data.batching import plan_epoch
-    from cyberlm.losses import AnswerBatch
-    from cyberlm.scoring import pad_right
-
-    lengths = [len(example.ids) for example in examples]
-    labels = [sum(example.trained) for example in examples]
-    batches = []
-    for planned in plan_epoch(lengths, labels, rows_a_step, 1, SEED, 0):
-        chosen = [examples[row] for row in planned.rows]
-        ids, mask = pad_right([example.ids[:-1] for example in chosen])
-        places, targets = [], []
-        for row, example in enumerate(chosen):
-            wanted = [place for place, trained in enumerate(example.trained) if trained]
-            places += [row * ids.shape[1] + place - 1 for place in wanted]
-            targets += [example.ids[place] for place in wanted]
-        shared = torch.empty(0, dtype=torch.long)  # packed rows and random tokens share no beginning
-        parts = (shared, ids, mask, torch.tensor(places), torch.tensor(targets))
-        batches.append(AnswerBatch(*parts, planned.step_label_tokens))
-    return batches
+    ours = options.worker == OURS
+    prepare = cyberlm_trains if ours else trl_trains
+    importlib.import_module("cyberlm_side" if ours else "trl.trainer.sft_trainer")  # while other sides do so too
+    end_ids = end_of_answer()
+    while True:
+        order = channel.receive()
+        examples = examples_of(options, order["layout"], end_ids)
+        try:
+            answer = turn(options, order, examples, prepare)
+        except torch.OutOfMemoryError:
+            answer = {"error": OUT_OF_MEMORY}
+        free(options.device)
+        channel.reply(**answer)
 
 
-def train_trl(channel: measure.Channel, options: Any) -> None:
-    import tempfile
+def turn(options: Any, order: dict[str, Any], examples: list[Example], prepare: Any) -> dict[str, Any]:
+    method = order["method"]
+    model = random_model(method, options.device, options.tiny)
+    held = weakref.ref(model)
+    train: Train | None = prepare(options, order, examples, model)
+    passes = [Pass(options.block), Pass(options.block, order["profile"])]
+    for each in passes:
+        with contextlib.suppress(PassDone):
+            train(each)  # type: ignore[misc]
+    del train, model
+    free(options.device)
+    if held() is not None:
+        raise RuntimeError(f"{options.worker} still holds the model of a turn that is over")
+    warm, timed = passes
+    if cold := set(timed.shapes) - set(warm.shapes):
+        raise RuntimeError(f"{options.worker} timed shapes that had not been warmed: {sorted(cold)}")
+    losses = [*warm.losses, *timed.losses]
+    return {
+        "seconds": timed.seconds,
+        "tokens": timed.tokens,
+        "all_tokens": int(timed.all_tokens),
+        "questions": timed.questions,
+        "losses": losses,
+        "mean_loss": sum(losses) / len(losses),
+        "shapes": timed.shapes,
+        "allocated_bytes": timed.allocated,
+        "reserved_bytes": timed.reserved,
+        "operations": timed.operations,
+        "flops_a_token": flops_a_token(options, method, examples),
+    }
 
+
+def free(device: str) -> None:
+    import torch
+
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def end_of_answer() -> tuple[int, ...]:
+    from cyberlm.models.tiny import tiny_tokenizer
+
+    return (tiny_tokenizer().convert_tokens_to_ids("<|eot_id|>"),)
+
+
+def cyberlm_trains(options: Any, order: dict[str, Any], examples: list[Example], model: Any) -> Train:
+    import torch
+    from cyberlm_side import config_of, fit_with, pass_callback
+
+    from cyberlm.models.loaded import open_causal
+    from cyberlm.models.tiny import tiny_tokenizer
+    from cyberlm.prompts import Prompt
+    from cyberlm.runs.fitting import prepare
+
+    method = order["method"]
+    lora = [] if method == "sft" else [f"method.lora.rank={RANK}", f"method.lora.alpha={ALPHA}"]
+    config = config_of(
+        *("model=tiny_random", "prompt=letter", f"method={method}", *lora),
+        *(f"trainer.accelerator={options.device}", f"trainer.gradient_checkpointing={RECOMPUTES[method]}"),
+        *(f"optim.learning_rate={RATES[method]}", "optim.warmup_fraction=0"),
+        f"data.micro_batch_size={ROWS_A_STEP[order['layout']]}",
+        *(["optim=paged_adamw_8bit", "optim.name=adamw_8bit"] if method == "sft" and options.device == "cuda" else []),
+    )
+    prompt = Prompt(config.prompt, tiny_tokenizer())
+    torch.manual_seed(SEED)
+    loaded = prepare(open_causal(model.eval(), "random", "random"), config)
+    encoded = [encode(example, len(prompt.end_ids)) for example in examples]
+    parts = {"train": encoded, "validation": encoded[:1]}
+
+    def train(recorder: Pass) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            fit_with(pass_callback(recorder), config, Path(folder), loaded, prompt, parts)
+
+    return train
+
+
+def encode(example: Example, end: int) -> Any:
+    """As a tokenised question whose right answer, with the tokens that close it, is what is trained on."""
+    from cyberlm.prompts import EncodedQuestion
+
+    cut = len(example.ids) - example.labels
+    answer = tuple(example.ids[cut : len(example.ids) - end])
+    return EncodedQuestion(tuple(example.ids[:cut]), (answer, answer), (len(answer),) * 2, 0)
+
+
+def trl_trains(options: Any, order: dict[str, Any], examples: list[Example], model: Any) -> Train:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -314,59 +462,58 @@ def train_trl(channel: measure.Channel, options: Any) -> None:
 
     from cyberlm.models.tiny import tiny_tokenizer
 
-    order = channel.receive()
-    method = order["method"]
+    method, on_gpu = order["method"], options.device == "cuda"
 
     class Turns(TrainerCallback):
-        def __init__(self, make: Any) -> None:
-            self.make, self.tokens, self.loss = make, 0, None
+        recorder: Pass
+        tokens: Any = 0
+        loss: Any = None
+        shape: tuple[int, ...] = ()
 
         def on_train_begin(self, *unused: Any, **kept: Any) -> None:
-            self.blocks = self.make()
+            self.recorder.start()
 
         def on_step_end(self, *unused: Any, **kept: Any) -> None:
-            self.blocks.step(self.tokens, self.loss)
+            self.recorder.step(self.tokens, self.loss, self.shape)
 
-    def train(examples: Sequence[Example], make: Any) -> None:
-        turns = Turns(make)
+    turns = Turns()
 
-        class CountingTrainer(SFTTrainer):
-            def training_step(self, model: Any, inputs: Any, *others: Any) -> Any:
-                turns.tokens = int(inputs["attention_mask"].sum())
-                turns.loss = super().training_step(model, inputs, *others)
-                return turns.loss
+    class CountingTrainer(SFTTrainer):
+        def training_step(self, model: Any, inputs: Any, *others: Any) -> Any:
+            turns.tokens, turns.shape = inputs["attention_mask"].sum(), tuple(inputs["input_ids"].shape)  # no sync
+            turns.loss = super().training_step(model, inputs, *others)
+            return turns.loss
 
-        rows = [
-            {"input_ids": ids, "labels": [token if label else -100 for token, label in zip(ids, trained, strict=True)]}
-            for ids, trained in examples
-        ]
-        on_gpu = options.device == "cuda"
-        with tempfile.TemporaryDirectory() as folder:
-            settings = SFTConfig(
-                output_dir=folder,
-                per_device_train_batch_size=ROWS_A_STEP[order["layout"]],
-                num_train_epochs=1,
-                learning_rate=RATES[method],
-                lr_scheduler_type="cosine",
-                max_length=None,
-                use_cpu=not on_gpu,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                **({} if on_gpu else {"bf16": False}),
-                **({"optim": "paged_adamw_8bit"} if on_gpu and method == "sft" else {}),
-            )
-            adapter = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-            CountingTrainer(
-                model=random_model(method, options.device, options.tiny),
-                args=settings,
-                train_dataset=Dataset.from_list(rows),
-                processing_class=tiny_tokenizer(),
-                peft_config=None if method == "sft" else adapter,
-                callbacks=[turns],
-            ).train()
+    rows = [{"input_ids": ids, "labels": [-100] * (len(ids) - labels) + ids[-labels:]} for ids, labels in examples]
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": ROWS_A_STEP[order["layout"]],
+        "num_train_epochs": 1,
+        "learning_rate": RATES[method],
+        "lr_scheduler_type": "cosine",
+        "max_length": None,
+        "use_cpu": not on_gpu,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **({} if on_gpu else {"bf16": False}),
+        **({"optim": "adamw_8bit"} if on_gpu and method == "sft" else {}),
+        **TRL_ARMS[options.worker],
+    }
+    adapter = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
+    trainer = CountingTrainer(
+        model=model,
+        args=SFTConfig(output_dir=tempfile.mkdtemp(), **settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tiny_tokenizer(),
+        peft_config=None if method == "sft" else adapter,
+        callbacks=[turns],
+    )
 
-    answered(channel, options, order, train)
+    def train(recorder: Pass) -> None:
+        turns.recorder = recorder
+        trainer.train()
+
+    return train
 
 
 if __name__ == "__main__":

@@ -97,6 +97,11 @@ def versions_of(python: Path, names: Sequence[str]) -> dict[str, str]:
     return dict(line.split() for line in lines.splitlines())
 
 
+def python_path() -> str:
+    """PYTHONPATH of a child process: this checkout, then what the caller was given."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
 class Channel:
     """A worker's end: orders come in, answers go out, one JSON line each. What libraries print goes to the log."""
 
@@ -133,7 +138,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
-            env={**os.environ, **quiet, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **quiet, "PYTHONPATH": python_path()},
         )
 
     def send(self, order: str, **details: Any) -> None:
@@ -249,19 +254,21 @@ class OrderedBlocks(Blocks):
 
 
 def profiler() -> Any:
-    from torch.profiler import ProfilerActivity, profile
+    """Of the CPU, and of the GPU where there is one."""
+    from torch.profiler import profile
 
-    return profile(activities=[ProfilerActivity.CPU])
+    return profile()
 
 
 def top_operations(done: Any, count: int = 12) -> list[list[Any]]:
-    """Operations by their own CPU time: name, share of the whole, seconds, calls."""
-    events = sorted(done.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    whole = sum(event.self_cpu_time_total for event in events)
-    return [
-        [event.key, round(event.self_cpu_time_total / whole, 4), round(event.self_cpu_time_total / 1e6, 4), event.count]
-        for event in events[:count]
-    ]
+    """Operations by their own time, on the GPU where one worked, else on the CPU: name, share, seconds, calls."""
+    events = [event for event in done.key_averages() if event.device_type.name == "CPU"]  # kernels count in their calls
+    times = [event.self_device_time_total for event in events]
+    if not any(times):
+        times = [event.self_cpu_time_total for event in events]
+    whole = sum(times)
+    longest = sorted(zip(times, events, strict=True), key=lambda pair: -pair[0])[:count]
+    return [[event.key, round(time / whole, 4), round(time / 1e6, 4), event.count] for time, event in longest]
 
 
 def operations_table(title: str, operations: Sequence[Sequence[Any]]) -> str:
@@ -340,18 +347,23 @@ def _cpu_model() -> str:
 
 def _commit() -> str | None:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # no git
+        return None
     return done.stdout.strip() or None
 
 
-def write_results(name: str, small: bool, body: Mapping[str, Any]) -> Path:
-    """bench/results/NAME.json: the command, the machine, and `body` with every raw time."""
-    file = BENCH / "results" / f"{name}{'_small' if small else ''}.json"
-    file.parent.mkdir(exist_ok=True)
+def write_results(name: str, small: bool, body: Mapping[str, Any], file: Path | None = None) -> Path:
+    """bench/results/NAME.json (or `file`): the command, the machine, and `body` with every raw time."""
+    if file is None:
+        file = BENCH / "results" / f"{name}{'_small' if small else ''}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["python", f"bench/{name}.py", *sys.argv[1:]])
     whole = {"command": command, "date": time.strftime("%Y-%m-%d"), "small": small, **machine(), **body}
     file.write_text(json.dumps(whole, indent=1) + "\n")
-    print(f"\nWritten: {file.relative_to(ROOT)}" + (" (--small: not a figure to quote)" if small else ""))
+    shown = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file
+    print(f"\nWritten: {shown}" + (" (--small: not a figure to quote)" if small else ""))
     return file
 
 

@@ -26,11 +26,19 @@ TINY = {
 }
 
 
-def shape(tiny: bool) -> Any:
+SFT_LAYERS = 8
+"""Of full fine-tuning: states, gradients and activations of all 32 layers fit no card of 80 GB, and paged states, which
+take more managed memory than a card has free, can hang it."""
+
+
+def shape(tiny: bool, method: str) -> Any:
     """As a transformers LlamaConfig."""
     from transformers import LlamaConfig
 
-    return LlamaConfig(**(TINY if tiny else LLAMA_3_8B), attn_implementation="sdpa", pad_token_id=0)
+    sizes = dict(TINY if tiny else LLAMA_3_8B)
+    if method == "sft":
+        sizes["num_hidden_layers"] = min(SFT_LAYERS, sizes["num_hidden_layers"])
+    return LlamaConfig(**sizes, attn_implementation="sdpa", pad_token_id=0)
 
 
 def random_model(method: str, device: str, tiny: bool) -> Any:
@@ -43,9 +51,9 @@ def random_model(method: str, device: str, tiny: bool) -> Any:
     torch.set_default_dtype(dtype)
     try:
         if method == "qlora":
-            return _random_nf4(shape(tiny), device, dtype)
+            return _random_nf4(shape(tiny, method), device, dtype)
         with torch.device(device):
-            return LlamaForCausalLM(shape(tiny))
+            return LlamaForCausalLM(shape(tiny, method))
     finally:
         torch.set_default_dtype(torch.float32)
 

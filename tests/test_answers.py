@@ -1,11 +1,11 @@
 """Completions as models really write them, and the option that each names."""
 
+import time
+
 import pytest
+from parser_cases import CASES, OPTIONS, Case
 
 from cyberlm.answers import parse_letter, parse_text
-
-OPTIONS = ("Hash the password", "Encrypt data at rest", "Firewall", "Firewall rules and access control lists")
-"""C begins D, so that a prefix is not taken for the whole."""
 
 A, B, C, D = range(4)
 
@@ -168,7 +168,7 @@ REFUSED = [
     "The answer is A or maybe B.",
     "The answer is A and B.",
     "A. or possibly B",
-    "The answer is B. Wait, the answer is C.",
+    "The answer is B. The answer is C.",
     "B\nThe answer is C.",
     "A: B",
     "A: Answer B",
@@ -313,3 +313,35 @@ def test_text(completion: str, index: int | None) -> None:
 
 def test_text_of_two_equal_options_names_neither() -> None:
     assert parse_text("key", ("Key", "key.", "Lock")) is None
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.kind}: {case.completion}")
+def test_completions_by_kind(case: Case) -> None:
+    assert case.found() == case.expected
+
+
+def test_each_kind_has_completions_that_name_an_option_and_some_that_name_none() -> None:
+    assert len(CASES) >= 150
+    kinds = {case.kind for case in CASES}
+    assert {case.kind for case in CASES if case.expected == "-"} == kinds
+    assert {case.kind for case in CASES if case.expected != "-"} == kinds
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "A, ",
+        "A and B or ",
+        "the most likely ",
+        "The answer is ",
+        "A) Hash the password\n",
+        "so, ",
+        '{"',
+        "\\boxed{",
+        "* a",
+    ],
+)
+def test_a_completion_that_repeats_itself_takes_no_longer(loop: str) -> None:
+    started = time.process_time()
+    parse_letter(loop * 500, OPTIONS)
+    assert time.process_time() - started < 2  # 0.2 s at most on an idle core

@@ -17,6 +17,7 @@ import lightning.pytorch as L
 import torch
 from cyberlm_side import config_of, fit_with
 from gpu_accept import VARIANTS, Report
+from gpu_kit import LACKING
 from measure import ROOT, machine
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,7 +31,6 @@ from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Question
 from cyberlm.runs.fitting import prepare
 from cyberlm.scoring import answering, option_log_probs
-from gpu_kit import LACKING
 
 SIZES = (
     *("model.tiny.hidden_size=512", "model.tiny.intermediate_size=1536", "model.tiny.num_hidden_layers=4"),

@@ -330,6 +330,34 @@ def test_run_is_given_its_configuration_and_folder(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (r"prompt.question='{question}\n{options}\tx'", "{question}\n{options}\tx"),
+        (r'prompt.question="{question}\n\n{options}"', "{question}\n\n{options}"),
+        (r"prompt.question='{question} {options} C:\\new \d'", r"{question} {options} C:\new \d"),
+        ("prompt.question='{question}\n{options}'", "{question}\n{options}"),
+    ],
+)
+def test_escapes_of_prompt_texts(typed: str, read: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    others = (r"prompt.option='{letter}\t{text}'", r"++prompt.system='a\nb'", r"prompt.plain_cue='x\n:'")
+    run_in_process(monkeypatch, tmp_path, lambda config, _: seen.append(config.prompt), typed, "prompt=letter", *others)
+    (prompt,) = seen
+    texts = (prompt.question, prompt.option, prompt.system, prompt.plain_cue)
+    assert texts == (read, "{letter}\t{text}", "a\nb", "x\n:")
+
+
+def test_escapes_in_a_file_are_left_to_yaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = r"""{name: mine, protocol: text, question: "{question}\n", system: 'C:\new', show_options: false}"""
+    (tmp_path / "prompt").mkdir()
+    (tmp_path / "prompt" / "mine.yaml").write_text(text)
+    seen = []
+    mine = ("--config-dir", str(tmp_path), "prompt=mine")
+    run_in_process(monkeypatch, tmp_path, lambda config, _: seen.append(config.prompt), *mine)
+    assert (seen[0].question, seen[0].system) == ("{question}\n", r"C:\new")
+
+
+@pytest.mark.parametrize(
     ("raised", "code", "shown"),
     [
         (ConfigError("It is wrong:", [Problem("this", fix="that")]), 1, "It is wrong:\n  - this\n      type:    that"),

@@ -249,17 +249,17 @@ class PromptConfig:
     protocol: Protocol = MISSING
     """letter: the answer is the option's letter; text: the answer is the option's text."""
     system: str = ""
-    """System message; empty for none."""
+    r"""System message; empty for none. Typed as an override, `\n` is a newline, `\t` a tab and `\\` a backslash."""
     question: str = MISSING
-    """Template with {question} and, where options are shown, {options}."""
+    """Template with {question} and, where options are shown, {options}; escapes are read as in `system`."""
     option: str = "{letter}) {text}"
-    """Template of one option line."""
+    """Template of one option line; escapes are read as in `system`."""
     show_options: bool = True
     """Whether the options stand in the prompt."""
     style: PromptStyle = PromptStyle.auto
     """chat: the model's chat template; plain: text that ends with `plain_cue`; auto: chat where the model has one."""
     plain_cue: str = "Answer:"
-    """Last words of a plain prompt; the answer follows after one space."""
+    """Last words of a plain prompt; the answer follows after one space. Escapes are read as in `system`."""
 
 
 @dataclass

@@ -5,6 +5,7 @@ import copy
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -49,6 +50,9 @@ INFO_FLAGS = ("--info", "-i")
 
 PLAN_SWITCHES = ("plan=true", "plan=false")
 
+PROMPT_TEXTS = ("question", "option", "system", "plain_cue")
+ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -79,6 +83,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         check_working_directory(config)
         if config.mode == RunMode.MULTIRUN:
             return run_in_child(command, schema, composed)
+        _read_escapes(composed)
         return _run_here(command, full_error, lambda folder: run(build_config(composed, schema), folder))
 
     try:
@@ -114,6 +119,16 @@ def _flags_last(arguments: Sequence[str]) -> list[str]:
         value = bool(flags) and (flags[-1] in VALUE_FLAGS or (flags[-1] in INFO_FLAGS and "=" not in item))
         (flags if item.startswith("-") or value else overrides).append(item)
     return overrides + flags
+
+
+def _read_escapes(composed: DictConfig) -> None:
+    r"""Reads \n, \t and \\ in prompt texts that are typed as overrides, which Hydra leaves as they are."""
+    typed = {item.split("=")[0].lstrip("+") for item in HydraConfig.get().overrides.task}
+    for key in (f"prompt.{name}" for name in PROMPT_TEXTS):
+        text = OmegaConf.select(composed, key)
+        if key in typed and isinstance(text, str):
+            read = re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], text)
+            OmegaConf.update(composed, key, read)
 
 
 def _run_here(command: str, full_error: bool, run: Callable[[Path], float | None]) -> float | None:
@@ -163,6 +178,7 @@ class CheckFirst(Callback):
             del own["hydra"]
         try:
             check_working_directory(config.hydra)
+            _read_escapes(own)
             check_places(build_config(own, self.schema), seen_from_here(str(folder)))
             make_folder(folder)
         except UserError as error:

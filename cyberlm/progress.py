@@ -1,6 +1,7 @@
 """Progress of long work: a bar with ETA on a terminal, a line every few seconds elsewhere."""
 
 import contextlib
+import functools
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +36,12 @@ def rendered(table: Table, width: int) -> str:
     text = io.StringIO()
     Console(file=text, width=width, markup=False, emoji=False, highlight=False).print(table)
     return text.getvalue().strip()
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Prints a line, the first time that this process has it to say."""
+    say(line)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,9 @@ class Reply:
     The model works in a thread of its own from the first `next` on. It is not safe to generate two replies with one
     model at a time.
 
+    Args:
+        space: What a reply may begin with, and which is no part of it: the chat template writes it (`Prompt.space`).
+
     Attributes:
         finish_reason: `stop` or `length`, as OpenAI names them.
         tokens: New tokens so far, the end of turn included.
@@ -48,7 +51,9 @@ class Reply:
         prompt_ids: Sequence[int],
         stop_ids: Sequence[int],
         sampling: Sampling,
+        space: str = "",
     ) -> None:
+        self._space = space
         self._loaded, self._prompt_ids, self._stop_ids, self._sampling = loaded, prompt_ids, stop_ids, sampling
         self._pad_id = tokenizer.pad_token_id
         self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -75,10 +80,12 @@ class Reply:
 
     def _before_stop(self) -> Iterator[str]:
         """Text up to the first of the stop texts; what could be the beginning of one is held back."""
-        held = ""
+        held, space = "", self._space
         longest = max(map(len, self._sampling.stop), default=1)
         for piece in self._streamer:
             held += piece
+            if space and held:
+                held, space = held.removeprefix(space), ""
             found = [place for stop in self._sampling.stop if (place := held.find(stop)) >= 0]
             if found:
                 self.finish_reason = "stop"

@@ -65,6 +65,17 @@ def test_a_question_is_asked_as_in_the_evaluation(opened: Opened) -> None:
         list(Conversation(opened, config).answer("one | two"))
 
 
+def test_a_space_that_the_template_writes_is_no_part_of_a_reply(untuned: Opened) -> None:
+    prompt = untuned.prompt
+    ids = prompt.encode_messages([{"role": "user", "content": "hi"}])
+
+    def reply(space: str) -> str:
+        return "".join(Reply(untuned.loaded, prompt.tokenizer, ids, prompt.stop_ids, Sampling(16), space))
+
+    whole = reply("")
+    assert len(whole) > 2 and reply(whole[0]) == whole[1:] and reply("not there") == whole
+
+
 def test_a_conversation_remembers_and_begins_with_the_system_message(opened: Opened) -> None:
     conversation = Conversation(opened, ChatConfig(max_new_tokens=4))
     first = "".join(conversation.answer("hello"))
@@ -84,7 +95,7 @@ def test_a_conversation_remembers_and_begins_with_the_system_message(opened: Ope
 
 def test_a_reply_comes_in_pieces_and_counts_its_tokens(untuned: Opened) -> None:
     prompt = untuned.prompt
-    ids = prompt.encode_text(prompt.render_messages([{"role": "user", "content": "hi"}]))
+    ids = prompt.encode_messages([{"role": "user", "content": "hi"}])
     reply = Reply(untuned.loaded, prompt.tokenizer, ids, prompt.stop_ids, Sampling(40))
     pieces = list(reply)
     assert "".join(pieces) == greedy(untuned, ids, 40)

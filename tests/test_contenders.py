@@ -13,16 +13,18 @@ from typing import Any
 
 import pytest
 import torch
-from support import compose, config_of
+from support import compose, config_of, sample_questions
 
 from cyberlm.config import EvaluateConfig, QuantName, build_config
 from cyberlm.config.schema import OnBadRow
 from cyberlm.data.files import read_questions
 from cyberlm.errors import ConfigError, ModelError, RunError
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, load_tuned
+from cyberlm.models.tiny import tiny_tokenizer
 from cyberlm.results import read_predictions, read_results
 from cyberlm.runs import evaluate, evaluating, train
-from cyberlm.runs.contenders import find_contenders
+from cyberlm.runs.answering import Asked
+from cyberlm.runs.contenders import Contender, find_contenders
 from cyberlm.runs.recomputing import recompute
 
 ROOT = Path(__file__).parent.parent
@@ -149,6 +151,22 @@ def test_equal_weights_under_two_configurations_are_scored_once(tmp_path: Path) 
     finally:
         saved.write_text(text)
     assert list(read_results(tmp_path / "e").scores) == ["base_of_low", "low", "whole"]
+
+
+def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(tmp_path: Path) -> None:
+    config, questions = scoring(LOW), sample_questions(24)
+    bench, bases = evaluating._Bench(torch.device("cpu")), []
+    for name, word, theta in (("a", "the", 1e4), ("b", "of", 1e4), ("c", "the", 1e4), ("d", "the", 5e5)):
+        causal, tokenizer = load_base(config_of().model, config.quant, torch.device("cpu")).causal, tiny_tokenizer()
+        causal.config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
+        tokenizer.add_tokens([word])
+        causal.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        model = config_of("model=local", f"model.path={tmp_path / name}").model
+        entrant = evaluating._entrant(Contender(name, name, "base", model, config.quant), Asked(questions, ()), config)
+        bases.append(bench.base_of(entrant))
+    assert [base == bases[0] for base in bases] == [True, False, True, False]
+    assert len({base[0] for base in bases}) == 1  # the weights
 
 
 def test_names_are_short_and_unique() -> None:

@@ -66,7 +66,7 @@ def test_its_adapter_opens_with_peft_alone_and_answers_the_same(tmp_path: Path) 
     prompt = Prompt(config.prompt, load_tokenizer(config.model))
     encoded = prompt.encode(questions)
     fit(config, tmp_path, loaded, prompt, {"train": encoded, "validation": encoded[:2]}, [], CostMeter())
-    folder = save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), tmp_path)
+    folder = save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
 
     base = load_base(config.model, config.quant, CPU)
     ids = torch.tensor([encoded[0].prompt_ids])

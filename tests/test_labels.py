@@ -131,16 +131,29 @@ def test_no_beginning() -> None:
     assert problem(prompt_of(tokenizer, "prompt=letter")).startswith("not exactly one beginning-of-sequence token")
 
 
-def test_special_token_in_a_question() -> None:
-    questions = (*QUESTIONS[:2], replace(QUESTIONS[2], question="What does <|begin_of_text|> do?"))
-    found = problem(prompt_of(llama3_like(), "prompt=letter"), questions)
-    assert found == "not exactly one beginning-of-sequence token: 1 examples, q:2"
+def test_control_tokens_in_texts_are_texts(shown) -> None:
+    questions = (replace(QUESTIONS[0], question="What is <|begin_of_text|>?", options=("a <|eot_id|> b", "c")),)
+    for make in (llama3_like, tiny_tokenizer):
+        for protocol in ("letter", "text"):
+            lint(prompt_of(make(), f"prompt={protocol}"), questions)
+
+
+def test_beginning_of_sequence_in_a_question() -> None:
+    prompt = prompt_of(llama3_like(), "prompt=letter")
+    encoded = prompt.encode(QUESTIONS)
+    encoded[2] = replace(encoded[2], prompt_ids=(*encoded[2].prompt_ids, prompt.tokenizer.bos_token_id))
+    assert problem(prompt, encoded=encoded) == "not exactly one beginning-of-sequence token: 1 examples, q:2"
 
 
 def test_end_of_turn_in_an_answer() -> None:
-    question = replace(QUESTIONS[0], options=("a <|eot_id|> b", "c", "d", "e"))
-    found = problem(prompt_of(llama3_like(), "prompt=text"), (question,))
-    assert found == "an end of turn stands inside the answer: 1 examples, q:0"
+    prompt = prompt_of(llama3_like(), "prompt=text")
+    encoded = prompt.encode(QUESTIONS)
+    gold = QUESTIONS[0].gold
+    options = [(*ids, *prompt.end_ids) if k == gold else ids for k, ids in enumerate(encoded[0].option_ids)]
+    encoded[0] = replace(encoded[0], option_ids=tuple(options))
+    with pytest.raises(DataError) as caught:
+        lint(prompt, encoded=encoded)
+    assert caught.value.problems[0].what == "an end of turn stands inside the answer: 1 examples, q:0"
 
 
 def without_labels_that_are_padding(pad: int) -> Callable[[tuple[list[EncodedQuestion], int]], AnswerBatch]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from support import config_of, short_questions, tiny
 
 from cyberlm.config import Dtype, ModelSource
@@ -19,13 +20,27 @@ from cyberlm.models import (
     save_tuned,
     trainable_names,
 )
-from cyberlm.models.adapters import prompt_fingerprint
+from cyberlm.models.adapters import read_prompt
+from cyberlm.models.bases import locate, sha256_of
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.scoring import answering
 
 CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
+
+
+def test_a_converted_file_is_kept_for_the_version_that_converted_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path))
+    file = tmp_path / "a.gguf"
+    file.write_bytes(b"GGUF, but converted before")
+    kept = tmp_path / "models" / f"a-{sha256_of([file])[:16]}-transformers-{transformers.__version__}"
+    kept.mkdir(parents=True)
+    config = config_of("model=local", f"model.path={file}").model
+    assert locate(config).path == str(kept)
+    monkeypatch.setattr(transformers, "__version__", "0.0")
+    with pytest.raises(ModelError, match=r"a\.gguf"):
+        locate(config)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
@@ -173,8 +188,8 @@ def test_a_saved_model_opens_again_and_answers_the_same(method: str, tmp_path: P
         for parameter in loaded.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01)
-    folder = save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), tmp_path)
-    assert prompt_fingerprint(folder) == prompt.fingerprint()
+    folder = save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
+    assert read_prompt(folder) == prompt.identity()
     base = load_base(config.model, config.quant, CPU, trains_all_weights=method == "sft")
     again = load_tuned(base, config.method, tmp_path)
     ids = torch.arange(8)[None]
@@ -187,7 +202,7 @@ def test_a_saved_model_opens_again_and_answers_the_same(method: str, tmp_path: P
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
     loaded, prompt = tiny(config_of("method=lora"))
-    save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), tmp_path)
+    save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
     other = config_of("method=lora", "model.tiny.hidden_size=128")
     with pytest.raises(ModelError, match="does not fit"):
         load_tuned(load_base(other.model, other.quant, CPU), other.method, tmp_path)

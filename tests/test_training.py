@@ -282,7 +282,7 @@ def test_adapter_opens_with_peft_alone_and_answers_the_same(method: str, tmp_pat
     questions = short_questions(32)
     loaded, _, _ = fit_tiny(config, questions, tmp_path)
     prompt = tiny(config)[1]
-    folder = save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), tmp_path)
+    folder = save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
     assert folder == tmp_path / "adapter"
     assert not any(str(Path.home()) in file.read_text() for file in folder.glob("*.json"))
 

@@ -115,10 +115,10 @@ DECODED = "the labels do not read as the right answer"
 
 ADVICE = {
     BOS: (
-        "one, from the chat template or the tokenizer, and none in the question",
-        "prompt.style=plain, or take the special token out of these questions",
+        "one, from the chat template or the tokenizer",
+        "prompt.style=plain",
     ),
-    END_INSIDE: ("text without special tokens", "take the special token out of these answers"),
+    END_INSIDE: ("a tokenizer that gives text no special tokens", "prompt=letter"),
     LETTER: ("a tokenizer with a token for each letter", "prompt=text"),
     DECODED: ("a tokenizer that gives every text back", "another model, or take these characters out"),
 }

@@ -9,14 +9,16 @@ from typing import Any
 
 import datasets
 import lightning.pytorch as L
+import tokenizers
 import torch
+import transformers
 from torch.utils.data import DataLoader
 
 from cyberlm import ranks
 from cyberlm.config import DataConfig, OnLongPrompt
 from cyberlm.data.batching import AnswerCollator, EpochBatches, PlannedDataset, collate_scoring
 from cyberlm.errors import DataError, Problem
-from cyberlm.progress import track
+from cyberlm.progress import say_once, track
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Question, Split
 from cyberlm.scoring import plan_batches
@@ -33,6 +35,7 @@ def encode_questions(
         DataError: If a prompt with its longest answer passes `max_length`: nothing is ever cut.
     """
     encoded = _tokenised(questions, prompt, cache)
+    _count_control_tokens(questions, prompt)
     long = _too_long(questions, encoded, prompt, max_length)
     if long:
         raise _length_error(questions, long, max_length)
@@ -51,6 +54,7 @@ def encode_split(
         DataError: If a prompt with its longest answer passes `data.max_length` and may not be left out.
     """
     encoded = {name: _tokenised(part, prompt, cache) for name, part in split.parts().items()}
+    _count_control_tokens([question for part in split.parts().values() for question in part], prompt)
     for name, part in split.parts().items():
         long = _too_long(part, encoded[name], prompt, config.max_length)
         if not long:
@@ -66,6 +70,13 @@ def encode_split(
     return split, encoded
 
 
+def _count_control_tokens(questions: Sequence[Question], prompt: Prompt) -> None:
+    holding = [question.id for question in questions if prompt.holds_control_token(question)]
+    if holding:
+        count = f"{len(holding)} questions contain" if len(holding) > 1 else "1 question contains"
+        say_once(f"{count} text that looks like control tokens, encoded as plain text ({', '.join(holding[:3])})")
+
+
 def _tokenised(questions: Sequence[Question], prompt: Prompt, cache: Path | None) -> list[EncodedQuestion]:
     columns = {
         "id": [question.id for question in questions],
@@ -73,9 +84,9 @@ def _tokenised(questions: Sequence[Question], prompt: Prompt, cache: Path | None
         "options": [list(question.options) for question in questions],
         "gold": [question.gold for question in questions],
     }
-    fingerprint = hashlib.sha256(
-        "".join([prompt.fingerprint(), *(question.hash for question in questions)]).encode()
-    ).hexdigest()
+    versions = (transformers.__version__, tokenizers.__version__)
+    made_of = (prompt.fingerprint(), prompt.tokenizer_hash, *versions, *(question.hash for question in questions))
+    fingerprint = hashlib.sha256(" ".join(made_of).encode()).hexdigest()
     file = cache / f"{fingerprint}.arrow" if cache else None
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -139,8 +139,8 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trainable, total
 
 
-def save_tuned(loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, fingerprint: str, run: Path) -> Path:
-    """Writes adapter/ (PEFT) or, after full fine-tuning, model/ (transformers), with tokenizer and prompt fingerprint.
+def save_tuned(loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, prompt: Mapping[str, str], run: Path) -> Path:
+    """Writes adapter/ (PEFT) or, after full fine-tuning, model/ (transformers), with tokenizer and prompt.json.
 
     Returns:
         The folder.
@@ -155,13 +155,13 @@ def save_tuned(loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, fingerpr
         else:
             loaded.causal.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
-    write_fingerprint(folder, fingerprint)
+    write_prompt(folder, prompt)
     return folder
 
 
-def write_fingerprint(folder: Path, fingerprint: str) -> None:
-    """Writes prompt.json: which prompt a model was tuned with."""
-    (folder / "prompt.json").write_text(json.dumps({"fingerprint": fingerprint}) + "\n")
+def write_prompt(folder: Path, prompt: Mapping[str, str]) -> None:
+    """Writes prompt.json: which prompt a model was tuned with, as `Prompt.identity` gives it."""
+    (folder / "prompt.json").write_text(json.dumps(dict(prompt)) + "\n")
 
 
 def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedModel:
@@ -245,9 +245,10 @@ def _existing(folder: Path, *patterns: str) -> Path:
     return folder
 
 
-def prompt_fingerprint(folder: Path) -> str | None:
-    """The fingerprint saved beside an adapter, or None where none was saved."""
+def read_prompt(folder: Path) -> dict[str, str]:
+    """What prompt.json says of the prompt that a model was tuned with; nothing where it is absent or torn."""
     try:
-        return json.loads((folder / "prompt.json").read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        saved = json.loads((folder / "prompt.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return saved if isinstance(saved, dict) else {}

@@ -234,7 +234,7 @@ def _embedded_gguf(config: ModelConfig) -> Path:
 def _converted(gguf: Path, name: str) -> _Place:
     """The GGUF file as a plain float32 transformers folder, made once and kept: loading it is then 20 times faster."""
     digest = sha256_of([gguf])
-    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}-transformers-{transformers.__version__}"
     if not folder.is_dir():
         check_gguf(gguf)
         say(f"Preparing {gguf.name} (once, a few seconds)")

@@ -1,6 +1,6 @@
 """An adapter and its base as one plain model, saved so that transformers alone loads it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from cyberlm.config import MethodConfig
 from cyberlm.errors import ModelError, Problem
-from cyberlm.models.adapters import load_tuned, write_fingerprint
+from cyberlm.models.adapters import load_tuned, write_prompt
 from cyberlm.models.bases import quiet
 from cyberlm.models.loaded import LoadedModel, open_causal
 
@@ -43,9 +43,13 @@ def load_merged(base: LoadedModel, method: MethodConfig, run: Path) -> LoadedMod
 
 
 def save_merged(
-    merged: LoadedModel, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], fingerprint: str, folder: Path
+    merged: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    prompt: Mapping[str, str],
+    folder: Path,
 ) -> None:
-    """Writes a transformers folder: safetensors, configuration, tokenizer with its chat template, fingerprint.
+    """Writes a transformers folder: safetensors, configuration, tokenizer with its chat template, prompt.json.
 
     Args:
         stop_ids: Token ids at which generation stops, written into generation_config.json.
@@ -56,7 +60,7 @@ def save_merged(
     with quiet():
         merged.causal.save_pretrained(str(folder))
         tokenizer.save_pretrained(str(folder))
-    write_fingerprint(folder, fingerprint)
+    write_prompt(folder, prompt)
 
 
 def load_exported(folder: Path, device: torch.device, attention: str) -> tuple[LoadedModel, PreTrainedTokenizerBase]:

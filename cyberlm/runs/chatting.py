@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from cyberlm.config import ChatConfig
 from cyberlm.errors import DataError, Problem, UserError
 from cyberlm.metrics import choose
+from cyberlm.progress import console
 from cyberlm.prompts import EncodedQuestion, prompt_hash
 from cyberlm.records import LETTERS, Question
 from cyberlm.runs.opening import Opened, open_model
@@ -62,7 +63,7 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": line}]
         said = ""
         try:
-            for piece in self._reply(prompt.encode_text(prompt.render_messages(messages))):
+            for piece in self._reply(prompt.encode_messages(messages)):
                 said += piece
                 yield piece
         finally:
@@ -82,11 +83,12 @@ class Conversation:
                 "/new forgets what has been said",
             )
         prompt = self.opened.prompt
-        return Reply(self.opened.loaded, prompt.tokenizer, prompt_ids, prompt.stop_ids, self.sampling)
+        return Reply(self.opened.loaded, prompt.tokenizer, prompt_ids, prompt.stop_ids, self.sampling, prompt.space)
 
 
 def chat(config: ChatConfig) -> None:
     """Reads lines until there are no more, and answers each; replies alone go to standard output."""
+    console.stderr = True
     conversation = Conversation(open_model(config), config)
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")  # what is piped in may be in any encoding

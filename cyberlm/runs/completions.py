@@ -8,7 +8,6 @@ import uuid
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Literal
 
-import jinja2
 from anyio import CancelScope, to_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
@@ -21,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from cyberlm.errors import ModelError
 from cyberlm.runs.opening import Opened
 from cyberlm.streaming import Reply, Sampling
 
@@ -178,10 +178,11 @@ class Completions:
             message = f"max_tokens={sampling.max_new_tokens}: this server gives {self.most_new_tokens} at most."
             raise Refused(400, message, "max_tokens_too_large", "max_tokens")
         try:
-            ids = prompt.encode_text(prompt.render_messages([message.plain() for message in asked.messages]))
-        except jinja2.TemplateError as error:
+            ids = prompt.encode_messages([message.plain() for message in asked.messages])
+        except ModelError as error:
+            told = error.problems[0].what
             raise Refused(
-                400, f"The chat template refuses these messages: {error}", "bad_messages", "messages"
+                400, f"The chat template refuses these messages: {told}", "bad_messages", "messages"
             ) from error
         whole = len(ids) + sampling.max_new_tokens
         if whole > self.opened.most_tokens:
@@ -190,7 +191,7 @@ class Completions:
                 f"{self.opened.most_tokens} that the model can read."
             )
             raise Refused(400, message, "context_length_exceeded", "messages")
-        return Reply(self.opened.loaded, prompt.tokenizer, ids, prompt.stop_ids, sampling), len(ids)
+        return Reply(self.opened.loaded, prompt.tokenizer, ids, prompt.stop_ids, sampling, prompt.space), len(ids)
 
     async def _pieces(self, reply: Reply) -> AsyncGenerator[str, None]:
         """The text of a reply, once it is its turn; a reply that nobody waits for any more ends at the next token."""

@@ -18,7 +18,7 @@ from cyberlm.data.module import encode_questions
 from cyberlm.errors import ConfigError, Problem
 from cyberlm.evidence import Answers, compare
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device
-from cyberlm.models.adapters import load_adapter, prompt_fingerprint
+from cyberlm.models.adapters import load_adapter, read_prompt
 from cyberlm.models.bases import sha256_of
 from cyberlm.progress import say
 from cyberlm.prompts import Prompt
@@ -26,7 +26,7 @@ from cyberlm.records import Question, Results, ScoredModel
 from cyberlm.results import environment, write_json, write_results
 from cyberlm.runs.answering import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.contenders import Contender, find_contenders, trained_runs
-from cyberlm.runs.opening import check_fingerprint, check_weights
+from cyberlm.runs.opening import check_prompt, check_weights
 from cyberlm.runs.parts import (
     announce,
     conclude,
@@ -83,11 +83,15 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
 
     answers: dict[str, Answers] = {}
     models: dict[str, ScoredModel] = {}
+    bases: dict[str, tuple[object, ...]] = {}
     scored_as: dict[str, str] = {}
     for entrant in entrants:
         model, name = bench.describe(entrant), entrant.contender.name
-        twin = next((other for other, known in models.items() if _same_base(model, known)), None)
+        base = bench.base_of(entrant)
+        twin = next((other for other, known in bases.items() if known == base), None)
         scored_as[name] = twin or name
+        if base is not None and twin is None:
+            bases[name] = base
         if twin is None:
             answers[name] = ask(bench.load(entrant.contender), entrant.prompt, entrant.asked, config, name)
             models[name] = model
@@ -116,7 +120,7 @@ class _Entrant:
 
 def _entrant(contender: Contender, asked: Asked, config: EvaluateConfig) -> _Entrant:
     prompt = Prompt(config.prompt, load_tokenizer(contender.model))
-    _check_fingerprint(prompt, contender)
+    _check_prompt(prompt, contender)
     encoded = encode_questions(asked.test, prompt, config.data.max_length, cache_folder() / "tokenised")
     return _Entrant(contender, prompt, replace(asked, encoded=encoded))
 
@@ -164,9 +168,15 @@ class _Bench:
             prompt=entrant.prompt.fingerprint(),
         )
 
-
-def _same_base(one: ScoredModel, other: ScoredModel) -> bool:
-    return one.kind == other.kind == "base" and (one.weights, one.quant) == (other.weights, other.quant)
+    def base_of(self, entrant: _Entrant) -> tuple[object, ...] | None:
+        """What makes two bases one: weights, 4 bits or not, architecture, and the tokens that they are asked."""
+        if entrant.contender.kind != "base":
+            return None
+        weights = self.weights_of(entrant.contender)
+        shape = weights.causal.config.to_dict()
+        shape.pop("_name_or_path", None)
+        asked = (entrant.asked.encoded, entrant.prompt.stop_ids)
+        return (weights.weights_hash, entrant.contender.quant.name, shape, *asked)
 
 
 def _with_bases(
@@ -246,8 +256,8 @@ def _check_weights(now: str, contender: Contender) -> None:
             check_weights(now, run)
 
 
-def _check_fingerprint(prompt: Prompt, contender: Contender) -> None:
+def _check_prompt(prompt: Prompt, contender: Contender) -> None:
     """Whether the prompt is still the one that a model was tuned with; models from elsewhere may not say."""
     folder = contender.folder
-    if folder is not None and (contender.runs or prompt_fingerprint(folder) is not None):
-        check_fingerprint(prompt, folder)
+    if folder is not None and (contender.runs or read_prompt(folder)):
+        check_prompt(prompt, folder)

@@ -20,14 +20,14 @@ from cyberlm.data.splits import read_manifest, select_questions
 from cyberlm.errors import DataError, ModelError, Problem, RunError
 from cyberlm.evaluation import predict
 from cyberlm.models import LoadedModel, load_tuned, pick_device
-from cyberlm.models.adapters import ADAPTER_FOLDER
+from cyberlm.models.adapters import ADAPTER_FOLDER, write_prompt
 from cyberlm.models.gguf_files import load_gguf, write_gguf
 from cyberlm.models.merging import load_exported, load_exported_adapter, load_merged, save_merged
 from cyberlm.progress import say
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Prediction, Question
 from cyberlm.results import environment, read_predictions, read_results, write_json
-from cyberlm.runs.opening import check_fingerprint, load_base_of, prompt_of
+from cyberlm.runs.opening import check_prompt, load_base_of, prompt_of
 from cyberlm.runs.parts import SPLIT_MANIFEST, config_of
 from cyberlm.scoring import answering, next_logits, plan_batches
 
@@ -186,10 +186,13 @@ def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[A
     del tuned  # one model at a time in memory
     merged = load_merged(load_base_of(exam.config, run, device), method, run)
     attention = merged.causal.config._attn_implementation
-    save_merged(merged, exam.prompt.tokenizer, exam.prompt.stop_ids, exam.prompt.fingerprint(), folder)
+    fingerprint = {"fingerprint": exam.prompt.fingerprint()}
+    save_merged(merged, exam.prompt.tokenizer, exam.prompt.stop_ids, fingerprint, folder)
     del merged
     loaded, tokenizer = load_exported(folder, device, attention)
-    check_fingerprint(Prompt(exam.config.prompt, tokenizer), folder)
+    reloaded = Prompt(exam.config.prompt, tokenizer)
+    check_prompt(reloaded, folder)
+    write_prompt(folder, reloaded.identity())
     after = exam.answers(loaded, "the merged model")
     names = ("adapter" if method.lora else "model", "merged")
     return _compare(config, names, before, after), after, loaded.causal.dtype

@@ -18,7 +18,7 @@ from cyberlm.config import (
 )
 from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, load_tuned, pick_device
-from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, prompt_fingerprint
+from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, read_prompt
 from cyberlm.prompts import Prompt
 from cyberlm.results import read_json
 from cyberlm.runs.parts import config_of
@@ -99,7 +99,7 @@ def load_base_of(trained: TrainConfig, run: Path, device: torch.device) -> Loade
 def prompt_of(trained: TrainConfig, run: Path) -> Prompt:
     """The prompt that a run was tuned with."""
     prompt = Prompt(trained.prompt, load_tokenizer(trained.model))
-    check_fingerprint(prompt, tuned_folder(trained, run))
+    check_prompt(prompt, tuned_folder(trained, run))
     return prompt
 
 
@@ -117,11 +117,14 @@ def check_weights(now: str, run: Path) -> None:
         )
 
 
-def check_fingerprint(prompt: Prompt, tuned: Path) -> None:
-    """Refuses a prompt that is not the one that a model was tuned with."""
-    saved, now = prompt_fingerprint(tuned), prompt.fingerprint()
-    if saved != now:
-        raise RunError(
-            "The prompt is not the one that this model was tuned with:",
-            [Problem(f"fingerprint {saved} in {tuned}, {now} now", "the same template and tokenizer")],
-        )
+def check_prompt(prompt: Prompt, tuned: Path) -> None:
+    """Refuses a prompt, or a tokenizer, that is not the one that a model was tuned with."""
+    saved, now = read_prompt(tuned), prompt.identity()
+    saved.setdefault("tokenizer", now["tokenizer"])  # older runs have not saved it
+    problems = [
+        Problem(f"{name} {saved.get(name)} in {tuned}, {value} now", "the same template and tokenizer")
+        for name, value in now.items()
+        if saved.get(name) != value
+    ]
+    if problems:
+        raise RunError("The prompt is not the one that this model was tuned with:", problems)

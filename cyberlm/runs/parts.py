@@ -140,6 +140,7 @@ def provenance_of(
         "data": " ".join(f"{source.name}:{source.sha256}" for source in sources),
         "split": split_hash,
         "prompt": prompt.fingerprint(),
+        "tokenizer": prompt.tokenizer_hash,
         "seed": str(config.seed),
         "split_seed": str(config.data.seed),
         "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),

@@ -83,7 +83,9 @@ def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> N
     resumed = config.trainer.resume is not None
     if resumed and file.is_file():
         before = read_json(file)
-        names = [name for name in ("data", "split", "prompt", "weights") if before.get(name) != provenance[name]]
+        before.setdefault("tokenizer", provenance["tokenizer"])  # older runs have not saved it
+        kept = ("data", "split", "prompt", "tokenizer", "weights")
+        names = [name for name in kept if before.get(name) != provenance[name]]
         problems = [Problem(f"{name}: {before.get(name)} then, {provenance[name]} now") for name in names]
         if before.get("config") != provenance["config"]:
             problems += _changed_settings(folder, settings_of(config))

@@ -181,7 +181,7 @@ def learn(
     with clock.phase("train"):
         objective, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
     if ranks.rank() == 0:
-        save_tuned(loaded, prompt.tokenizer, prompt.fingerprint(), folder)
+        save_tuned(loaded, prompt.tokenizer, prompt.identity(), folder)
     if config.evaluation.base and adapted:
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     with clock.phase("score tuned"):

@@ -14,26 +14,27 @@ from peft import PeftModel
 
 from cyberlm.agreement import compare_answers
 from cyberlm.config import ExportConfig, QuantConfig, QuantName, TrainConfig
-from cyberlm.models import LoadedModel, load_base, load_tuned
+from cyberlm.models import LoadedModel, load_base
+from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter
 from cyberlm.models.merging import load_merged
 from cyberlm.runs.exporting import Exam, exam_of
-from cyberlm.runs.opening import load_base_of
+from cyberlm.runs.opening import load_base_of, load_tuned
 from cyberlm.runs.parts import config_of
 
 CPU = torch.device("cpu")
 
 
 def expanded(trained: TrainConfig, run: Path) -> LoadedModel:
-    return load_merged(load_base_of(trained, run, CPU), trained.method, run)
+    return load_merged(load_base_of(trained, run, CPU), run)
 
 
 def into_nf4(trained: TrainConfig, run: Path) -> LoadedModel:
-    return _merged(load_tuned(load_base_of(trained, run, CPU), trained.method, run))
+    return _merged(load_tuned(trained, run, CPU))
 
 
 def into_the_original(trained: TrainConfig, run: Path) -> LoadedModel:
     base = load_base(trained.model, QuantConfig(name=QuantName.none), CPU)
-    return _merged(load_tuned(base, trained.method, run))
+    return _merged(load_adapter(base, run / ADAPTER_FOLDER))
 
 
 def _merged(tuned: LoadedModel) -> LoadedModel:
@@ -53,7 +54,7 @@ def main(run: Path, count: int) -> None:
     trained = config_of(run)
     exam: Exam = exam_of(ExportConfig(run=str(run), questions=count), trained, run)
     base, base_logits = exam.answers(load_base_of(trained, run, CPU), "the base")
-    tuned, logits = exam.answers(load_tuned(load_base_of(trained, run, CPU), trained.method, run), "the adapter")
+    tuned, logits = exam.answers(load_tuned(trained, run, CPU), "the adapter")
     effect = float((logits - base_logits).abs().mean())
     print(compare_answers(("base", "adapter"), base, tuned, float((logits - base_logits).abs().max())).sentence())
     for name, route in ROUTES.items():

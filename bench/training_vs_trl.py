@@ -135,7 +135,8 @@ def train_cyberlm(channel: measure.Channel) -> None:
     from cyberlm_side import answer_nll, config_of, cybermetric, fit_in_blocks, plain_folder
 
     from cyberlm.config import MethodName
-    from cyberlm.models import load_base, load_tokenizer, load_tuned
+    from cyberlm.models import load_base, load_tokenizer
+    from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter
     from cyberlm.prompts import Prompt
     from cyberlm.runs.fitting import prepare
 
@@ -165,7 +166,7 @@ def train_cyberlm(channel: measure.Channel) -> None:
         adapter = Path(channel.receive()["adapter"])
         assert config.method.name is MethodName.lora
         base = load_base(config.model, config.quant, torch.device("cpu"))
-        channel.reply(nll=answer_nll(load_tuned(base, config.method, adapter), prompt, held_out))
+        channel.reply(nll=answer_nll(load_adapter(base, adapter / ADAPTER_FOLDER), prompt, held_out))
 
 
 # -------------------------------------------------------------------------------------------------------------- TRL

@@ -73,8 +73,17 @@ class _Sealed:
             self.error = error
 
 
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of tensors and plain values, mapped into memory: only what is used of it is read."""
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint
+
+
 class SealedCheckpoints(TorchCheckpointIO):
     """Lightning's way to checkpoint files: a temporary file in the same folder, synced, sealed, renamed."""
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Writes a checkpoint.
@@ -183,7 +192,7 @@ def resume_point(folder: Path, say: Callable[[str], None]) -> Path | None:
 
 def _had_best(file: Path) -> bool:
     """Whether validation had already chosen weights, which lie in best.ckpt, when this checkpoint was written."""
-    callbacks = torch.load(file, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+    callbacks = read_checkpoint(file)["callbacks"]
     return any(state.get("best_model_path") for state in callbacks.values() if isinstance(state, dict))
 
 
@@ -197,7 +206,7 @@ def newest_settings(folder: Path) -> dict[str, str] | None:
     """The configuration by dotted key that the newest whole checkpoint of a run holds; None where there is none."""
     for file in _numbered(folder / CHECKPOINTS):
         if not damage(file):
-            settings = torch.load(file, map_location="cpu", weights_only=True, mmap=True)[ORIGIN]["settings"]
+            settings = read_checkpoint(file)[ORIGIN]["settings"]
             assert isinstance(settings, dict)
             return settings
     return None

@@ -1,6 +1,9 @@
 """Optimizer and learning-rate schedule."""
 
+from typing import Any
+
 import torch
+from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -38,13 +41,24 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Op
     shared = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.name is OptimizerName.adamw:
         return torch.optim.AdamW(groups, fused=fused, **shared)  # type: ignore[arg-type]
-    import bitsandbytes
-
-    kind = {
-        OptimizerName.adamw_8bit: bitsandbytes.optim.AdamW8bit,
-        OptimizerName.paged_adamw_8bit: bitsandbytes.optim.PagedAdamW8bit,
-    }[config.name]
+    kind = {OptimizerName.adamw_8bit: AdamW8bit, OptimizerName.paged_adamw_8bit: PagedAdamW}[config.name]
     return kind(groups, **shared)
+
+
+class PagedAdamW(PagedAdamW8bit):
+    """bitsandbytes' paged 8-bit AdamW, whose states are paged after they were loaded, too.
+
+    bitsandbytes loads them into plain GPU memory, where they stay: a run that is resumed may not fit any more.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
+        super().load_state_dict(state_dict, move_to_device=False)
+        for parameter, state in self.state.items():
+            for name, value in state.items():
+                if name in ("state1", "state2"):
+                    state[name] = self.get_state_buffer(parameter, dtype=value.dtype).copy_(value)
+                elif isinstance(value, torch.Tensor):
+                    state[name] = value.to(parameter.device)
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: int) -> LRScheduler:

@@ -19,7 +19,8 @@ from cyberlm.config import EvaluateConfig, QuantName, build_config
 from cyberlm.config.schema import OnBadRow
 from cyberlm.data.files import read_questions
 from cyberlm.errors import ConfigError, ModelError, RunError
-from cyberlm.models import LoadedModel, load_base, load_tokenizer, load_tuned
+from cyberlm.models import LoadedModel, load_base, load_tokenizer
+from cyberlm.models.adapters import load_adapter
 from cyberlm.models.tiny import tiny_tokenizer
 from cyberlm.results import read_predictions, read_results
 from cyberlm.runs import evaluate, evaluating, train
@@ -55,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         train(config_of(*SMALL, "prompt=text", "evaluation.base=false"), outputs / "text")
         train(config_of(*SMALL, "data.seed=1", "evaluation.base=false"), outputs / "elsewhere")
         low = outputs / "2026-01-02_03-04-05_low"
-        merged = load_tuned(load_base(small.model, small.quant, torch.device("cpu")), small.method, low)
+        merged = load_adapter(load_base(small.model, small.quant, torch.device("cpu")), low / "adapter")
         merged.model.merge_and_unload().save_pretrained("merged")  # type: ignore[operator]
         load_tokenizer(small.model).save_pretrained("merged")
         shutil.copytree(low / "adapter", "foreign")

@@ -21,13 +21,14 @@ from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKEN
 from cyberlm.agreement import compare_answers
 from cyberlm.config import ChatConfig, ExportConfig, ExportForm, GgufType, ServeConfig
 from cyberlm.errors import ModelError, RunError
-from cyberlm.models import load_base, load_tuned
+from cyberlm.models import load_base
+from cyberlm.models.adapters import load_adapter
 from cyberlm.models.gguf_files import CONVERTER, LLAMA3_SPLIT, PRE_TOKENIZERS, load_gguf, write_gguf, write_llama
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.results import read_predictions
 from cyberlm.runs import serving
 from cyberlm.runs.exporting import export
-from cyberlm.runs.opening import open_model
+from cyberlm.runs.opening import load_tuned, open_model
 from cyberlm.runs.parts import config_of as config_of_run
 from cyberlm.scoring import answering
 
@@ -64,8 +65,7 @@ def exported(run: Path, out: Path, to: str = "merged", **values) -> Path:
 def tuned_logits(run: Path) -> torch.Tensor:
     """Of the run's own model: the adapter on its base, plain or in 4 bits."""
     config = config_of_run(run)
-    base = load_base(config.model, config.quant, CPU, trains_all_weights=config.method.lora is None)
-    loaded = load_tuned(base, config.method, run)
+    loaded = load_tuned(config, run, CPU)
     with answering(loaded.model):
         return loaded.model(input_ids=IDS).logits
 
@@ -118,7 +118,7 @@ def test_a_4bit_base_is_merged_as_what_its_4_bits_stand_for(runs: dict[str, Path
     merged = load_file(exported(run, tmp_path / "m") / "model.safetensors")
     torch.testing.assert_close(merged["model.layers.0.self_attn.q_proj.weight"], expanded + update, atol=1e-6, rtol=0)
 
-    tuned = load_tuned(base, config.method, run)
+    tuned = load_adapter(base, run / "adapter")
     with pytest.warns(UserWarning, match="rounding errors"):
         rounded = tuned.model.merge_and_unload()
     right = tuned_logits(run)

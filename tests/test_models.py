@@ -7,22 +7,24 @@ import pytest
 import torch
 import transformers
 from support import config_of, short_questions, tiny
+from transformers import AutoModelForCausalLM
 
 from cyberlm.config import Dtype, ModelSource
-from cyberlm.errors import ModelError
+from cyberlm.errors import ModelError, RunError
 from cyberlm.models import (
     add_adapter,
     count_parameters,
     load_base,
     load_tokenizer,
-    load_tuned,
     pick_device,
     save_tuned,
     trainable_names,
 )
-from cyberlm.models.adapters import read_prompt
-from cyberlm.models.bases import locate, sha256_of
+from cyberlm.models.adapters import load_adapter, read_prompt
+from cyberlm.models.bases import locate, sha256_of, weights_dtype
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
+from cyberlm.results import write_json
+from cyberlm.runs.opening import load_tuned
 from cyberlm.scoring import answering
 
 CPU = torch.device("cpu")
@@ -190,14 +192,42 @@ def test_a_saved_model_opens_again_and_answers_the_same(method: str, tmp_path: P
                 parameter.add_(0.01)
     folder = save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
     assert read_prompt(folder) == prompt.identity()
-    base = load_base(config.model, config.quant, CPU, trains_all_weights=method == "sft")
-    again = load_tuned(base, config.method, tmp_path)
+    write_json(tmp_path / "provenance.json", {"weights": loaded.weights_hash})
+    again = load_tuned(config, tmp_path, CPU)
     ids = torch.arange(8)[None]
     with answering(loaded.model), answering(again.model):
         torch.testing.assert_close(again.model(input_ids=ids).logits, loaded.model(input_ids=ids).logits)
     shutil.rmtree(folder)
     with pytest.raises(ModelError, match="holds no tuned model"):
-        load_tuned(base, config.method, tmp_path)
+        load_tuned(config, tmp_path, CPU)
+
+
+def test_a_fully_tuned_run_opens_without_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base's file is hashed, not loaded; another one is refused."""
+    base, run = tmp_path / "base", tmp_path / "run"
+    tiny(config_of("method=sft"))[0].causal.save_pretrained(base)
+    tiny_tokenizer().save_pretrained(base)
+    config = config_of("method=sft", "model=local", f"model.path={base}")
+    loaded, prompt = tiny(config)
+    save_tuned(loaded, prompt.tokenizer, prompt.identity(), run)
+    write_json(run / "provenance.json", {"weights": loaded.weights_hash})
+    opened: list[str] = []
+    load = AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda path, **options: opened.append(path) or load(path, **options)
+    )
+    load_tuned(config, run, CPU)
+    assert opened == [str(run / "model")]
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    with pytest.raises(RunError, match="base weights are not those"):
+        load_tuned(config, run, CPU)
+
+
+def test_a_gpu_answers_in_bfloat16_and_trains_in_float32() -> None:
+    model, gpu = config_of("method=sft").model, torch.device("cuda")
+    assert weights_dtype(model, gpu, trains_all_weights=False) == torch.bfloat16
+    assert weights_dtype(model, gpu, trains_all_weights=True) == torch.float32
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
@@ -205,7 +235,7 @@ def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
     save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
     other = config_of("method=lora", "model.tiny.hidden_size=128")
     with pytest.raises(ModelError, match="does not fit"):
-        load_tuned(load_base(other.model, other.quant, CPU), other.method, tmp_path)
+        load_adapter(load_base(other.model, other.quant, CPU), tmp_path / "adapter")
 
 
 def test_weights_are_float32_where_they_are_trained_and_on_cpu() -> None:

@@ -1,9 +1,12 @@
 """Training does what it says: it overfits, follows a frozen curve, resumes, and its loss is the plain one."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.optim import PagedAdamW8bit
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -14,14 +17,16 @@ from torch.optim import Optimizer
 from transformers import LlamaForCausalLM
 
 from cyberlm.callbacks import CostMeter
-from cyberlm.checkpoints import SealedCheckpoints
+from cyberlm.checkpoints import SealedCheckpoints, damage, read_checkpoint
+from cyberlm.config import OptimizerName
 from cyberlm.data.batching import AnswerCollator, plan_epoch
 from cyberlm.losses import answer_nll_sum, hidden_states, step_loss
 from cyberlm.models import load_base, load_tokenizer, trainable_names
 from cyberlm.models.tiny import tiny_model
 from cyberlm.module import Tuner
+from cyberlm.optim import build_optimizer
 from cyberlm.runs import train
-from cyberlm.runs.fitting import fit
+from cyberlm.runs.fitting import fit, restore
 
 METHODS = ("sft", "lora", "qlora")
 RATES = {"sft": 3e-3, "lora": 4e-3, "qlora": 4e-3}
@@ -214,6 +219,65 @@ def test_checkpoints_hold_what_trains(method: str, tmp_path: Path) -> None:
     assert set(saved) == {f"model.{name}" for name in trainable_names(loaded.model)}
     if method != "sft":
         assert all("lora_" in name for name in saved)
+
+
+def test_the_best_weights_are_weights_alone_and_older_files_open(tmp_path: Path) -> None:
+    config = config_of("method=sft", *SHORT)
+    loaded, _, _ = fit_tiny(config, short_questions(16), tmp_path)
+    file = tmp_path / "checkpoints" / "best.ckpt"
+    saved = read_checkpoint(file)
+    assert not {"optimizer_states", "lr_schedulers", "callbacks"} & set(saved)
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    assert file.stat().st_size < 1.2 * weights
+    tuner = Tuner(tiny(config)[0], config.optim, config.evaluation.option_score)
+    older = {**saved, "optimizer_states": [{"state": {}, "param_groups": []}], "lr_schedulers": [], "callbacks": {}}
+    SealedCheckpoints().save_checkpoint(older, tmp_path / "older.ckpt")
+    restore(tuner, tmp_path / "older.ckpt")
+    for name, value in loaded.model.named_parameters():
+        torch.testing.assert_close(tuner.model.get_parameter(name), value, atol=0, rtol=0)
+
+
+def test_checkpoints_are_mapped_not_read(tmp_path: Path) -> None:
+    """Opened, a file of 64 MiB takes no memory of its own; and what is changed in memory does not change the file."""
+    SealedCheckpoints().save_checkpoint({"state_dict": {"w": torch.ones(2**24)}}, tmp_path / "large.ckpt")
+    before = private_bytes()
+    checkpoint = SealedCheckpoints().load_checkpoint(tmp_path / "large.ckpt", weights_only=True)
+    assert private_bytes() - before < 2**23
+    checkpoint["state_dict"]["w"][0] = 5.0
+    assert damage(tmp_path / "large.ckpt") == ""
+
+
+def private_bytes() -> int:
+    """Memory of this process that no file stands behind."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def test_paged_optimizer_states_are_paged_again_when_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU bitsandbytes pages nothing: a buffer that says it is paged stands for one."""
+    pages: list[torch.Tensor] = []
+
+    def get_paged(self, parameter, dtype=torch.float32):
+        pages.append(torch.zeros_like(parameter, dtype=dtype))
+        pages[-1].is_paged = True
+        return pages[-1]
+
+    optim = replace(config_of("method=sft").optim, name=OptimizerName.paged_adamw_8bit)
+    layer = nn.Linear(64, 128)
+    optimizer = build_optimizer(layer, optim, fused=False)
+    layer(torch.randn(3, 64)).sum().backward()
+    with pytest.warns(UserWarning, match="Paged optimizers are not supported on CPU"):
+        optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    again = build_optimizer(layer, optim, fused=False)
+    monkeypatch.setattr(PagedAdamW8bit, "get_state_buffer", get_paged)
+    again.load_state_dict(saved)
+    states = [again.state[parameter][name] for parameter in layer.parameters() for name in ("state1", "state2")]
+    assert len(pages) == 4 and {id(state) for state in states} == {id(page) for page in pages}
+    assert again.state[layer.weight]["state1"].dtype == torch.uint8
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(again.state[parameter][name]), torch.as_tensor(value)), name
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

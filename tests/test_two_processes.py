@@ -133,7 +133,7 @@ def test_resumed_run_of_two_processes_ends_the_same(name: str, both: Path) -> No
 
 
 def test_processes_draw_numbers_of_their_own(both: Path) -> None:
-    file = both / "ddp_whole" / "checkpoints" / "best.ckpt"
+    file = both / "ddp_whole" / "checkpoints" / "step_000010.ckpt"
     (state,) = [
         value for key, value in torch.load(file, weights_only=True)["callbacks"].items() if "RandomState" in key
     ]

@@ -15,7 +15,9 @@ from cyberlm.losses import AnswerBatch
 
 
 class BestWeights(ModelCheckpoint):
-    """best.ckpt: the weights of the highest validation accuracy so far. Follows the run's folder where it is moved.
+    """best.ckpt: the weights of the highest validation accuracy so far, and nothing that training needs to go on.
+
+    Follows the run's folder where it is moved.
 
     Args:
         folder: Of the checkpoints.
@@ -23,7 +25,12 @@ class BestWeights(ModelCheckpoint):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(
-            dirpath=folder, filename=BEST, monitor="val/accuracy", mode="max", enable_version_counter=False
+            dirpath=folder,
+            filename=BEST,
+            monitor="val/accuracy",
+            mode="max",
+            save_weights_only=True,
+            enable_version_counter=False,
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Where a model is loaded, quantised and adapted."""
 
-from cyberlm.models.adapters import add_adapter, base_alone, count_parameters, load_tuned, save_tuned, trainable_names
+from cyberlm.models.adapters import add_adapter, base_alone, count_parameters, save_tuned, trainable_names
 from cyberlm.models.bases import load_base, load_tokenizer, pick_device
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.sharding import shard, trained_tensors
@@ -15,7 +15,6 @@ __all__ = [
     "count_parameters",
     "load_base",
     "load_tokenizer",
-    "load_tuned",
     "pick_device",
     "published_shape",
     "read_shape",

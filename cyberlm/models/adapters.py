@@ -13,15 +13,15 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from cyberlm.config import LoraConfig, MethodConfig, MethodName
+from cyberlm.config import LoraConfig, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import use_fast_products
-from cyberlm.models.bases import quiet
+from cyberlm.models.bases import load_base, quiet
 from cyberlm.models.headers import check_fetched, pickled_weights
-from cyberlm.models.loaded import UNREADABLE, LoadedModel, open_causal
+from cyberlm.models.loaded import UNREADABLE, LoadedModel
 
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
@@ -164,26 +164,20 @@ def write_prompt(folder: Path, prompt: Mapping[str, str]) -> None:
     (folder / "prompt.json").write_text(json.dumps(dict(prompt)) + "\n")
 
 
-def load_tuned(loaded: LoadedModel, method: MethodConfig, run: Path) -> LoadedModel:
-    """Puts a run's adapter on its base, or replaces the base's weights by the run's fully tuned ones.
+def load_whole(model: ModelConfig, folder: Path, device: torch.device, *, trains_all_weights: bool) -> LoadedModel:
+    """Loads fully tuned weights; those that they were tuned from are not needed.
+
+    Args:
+        model: Of the run.
+        folder: The run's `MODEL_FOLDER`.
+        trains_all_weights: Whether in the type of training (`cyberlm.models.bases.weights_dtype`).
 
     Raises:
-        ModelError: If the run has no adapter, or one that does not fit the base.
+        ModelError: If there are none, or they cannot be read.
     """
-    if method.name is MethodName.sft:
-        folder = _existing(run / MODEL_FOLDER, "*.safetensors", "config.json")
-        with quiet(), _fits(folder, loaded):
-            causal = AutoModelForCausalLM.from_pretrained(
-                str(folder),
-                dtype=loaded.causal.dtype,
-                device_map={"": loaded.device},
-                use_safetensors=True,
-                trust_remote_code=False,
-                attn_implementation=loaded.causal.config._attn_implementation,
-            )
-        use_fast_products(causal)
-        return open_causal(causal, str(folder), loaded.weights_hash)
-    return load_adapter(loaded, run / ADAPTER_FOLDER)
+    _existing(folder, "*.safetensors", "config.json")
+    tuned = replace(model, source=ModelSource.local, path=str(folder))
+    return load_base(tuned, QuantConfig(name=QuantName.none), device, trains_all_weights=trains_all_weights)
 
 
 def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:

@@ -36,7 +36,7 @@ from cyberlm.kernels import align_weights, use_fast_products
 from cyberlm.models.headers import check_fetched, check_gguf, lacking
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, open_causal
 from cyberlm.models.quantised import keep_as_stored, leave_file
-from cyberlm.models.tiny import tiny_model, tiny_tokenizer
+from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_tokenizer
 from cyberlm.progress import say
 
 WORKS_WITHOUT_THE_HUB = "Works without the hub:\n    python train.py method=qlora        (the embedded model and data)"
@@ -149,7 +149,7 @@ def _load_tiny(
     """A random model; a 4-bit one goes through a folder, because only loading quantises."""
     assert config.tiny is not None
     model: PreTrainedModel = tiny_model(config.tiny, len(tiny_tokenizer()))
-    digest = hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()
+    digest = hash_tensors(model)
     if quant.name is QuantName.none:
         return model.to(device=device, dtype=dtype), config.name, digest  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory() as folder, quiet():

@@ -8,15 +8,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from cyberlm.config import MethodConfig
 from cyberlm.errors import ModelError, Problem
-from cyberlm.models.adapters import load_tuned, write_prompt
+from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter, write_prompt
 from cyberlm.models.bases import quiet
 from cyberlm.models.loaded import LoadedModel, open_causal
 
 
-def load_merged(base: LoadedModel, method: MethodConfig, run: Path) -> LoadedModel:
-    """Adds a run's adapter into the weights of its base; after full fine-tuning, the tuned weights as they are.
+def load_merged(base: LoadedModel, run: Path) -> LoadedModel:
+    """Adds a run's adapter into the weights of its base.
 
     A 4-bit base is first expanded to the numbers that its 4 bits stand for, in the type of its other weights: those
     are what the adapter was trained on. Rounding the sum back to 4 bits, or adding the adapter to the original weights,
@@ -31,9 +30,8 @@ def load_merged(base: LoadedModel, method: MethodConfig, run: Path) -> LoadedMod
     if getattr(base.causal, "hf_quantizer", None) is not None:
         with quiet():
             base.causal.dequantize(dtype=base.causal.dtype)
-    tuned = load_tuned(base, method, run)
-    if not isinstance(tuned.model, PeftModel):
-        return tuned
+    tuned = load_adapter(base, run / ADAPTER_FOLDER)
+    assert isinstance(tuned.model, PeftModel)
     try:
         with quiet():
             merged = tuned.model.merge_and_unload(safe_merge=True)

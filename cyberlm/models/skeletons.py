@@ -13,7 +13,7 @@ from cyberlm.config.schema import ShapeConfig
 from cyberlm.models.adapters import add_adapter
 from cyberlm.models.bases import from_hub, locate, quiet, trust, weights_dtype
 from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.tiny import tiny_shape, tiny_tokenizer
+from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_shape, tiny_tokenizer
 
 
 @dataclass
@@ -46,6 +46,15 @@ def read_shape(config: ModelConfig) -> PretrainedConfig:
         config, lambda: AutoConfig.from_pretrained(place.path, revision=place.revision, **trust(config))
     )
     return shape
+
+
+def hash_weights(config: ModelConfig) -> str:
+    """`LoadedModel.weights_hash` of a base model: its weights are hashed where they lie, and not loaded."""
+    if config.source is ModelSource.tiny:
+        assert config.tiny is not None
+        return hash_tensors(tiny_model(config.tiny, len(tiny_tokenizer())))
+    digest = locate(config).digest or getattr(read_shape(config), "_commit_hash", None)
+    return digest or "unknown"
 
 
 def published_shape(shape: ShapeConfig, tied: bool) -> LlamaConfig:

@@ -1,10 +1,12 @@
 """A Llama small enough for tests: random weights, a byte-level tokenizer, Llama 3's chat format."""
 
+import hashlib
 import string
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cyberlm.config import TinyModelConfig
@@ -63,3 +65,8 @@ def tiny_model(config: TinyModelConfig, vocab_size: int) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return LlamaForCausalLM(tiny_shape(config, vocab_size))
+
+
+def hash_tensors(model: nn.Module) -> str:
+    """SHA-256 of all weights of a model on the CPU."""
+    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in model.state_dict().values())).hexdigest()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from cyberlm.config import OptimizerName
 from cyberlm.planning.activations import MicroBatch, saved_activations
 from cyberlm.planning.network import Network
+from cyberlm.scoring import LOGITS_AT_ONCE
 
 SMALLEST_8BIT = 4096
 """bitsandbytes keeps 32-bit states for tensors with fewer elements (`min_8bit_size`)."""
@@ -115,8 +116,6 @@ def phases(network: Network, work: Workload, place: Placement) -> dict[str, dict
     found["train"] = {**trained, **_largest(list(_steps(network, work, place)))}
     found["validate"] = {**held, **_largest(list(_answering(network, work.validation, ())))}
     if not place.on_gpu:
-        ended = {**trained, "optimizer states": states}  # gradients go with the training
-        found["checkpoint"] = {**ended, "checkpoint in memory": _checkpoint(network, place.optimizer)}
         for name, parts in found.items():
             if name != "load":
                 slack = HEAP_SLACK * sum(parts.get(part, 0) for part in PASSING)
@@ -140,11 +139,6 @@ def optimizer_states(network: Network, optimizer: OptimizerName) -> int:
     blocks = sum(-(-count // STATE_BLOCK) for count in large)
     tables = 2 * 256 * 4  # of the codes, shared by all tensors
     return 2 * (sum(large) + 4 * blocks) + tables + 2 * 4 * sum(n for n in network.trained if n < SMALLEST_8BIT)
-
-
-def _checkpoint(network: Network, optimizer: OptimizerName) -> int:
-    """The best checkpoint is read back whole: trained weights and optimizer states."""
-    return network.gradients + optimizer_states(network, optimizer)
 
 
 # -------------------------------------------------------------------------------------------------------- training
@@ -260,9 +254,8 @@ def _cache(network: Network, places: int) -> int:
 
 
 def _head_work(network: Network, places: int) -> int:
-    """Logits, and their log-softmax in float32; between them a float32 copy where logits are not float32."""
-    width = network.numbers.compute
-    return places * network.vocabulary * (width + 4 + (0 if width == 4 else 4))
+    """Logits and their log-softmax in float32, of so many places at a time as `cyberlm.scoring` takes."""
+    return min(places * network.vocabulary, LOGITS_AT_ONCE) * (4 + 4)
 
 
 def _forward_work(network: Network, tokens: int, attended: int) -> int:

@@ -39,7 +39,6 @@ class Contender:
         model, quant: The weights to load; for an adapter, those of its base.
         folder: Of the adapter, or of the whole weights; None for a base model.
         runs: Training runs that it comes from.
-        all_weights: Whether it is loaded as for full fine-tuning.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Contender:
     quant: QuantConfig
     folder: Path | None = None
     runs: tuple[Path, ...] = ()
-    all_weights: bool = False
 
 
 def find_contenders(config: EvaluateConfig) -> tuple[Contender, ...]:
@@ -117,7 +115,7 @@ def _of_run(folder: Path, entry: str) -> tuple[Contender, Contender]:
         raise _cannot(
             f"{entry} has no {tuned.name}/: it has not finished", fix=f"python train.py trainer.resume={entry}"
         )
-    base = Contender("", trained.model.name, "base", trained.model, trained.quant, None, (folder,), everything)
+    base = Contender("", trained.model.name, "base", trained.model, trained.quant, None, (folder,))
     if not everything:
         return base, replace(base, source=entry, kind="adapter", folder=tuned)
     model = replace(trained.model, source=ModelSource.local, path=str(tuned))

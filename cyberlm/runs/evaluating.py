@@ -130,18 +130,18 @@ class _Bench:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._held: tuple[tuple[ModelConfig, QuantConfig, bool], LoadedModel] | None = None
+        self._held: tuple[tuple[ModelConfig, QuantConfig], LoadedModel] | None = None
 
     def weights_of(self, contender: Contender) -> LoadedModel:
         """A contender's weights; for an adapter, those of its base as they were before any adapter."""
-        key = (contender.model, contender.quant, contender.all_weights)
+        key = (contender.model, contender.quant)
         if self._held is not None and self._held[0] == key:
             return self._held[1]
         self._held = None
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        loaded = load_base(*key[:2], self._device, trains_all_weights=contender.all_weights)
+        loaded = load_base(*key, self._device)
         _check_weights(loaded.weights_hash, contender)
         self._held = (key, loaded)
         return loaded

@@ -19,7 +19,7 @@ from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import read_manifest, select_questions
 from cyberlm.errors import DataError, ModelError, Problem, RunError
 from cyberlm.evaluation import predict
-from cyberlm.models import LoadedModel, load_tuned, pick_device
+from cyberlm.models import LoadedModel, pick_device
 from cyberlm.models.adapters import ADAPTER_FOLDER, write_prompt
 from cyberlm.models.gguf_files import load_gguf, write_gguf
 from cyberlm.models.merging import load_exported, load_exported_adapter, load_merged, save_merged
@@ -27,7 +27,7 @@ from cyberlm.progress import say
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Prediction, Question
 from cyberlm.results import environment, read_predictions, read_results, write_json
-from cyberlm.runs.opening import check_prompt, load_base_of, prompt_of
+from cyberlm.runs.opening import check_prompt, load_base_of, load_tuned, prompt_of
 from cyberlm.runs.parts import SPLIT_MANIFEST, config_of
 from cyberlm.scoring import answering, next_logits, plan_batches
 
@@ -163,8 +163,7 @@ def _make_adapter(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> 
     predictions, _ = exam.answers(load_exported_adapter(load_base_of(exam.config, run, device), folder), "the adapter")
     known = {row.hash: row for row in read_predictions(run / "predictions.jsonl")["tuned"]}
     if not all(row.hash in known for row in predictions):
-        tuned = load_tuned(load_base_of(exam.config, run, device), exam.config.method, run)
-        answered, _ = exam.answers(tuned, "the tuned model")
+        answered, _ = exam.answers(load_tuned(exam.config, run, device), "the tuned model")
         return [_settle(config, compare_answers(("the run's model", "adapter"), answered, predictions, None))]
     record = [known[row.hash] for row in predictions]
     return [_settle(config, compare_answers(("the run's record", "adapter"), record, predictions, None))]
@@ -180,11 +179,11 @@ def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[A
         How far they agree, the merged model's answers, and the type of its weights.
     """
     device = pick_device(config.accelerator)
-    method = exam.config.method
-    tuned = load_tuned(load_base_of(exam.config, run, device), method, run)
-    before = exam.answers(tuned, "the tuned model")
-    del tuned  # one model at a time in memory
-    merged = load_merged(load_base_of(exam.config, run, device), method, run)
+    merged = load_tuned(exam.config, run, device, trains_all_weights=True)
+    before = exam.answers(merged, "the tuned model")
+    if exam.config.method.lora is not None:
+        del merged  # one model at a time in memory
+        merged = load_merged(load_base_of(exam.config, run, device), run)
     attention = merged.causal.config._attn_implementation
     fingerprint = {"fingerprint": exam.prompt.fingerprint()}
     save_merged(merged, exam.prompt.tokenizer, exam.prompt.stop_ids, fingerprint, folder)
@@ -194,7 +193,7 @@ def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[A
     check_prompt(reloaded, folder)
     write_prompt(folder, reloaded.identity())
     after = exam.answers(loaded, "the merged model")
-    names = ("adapter" if method.lora else "model", "merged")
+    names = ("adapter" if exam.config.method.lora else "model", "merged")
     return _compare(config, names, before, after), after, loaded.causal.dtype
 
 

@@ -26,7 +26,7 @@ from cyberlm.callbacks import (
     ResumePoints,
     TrainingProgress,
 )
-from cyberlm.checkpoints import CHECKPOINTS, damage, resume_point
+from cyberlm.checkpoints import CHECKPOINTS, damage, read_checkpoint, resume_point
 from cyberlm.config import Strategy, TrainConfig
 from cyberlm.data.module import QuestionData
 from cyberlm.errors import ConfigError, Problem, RunError
@@ -113,6 +113,7 @@ def fit(
         if point is None:
             metrics.keep(0)  # else MetricRows keeps what the checkpoint counts on
         trainer.fit(tuner, data, ckpt_path=point, weights_only=True)
+        give_back()  # the optimizer and its states refer to each other
         if best.best_model_score is None:  # max_steps came before the first validation
             accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
         else:
@@ -120,7 +121,7 @@ def fit(
         if sharded:
             _put_together(config, loaded, tuner)
         if best.best_model_score is not None:
-            _restore(tuner, Path(best.best_model_path))
+            restore(tuner, Path(best.best_model_path))
     if ranks.rank() == 0:
         watch.conclude()
     return accuracy, trainer.global_step
@@ -238,7 +239,7 @@ def _put_together(config: TrainConfig, loaded: LoadedModel, tuner: Tuner) -> Non
     whole.model.load_state_dict(values, strict=False)
 
 
-def _restore(tuner: Tuner, file: Path) -> None:
+def restore(tuner: Tuner, file: Path) -> None:
     """Puts the trained weights of a checkpoint into the model.
 
     Raises:
@@ -261,7 +262,7 @@ def _opened(file: Path) -> dict[str, Any]:
         RunError: If it is torn, or is something else.
     """
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        checkpoint = read_checkpoint(file)
         if not isinstance(checkpoint["state_dict"], dict):
             raise KeyError("state_dict")
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:

@@ -17,8 +17,9 @@ from cyberlm.config import (
     TrainConfig,
 )
 from cyberlm.errors import ConfigError, Problem, RunError
-from cyberlm.models import LoadedModel, load_base, load_tokenizer, load_tuned, pick_device
-from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, read_prompt
+from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device
+from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, load_adapter, load_whole, read_prompt
+from cyberlm.models.skeletons import hash_weights
 from cyberlm.prompts import Prompt
 from cyberlm.results import read_json
 from cyberlm.runs.parts import config_of
@@ -76,7 +77,7 @@ def _opened(config: OpenConfig) -> Opened:
         run = Path(config.run)
         trained = config_of(run)
         prompt = prompt_of(trained, run)
-        tuned = load_tuned(load_base_of(trained, run, device), trained.method, run)
+        tuned = load_tuned(trained, run, device)
         return Opened(tuned, prompt, trained, run.resolve().name, trained.evaluation.option_score)
     assert config.model is not None
     prompt = Prompt(config.prompt or AS_TYPED, load_tokenizer(config.model))
@@ -88,10 +89,27 @@ def _name(model: ModelConfig) -> str:
     return Path(model.path).name if model.path is not None else model.name
 
 
+def load_tuned(
+    trained: TrainConfig, run: Path, device: torch.device, *, trains_all_weights: bool = False
+) -> LoadedModel:
+    """A run's tuned model: its adapter on its base, or its fully tuned weights alone.
+
+    Args:
+        trains_all_weights: Whether fully tuned weights keep the type of training; a GPU answers in bfloat16.
+
+    Raises:
+        RunError: If the base is not the one that was tuned.
+        ModelError: If the run has no tuned model, or one that does not fit.
+    """
+    if trained.method.lora is not None:
+        return load_adapter(load_base_of(trained, run, device), run / ADAPTER_FOLDER)
+    check_weights(hash_weights(trained.model), run)
+    return load_whole(trained.model, run / MODEL_FOLDER, device, trains_all_weights=trains_all_weights)
+
+
 def load_base_of(trained: TrainConfig, run: Path, device: torch.device) -> LoadedModel:
-    """The base of a run as it was loaded for training, after its weights have been found to be the same."""
-    sft = trained.method.lora is None
-    base = load_base(trained.model, trained.quant, device, trains_all_weights=sft)
+    """The base below a run's adapter, after its weights have been found to be the same."""
+    base = load_base(trained.model, trained.quant, device)
     check_weights(base.weights_hash, run)
     return base
 

@@ -8,6 +8,7 @@ from cyberlm.config import ChatConfig, EvaluateConfig, ExportConfig, ServeConfig
 from cyberlm.errors import ConfigError, UserError
 from cyberlm.launch import main as launch
 from cyberlm.launch import show
+from cyberlm.progress import keep_output
 
 
 def train() -> None:
@@ -95,6 +96,7 @@ def recompute() -> None:
 def _with_folder(usage: str, call: Callable[[Path], object]) -> None:
     if len(sys.argv) != 2:
         raise SystemExit(f"usage: cyberlm {usage}")
+    keep_output()
     try:
         call(Path(sys.argv[1]))
     except UserError as error:

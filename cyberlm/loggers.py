@@ -1,21 +1,48 @@
 """Experiment loggers. wandb never asks a question: it is online where a login exists, and offline elsewhere."""
 
 import csv
+import functools
 import hashlib
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from cyberlm import ranks
+from cyberlm.cache import writable
 from cyberlm.errors import ConfigError, Problem
 from cyberlm.progress import say
 from cyberlm.redaction import redact
 
 WANDB_INIT_SECONDS = 20.0
+CALLED_BY_LIGHTNING = ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize")
+
+
+def lenient(logger: Logger) -> Logger:
+    """Opens a logger and returns it; from here on its failures, whoever calls it, end nothing."""
+    getattr(logger, "experiment", None)
+    for name in CALLED_BY_LIGHTNING:
+        setattr(logger, name, functools.partial(attempt, logger, getattr(logger, name)))
+    return logger
+
+
+def attempt(logger: Logger, call: Callable[..., Any], *args: Any, **named: Any) -> None:
+    """Calls; a failure is said, and the logger is left aside from then on: the run itself goes on."""
+    if vars(logger).get("left_aside"):
+        return
+    try:
+        call(*args, **named)
+    except Exception as error:  # of any type: each logger has its own
+        vars(logger)["left_aside"] = True
+        say_left_aside(type(logger).__name__, error)
+
+
+def say_left_aside(name: str, error: BaseException) -> None:
+    reason = redact(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    say(f"{name} has failed ({reason}). The run goes on without it; metrics.csv and results.json hold every figure.")
 
 
 def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: str | None = None) -> WandbLogger:
@@ -27,6 +54,9 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
     """
     import wandb
 
+    for variable, place in {"DATA": Path(wandb.env.get_data_dir()), "CACHE": wandb.env.get_cache_dir()}.items():
+        if not writable(place):
+            os.environ[f"WANDB_{variable}_DIR"] = str(Path(save_dir, "wandb").absolute())
     chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode  # silent: its advice would break up the screen
     if wandb.run is not None:  # left by a run before this one in the same process
         wandb.finish()
@@ -183,7 +213,7 @@ def log_config(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
     """Sends the resolved configuration to every logger."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.config.update(dict(config), allow_val_change=True)
+            attempt(logger, _wandb_config, logger, config)
         elif not isinstance(logger, CSVLogger):
             logger.log_hyperparams(dict(config))
 
@@ -194,13 +224,21 @@ def log_results(loggers: Sequence[Logger], metrics: Mapping[str, float], rows: S
         if not isinstance(logger, WandbLogger):
             logger.log_metrics(dict(metrics))
             continue
-        import wandb
+        attempt(logger, _wandb_results, logger, metrics, rows)
 
-        run = logger.experiment
-        run.summary.update(dict(metrics))
-        if rows:
-            table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-            run.log({"predictions": table})
+
+def _wandb_config(logger: WandbLogger, config: Mapping[str, Any]) -> None:
+    logger.experiment.config.update(dict(config), allow_val_change=True)
+
+
+def _wandb_results(logger: WandbLogger, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
+    import wandb
+
+    run = logger.experiment
+    run.summary.update(dict(metrics))
+    if rows:
+        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        run.log({"predictions": table})
 
 
 def finish(loggers: Sequence[Logger], succeeded: bool) -> None:
@@ -209,6 +247,6 @@ def finish(loggers: Sequence[Logger], succeeded: bool) -> None:
         if isinstance(logger, WandbLogger):
             import wandb
 
-            wandb.finish(exit_code=0 if succeeded else 1)
+            attempt(logger, wandb.finish, exit_code=0 if succeeded else 1)
         else:
-            logger.finalize("success" if succeeded else "failed")
+            attempt(logger, logger.finalize, "success" if succeeded else "failed")

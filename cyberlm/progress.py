@@ -3,8 +3,13 @@
 import contextlib
 import functools
 import io
+import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,6 +23,58 @@ SECONDS_BETWEEN_LINES = 10.0
 
 Advance = Callable[..., None]
 """`advance(n=1, tokens=0, note="")`: n units are done, with so many non-padding tokens."""
+
+
+log = logging.getLogger(__name__)
+
+
+class LastingStream(io.FileIO):
+    """A standard stream that goes nowhere once it cannot be written to: a pipe or terminal that is gone, a full disk.
+
+    Attributes:
+        lost: Whether that has happened.
+    """
+
+    lost = False
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left:
+            try:
+                written = super().write(left)
+            except OSError as error:
+                self.lost = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for other processes and libraries, too
+                log.info("file descriptor %d is lost (%s): its messages end here", self.fileno(), error.strerror)
+                return size
+            if written is None:  # a pipe that does not block, and is full
+                time.sleep(0.01)
+            else:
+                left = left[written:]
+        return size
+
+
+def keep_output() -> None:
+    """Makes standard output and standard error last as long as the process, whatever becomes of their reader.
+
+    What their encoding cannot express is replaced; one that was closed is opened to nowhere.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # else the next file that is opened would take its number
+            setattr(sys, name, Path(os.devnull).open("r+", errors="replace"))  # noqa: SIM115
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            raw = LastingStream(number, "w", closefd=False)
+            lasting = io.TextIOWrapper(raw, stream.encoding, "replace", write_through=True)
+            setattr(sys, name, lasting)
+
+
+def output_lost() -> bool:
+    """Whether nobody reads standard output any more."""
+    return isinstance(raw := getattr(sys.stdout, "buffer", None), LastingStream) and raw.lost
 
 
 def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:

@@ -1,8 +1,9 @@
 """Signals that ask a run to stop: one owner, who lets the optimizer step in hand end and leaves with a code of its own.
 
-SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (what Slurm's `--signal=USR1@60` sends before the time is up) all mean: stop soon,
-so that the run can be resumed. Training asks `requested()` between two optimizer steps; everywhere else the signal ends
-what is being done. A second SIGINT stops at once, a third is Python's own KeyboardInterrupt.
+SIGTERM, SIGINT (Ctrl-C), SIGHUP (the terminal is gone; left alone under nohup) and SIGUSR1 (what Slurm's
+`--signal=USR1@60` sends before the time is up) all mean: stop soon, so that the run can be resumed. Training asks
+`requested()` between two optimizer steps; everywhere else the signal ends what is being done. A second SIGINT stops at
+once, a third is Python's own KeyboardInterrupt.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -68,7 +69,7 @@ def handled() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.getsignal(signum) for signum in STOPPING}
+    before = {signum: signal.getsignal(signum) for signum in _heeded()}
     _owner = _Owner()
     _install(_owner)
     try:
@@ -79,8 +80,13 @@ def handled() -> Iterator[None]:
             signal.signal(signum, handler)
 
 
+def _heeded() -> list[signal.Signals]:
+    """The stopping signals, without a SIGHUP that is ignored: nohup starts a process so."""
+    return [item for item in STOPPING if item != signal.SIGHUP or signal.getsignal(item) != signal.SIG_IGN]
+
+
 def _install(handler: Any) -> None:
-    for signum in STOPPING:
+    for signum in _heeded():
         signal.signal(signum, handler)
 
 
@@ -143,7 +149,7 @@ def run_forwarding(command: Sequence[str], environment: Mapping[str, str]) -> in
         if process is not None and process.poll() is None:
             process.send_signal(signum)
 
-    before = {signum: signal.getsignal(signum) for signum in STOPPING}
+    before = {signum: signal.getsignal(signum) for signum in _heeded()}
     _install(forward)
     try:
         process = subprocess.Popen(command, env=dict(environment), process_group=0)

@@ -415,6 +415,59 @@ def test_fresh_folder(tmp_path: Path) -> None:
     assert folders._fresh(folder) == f"{folder}_4"
 
 
+CLAIM = """
+import sys, time
+from pathlib import Path
+from omegaconf import OmegaConf
+from cyberlm.launch import folders
+OmegaConf.register_new_resolver("named", lambda: folders._fresh(Path("outputs/same")), use_cache=True)
+config = OmegaConf.create({"hydra": {"run": {"dir": "${named:}"}}})
+config.hydra.run.dir  # composing has made up a name: the same in every process
+print("ready", flush=True)
+sys.stdin.readline()
+print(folders.claim_folder(config, "hydra.run.dir", lambda folder: None).name)
+"""
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    line, environment = [sys.executable, "-c", CLAIM], {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(line, cwd=tmp_path, env=environment, **pipes) for _ in range(6)]  # type: ignore[call-overload]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    found = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+    assert found == ["same", *(f"same_{number}" for number in range(2, 7))]
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("hydra.run.dir=used", "results.json"),
+        ("hydra.run.dir=used", "checkpoints/best.ckpt"),
+        ("-m seed=1,2 hydra.sweep.dir=used", "0/results.json"),
+    ],
+)
+def test_results_are_not_written_over(typed, tmp_path: Path, line: str, file: str) -> None:
+    (tmp_path / "used" / file).parent.mkdir(parents=True)
+    (tmp_path / "used" / file).touch()
+    shown = typed(*line.split(), "model=tiny_random")
+    assert shown.startswith(f"used holds results already, which are not written over.\n  - there is {file}")
+
+
+def test_a_sweep_is_alone_in_its_folder(typed, tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from cyberlm.launch.folders import sole_owner\n"
+    code += "with sole_owner(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
+    line = [sys.executable, "-c", code, str(tmp_path / "sweep")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, cwd=ROOT, **pipes) as other:  # type: ignore[call-overload]
+        assert other.stdout.readline() == "mine\n"
+        assert "is in use by another process" in typed("-m", "seed=1,2", "hydra.sweep.dir=sweep")
+        other.communicate()
+
+
 def test_conf_folder_beside_the_package_or_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert launch.conf_folder() == ROOT / "conf"
     package = tmp_path / "site-packages" / "cyberlm"

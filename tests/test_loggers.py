@@ -5,20 +5,24 @@ import getpass
 import importlib.util
 import io
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import wandb
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from rich.console import Console
-from support import compose
+from support import compose, config_of
 from test_sweeps import wandb_run
 
 from cyberlm import loggers, progress
 from cyberlm.config import EvaluateConfig, TrainConfig, build_config
 from cyberlm.errors import ConfigError, Problem
+from cyberlm.results import read_status
+from cyberlm.runs import train
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -177,6 +181,109 @@ def test_loggers_are_told_how_the_run_ended(tmp_path: Path, succeeded: bool, sta
     both = [Recorder(str(tmp_path), name="a"), Recorder(str(tmp_path), name="b")]
     loggers.finish(both, succeeded)
     assert [logger.status for logger in both] == [status, status]
+
+
+# ------------------------------------------------------------------------------------------------ loggers that fail
+
+
+class Failing(Logger):
+    """Fails in one of its methods, as a logger does whose disk is full or whose server is gone."""
+
+    name = version = "failing"
+
+    def __init__(self, fails: str) -> None:
+        self.fails = fails
+        self._call("__init__")
+
+    def _call(self, method: str) -> None:
+        if method == self.fails:
+            raise OSError("no space left\non device")
+
+    @property
+    def experiment(self) -> None:
+        self._call("experiment")
+
+    def log_metrics(self, *_: object, **__: object) -> None:
+        self._call("log_metrics")
+
+    def log_hyperparams(self, *_: object, **__: object) -> None:
+        self._call("log_hyperparams")
+
+    def save(self) -> None:
+        self._call("save")
+
+    def finalize(self, status: str) -> None:
+        self._call("finalize")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("fails", ["__init__", "experiment", "log_hyperparams", "log_metrics", "save", "finalize"])
+def test_a_logger_that_fails_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: str
+) -> None:
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+    small = ("data.max_train=8", "data.max_validation=4", "data.max_test=4", "evaluation.generate=false")
+    config = config_of(*small)
+    config.logger = {"mine": {"_target_": "test_loggers.Failing", "fails": fails}}
+    train(config, tmp_path / "run")
+    told = capsys.readouterr().out
+    assert told.count("has failed (OSError: no space left). The run goes on without it") == 1
+    status = read_status(tmp_path / "run")
+    assert status is not None and status.state == "finished"
+
+
+DYING = """
+import psutil
+from cyberlm import loggers
+logger = loggers.lenient(loggers.wandb_logger("run", "cyberlm"))
+logger.log_metrics({"val/accuracy": 0.5}, step=1)
+for process in psutil.Process().children(recursive=True):
+    process.kill()
+    process.wait()
+loggers.log_results([logger], {"test/accuracy": 0.25}, [{"question": "q", "right": True}])
+loggers.finish([logger], succeeded=True)
+print("finished")
+"""
+
+
+def test_wandb_whose_process_has_died_fails_no_run(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HOME": str(tmp_path)}
+    line = [sys.executable, "-c", DYING]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("WandbLogger has failed (") == 1 and done.stdout.endswith("finished\n")
+
+
+def test_wandb_without_a_folder_of_its_own_stages_in_the_run(
+    shown: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null/wandb")
+    logger = loggers.lenient(loggers.wandb_logger(str(tmp_path / "run"), "cyberlm"))
+    loggers.log_results([logger], {"test/accuracy": 0.25}, [{"question": "q", "right": True}])
+    loggers.finish([logger], succeeded=True)
+    assert "has failed" not in shown.getvalue()
+    assert list((tmp_path / "run" / "wandb" / "artifacts" / "staging").iterdir())
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="only root can be somebody else")
+@pytest.mark.parametrize("home", [None, "/nowhere", "/"])
+def test_a_user_without_a_home_and_a_name(tmp_path: Path, home: str | None) -> None:
+    """As in a container: a number without an entry in /etc/passwd, no home or one that cannot be written to."""
+    (tmp_path / "mine").mkdir()
+    os.chown(tmp_path / "mine", 12345, 12345)
+    keep = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")  # reads what root alone may
+    line = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", *keep, sys.executable]
+    line += [str(Path(__file__).parent.parent / "train.py"), "model=tiny_random", "data.max_train=8", "data.max_test=4"]
+    line += ["data.max_validation=4", "evaluation.generate=false", "prompt=letter", "hydra.run.dir=run"]
+    dropped = ("HOME", "USER", "LOGNAME", "CYBERLM_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment |= {"HOME": home, "TMPDIR": str(tmp_path / "mine")} if home else {"TMPDIR": str(tmp_path / "mine")}
+    done = subprocess.run(
+        line, cwd=tmp_path / "mine", env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "has failed" not in done.stdout and "wandb is offline" in done.stdout
+    assert not (tmp_path / "mine" / "~").exists()
 
 
 # --------------------------------------------------------------------------------------------------- configuration

@@ -2,6 +2,9 @@
 
 import ast
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,3 +106,47 @@ def test_nothing_else_prints_through_rich() -> None:
 )
 def test_the_search_itself(source: str) -> None:
     assert printers(source) == [1]
+
+
+# ------------------------------------------------------------------------------------------- output that gets lost
+
+CODE = """
+import sys
+from cyberlm.progress import keep_output, output_lost, say
+keep_output()
+for number in range(20_000):
+    say(f"line {number} é ☃ {chr(0xdc80)}")
+    print("more", file=sys.stderr)
+open("done", "w").write(str(output_lost()))
+"""
+
+
+def python(folder: Path, redirected: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """CODE in a shell, which loses its output."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), **variables}
+    line = ["bash", "-c", f"set -o pipefail; {sys.executable} -c '{CODE}' {redirected}"]
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "lost"),
+    [
+        ("| head -1", "True"),
+        ("2>&1 | head -1", "True"),
+        ("> /dev/full 2> /dev/full", "True"),
+        (">&- 2>&-", "False"),
+        ("<&- >&- 2>&-", "False"),
+        ("> log", "False"),
+    ],
+)
+def test_work_goes_on_without_a_reader(tmp_path: Path, redirected: str, lost: str) -> None:
+    done = python(tmp_path, redirected)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "done").read_text() == lost
+
+
+def test_what_an_encoding_lacks_is_replaced(tmp_path: Path) -> None:
+    done = python(tmp_path, "2>&1 | head -2", PYTHONIOENCODING="ascii")
+    assert done.stdout == b"line 0 ? ? ?\nmore\n"
+    done = python(tmp_path, "2> /dev/null | head -1", PYTHONIOENCODING="utf-8")
+    assert done.stdout.decode() == "line 0 é ☃ ?\n"

@@ -15,12 +15,12 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from resume_support import differences, fit_again, photograph, run_config
-from support import fit_tiny, short_questions
+from support import compose, fit_tiny, short_questions
 
 from cyberlm.checkpoints import SealedCheckpoints, damage, resume_point
-from cyberlm.config import TrainConfig
+from cyberlm.config import EvaluateConfig, TrainConfig, build_config
 from cyberlm.errors import ConfigError, RunError
-from cyberlm.runs import train
+from cyberlm.runs import evaluate, train
 from cyberlm.signals import Stopped, handled
 
 pytestmark = [
@@ -275,13 +275,15 @@ def test_a_run_that_moved_goes_on(stopped_run: Path, tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time(stopped_run: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from cyberlm.runs.resuming import sole_owner\n"
+    code = "import sys, time; from pathlib import Path; from cyberlm.launch.folders import sole_owner\n"
     code += "with sole_owner(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
     line = [sys.executable, "-c", code, str(stopped_run)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "mine\n"
-        with pytest.raises(RunError, match="is being trained by another process"):
+        with pytest.raises(RunError, match="is in use by another process"):
             go_on(stopped_run)
+        with pytest.raises(RunError, match="is in use by another process"):
+            evaluate(build_config(compose("logger=none", command="evaluate"), EvaluateConfig), stopped_run)
         other.kill()
 
 

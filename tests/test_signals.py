@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_nohup() -> Iterator[None]:
+    """Tests may be started by nohup, which ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 class Kill(L.Callback):
@@ -90,6 +99,15 @@ def test_outside_training_a_signal_ends_what_is_being_done() -> None:
         time.sleep(5)
 
 
+def test_under_nohup_a_run_outlives_its_terminal() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with signals.handled():
+        signals.defer()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.requested() is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
 @pytest.mark.parametrize("folder", ["outputs/run_1", "outputs/a run=1, it's"])
 def test_the_command_can_be_pasted(folder: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -149,6 +167,28 @@ def test_slurms_signal_ends_with_the_code_and_the_command(tmp_path: Path) -> Non
     third = start(tmp_path, "trainer.resume=outputs/run")
     told = third.communicate(timeout=200)[0]
     assert third.returncode == 1 and "outputs/run has finished" in told
+
+
+def test_a_run_whose_output_is_lost_trains_on(tmp_path: Path) -> None:
+    """Its reader has gone, as with `| head`; its encoding is not UTF-8."""
+    process = start(tmp_path, *LINE, "trainer.max_epochs=1", "hydra.run.dir=run", PYTHONIOENCODING="ascii")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=200) == 0
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+    assert "is lost (Broken pipe)" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_run_whose_terminal_is_gone_can_be_resumed(tmp_path: Path) -> None:
+    process = start(tmp_path, *LINE, "hydra.run.dir=run")
+    wait_for(tmp_path / "run" / "metrics.csv", process)
+    process.send_signal(signal.SIGHUP)
+    told = process.communicate(timeout=200)[0]
+    assert process.returncode == signals.EXIT_STOPPED, told
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("stopped", "SIGHUP")
+    assert list((tmp_path / "run" / "checkpoints").glob("step_*.ckpt"))
 
 
 def test_a_sweep_that_is_stopped_stops_its_job(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """From the command line to a checked configuration, and to what runs it."""
 
+import atexit
 import contextlib
 import copy
 import errno
+import functools
 import logging
 import os
 import re
@@ -21,21 +23,26 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm import signals
+from cyberlm.cache import keep_home
 from cyberlm.config import EvaluateConfig, TrainConfig, build_config, check_places, register_schemas
 from cyberlm.config.checks import Config
+from cyberlm.config.schema import RootConfig
 from cyberlm.errors import UserError
 from cyberlm.launch.folders import (
     check_sweep,
     check_working_directory,
+    claim_folder,
     conf_folder,
     hide_secrets,
-    make_folder,
+    refuse_results,
     register_resolvers,
     seen_from_here,
+    sole_owner,
 )
 from cyberlm.launch.jobs import run_in_child
 from cyberlm.launch.mistakes import composition_error, part_error
 from cyberlm.launch.screens import not_made, not_written, sentence, show, stopped
+from cyberlm.progress import keep_output
 from cyberlm.redaction import guard_output
 
 STOPPABLE = ("train", "evaluate")
@@ -66,6 +73,8 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         schema: Dataclass of the primary configuration.
         run: Called with the checked configuration and the run's folder.
     """
+    keep_output()
+    keep_home()
     register_schemas()
     register_resolvers()
     logging.getLogger(KERNEL_ADVICE).setLevel(logging.ERROR)
@@ -164,24 +173,38 @@ class CheckFirst(Callback):
         guard_output()
         try:
             check_sweep(config.hydra)
+            folder = claim_folder(config, "hydra.sweep.dir", _refuse_sweep_with_results)
+            owned = contextlib.ExitStack()
+            owned.enter_context(sole_owner(folder))
+            atexit.register(owned.close)
         except UserError as error:
             raise SystemExit(show(error)) from None
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Ends the process with one screen: Hydra would turn any other exception into a warning."""
-        folder = Path(str(OmegaConf.select(config, "hydra.run.dir"))).absolute()
+        try:
+            check_working_directory(config.hydra)
+            claim_folder(config, "hydra.run.dir", functools.partial(self._check, config))
+        except UserError as error:
+            raise SystemExit(show(error)) from None
+        except OmegaConfBaseException:  # shown as any other that Hydra's composition raises
+            return
+
+    def _check(self, config: DictConfig, folder: Path) -> None:
+        """Refuses a configuration that cannot be run in the folder."""
         with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(config)
         own = copy.deepcopy(config)
         with read_write(own), open_dict(own):
             del own["hydra"]
-        try:
-            check_working_directory(config.hydra)
-            _read_escapes(own)
-            check_places(build_config(own, self.schema), seen_from_here(str(folder)))
-            make_folder(folder)
-        except UserError as error:
-            raise SystemExit(show(error)) from None
-        except OmegaConfBaseException:  # shown as any other that Hydra's composition raises
-            return
+        _read_escapes(own)
+        built: RootConfig = build_config(own, self.schema)
+        check_places(built, seen_from_here(str(folder)))
+        planned = isinstance(built, TrainConfig) and built.plan.enabled
+        if not planned and built.trainer.resume is None:
+            refuse_results(folder, ("results.json", "checkpoints/*.ckpt"), "hydra.run.dir")
+
+
+def _refuse_sweep_with_results(folder: Path) -> None:
+    refuse_results(folder, ("**/results.json", "**/checkpoints/*.ckpt"), "hydra.sweep.dir")

@@ -1,18 +1,21 @@
 """Where configuration lies, and where runs go."""
 
+import contextlib
 import datetime
+import fcntl
+import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from cyberlm.errors import ConfigError, Problem
+from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.redaction import guard_output, redact_files
 
 
@@ -85,6 +88,74 @@ def _fresh(folder: Path) -> str:
     return str(candidate)
 
 
+def claim_folder(config: DictConfig, key: str, check: Callable[[Path], object]) -> Path:
+    """Makes the folder that a key of the configuration names, whichever process comes first.
+
+    A name that is made up, of the time, is made up again where the folder has just been taken; one that was typed is
+    used in any case.
+
+    Args:
+        config: Hydra's, with what its resolvers have made up so far.
+        key: `hydra.run.dir` or `hydra.sweep.dir`.
+        check: Called before the folder is made; raises where it must not be.
+
+    Raises:
+        ConfigError: If it cannot be made or written to.
+    """
+    taken = None
+    while True:
+        folder = Path(str(OmegaConf.select(config, key))).absolute()
+        check(folder)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if folder != taken:
+                taken = folder
+                OmegaConf.clear_cache(config)
+                continue
+        except OSError:  # make_folder says which
+            pass
+        make_folder(folder)
+        return folder
+
+
+def refuse_results(folder: Path, patterns: Sequence[str], key: str) -> None:
+    """Refuses to write over the results of another run.
+
+    Raises:
+        RunError: If there are any.
+    """
+    found = next((file for pattern in patterns for file in folder.glob(pattern)), None)
+    if found is not None:
+        raise RunError(
+            f"{seen_from_here(str(folder))} holds results already, which are not written over.",
+            [Problem(f"there is {found.relative_to(folder)}", f"{key}=FOLDER, a folder without results")],
+            "A run that was stopped goes on by trainer.resume=FOLDER.",
+        )
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path) -> Iterator[None]:
+    """Locks the folder of a run or a sweep for this process; the lock ends with it, however that ends.
+
+    Raises:
+        RunError: If another process holds the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    with lock.open("w") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):  # the latter, or another file: its owner has just ended
+            raise RunError(f"{folder} is in use by another process; it has to end first.") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -111,10 +182,10 @@ def check_working_directory(hydra: Any) -> None:
 
 
 def check_sweep(hydra: Any) -> None:
-    """Refuses a sweep whose jobs could not be run, and makes its folder.
+    """Refuses a sweep whose jobs could not be run.
 
     Raises:
-        ConfigError: If all jobs would have one folder, or the sweep's folder cannot be made.
+        ConfigError: If all jobs would have one folder.
     """
     check_working_directory(hydra)
     subdir = OmegaConf.to_container(hydra.sweep, resolve=False)["subdir"]  # type: ignore[call-overload, index]
@@ -124,7 +195,6 @@ def check_sweep(hydra: Any) -> None:
             "All jobs of the sweep would write into one folder:",
             [Problem(f"hydra.sweep.subdir={subdir}", "a name with ${...} in it, another for each job", fix)],
         )
-    make_folder(Path(hydra.sweep.dir))
 
 
 def hide_secrets(config: Any) -> None:

@@ -16,7 +16,7 @@ from cyberlm import signals
 from cyberlm.config import as_name, build_config, check_places
 from cyberlm.config.checks import Config
 from cyberlm.errors import ConfigError
-from cyberlm.launch.folders import seen_from_here
+from cyberlm.launch.folders import refuse_results, seen_from_here
 from cyberlm.launch.screens import show
 from cyberlm.results import read_status, write_status
 from cyberlm.signals import quoted
@@ -35,6 +35,7 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
     """
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
+    refuse_results(folder, ("status.json",), "hydra.sweep.subdir")  # of another job, as its name tells too little
     try:
         check_places(build_config(composed, schema), seen_from_here(str(folder)))
     except ConfigError as error:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from cyberlm.config import ChatConfig
 from cyberlm.errors import DataError, Problem, UserError
 from cyberlm.metrics import choose
-from cyberlm.progress import console
+from cyberlm.progress import console, output_lost
 from cyberlm.prompts import EncodedQuestion, prompt_hash
 from cyberlm.records import LETTERS, Question
 from cyberlm.runs.opening import Opened, open_model
@@ -94,7 +94,7 @@ def chat(config: ChatConfig) -> None:
         sys.stdin.reconfigure(errors="replace")  # what is piped in may be in any encoding
     _tell(f"{conversation.opened.name} answers.\n{HELP}")
     for line in _lines("\n> " if sys.stdin.isatty() else ""):
-        if line == "/quit":
+        if line == "/quit" or output_lost():
             break
         if line == "/new":
             conversation.messages = []

@@ -17,6 +17,7 @@ from cyberlm.config import EvaluateConfig, ModelConfig, QuantConfig
 from cyberlm.data.module import encode_questions
 from cyberlm.errors import ConfigError, Problem
 from cyberlm.evidence import Answers, compare
+from cyberlm.launch.folders import sole_owner
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device
 from cyberlm.models.adapters import load_adapter, read_prompt
 from cyberlm.models.bases import sha256_of
@@ -42,7 +43,7 @@ from cyberlm.runs.questions import Trained, pose
 
 def evaluate(config: EvaluateConfig, folder: Path) -> None:
     """Scores one or more models on the same questions, with status and loggers."""
-    with status_of(folder), opened_loggers(config) as loggers:
+    with sole_owner(folder), status_of(folder), opened_loggers(config) as loggers:
         run_evaluation(config, folder, loggers)
 
 

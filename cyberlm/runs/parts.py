@@ -90,13 +90,28 @@ def _reason(error: BaseException) -> str:
     return f"{type(told).__name__}: {first}"
 
 
+MISCONFIGURED = (UserError, ImportError, TypeError)
+"""What a logger raises that was asked for wrongly; any other failure is the logger's own."""
+
+
 @contextlib.contextmanager
 def opened_loggers(config: RootConfig) -> Iterator[list[Logger]]:
+    """Opens the loggers, each tried at once, and closes them; one that fails is left aside.
+
+    Raises:
+        HydraException: If one is missing or is given arguments that it does not take.
+    """
     opened: list[Logger] = []
     succeeded = False
     try:
-        for entry in config.logger.values():
-            opened.append(hydra.utils.instantiate(entry, _convert_="all"))
+        for name, entry in config.logger.items():
+            try:
+                opened.append(experiment_loggers.lenient(hydra.utils.instantiate(entry, _convert_="all")))
+            except Exception as error:  # of any type: each logger has its own
+                cause = error.__cause__ if isinstance(error, HydraException) else error
+                if cause is None or isinstance(cause, MISCONFIGURED):
+                    raise
+                experiment_loggers.say_left_aside(name, cause)
         yield opened
         succeeded = True
     finally:

@@ -1,8 +1,6 @@
 """Going on with a run that was stopped: only as what it was, only where it has not finished, and only one at a time."""
 
-import contextlib
-import fcntl
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,26 +14,6 @@ from cyberlm.signals import resume_command
 
 SPLIT_AGAIN = "split_again.json"
 PROVENANCE = "provenance.json"
-
-
-@contextlib.contextmanager
-def sole_owner(folder: Path) -> Iterator[None]:
-    """No second process may train in a run's folder. The lock ends with the process, however that ends.
-
-    Raises:
-        RunError: If another process holds the folder.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = folder / ".lock"
-    with lock.open("w") as stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder} is being trained by another process; it has to end first.") from None
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:

@@ -20,6 +20,7 @@ from cyberlm.data.module import encode_split
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions, write_manifest
 from cyberlm.evidence import Answers, compare
+from cyberlm.launch.folders import sole_owner
 from cyberlm.models import (
     LoadedModel,
     base_alone,
@@ -51,7 +52,7 @@ from cyberlm.runs.parts import (
     status_of,
 )
 from cyberlm.runs.planning import explained, foresee
-from cyberlm.runs.resuming import SPLIT_AGAIN, begin, resumed_config, sole_owner
+from cyberlm.runs.resuming import SPLIT_AGAIN, begin, resumed_config
 from cyberlm.runs.team import Team
 
 

@@ -20,7 +20,7 @@ import lightning.pytorch as L
 import torch
 from gpu_accept import STEPS, Report
 from gpu_training import TRL_ARMS
-from measure import BENCH, ROOT
+from measure import BENCH, ROOT, python_path
 
 KILL_AT = "CYBERLM_BENCH_KILL_AT"
 """Environment variable: the optimizer step after which a run that has `KillAt` among its callbacks kills itself."""
@@ -33,14 +33,18 @@ QUESTIONS = ("data.max_train=64", "data.max_validation=16", "data.max_test=32", 
 KILLED_STEP, RUN_STEPS = 6, 12
 
 
-def command(options: Any, *parts: str | Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """Runs a Python script of this checkout; what it prints goes to the step's log."""
-    return subprocess.run([sys.executable, *map(str, parts)], cwd=ROOT, env={**os.environ, **environment}, check=False)
+def start(*parts: str | Path, **environment: str) -> subprocess.Popen[bytes]:
+    """Starts a Python script of this checkout; what it prints goes to the step's log."""
+    return subprocess.Popen([sys.executable, *map(str, parts)], cwd=ROOT, env={**os.environ, **environment})
 
 
-def must_end(done: subprocess.CompletedProcess[bytes]) -> None:
-    if done.returncode:
-        raise SystemExit(f"exit code {done.returncode} of: {' '.join(map(str, done.args[1:]))}")
+def run(*parts: str | Path, **environment: str) -> None:
+    must_end(start(*parts, **environment))
+
+
+def must_end(process: subprocess.Popen[bytes]) -> None:
+    if code := process.wait():
+        raise SystemExit(f"exit code {code} of: {' '.join(map(str, process.args[1:]))}")  # type: ignore[index]
 
 
 def overrides(options: Any, folder: Path, *more: str) -> list[str]:
@@ -55,7 +59,7 @@ def overrides(options: Any, folder: Path, *more: str) -> list[str]:
 def step_4(report: Report, options: Any) -> None:
     """train.py with LoRA: where its layers lie while it scores, what moves them, and its memory against the plan."""
     folder, watched = options.work / "lora", options.work / "watched.json"
-    must_end(command(options, BENCH / "gpu_runs.py", watched, ROOT / "train.py", *overrides(options, folder)))
+    run(BENCH / "gpu_runs.py", watched, ROOT / "train.py", *overrides(options, folder))
     seen = json.loads(watched.read_text())
     scored = seen["inference"]
     report.detail(watched=seen)
@@ -79,8 +83,8 @@ def step_5(report: Report, options: Any) -> None:
     """evaluate.py run=...: the same letters and log-probabilities as training found at its end."""
     folder, evaluated = options.work / "lora", options.work / "evaluated"
     if not (folder / "results.json").is_file():  # this step alone
-        must_end(command(options, ROOT / "train.py", *overrides(options, folder)))
-    must_end(command(options, ROOT / "evaluate.py", f"run={folder}", f"hydra.run.dir={evaluated}"))
+        run(ROOT / "train.py", *overrides(options, folder))
+    run(ROOT / "evaluate.py", f"run={folder}", f"hydra.run.dir={evaluated}")
     before, after = (answers(place) for place in (folder, evaluated))
     if before.keys() != after.keys():
         raise SystemExit(f"{len(before.keys() ^ after.keys())} answers are in one of the two runs only")
@@ -140,12 +144,12 @@ def step_6(report: Report, options: Any) -> None:
     fixed = [f"data.max_train={8 * RUN_STEPS}", "data.micro_batch_size=8", "data.max_test=8", "evaluation.base=false"]
     fixed += ["evaluation.generate=false", "trainer.checkpoint_every_n_steps=3", "method=qlora"]
     fixed.append("+callbacks.kill._target_=gpu_runs.KillAt")
-    path = {"PYTHONPATH": os.pathsep.join([str(BENCH), os.environ.get("PYTHONPATH", "")])}
-    must_end(command(options, ROOT / "train.py", *overrides(options, whole, *fixed), **path))
-    at = {KILL_AT: str(KILLED_STEP)}
-    done = command(options, ROOT / "train.py", *overrides(options, killed, *fixed), **path, **at)
-    report.tell(killed=done.returncode == -signal.SIGKILL)
-    must_end(command(options, ROOT / "train.py", f"trainer.resume={killed}", **path))
+    path = {"PYTHONPATH": python_path(BENCH)}
+    unbroken = start(ROOT / "train.py", *overrides(options, whole, *fixed), **path)
+    broken = start(ROOT / "train.py", *overrides(options, killed, *fixed), **path, **{KILL_AT: str(KILLED_STEP)})
+    report.tell(killed=broken.wait() == -signal.SIGKILL)
+    run(ROOT / "train.py", f"trainer.resume={killed}", **path)
+    must_end(unbroken)
     first, second = losses_of(whole), losses_of(killed)
     report.detail(whole=first, killed_and_resumed=second)
     report.tell(steps_missing=abs(RUN_STEPS - len(first)) + abs(RUN_STEPS - len(second)))

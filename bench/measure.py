@@ -97,9 +97,9 @@ def versions_of(python: Path, names: Sequence[str]) -> dict[str, str]:
     return dict(line.split() for line in lines.splitlines())
 
 
-def python_path() -> str:
-    """PYTHONPATH of a child process: this checkout, then what the caller was given."""
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+def python_path(*first: Path) -> str:
+    """PYTHONPATH of a child process: `first`, this checkout, then what the caller was given."""
+    return os.pathsep.join(filter(None, [*map(str, first), str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 class Channel:

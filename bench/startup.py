@@ -50,8 +50,8 @@ def help_text() -> float:
 def first_step(overrides: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         mark = Path(folder) / "mark.json"
-        path = os.pathsep.join([str(measure.BENCH), str(measure.ROOT)])
-        environment = {**os.environ, MARK: str(mark), "PYTHONPATH": path, "WANDB_MODE": "offline"}
+        path = {"PYTHONPATH": measure.python_path(measure.BENCH)}
+        environment = {**os.environ, **path, MARK: str(mark), "WANDB_MODE": "offline"}
         command = [sys.executable, str(measure.ROOT / "train.py"), "+callbacks.mark._target_=startup.first_step_mark"]
         started = time.time()
         done = subprocess.run(

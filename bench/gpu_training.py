@@ -433,6 +433,7 @@ def cyberlm_trains(options: Any, order: dict[str, Any], examples: list[Example],
         *(["optim=paged_adamw_8bit", "optim.name=adamw_8bit"] if method == "sft" and options.device == "cuda" else []),
     )
     prompt = Prompt(config.prompt, tiny_tokenizer())
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as load_base does, which did not load this model
     torch.manual_seed(SEED)
     loaded = prepare(open_causal(model.eval(), "random", "random"), config)
     encoded = [encode(example, len(prompt.end_ids)) for example in examples]

@@ -60,7 +60,7 @@ bench: $(INSTALLED) ## measure speed against TRL, lm-eval and the machine, on th
 GPU_KIT_PYTHON ?= 3.12
 
 gpu-kit: $(INSTALLED) ## prepare gpu_kit/: what a GPU machine without a network lacks (GPU_KIT_PYTHON=3.12)
-	$(BIN)/python bench/gpu_kit.py --python $(GPU_KIT_PYTHON)
+	$(BIN)/python bench/pack_gpu_kit.py --python $(GPU_KIT_PYTHON)
 
 clean: ## remove the environment and caches; outputs/ stays
 	rm -rf $(VENV) $(TOOLS) gpu_kit .mypy_cache .pytest_cache .ruff_cache build dist

@@ -17,8 +17,8 @@ import lightning.pytorch as L
 import torch
 from cyberlm_side import config_of, fit_with
 from gpu_accept import VARIANTS, Report
-from gpu_kit import LACKING
 from measure import ROOT, machine
+from pack_gpu_kit import LACKING
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

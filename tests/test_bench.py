@@ -22,7 +22,7 @@ SCRIPTS = sorted(file.name for file in BENCH.glob("*.py") if "\ndef main()" in f
 def _bench_on_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(BENCH))
     yield
-    for name in ("measure", "flops", "random_llama", "gpu_training", "gpu_kit", "gpu_accept"):
+    for name in ("measure", "flops", "random_llama", "gpu_training", "pack_gpu_kit", "gpu_accept"):
         sys.modules.pop(name, None)
 
 
@@ -246,34 +246,34 @@ def wheel(folder: Path, name: str, files: dict[str, str]) -> Path:
 
 
 def test_the_kit_keeps_the_libraries_of_one_cuda_version(tmp_path: Path) -> None:
-    import gpu_kit
+    import pack_gpu_kit
 
     names = ["cpu", "cuda128", "cuda130", "cuda1301", "rocm72", "xpu2026"]
     files = {f"bitsandbytes/libbitsandbytes_{name}.so": name for name in names}
     whole = wheel(tmp_path, "bitsandbytes", {"bitsandbytes/__init__.py": "", **files})
-    gpu_kit.reduce_bitsandbytes(whole, "130")
+    pack_gpu_kit.reduce_bitsandbytes(whole, "130")
     with zipfile.ZipFile(whole) as reduced:
         libraries = [name for name in reduced.namelist() if name.endswith(".so")]
         record = reduced.read("bitsandbytes-1.0.dist-info/RECORD").decode()
     assert libraries == ["bitsandbytes/libbitsandbytes_cpu.so", "bitsandbytes/libbitsandbytes_cuda130.so"]
     assert [line.split(",")[0] for line in record.splitlines() if ".so," in line] == libraries
     with pytest.raises(SystemExit, match="no library for CUDA 118"):
-        gpu_kit.reduce_bitsandbytes(whole, "118")
+        pack_gpu_kit.reduce_bitsandbytes(whole, "118")
 
 
 def test_every_package_of_the_kit_has_a_pinned_version() -> None:
-    import gpu_kit
+    import pack_gpu_kit
 
-    wanted = gpu_kit.requirements()
-    assert {requirement.split("==")[0] for requirement in wanted} == {*gpu_kit.LACKING, "trl"}
+    wanted = pack_gpu_kit.requirements()
+    assert {requirement.split("==")[0] for requirement in wanted} == {*pack_gpu_kit.LACKING, "trl"}
 
 
 def test_the_kit_installs_without_a_network_where_child_processes_see_it(tmp_path: Path) -> None:
-    import gpu_kit
+    import pack_gpu_kit
 
     kit, site = tmp_path / "gpu_kit", tmp_path / "site"
     (kit / "wheels").mkdir(parents=True)
-    (kit / "run.sh").write_text(gpu_kit.RUN)
+    (kit / "run.sh").write_text(pack_gpu_kit.RUN)
     wheel(kit / "wheels", "probe", {"probe.py": ""})
     (tmp_path / "bench").mkdir()
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import probe; print(probe.__file__)'])"

@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import gc
 import importlib.metadata
+import re
 import shutil
 import tempfile
 import time
@@ -306,6 +308,8 @@ def expand(weight: Any) -> Tensor:
 # ---------------------------------------------------------------------------------------------- 7: 8-bit states
 
 STEPS_TAKEN, STEPS_BEFORE = 8, 4
+LEAST_8BIT = 4096
+"""Numbers of a weight from which bitsandbytes keeps its states in 8 bits."""
 
 
 class States(L.Callback):
@@ -314,48 +318,40 @@ class States(L.Callback):
     Args:
         folder: Of the run.
         copied: Where its copy goes; None for a run that is resumed.
+
+    Attributes:
+        uint8, paged: Shares of the optimizer's large states that are so.
+        held: Bytes: all that torch has allocated on a GPU, else the states.
     """
 
     def __init__(self, folder: Path, copied: Path | None) -> None:
         self.folder, self.copied = folder, copied
-        self.states: list[Tensor] = []
-        self.allocated = 0
+        self.uint8 = self.paged = 0.0
+        self.held = 0
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.copied is not None and batch_idx == STEPS_BEFORE:
             shutil.copytree(self.folder, self.copied)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for parameter, state in trainer.optimizers[0].state.items():
-            if parameter.numel() >= 4096:  # smaller ones keep float32 states
-                self.states += [state["state1"], state["state2"]]
-        on_gpu = self.states[0].device.type == "cuda"
-        held = sum(state.numel() * state.element_size() for state in self.states)
-        self.allocated = torch.cuda.memory_allocated() if on_gpu else held
-
-    def share(self, is_so: Any) -> float:
-        return sum(map(is_so, self.states)) / len(self.states)
+        large = [state for p, state in trainer.optimizers[0].state.items() if p.numel() >= LEAST_8BIT]
+        states = [state[name] for state in large for name in ("state1", "state2")]
+        self.uint8 = sum(state.dtype == torch.uint8 for state in states) / len(states)
+        self.paged = sum(bool(getattr(state, "is_paged", False)) for state in states) / len(states)
+        on_gpu = pl_module.device.type == "cuda"
+        self.held = torch.cuda.memory_allocated() if on_gpu else sum(state.nbytes for state in states)
 
 
 def step_7(report: Report, options: Any) -> None:
     """Full fine-tuning with 8-bit AdamW states, and the same resumed: states stay 8-bit, and paged ones paged."""
     first, again, apart = trained_twice(options, "adamw_8bit")
-    report.tell(uint8=first.share(is_uint8), uint8_resumed=again.share(is_uint8))
-    report.tell(memory_off=abs(again.allocated / first.allocated - 1), losses_apart=apart)
+    report.tell(uint8=first.uint8, uint8_resumed=again.uint8)
+    report.tell(memory_off=abs(again.held / first.held - 1), losses_apart=apart)
     if options.device != "cuda":
         return report.skip("paged states are memory that CUDA manages", "paged_resumed")
     first, again, _ = trained_twice(options, "paged_adamw_8bit")
-    report.tell(paged_resumed=again.share(is_paged) / first.share(is_paged))
-
-
-def is_uint8(state: Tensor) -> bool:
-    return state.dtype == torch.uint8
-
-
-def is_paged(state: Tensor) -> bool:
-    return bool(getattr(state, "is_paged", False))
+    report.detail(paged=first.paged)
+    report.tell(paged_resumed=again.paged / first.paged)
 
 
 def trained_twice(options: Any, name: str) -> tuple[States, States, float]:
@@ -378,6 +374,7 @@ def trained_twice(options: Any, name: str) -> tuple[States, States, float]:
             fit_with(watch, config, folder, prepare(base, config), prompt, parts)
             found.append(watch)
             del base
+            gc.collect()  # what the first run held must not count in the second
         losses = [losses_of(folder) for folder in (whole, resumed)]
     return found[0], found[1], max(abs(a - b) for a, b in zip(*losses, strict=True))
 
@@ -393,6 +390,8 @@ def losses_of(run: Path) -> list[float]:
 WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2")
 """Operations whose result's value or size the host must know: on a GPU it waits there for all work before them."""
 FIRST_STEP, STEPS_WATCHED = 3, 3
+NOT_TOLD = re.compile(r"/torch/|/warnings\.py$")
+"""Files through which a wait goes, but that do not ask for it."""
 
 
 class SyncCounter:
@@ -403,7 +402,7 @@ class SyncCounter:
         self.places: Counter[str] = Counter()
 
     def note(self, what: str) -> None:
-        frames = [frame for frame in traceback.extract_stack()[:-2] if "/torch/" not in frame.filename]
+        frames = [frame for frame in traceback.extract_stack()[:-2] if not NOT_TOLD.search(frame.filename)]
         ours = [frame for frame in frames if frame.filename.startswith(str(ROOT / "cyberlm"))]
         inner = [frame for frame in frames if frame.filename != __file__]
         told = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in (*ours[-1:], *inner[-1:])]

@@ -53,7 +53,7 @@ def use_fast_products(model: nn.Module) -> None:
 
     Layers keep their parameters and remain instances of their classes; call it again when layers were added.
     """
-    if not onednn_is_faster():
+    if not onednn_is_faster() or any(parameter.device.type == "cuda" for parameter in model.parameters()):
         return
     for name in CACHE_SIZES:
         os.environ.setdefault(name, str(PRODUCTS_KEPT))

@@ -1,10 +1,12 @@
 """Where loss is computed: cross-entropy on answer tokens only, normalised over the whole optimizer step."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, masking_utils
 
 from cyberlm.prefixes import encode_prefix
 
@@ -21,6 +23,9 @@ class AnswerBatch(NamedTuple):
         answer_index: (N,) int64, places in the flattened (B*T) hidden states that predict an answer token.
         targets: (N,) int64, the answer tokens, end of turn included.
         step_label_tokens: Answer tokens of the whole optimizer step that this micro-batch belongs to.
+        questions: Examples; a filler (`cyberlm.data.batching`) has none. Counts are ints: to read one from a GPU, the
+            host would wait for it.
+        tokens: Of the examples, those that they share counted in each.
     """
 
     prefix_ids: Tensor
@@ -29,16 +34,8 @@ class AnswerBatch(NamedTuple):
     answer_index: Tensor
     targets: Tensor
     step_label_tokens: int
-
-    @property
-    def questions(self) -> int:
-        """Examples; a filler (`cyberlm.data.batching`) has none."""
-        return int(self.attention_mask.any(1).sum())
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the examples, those that they share counted in each."""
-        return int(self.attention_mask.sum()) + self.questions * len(self.prefix_ids)
+    questions: int
+    tokens: int
 
     @property
     def computed_tokens(self) -> int:
@@ -54,9 +51,21 @@ def hidden_states(backbone: nn.Module, config: PretrainedConfig, batch: AnswerBa
         config: Of the model.
     """
     past = encode_prefix(backbone, config, batch.prefix_ids, rows=len(batch.input_ids))
-    output = backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None)
+    with _nothing_packed():
+        output = backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None)
     hidden: Tensor = output.last_hidden_state
     return hidden
+
+
+@contextlib.contextmanager
+def _nothing_packed() -> Iterator[None]:
+    """Spares transformers its search for packed sequences, whose outcome the host would wait for."""
+    search = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = search
 
 
 def answer_nll_sum(hidden: Tensor, head: nn.Module, batch: AnswerBatch) -> Tensor:

@@ -48,6 +48,8 @@ class Tuner(L.LightningModule):
         self.nll = MeanMetric(sync_on_compute=share_validation)
         self.sharded = sharded
         self.within: Callable[..., Any] = _alone
+        self.loss_share = torch.zeros(())  # of the newest micro-batch, in the loss of its optimizer step
+        self._norm: Tensor | None = None
 
     def configure_model(self) -> None:
         """Lightning calls this once the processes have met, and again before a validation on its own."""
@@ -69,9 +71,10 @@ class Tuner(L.LightningModule):
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
         nll: Tensor = self.within(self._nll_sum, batch)
+        self.loss_share, self._norm = nll.detach() / batch.step_label_tokens, None
         labels = max(batch.targets.numel(), 1)  # a filler (`cyberlm.data.batching`) has none
         # the callback MetricRows hands it to the loggers
-        self.log("train/loss", nll.detach() / labels, batch_size=labels, prog_bar=True, logger=False)
+        self.log("train/loss", nll.detach() / labels, batch_size=labels, logger=False)
         return step_loss(nll, batch, self.trainer.accumulate_grad_batches * ranks.size())
 
     def _nll_sum(self, batch: AnswerBatch) -> Tensor:
@@ -104,12 +107,16 @@ class Tuner(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Lightning refuses to clip before a fused step in mixed precision; without scaled gradients that is safe."""
-        if self._scales_gradients():
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
+        """Clips by the norm that is logged; Lightning would refuse to before a fused step in mixed precision."""
+        if gradient_clip_val:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            torch.nn.utils.clip_grad_norm_(trained, gradient_clip_val)
+            torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, self.gradient_norm())
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of all gradients together, before they are clipped; computed once a step."""
+        if self._norm is None:
+            self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        return self._norm
 
     def _scales_gradients(self) -> bool:
         return self.trainer.precision == "16-mixed"

@@ -13,6 +13,7 @@ from peft.tuners import lora
 from safetensors.torch import load_file, save_file
 from support import config_of, tiny
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cyberlm import kernels
 from cyberlm.kernels import (
@@ -32,6 +33,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers
 @pytest.fixture(autouse=True)
 def _as_on_a_processor_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "onednn_is_faster", lambda: True)
+
+
+def test_layers_on_a_gpu_are_left_as_they_are() -> None:
+    with FakeTensorMode():
+        layer = nn.Sequential(nn.Linear(8, 8, device="meta"))
+        layer[0].weight = nn.Parameter(torch.empty(8, 8, device="cuda"))
+        use_fast_products(layer)
+    assert type(layer[0]) is nn.Linear
 
 
 def test_mapped_weights_are_moved_to_whole_cache_lines_with_what_is_tied(tmp_path) -> None:
@@ -146,6 +155,7 @@ def test_adapters_can_be_switched_off_and_merged() -> None:
 MANY_SHAPES = """
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from cyberlm import kernels
 from cyberlm.planning import resident_bytes
 

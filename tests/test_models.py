@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from peft.tuners.lora import Linear as LoraLinear
 from support import config_of, short_questions, tiny
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +21,7 @@ from cyberlm.models import (
     save_tuned,
     trainable_names,
 )
-from cyberlm.models.adapters import load_adapter, read_prompt
+from cyberlm.models.adapters import keep_inputs_narrow, load_adapter, read_prompt
 from cyberlm.models.bases import locate, sha256_of, weights_dtype
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.results import write_json
@@ -180,6 +181,47 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(ModelError, match="sees no GPU"):
         pick_device("cuda")
     assert pick_device("auto") == CPU
+
+
+def test_a_gpu_attends_without_plans_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        assert pick_device("auto").type == "cuda"
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_adapters_take_narrow_inputs_as_they_are_and_compute_the_same() -> None:
+    """Under autocast; the conversions to float32 that are left out changed no bit."""
+    config = config_of("method=lora", "model.dtype=bfloat16")
+    loaded, _ = tiny(config)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    loaded.model.train()
+    converted: list[torch.dtype] = []
+    cast = LoraLinear._cast_input_dtype
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            LoraLinear, "_cast_input_dtype", lambda *given: converted.append(cast(*given).dtype) or cast(*given)
+        )
+        outputs, gradients = [], []
+        for _ in range(2):
+            loaded.model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs.append(loaded.model(input_ids=torch.arange(24)[None]).logits)
+            outputs[-1].float().square().mean().backward()
+            gradients.append([p.grad for p in loaded.model.parameters() if p.requires_grad])
+            keep_inputs_narrow(loaded.model)
+    half = len(converted) // 2
+    assert set(converted[:half]) == {torch.float32} and set(converted[half:]) == {torch.bfloat16}
+    assert torch.equal(*outputs)
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("method", ["sft", "lora", "qlora"])

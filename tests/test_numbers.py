@@ -1,5 +1,7 @@
 """Numbers that go wrong: a NaN stops before it does harm and can be made again; what is doubtful is said, once."""
 
+import csv
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,17 @@ import torch
 from resume_support import run_config
 from safetensors import safe_open
 from safetensors.torch import load_file
-from support import fit_tiny, short_questions, tiny
+from support import SHORT, config_of, fit_tiny, sample_questions, short_questions, tiny
+from torch.nn.utils import get_total_norm
+from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyberlm.callbacks import LearningWatch
+from cyberlm.callbacks import CostMeter, LearningWatch, StepNumbers
 from cyberlm.callbacks.numbers import BAD_BATCH
 from cyberlm.checkpoints import damage
 from cyberlm.errors import RunError
 from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states
+from cyberlm.module import Tuner
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
@@ -65,8 +71,8 @@ def test_a_loss_that_is_no_number_stops_and_comes_again_from_the_file(tmp_path: 
     for name, parameter in loaded.model.named_parameters():
         if parameter.requires_grad:
             parameter.data = saved[f"weights.model.{name}"]
-    names = ("prefix_ids", "input_ids", "attention_mask", "answer_index", "targets")
-    batch = AnswerBatch(*(saved[f"batch0.{name}"] for name in names), int(saved["batch0.step_label_tokens"]))
+    parts = [saved[f"batch0.{name}"] for name in AnswerBatch._fields]
+    batch = AnswerBatch(*(part if part.dim() else int(part) for part in parts))
     torch.set_rng_state(saved["batch0.random_cpu"])
     hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
     assert not torch.isfinite(answer_nll_sum(hidden, loaded.head, batch))
@@ -80,6 +86,97 @@ def test_a_gradient_that_is_no_number_stops_with_all_batches_of_the_step(tmp_pat
     assert {name.partition(".")[0] for name in saved} == {"batch0", "batch1", "batch2", "batch3", "weights"}
 
 
+def test_the_micro_batch_that_is_no_number_is_found_among_those_of_its_step(tmp_path: Path) -> None:
+    screen = stopped(tmp_path, False, "trainer.accumulate_grad_batches=4")
+    assert screen.startswith("The loss is nan in optimizer step 1; the step was not taken.")
+    saved = load_file(tmp_path / BAD_BATCH)
+    assert {name.partition(".")[0] for name in saved} == {"batch0", "weights"}
+
+
+# --------------------------------------------------------------------------------- how often the host waits
+
+
+class Waits(TorchDispatchMode):
+    """Where a tensor's value is read on the host, in training steps alone: on a GPU each of them waits for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.training = False
+        self.found: list[list[str]] = []
+        for name in ("tolist", "numpy"):
+            original = getattr(torch.Tensor, name)
+            monkeypatch.setattr(torch.Tensor, name, lambda t, _o=original, _n=name, **k: (self.note(_n), _o(t, **k))[1])
+
+    def note(self, what: str) -> None:
+        if self.training:
+            frame = [
+                f for f in traceback.extract_stack()[:-1] if f.filename != __file__ and "/torch/" not in f.filename
+            ][-1]
+            self.found[-1].append(f"{what} in {Path(frame.filename).name}:{frame.name}")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.partition(".")[0]
+        reads = name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+        masked = name == "index" and any(part is not None and part.dtype == torch.bool for part in args[1])
+        if reads or masked:
+            self.note(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("overrides", [[], ["prompt.system=", "method.lora.dropout=0.1"]], ids=["shared", "dropout"])
+@pytest.mark.parametrize("method", ["sft", "lora"])
+def test_the_host_waits_once_a_step(
+    method: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three micro-batches a step, with all callbacks of a run: once, for the numbers of the step."""
+    waits = Waits(monkeypatch)
+    start, end = CostMeter.on_train_batch_start, Tuner.on_train_batch_end
+
+    def begin(self, trainer, module, batch, batch_idx):
+        if batch_idx % 3 == 0:
+            waits.found.append([])
+        waits.training = True
+        start(self, trainer, module, batch, batch_idx)
+
+    def finish(self, *given):  # behind those of all callbacks
+        waits.training = False
+        end(self, *given)
+
+    monkeypatch.setattr(CostMeter, "on_train_batch_start", begin)
+    monkeypatch.setattr(Tuner, "on_train_batch_end", finish)
+    config = config_of(
+        *(f"method={method}", "callbacks=default", "trainer.accumulate_grad_batches=3", "data.micro_batch_size=2"),
+        *("trainer.log_every_n_steps=1", *(item for item in overrides if method == "lora" or "lora" not in item)),
+    )
+    with waits:
+        fit_tiny(config, sample_questions(18), tmp_path)
+    assert waits.found == [["tolist in numbers.py:on_before_optimizer_step"]] * 3
+
+
+def test_the_norm_that_is_logged_is_the_one_that_clips(tmp_path: Path) -> None:
+    """In the file, the norm before clipping; the gradients that the optimizer gets have at most `max_grad_norm`."""
+    norms: list[float] = []
+
+    class Stepped(AdamW):
+        def step(self, closure=None):
+            loss = closure()
+            norms.append(float(get_total_norm([p.grad for group in self.param_groups for p in group["params"]])))
+            super().step()
+            return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cyberlm.optim.torch.optim.AdamW", Stepped)
+        fit_tiny(
+            config_of("method=lora", "optim.max_grad_norm=0.25", "trainer.log_every_n_steps=1", *SHORT),
+            short_questions(16),
+            tmp_path,
+        )
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    logged = [float(row["train/gradient_norm"]) for row in rows if row["train/gradient_norm"]]
+    assert len(logged) == len(norms) == 2 and min(logged) > 0.25
+    assert norms == pytest.approx([0.25, 0.25], rel=1e-4)
+
+
 # ------------------------------------------------------------------------------------------------ what is said
 
 
@@ -87,19 +184,15 @@ class Told:
     """What a trainer tells the watch about one step; the losses are given."""
 
     accumulate_grad_batches, is_last_batch, estimated_stepping_batches = 1, False, 100
-
-    def __init__(self) -> None:
-        self.global_step = 0
-        self.callback_metrics: dict[str, torch.Tensor] = {}
+    global_step = 0
 
 
 def watch_losses(losses: list[float], warmup: float = 0.0) -> LearningWatch:
-    batch = AnswerBatch(*(torch.ones(2, 2, dtype=torch.long) for _ in range(5)), 4)
-    watch, trainer = LearningWatch(warmup), Told()
+    numbers, trainer = StepNumbers(), Told()
+    watch = LearningWatch(numbers, warmup)
     for step, loss in enumerate(losses):
-        trainer.global_step = step + 1
-        trainer.callback_metrics["train/loss"] = torch.tensor(loss)
-        watch.on_train_batch_end(trainer, None, None, batch, step)
+        trainer.global_step, numbers.loss = step + 1, loss
+        watch.on_train_batch_end(trainer, None, None, None, step)
     return watch
 
 
@@ -128,7 +221,7 @@ def test_warm_up_is_not_looked_at(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def findings(right: list[int], asked: int, answers: list[int]) -> list[str]:
-    watch = LearningWatch(0.0)
+    watch = LearningWatch(StepNumbers(), 0.0)
     watch.validations = [[count, asked] for count in right]
     watch.chances, watch.answers = [0.25] * asked, answers
     watch.golds = [k % 4 for k in range(asked)]

@@ -12,6 +12,7 @@ from cyberlm.config import OptimizerName, TrainConfig
 from cyberlm.data.batching import plan_epoch
 from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states
 from cyberlm.models import LoadedModel, build_skeleton, load_base, published_shape, read_shape
+from cyberlm.models.adapters import keep_inputs_narrow
 from cyberlm.optim import build_optimizer
 from cyberlm.planning import (
     GIB,
@@ -95,8 +96,9 @@ def saved_bytes(loaded: LoadedModel, rows: int, width: int, prefix: int, mixed: 
 
     ids = torch.randint(0, 250, (rows, width))
     places = torch.randint(0, rows * width, (LABELS,))
+    targets = torch.randint(0, 250, (LABELS,))
     batch = AnswerBatch(
-        torch.arange(prefix), ids, torch.ones_like(ids), places, torch.randint(0, 250, (LABELS,)), LABELS
+        torch.arange(prefix), ids, torch.ones_like(ids), places, targets, LABELS, questions=rows, tokens=ids.numel()
     )
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
@@ -153,6 +155,11 @@ def test_mixed_precision_converts_inputs(method: str) -> None:
     check_activations(config_of(*method.split(), *LARGER), 4, 105, mixed=True)
 
 
+def test_adapters_on_a_gpu_share_their_inputs() -> None:
+    """As a run sets them up there: bfloat16 goes into adapters as it is."""
+    check_activations(config_of("method=lora", "model.dtype=bfloat16", *LARGER), 4, 105, mixed=True, on_gpu=True)
+
+
 @pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("setting", ["method.lora.dropout=0.1", "method.lora.use_dora=true", "model.dtype=bfloat16"])
 def test_variants_of_adapters(setting: str) -> None:
@@ -163,11 +170,15 @@ def test_eager_attention_keeps_its_weights() -> None:
     check_activations(config_of("method=lora", "model.attention=eager", *LARGER), 4, 105)
 
 
-def check_activations(config: TrainConfig, rows: int, width: int, prefix: int = 0, mixed: bool = False) -> None:
+def check_activations(
+    config: TrainConfig, rows: int, width: int, prefix: int = 0, mixed: bool = False, on_gpu: bool = False
+) -> None:
     loaded, _ = tiny(config)
     loaded.causal.set_attn_implementation(config.model.attention.value)
     loaded.model.train()
-    network = network_of(config, mixed=mixed)
+    if on_gpu:
+        keep_inputs_narrow(loaded.model)
+    network = network_of(config, GPU if on_gpu else CPU, mixed=mixed)
     batch = MicroBatch(rows, width, LABELS, prefix)
     planned = saved_activations(network, batch, checkpointing=config.trainer.gradient_checkpointing)
     planned.pop("recomputed block", None)

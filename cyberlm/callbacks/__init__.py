@@ -4,6 +4,7 @@ from cyberlm.callbacks.meters import CostMeter, RandomState, TrainingProgress
 from cyberlm.callbacks.numbers import FiniteNumbers, LearningWatch
 from cyberlm.callbacks.resuming import BestWeights, ResumePoints
 from cyberlm.callbacks.rows import MetricRows
+from cyberlm.callbacks.steps import StepNumbers
 
 __all__ = [
     "BestWeights",
@@ -13,5 +14,6 @@ __all__ = [
     "MetricRows",
     "RandomState",
     "ResumePoints",
+    "StepNumbers",
     "TrainingProgress",
 ]

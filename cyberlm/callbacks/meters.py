@@ -1,6 +1,7 @@
 """Lightning callbacks that every run has: progress with ETA, what training costs, and the state of random numbers."""
 
 import contextlib
+import math
 import random
 import time
 from typing import Any
@@ -9,6 +10,7 @@ import lightning.pytorch as L
 import torch
 
 from cyberlm import ranks
+from cyberlm.callbacks.steps import StepNumbers
 from cyberlm.errors import RunError
 from cyberlm.losses import AnswerBatch
 from cyberlm.progress import Advance, track
@@ -19,10 +21,11 @@ class TrainingProgress(L.Callback):
 
     Args:
         questions: Training questions of one epoch.
+        numbers: Of the newest optimizer step.
     """
 
-    def __init__(self, questions: int) -> None:
-        self.questions = questions
+    def __init__(self, questions: int, numbers: StepNumbers) -> None:
+        self.questions, self.numbers = questions, numbers
         self.stack = contextlib.ExitStack()
         self.advance: Advance | None = None
 
@@ -38,8 +41,8 @@ class TrainingProgress(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
     ) -> None:
         assert self.advance is not None
-        loss = trainer.callback_metrics.get("train/loss")
-        note = f"loss {loss:.3f}" if loss is not None else ""
+        loss = self.numbers.loss
+        note = f"loss {loss:.3f}" if math.isfinite(loss) else ""
         questions, tokens = ranks.summed(batch.questions, batch.tokens)
         self.advance(int(questions), int(tokens), note)
 

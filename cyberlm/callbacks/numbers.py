@@ -14,10 +14,9 @@ from safetensors.torch import save_file
 from scipy.stats import binomtest
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
 
 from cyberlm import ranks
-from cyberlm.callbacks.steps import StepLoss
+from cyberlm.callbacks.steps import StepNumbers, ends_step
 from cyberlm.errors import Problem, RunError
 from cyberlm.losses import AnswerBatch
 from cyberlm.records import LETTERS
@@ -41,37 +40,43 @@ log = logging.getLogger(__name__)
 class FiniteNumbers(L.Callback):
     """Stops before an optimizer step with a loss or a gradient that is NaN or infinite, and saves what made it so.
 
+    Right before the step its numbers are read, all at once: the only time in a step that the host waits for the device.
     All processes of a run stop together, and the first saves what all of them had.
 
     Args:
         folder: Of the run.
         seed: Of the run, for the record.
+        numbers: Written here.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder, seed
+    def __init__(self, folder: Path, seed: int, numbers: StepNumbers) -> None:
+        self.folder, self.seed, self.numbers = folder, seed, numbers
         self.window: list[tuple[AnswerBatch, dict[str, Tensor]]] = []
+        self.losses: list[Tensor] = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: AnswerBatch, batch_idx: int
     ) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.window.clear()
+            self.losses.clear()
         self.window.append((batch, _random_states()))
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        (value,) = ranks.summed(float(loss.detach()))  # not finite where one process's is not
-        if not math.isfinite(value):
-            self.window = self.window[-1:]
-            self._stop(trainer, pl_module, "loss", value)
+        self.losses.append(pl_module.loss_share)  # type: ignore[arg-type]  # torch types modules' attributes
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        if trainer.precision == "16-mixed":  # its scaler meets infinite gradients as a matter of course, and skips them
-            return
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        (norm,) = ranks.summed(float(_whole(get_total_norm(gradients))))
-        if not math.isfinite(norm):
-            self._stop(trainer, pl_module, "gradient norm", norm)
+        norm: Tensor = pl_module.gradient_norm()  # type: ignore[operator]
+        read = torch.stack([*self.losses, _whole(norm).float()]).tolist()
+        *losses, norms = ranks.summed(*read)  # not finite where one process's is not
+        self.numbers.loss, self.numbers.gradient_norm = sum(losses), norms / ranks.size()
+        bad = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        if bad is not None:
+            self.window = [self.window[bad]]
+            self._stop(trainer, pl_module, "loss", losses[bad])
+        # a scaler meets infinite gradients as a matter of course, and skips them
+        if not math.isfinite(norms) and trainer.precision != "16-mixed":
+            self._stop(trainer, pl_module, "gradient norm", norms)
 
     def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str, value: float) -> None:
         file = self.folder / BAD_BATCH
@@ -103,8 +108,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _parts(taken: tuple[AnswerBatch, dict[str, Tensor]]) -> dict[str, Tensor]:
     batch, states = taken
-    parts = {**batch._asdict(), "step_label_tokens": torch.tensor(batch.step_label_tokens), **states}
-    return {name: part.cpu() for name, part in parts.items()}
+    return {name: torch.as_tensor(part).cpu() for name, part in {**batch._asdict(), **states}.items()}
 
 
 def _strings(about: dict[str, Any]) -> dict[str, str]:
@@ -122,13 +126,13 @@ class LearningWatch(L.Callback):
     """Says once that the loss exploded; at the end, that accuracy stayed at chance or that all answers are the same.
 
     Args:
+        numbers: Of the newest optimizer step.
         warmup_fraction: Share of the steps that are not looked at.
         share_validation: Whether each process validates on its share of the questions, or on all.
     """
 
-    def __init__(self, warmup_fraction: float, *, share_validation: bool = False) -> None:
-        self.warmup_fraction, self.share_validation = warmup_fraction, share_validation
-        self.loss = StepLoss()
+    def __init__(self, numbers: StepNumbers, warmup_fraction: float, *, share_validation: bool = False) -> None:
+        self.numbers, self.warmup_fraction, self.share_validation = numbers, warmup_fraction, share_validation
         self.losses: list[float] = []
         self.exploded = False
         self.validations: list[list[int]] = []
@@ -137,6 +141,8 @@ class LearningWatch(L.Callback):
         """1/options of each question of one validation."""
         self.answers: list[int] = []
         self.golds: list[int] = []
+        self.batches: list[Tensor] = []
+        """(3, B) of each batch of a validation: options chosen, right options, numbers of options."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"losses": self.losses, "exploded": self.exploded, "validations": self.validations}
@@ -148,10 +154,10 @@ class LearningWatch(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
     ) -> None:
-        loss = self.loss.add(trainer, batch, batch_idx)
-        if loss is None or trainer.global_step <= self.warmup_fraction * trainer.estimated_stepping_batches:
+        warmup = self.warmup_fraction * trainer.estimated_stepping_batches
+        if not ends_step(trainer, batch_idx) or trainer.global_step <= warmup:
             return
-        self.losses = [*self.losses, loss][-RECENT_STEPS - BEFORE_STEPS :]
+        self.losses = [*self.losses, self.numbers.loss][-RECENT_STEPS - BEFORE_STEPS :]
         before, recent = self.losses[:-RECENT_STEPS], self.losses[-RECENT_STEPS:]
         if self.exploded or len(before) < LEAST_BEFORE:
             return
@@ -165,7 +171,7 @@ class LearningWatch(L.Callback):
             )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.chances, self.answers, self.golds = [], [], []
+        self.batches = []
 
     def on_validation_batch_end(
         self,
@@ -176,11 +182,11 @@ class LearningWatch(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self.answers += outputs.tolist()
-        self.golds += batch.gold.tolist()
-        self.chances += batch.option_mask.any(-1).sum(-1).reciprocal().tolist()
+        self.batches.append(torch.stack([outputs, batch.gold, batch.option_mask.any(-1).sum(-1)]))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.answers, self.golds, options = torch.cat(self.batches, dim=1).tolist()
+        self.chances = [1 / count for count in options]
         if self.share_validation:
             shares = ranks.gathered((self.chances, self.answers, self.golds))
             self.chances, self.answers, self.golds = (list(chain(*parts)) for parts in zip(*shares, strict=True))

@@ -6,13 +6,13 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.loggers import Logger
 
-from cyberlm.callbacks.steps import StepLoss
+from cyberlm.callbacks.steps import StepNumbers, ends_step
 from cyberlm.loggers import MetricsFile
 from cyberlm.losses import AnswerBatch
 
 
 class MetricRows(L.Callback):
-    """Logs the loss of every n-th optimizer step, and lets metrics.csv go on where the checkpoint left it.
+    """Logs the numbers of every n-th optimizer step, and lets metrics.csv go on where the checkpoint left it.
 
     Lightning logs a step after the hooks in which checkpoints are written: a run killed in between and resumed would
     lack that row.
@@ -21,18 +21,22 @@ class MetricRows(L.Callback):
         file: metrics.csv.
         loggers: The other loggers.
         every_n_steps: Optimizer steps between two rows.
+        numbers: Of the newest step.
     """
 
-    def __init__(self, file: MetricsFile, loggers: Sequence[Logger], every_n_steps: int) -> None:
+    def __init__(self, file: MetricsFile, loggers: Sequence[Logger], every_n_steps: int, numbers: StepNumbers) -> None:
         self.file, self.loggers, self.every_n_steps = file, [file, *loggers], every_n_steps
-        self.loss = StepLoss()
+        self.numbers = numbers
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
     ) -> None:
-        loss = self.loss.add(trainer, batch, batch_idx)
-        if loss is not None and trainer.global_step % self.every_n_steps == 0:
-            row = {"train/loss": loss, "epoch": trainer.current_epoch}
+        if ends_step(trainer, batch_idx) and trainer.global_step % self.every_n_steps == 0:
+            row = {
+                "train/loss": self.numbers.loss,
+                "train/gradient_norm": self.numbers.gradient_norm,
+                "epoch": trainer.current_epoch,
+            }
             for logger in self.loggers:
                 logger.log_metrics(row, trainer.global_step - 1)  # steps count from 0, as Lightning's own rows do
 

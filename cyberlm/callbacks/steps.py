@@ -1,9 +1,9 @@
-"""Where one optimizer step ends, and its loss over all of its micro-batches, those of all processes."""
+"""Where one optimizer step ends, and its numbers, which are read from the device once."""
+
+import math
+from dataclasses import dataclass
 
 import lightning.pytorch as L
-
-from cyberlm import ranks
-from cyberlm.losses import AnswerBatch
 
 
 def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
@@ -11,25 +11,14 @@ def ends_step(trainer: L.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
-class StepLoss:
-    """The mean loss a trained token over an optimizer step, in nats.
+@dataclass
+class StepNumbers:
+    """Numbers of the newest optimizer step, the same in every process: `FiniteNumbers` writes them, others read them.
 
-    It holds nothing between two steps, and so needs no place in a checkpoint.
+    Attributes:
+        loss: Mean over the answer tokens of the step, those of all its micro-batches in all processes (nats).
+        gradient_norm: Of all gradients together, before they are clipped.
     """
 
-    def __init__(self) -> None:
-        self.total, self.tokens = 0.0, 0
-
-    def add(self, trainer: L.Trainer, batch: AnswerBatch, batch_idx: int) -> float | None:
-        """Takes a micro-batch in; returns the step's loss where it was the last one, else None.
-
-        Every process gets the same number.
-        """
-        tokens = batch.targets.numel()
-        self.total += float(trainer.callback_metrics["train/loss"]) * tokens
-        self.tokens += tokens
-        if not ends_step(trainer, batch_idx):
-            return None
-        total, counted = ranks.summed(self.total, self.tokens)
-        self.total, self.tokens = 0.0, 0
-        return total / counted
+    loss: float = math.nan
+    gradient_norm: float = math.nan

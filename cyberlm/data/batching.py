@@ -159,13 +159,15 @@ class AnswerCollator:
             places += range(start + first - 1, start + len(ids) - 1)
             targets += ids[first:]
         return AnswerBatch(
-            prefix_ids, input_ids, attention_mask, torch.tensor(places), torch.tensor(targets), step_label_tokens
+            *(prefix_ids, input_ids, attention_mask, torch.tensor(places), torch.tensor(targets), step_label_tokens),
+            questions=len(questions),
+            tokens=sum(len(ids) - 1 for ids, _ in examples),
         )
 
     def _filler(self, step_label_tokens: int) -> AnswerBatch:
         """One token that counts as none, goes through the model and trains on nothing: its gradients are zeros."""
         none, one = torch.zeros(0, dtype=torch.long), torch.tensor([self.end_ids[:1]])
-        return AnswerBatch(none, one, torch.zeros_like(one), none, none, step_label_tokens)
+        return AnswerBatch(none, one, torch.zeros_like(one), none, none, step_label_tokens, questions=0, tokens=0)
 
 
 def collate_scoring(questions: Sequence[EncodedQuestion]) -> ScoringBatch:

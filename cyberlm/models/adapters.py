@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import Linear as LoraLinear
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -67,6 +68,16 @@ def add_adapter(loaded: LoadedModel, lora: LoraConfig, *, gradient_checkpointing
     model.peft_config["default"].base_model_name_or_path = loaded.name
     use_fast_products(model)
     return replace(loaded, model=model)
+
+
+def keep_inputs_narrow(model: nn.Module) -> None:
+    """Leaves out PEFT's conversion of each adapter's input to float32, which autocast would undo at once.
+
+    Not for DoRA, which computes with the input itself. To be called only where every forward pass is under autocast.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLinear) and not module.lora_variant:
+            module.cast_input_dtype_enabled = False
 
 
 def _linear_layers(causal: nn.Module) -> tuple[list[str], list[str]]:
@@ -191,6 +202,8 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
         model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
         _check_names(folder / "adapter_model.safetensors", model)
     use_fast_products(model)
+    if loaded.device.type == "cuda":  # answers are computed under autocast there
+        keep_inputs_narrow(model)
     return replace(loaded, model=model)
 
 

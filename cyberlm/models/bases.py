@@ -53,6 +53,7 @@ def pick_device(accelerator: str) -> torch.device:
     if accelerator == "cpu":
         return torch.device("cpu")
     if torch.cuda.is_available():
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for each shape, and every batch brings another
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if accelerator == "cuda":
         raise ModelError("trainer.accelerator=cuda, but torch sees no GPU.", hint="Type trainer.accelerator=cpu")

@@ -110,7 +110,8 @@ def _saved_by_a_block(network: Network, batch: MicroBatch) -> dict[str, int]:
 def _inputs(network: Network, tokens: int) -> dict[str, int]:
     """Bytes of the inputs that linear layers save, each tensor once.
 
-    Autocast, and adapters in float32 on a bfloat16 base, convert an input for each layer: then nothing is shared.
+    Autocast of float32 inputs, and adapters in float32 on a bfloat16 base, convert an input for each layer: then
+    nothing is shared.
     Dropout, too, gives each adapter an input of its own.
     """
     numbers = network.numbers
@@ -129,7 +130,8 @@ def _inputs(network: Network, tokens: int) -> dict[str, int]:
 def _has_own_input(network: Network, projection: Projection) -> bool:
     numbers = network.numbers
     if projection.rank:
-        return numbers.autocast or numbers.stream != numbers.adapter or network.dropout > 0
+        converted = numbers.stream != numbers.adapter or (numbers.autocast and numbers.widened)
+        return converted or network.dropout > 0
     return numbers.autocast and numbers.stream == 4 and projection.name in SHARED_INPUTS
 
 

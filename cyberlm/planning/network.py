@@ -54,6 +54,7 @@ class Numbers:
         adapter: Of what adapters compute with.
         autocast: Whether torch converts inputs and trained weights to bfloat16 for each product.
         mask: Of one element of dropout's mask.
+        widened: Whether PEFT converts adapters' inputs to float32 (`cyberlm.models.adapters.keep_inputs_narrow`).
     """
 
     stream: int
@@ -61,6 +62,7 @@ class Numbers:
     adapter: int
     autocast: bool
     mask: int
+    widened: bool
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,7 @@ def read_network(
     head_size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     embeddings: Any = skeleton.loaded.causal.get_input_embeddings()
     stream = embeddings.weight.element_size()
+    widened = not (on_gpu and mixed) or (lora is not None and lora.use_dora)
     groups = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     return Network(
         blocks=shape.num_hidden_layers,
@@ -147,7 +150,7 @@ def read_network(
         dropout=lora.dropout if lora else 0.0,
         dora=lora.use_dora if lora else False,
         quantised=bool(skeleton.quantised),
-        numbers=Numbers(stream, 2 if mixed else stream, 2 if mixed else 4, mixed, 1 if on_gpu else 4),
+        numbers=Numbers(stream, 2 if mixed else stream, 2 if mixed else 4, mixed, 1 if on_gpu else 4, widened),
         attention=attention,
         parameters=total,
         trainable=trainable,

@@ -24,6 +24,7 @@ from cyberlm.callbacks import (
     MetricRows,
     RandomState,
     ResumePoints,
+    StepNumbers,
     TrainingProgress,
 )
 from cyberlm.checkpoints import CHECKPOINTS, damage, read_checkpoint, resume_point
@@ -32,6 +33,7 @@ from cyberlm.data.module import QuestionData
 from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.loggers import MetricsFile
 from cyberlm.models import LoadedModel, add_adapter, load_base, trained_tensors
+from cyberlm.models.adapters import keep_inputs_narrow
 from cyberlm.module import Tuner
 from cyberlm.planning import give_back
 from cyberlm.progress import say
@@ -47,7 +49,10 @@ def prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
     """Adds the adapter, or makes every weight trainable."""
     checkpointing = config.trainer.gradient_checkpointing
     if config.method.lora is not None:
-        return add_adapter(loaded, config.method.lora, gradient_checkpointing=checkpointing)
+        adapted = add_adapter(loaded, config.method.lora, gradient_checkpointing=checkpointing)
+        if loaded.device.type == "cuda" and _precision(config, loaded.device).endswith("-mixed"):
+            keep_inputs_narrow(adapted.model)
+        return adapted
     if checkpointing:
         loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loaded.causal.requires_grad_(True)
@@ -77,7 +82,8 @@ def fit(
         *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
     )
     best = BestWeights(folder / CHECKPOINTS)
-    watch = LearningWatch(config.optim.warmup_fraction, share_validation=share_validation)
+    numbers = StepNumbers()
+    watch = LearningWatch(numbers, config.optim.warmup_fraction, share_validation=share_validation)
     metrics = MetricsFile(folder)
     with _calm_lightning():
         trainer = L.Trainer(
@@ -92,11 +98,11 @@ def fit(
             log_every_n_steps=trainer_config.log_every_n_steps,
             logger=[metrics, *loggers],
             callbacks=[
-                TrainingProgress(len(encoded["train"])),
+                TrainingProgress(len(encoded["train"]), numbers),
                 meter,
                 RandomState(config.seed),
-                MetricRows(metrics, loggers, trainer_config.log_every_n_steps),
-                FiniteNumbers(folder, config.seed),
+                MetricRows(metrics, loggers, trainer_config.log_every_n_steps, numbers),
+                FiniteNumbers(folder, config.seed, numbers),
                 watch,
                 LambdaCallback(on_validation_start=_give_back, on_validation_end=_give_back),
                 *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from cyberlm import ranks
 from cyberlm.answers import parse_letter, parse_text
@@ -13,6 +14,13 @@ from cyberlm.prompts import EncodedQuestion, Prompt, prompt_hash
 from cyberlm.records import Prediction, Question
 from cyberlm.scoring import answering, generate, make_scoring_batch, option_log_probs, plan_batches
 from cyberlm.statistics import rotations, safe_to_permute
+
+
+class Completion(NamedTuple):
+    """What was generated, and why it ended: `stop`, or `length` where `max_new_tokens` cut it off."""
+
+    text: str | None
+    finish_reason: str | None
 
 
 def predict(
@@ -43,7 +51,7 @@ def predict(
     with answering(loaded.model):
         with track(f"Scoring {label}", len(mine), "questions") as advance:
             scored = _score(loaded, encoded, max_batch_tokens, advance)
-        completions: Sequence[str | None] = [None] * len(mine)
+        completions: Sequence[Completion] = [Completion(None, None)] * len(mine)
         if config.generate:
             with track(f"Generating with {label}", len(mine), "questions") as advance:
                 completions = _complete(loaded, prompt, encoded, config, max_batch_tokens, advance)
@@ -63,12 +71,13 @@ def predict(
                 option_chars=item.option_chars,
                 choice=choice,
                 gold_nll=-log_probs[question.gold] / tokens[question.gold],
-                generated=completion,
-                parsed=None if completion is None else _parse(prompt, completion, question),
+                generated=completion.text,
+                parsed=None if completion.text is None else _parse(prompt, completion.text, question),
                 reference=prompt.reference(question),
                 prompt_hash=rendered,
                 topic=question.topic,
                 tied=tied,
+                finish_reason=completion.finish_reason,
             )
         )
     return ranks.merged(predictions, len(questions))
@@ -162,14 +171,16 @@ def _complete(
     config: EvaluationConfig,
     max_batch_tokens: int,
     advance: Advance,
-) -> list[str]:
-    """Greedy completions as text, special tokens left out."""
+) -> list[Completion]:
+    """Greedy completions, special tokens left out."""
     lengths = [generated_tokens(item, config) for item in encoded]
-    completions: dict[int, str] = {}
+    completions: dict[int, Completion] = {}
     for rows in plan_batches(lengths, max_batch_tokens):
         prompts = [encoded[row].prompt_ids for row in rows]
         new = generate(loaded, prompts, prompt.stop_ids, config.max_new_tokens)
         for row, ids in zip(rows, new, strict=True):
-            completions[row] = str(prompt.tokenizer.decode(ids, skip_special_tokens=True))
+            text = str(prompt.tokenizer.decode(ids, skip_special_tokens=True))
+            # A row that stopped is shorter: its stop token is left out.
+            completions[row] = Completion(text, "length" if len(ids) == config.max_new_tokens else "stop")
         advance(len(rows), sum(len(ids) for ids in new))
     return [completions[row] for row in range(len(encoded))]

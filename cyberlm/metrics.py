@@ -113,7 +113,9 @@ def score_predictions(predictions: Sequence[Prediction], protocol: Protocol, sho
     if not predictions:
         raise RunError("There are no questions to score.")
     note = _why_no_generation(predictions, protocol, show_options)
-    failed = sum(prediction.parsed is None for prediction in predictions)
+    unread = [prediction.finish_reason for prediction in predictions if prediction.parsed is None]
+    known = all(prediction.finish_reason is not None for prediction in predictions)
+    cut = unread.count("length")
     right = sum(prediction.generated_correct for prediction in predictions)
     return ModelScores(
         likelihood=_accuracy(predictions),
@@ -121,9 +123,10 @@ def score_predictions(predictions: Sequence[Prediction], protocol: Protocol, sho
         gold_nll=math.fsum(prediction.gold_nll for prediction in predictions) / len(predictions),
         generation=None if note else _proportion(right, len(predictions)),
         generation_note=note,
-        parse_fail_rate=None if note else failed / len(predictions),
+        parse_fail_rate=None if note else (len(unread) - cut) / len(predictions),
         rouge=_rouge(predictions),
         ties=sum(prediction.tied for prediction in predictions),
+        truncated_rate=cut / len(predictions) if known and not note else None,
     )
 
 

@@ -74,6 +74,8 @@ class Prediction:
         prompt_hash: SHA-256 (first 16 hex digits) of the rendered prompt.
         topic: Of the question.
         tied: Whether another option had the same score as the chosen one (`cyberlm.metrics.pick_best`).
+        finish_reason: Why the completion ended: `stop`, or `length` where `max_new_tokens` cut it off. None where
+            nothing was generated, and in older files.
     """
 
     id: str
@@ -91,6 +93,7 @@ class Prediction:
     prompt_hash: str
     topic: str = ""
     tied: bool = False
+    finish_reason: str | None = None
 
     @property
     def correct(self) -> bool:
@@ -182,9 +185,11 @@ class ModelScores:
         gold_nll: Mean over questions of the right answer's negative log-likelihood a token (nats).
         generation: Accuracy of the parsed greedy completion (unparseable is wrong), or None where it was not measured.
         generation_note: Why `generation` is None.
-        parse_fail_rate: Share of completions that name no option.
+        parse_fail_rate: Share of completions that came to their end and name no option.
         rouge: Of the completions, or None where nothing was generated.
         ties: Questions whose best score two or more options share.
+        truncated_rate: Share of completions that `max_new_tokens` cut off before they named an option; None where
+            nothing was parsed, and in older files, where `parse_fail_rate` counts them.
     """
 
     likelihood: Proportion
@@ -195,6 +200,7 @@ class ModelScores:
     parse_fail_rate: float | None
     rouge: RougeScores | None
     ties: int = 0
+    truncated_rate: float | None = None
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,10 @@ def _score_rows(models: Sequence[ModelScores]) -> list[list[str]]:
         rows += [
             ["  95% interval", *(_interval(m.generation) for m in models)],
             ["  right", *(_count(m.generation) for m in models)],
-            ["  no option named", *(_failed(m) for m in models)],
+            ["  no option named", *(_share_of_all(m.parse_fail_rate, m) for m in models)],
         ]
+    if any(m.truncated_rate for m in models):
+        rows.append(["  cut off, none named", *(_share_of_all(m.truncated_rate, m) for m in models)])
     rows += [[label, *(_rouge(m, name) for m in models)] for label, name in ROUGE.items()]
     rows.append(["gold answer NLL, nats/token", *(f"{m.gold_nll:.4f}" for m in models)])
     rows.append(["questions", *(str(m.likelihood.n) for m in models)])
@@ -167,12 +169,12 @@ def _count(share: Proportion | None) -> str:
     return "-" if share is None else f"{share.correct} of {share.n}"
 
 
-def _failed(scores: ModelScores) -> str:
-    """Share of completions that name no option, with its interval."""
-    if scores.parse_fail_rate is None:
+def _share_of_all(share: float | None, scores: ModelScores) -> str:
+    """A share of all completions, with its interval."""
+    if share is None:
         return "-"
-    low, high = wilson(scores.parse_fail_rate, scores.likelihood.n)
-    return f"{_percent(scores.parse_fail_rate)} ({100 * low:.0f}-{high:.0%})"
+    low, high = wilson(share, scores.likelihood.n)
+    return f"{_percent(share)} ({100 * low:.0f}-{high:.0%})"
 
 
 def _rouge(scores: ModelScores, name: str) -> str:

@@ -91,6 +91,25 @@ def test_unparseable_is_wrong_and_counted() -> None:
     assert (scores.parse_fail_rate, scores.generation_note) == (0.5, "")
 
 
+def test_what_was_cut_off_is_counted_apart() -> None:
+    rows = [
+        replace(row, generated=text, parsed=parsed, finish_reason=reason)
+        for row, text, parsed, reason in zip(
+            predictions("AAAAA", "AAAAA"),
+            ["A", "A, because", "Perhaps", "Let us see:", "To begin"],
+            [0, 0, None, None, None],
+            ["stop", "length", "stop", "length", "length"],
+            strict=True,
+        )
+    ]
+    scores = score(rows)
+    assert scores.generation is not None
+    assert scores.generation.correct == 2  # cut off behind its answer, it is read as any other
+    assert (scores.parse_fail_rate, scores.truncated_rate) == (0.2, 0.4)
+    older = score([replace(row, finish_reason=None) for row in rows])
+    assert (older.parse_fail_rate, older.truncated_rate) == (0.6, None)
+
+
 def test_nothing_generated() -> None:
     scores = score([replace(row, generated=None, parsed=None) for row in predictions("AB", "AB")])
     assert (scores.generation, scores.parse_fail_rate, scores.rouge) == (None, None, None)

@@ -98,6 +98,14 @@ def test_every_figure_is_printed(console: Console) -> None:
     assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("Files"))
 
 
+def test_completions_cut_off_have_a_row_of_their_own(console: Console) -> None:
+    scores = replace(BASE, parse_fail_rate=0.02, truncated_rate=0.26)
+    report.print_results(replace(RESULTS, scores={"base": scores, "tuned": BASE}), FILES)
+    text = console.export_text()
+    assert row(text, "no option named") == ["2.0%", "(1-6%)", "28.0%", "(21-36%)"]
+    assert row(text, "cut off, none named") == ["26.0%", "(20-34%)", "-"]
+
+
 def test_what_moved_and_every_difference_are_printed(console: Console) -> None:
     verdict = "significantly better (p = 0.003, exact p = 0.005): 23 questions gained, 7 lost"
     moved = "Format +6.7 points: completions that name no option go from 28.0% to 2.0% (p < 0.001)"

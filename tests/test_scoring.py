@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -190,6 +191,26 @@ def test_predictions_do_not_depend_on_the_batch() -> None:
     for one, other in zip(few, many, strict=True):
         assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-4)
         assert (one.choice, one.generated, one.prompt_hash) == (other.choice, other.generated, other.prompt_hash)
+
+
+def test_why_a_completion_ended() -> None:
+    """`length` where more tokens would have come, `stop` where the end of turn did."""
+    config = config_of("prompt=text", "evaluation.max_new_tokens=6")
+    loaded, prompt = tiny(config)
+    questions = sample_questions(12)
+    encoded = prompt.encode(questions)
+    with answering(loaded.model):
+        free = generate(loaded, [item.prompt_ids for item in encoded], [], 6)
+    prompt.stop_ids = tuple(
+        {row[3] for row in free[:6]} | {row[-1] for row in free[6:8]}
+    )  # early, and at the last token
+    answers = predict(loaded, prompt, questions, encoded, config.evaluation, 4096, "it")
+    ended = [any(token in prompt.stop_ids for token in row) for row in free]
+    assert [answer.finish_reason for answer in answers] == ["stop" if end else "length" for end in ended]
+    assert len(set(ended)) == 2
+    likelihood = replace(config.evaluation, generate=False)
+    silent = predict(loaded, prompt, questions, encoded, likelihood, 4096, "it")
+    assert {answer.finish_reason for answer in silent} == {None}
 
 
 def test_batches_are_sorted_and_within_the_budget() -> None:

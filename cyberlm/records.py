@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 LETTERS = "ABCDEFGH"
@@ -11,13 +11,13 @@ LIKELIHOOD, GENERATION = "likelihood", "generation"
 """Ways in which an answer is right: the option chosen by likelihood, or the one that the completion names."""
 
 
-def primary_metric(generation: Iterable[object | None]) -> str:
+def primary_metric(generated: bool) -> str:
     """The accuracy that a report speaks of first: by generation, as arXiv 2509.25241 does, else by likelihood.
 
     Args:
-        generation: Accuracy by generation of each model (`ModelScores.generation`), None where it was not measured.
+        generated: Whether accuracy by generation was measured of all models that are compared.
     """
-    return GENERATION if all(accuracy is not None for accuracy in generation) else LIKELIHOOD
+    return GENERATION if generated else LIKELIHOOD
 
 
 @dataclass(frozen=True)

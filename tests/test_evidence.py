@@ -27,7 +27,7 @@ from cyberlm.evidence import (
 from cyberlm.evidence.collecting import ModelEvidence, OptionScoring, RougeContext
 from cyberlm.floors import Finding, FloorReport
 from cyberlm.leaks import CleanAccuracy, Leak, LeakAudit
-from cyberlm.records import Comparison, Prediction, Question, RougeScores, primary_metric
+from cyberlm.records import Comparison, Prediction, Question, RougeScores
 from cyberlm.statistics import (
     AccuracyInterval,
     Calibration,
@@ -315,6 +315,9 @@ def test_differences_are_those_of_the_reported_means() -> None:
     one, two = evidence.models.values()
     assert found["option_nll"].difference == pytest.approx(two.calibration.raw.nll - one.calibration.raw.nll)
     assert found["rouge1"].ci_lo is None and found["rouge1"].difference == 0  # both wrote the same
+    ((_, columns),) = differences(evidence)
+    shown = {label: cells for label, *cells in zip(*columns.values(), strict=True)}
+    assert shown["ROUGE-1"] == ["+0.0000", "-", "-"]
 
 
 def test_files_from_before_are_read(tmp_path: Path) -> None:
@@ -429,8 +432,3 @@ def test_completions_that_are_never_both_read_say_nothing_of_knowledge() -> None
 def test_models_of_other_names_are_not_compared_as_base_and_tuned() -> None:
     assert compare(compare_models({"a": completions(0), "b": completions(1)})) is None
     assert compare(()) is None
-
-
-@pytest.mark.parametrize(("measured", "metric"), [((1, 1), "generation"), ((1, None), "likelihood")])
-def test_primary_metric(measured: Sequence[object], metric: str) -> None:
-    assert primary_metric(measured) == metric

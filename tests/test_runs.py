@@ -80,6 +80,7 @@ def test_a_run_leaves_everything_it_promises(method: str, tmp_path: Path) -> Non
         assert results.scores[name].likelihood.value == right / 16
     assert compare(read_evidence(run).pairs) == results.comparison
     assert results.comparison is not None and results.comparison.metric == "generation"
+    assert "\n".join(results.comparison.sentences()) in (tuned / "README.md").read_text()
     assert results.comparison.only_tuned_right == sum(
         tuned.generated_correct and not base.generated_correct
         for base, tuned in zip(predictions["base"], predictions["tuned"], strict=True)

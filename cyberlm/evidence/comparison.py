@@ -22,7 +22,7 @@ def compare(pairs: Sequence[PairComparison], base: str = "base", tuned: str = "t
     by = {pair.outcome: pair for pair in pairs if (pair.first, pair.second) == (base, tuned)}
     if not by:
         return None
-    pair = by[primary_metric([by.get(GENERATION)])]
+    pair = by[primary_metric(GENERATION in by)]
     return Comparison(
         difference=pair.difference,
         only_base_right=pair.only_first_right,

@@ -139,7 +139,7 @@ def differences(evidence: Evidence) -> list[tuple[str, dict[str, list[str]]]]:
 
 
 def _main(evidence: Evidence) -> list[PairComparison]:
-    metric = primary_metric(model.generation for model in evidence.models.values())
+    metric = primary_metric(any(pair.outcome == GENERATION for pair in evidence.pairs))
     return [pair for pair in evidence.pairs if pair.outcome == metric]
 
 
@@ -147,7 +147,7 @@ def _columns(labels: list[str], rows: Sequence[PairComparison | MeanDifference])
     return {
         "": labels,
         "change": [_change(row, row.difference) for row in rows],
-        "95% interval": [f"{_change(row, row.ci_lo)} to {_change(row, row.ci_hi)}" for row in rows],
+        "95% interval": [_limits(row) for row in rows],
         "p": [_p(row.p) for row in rows],
     }
 
@@ -156,11 +156,15 @@ def _names(pair: PairComparison | MeanDifference) -> str:
     return f"{pair.second} minus {pair.first}"
 
 
-def _change(row: PairComparison | MeanDifference, value: float | None) -> str:
-    """In points for shares of questions; `?` where nothing can be said."""
-    if value is None:
-        return "?"
+def _change(row: PairComparison | MeanDifference, value: float) -> str:
+    """In points for shares of questions."""
     return f"{100 * value:+.1f}" if isinstance(row, PairComparison) else f"{value:+.4f}"
+
+
+def _limits(row: PairComparison | MeanDifference) -> str:
+    if row.ci_lo is None or row.ci_hi is None:
+        return "-"
+    return f"{_change(row, row.ci_lo)} to {_change(row, row.ci_hi)}"
 
 
 def _p(value: float | None) -> str:

@@ -15,7 +15,7 @@ from cyberlm import ranks
 from cyberlm.cache import writable
 from cyberlm.errors import ConfigError, Problem
 from cyberlm.progress import say
-from cyberlm.redaction import redact
+from cyberlm.redaction import redact, redact_values
 
 WANDB_INIT_SECONDS = 20.0
 CALLED_BY_LIGHTNING = ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize")
@@ -210,7 +210,8 @@ class MetricsFile(Logger):
 
 
 def log_config(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
-    """Sends the resolved configuration to every logger."""
+    """Sends the resolved configuration to every logger, without secrets."""
+    config = redact_values(config)
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             attempt(logger, _wandb_config, logger, config)

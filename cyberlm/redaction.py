@@ -1,8 +1,8 @@
-"""Secrets are taken out of everything that is written or printed: files of a run, loggers, messages.
+"""Secrets are taken out of what is printed, logged or kept as a record, and refused where they are typed to be saved.
 
-A secret is the value of an environment variable or of a key whose name says so (HF_TOKEN, logger.x.password), the user
-part of an address (https://user:secret@host) and its parameters of such names, and a string in the shape of a
-well-known token.
+What is read back, a run's config.yaml above all, is never changed. A secret is the value of an environment variable or
+of a key whose name says so (HF_TOKEN, logger.x.password), the user part of an address (https://user:secret@host) and
+its parameters of such names, and a string in the shape of a well-known token.
 """
 
 import logging
@@ -10,14 +10,19 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cyberlm.errors import ConfigError, Problem
+
 REDACTED = "<redacted>"
 LEAST_SECRET = 6
 """Characters: a shorter value of an environment variable is as likely an ordinary word."""
+
+LEAST_TYPED = 12
+"""Characters of such a value that is refused where it is typed."""
 
 _NAMES = (
     r"(?:token|secret|passw(?:or)?d|passphrase|api_?key|access_?key(?:_?id)?|secret_?key|private_?key|auth_?key"
@@ -25,8 +30,12 @@ _NAMES = (
 )
 _SECRET_NAME = re.compile(rf"(?:^|[._\-]){_NAMES}$|(?:^|[._\-])(?:secret|password)[._\-]", re.IGNORECASE)
 _USER_PART = re.compile(r"(?<=://)[^\s/@'\"]+@")
+_PASSWORD_PART = re.compile(r"://[^\s/@'\":]*:[^\s/@'\"]+@")
 _PARAMETER = re.compile(rf"([?&](?:[\w.\-]*[._\-])?(?:{_NAMES}|sig|signature)=)[^\s&'\"]+", re.IGNORECASE)
-_KEY, _VALUE = rf"(?:[\w\-]+[._\-])*{_NAMES}['\"]?", r"(?!null\b|None\b)(?:\"[^\"]*\"|'[^']*'|[^\s,'\"})\]]+)"
+_KEY, _VALUE = (
+    rf"(?:[\w\-]+[._\-])*{_NAMES}['\"]?",
+    r"(?!null\b|None\b|['\"]?\$\{)(?:\"[^\"]*\"|'[^']*'|[^\s,'\"})\]]+)",
+)
 _OVERRIDE = re.compile(rf"((?:^|(?<=[\s,{{(\['\"+~])){_KEY}\s*=\s*){_VALUE}", re.IGNORECASE)
 _MAPPING = re.compile(rf"((?:^[ \t\-]*|[{{,]\s*)['\"]?{_KEY}\s*:\s*){_VALUE}", re.IGNORECASE | re.MULTILINE)
 """As in YAML, JSON and Python's dictionaries."""
@@ -55,6 +64,46 @@ def _environment_secrets() -> list[str]:
     """Longest first: one may hold another."""
     found = {value.strip() for name, value in os.environ.items() if is_secret_name(name)}
     return sorted((value for value in found if len(value) >= LEAST_SECRET), key=len, reverse=True)
+
+
+def refuse_typed(config: Mapping[str, Any]) -> None:
+    """Refuses secrets in a configuration, which is saved as it is; references to the environment are none.
+
+    Args:
+        config: Plain containers, not resolved; nested or by dotted key.
+
+    Raises:
+        ConfigError: With every key that holds one.
+    """
+    keys = list(dict.fromkeys(_typed_secrets(config, "")))
+    if keys:
+        raise ConfigError(
+            "A run's configuration is saved, so that it may not hold secrets:",
+            [Problem(key, "a reference to an environment variable", f"'{key}=${{oc.env:NAME}}'") for key in keys],
+            "The variable is read when a run begins or goes on: export NAME=...",
+        )
+
+
+def _typed_secrets(value: Any, key: str) -> Iterator[str]:
+    """Keys of secrets. A prompt's texts are questions to a model: they may speak of secrets."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _typed_secrets(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _typed_secrets(item, key)
+    elif isinstance(value, str | int) and not isinstance(value, bool) and "${" not in str(value):
+        text = str(value)
+        named = is_secret_name(key) and text not in ("", REDACTED)
+        if named or (not key.startswith("prompt.") and _is_secret(text)):
+            yield key
+
+
+def _is_secret(value: str) -> bool:
+    """Whether it is an address with a password, of a token's shape, or a variable's value that is not just a word."""
+    if any(shape.search(value) for shape in (_PASSWORD_PART, _PARAMETER, _SHAPES)):
+        return True
+    return len(value) >= LEAST_TYPED and not value.isalpha() and value in _environment_secrets()
 
 
 def redact_values(value: Any, name: str = "") -> Any:

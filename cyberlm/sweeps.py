@@ -122,5 +122,6 @@ def _overrides(job: Path) -> dict[str, str]:
     file = job / ".hydra" / "overrides.yaml"
     if not file.is_file():
         return {}
-    pairs = (str(item).lstrip("+~").partition("=") for item in OmegaConf.load(file))
+    typed = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    pairs = (str(item).lstrip("+~").partition("=") for item in typed)  # type: ignore[union-attr]
     return {key: value for key, _, value in pairs if key.split(".")[0].split("/")[0] not in NOT_SWEPT}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cyberlm.redaction import is_secret_name, redact, redact_files, redact_values
+from cyberlm.errors import ConfigError
+from cyberlm.redaction import is_secret_name, redact, redact_files, redact_values, refuse_typed
 
 HOLD_SECRETS = (
     *("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_TOKEN"),
@@ -57,6 +58,7 @@ def test_text(text: str, expected: str) -> None:
         "evaluation.max_new_tokens=32 data.max_batch_tokens=4096",
         "Tokenising: 8/8 questions in 0:00, 973 questions/s, 176755 tokens/s",
         "token: null",
+        "'logger.mine.password=${oc.env:NAME}' token: '${oc.env:NAME}'",
         "https://huggingface.co/meta-llama/Meta-Llama-3-8B",
         "sqlite:///outputs/mlflow.db",
         "What is a password? It is a secret, e.g. a token; the API key opens it.",
@@ -77,6 +79,39 @@ def test_values_of_the_environment_go_wherever_they_stand(monkeypatch: pytest.Mo
         "password": "<redacted>",
         "max_tokens": 3,
     }
+
+
+REFUSED = (
+    {"logger": {"mine": {"password": "abc"}}},
+    {"logger.mine.api_key": 12345},
+    {"logger": {"x": {"uri": "postgresql://me:pa55@db/x"}}},
+    {"logger": {"x": {"uri": ["https://h/x?token=pa55"]}}},
+    {"model": {"path": "hf_abcdefghijklmnopqrst"}},
+    {"logger": {"x": {"note": "planted value 1"}}},
+)
+KEPT = (
+    {"logger": {"mine": {"password": "${oc.env:MY_SERVICE_TOKEN}", "secret": None, "token": "", "key": "<redacted>"}}},
+    {"prompt": {"system": "The secret: it is security. api_key=none https://me:pa55@h hf_abcdefghijklmnopqrst"}},
+    {"logger": {"x": {"uri": "postgresql://me@db/x", "project": "cybersecurity", "save_token": True}}},
+    {"data": {"path": "security.jsonl"}, "evaluation": {"max_new_tokens": 8}},
+)
+
+
+@pytest.mark.parametrize("config", REFUSED)
+def test_typed_secrets_are_refused_by_key(monkeypatch: pytest.MonkeyPatch, config: dict[str, object]) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "planted value 1")
+    with pytest.raises(ConfigError) as caught:
+        refuse_typed(config)
+    (problem,) = caught.value.problems
+    assert problem.fix == f"'{problem.what}=${{oc.env:NAME}}'"
+    assert "abc" not in str(caught.value) and "pa55" not in str(caught.value)
+
+
+@pytest.mark.parametrize("config", KEPT)
+def test_words_and_references_are_not_refused(monkeypatch: pytest.MonkeyPatch, config: dict[str, object]) -> None:
+    monkeypatch.setenv("DB_PASSWORD", "cybersecurity")
+    monkeypatch.setenv("OTHER_PASSWORD", "security.jsonl"[:8])
+    refuse_typed(config)
 
 
 def test_files(tmp_path: Path) -> None:

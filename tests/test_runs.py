@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.loggers import CSVLogger
 from pyarrow import parquet
-from support import compose, config_of, sample_questions
+from support import TINY, compose, config_of, sample_questions
 
 from cyberlm.config import EvaluateConfig, Protocol, TrainConfig, build_config
 from cyberlm.data.sources import load_sources
@@ -18,6 +19,7 @@ from cyberlm.metrics import score_predictions
 from cyberlm.records import LETTERS, Question
 from cyberlm.results import read_predictions, read_results, read_status
 from cyberlm.runs import evaluate, train
+from cyberlm.runs.parts import config_of as saved_by
 from cyberlm.runs.questions import pose
 from cyberlm.runs.recomputing import recompute
 
@@ -172,6 +174,30 @@ def test_training_and_evaluation_choose_the_same_questions_of_a_file(tmp_path: P
     for given in (held_out, ("data=mcq", f"data.path={test_file}", "data.max_test=5")):
         assert [question.hash for question in pose(scoring(*given), {}, own_data=True).questions] == trained
     assert trained != [question.hash for question in sample_questions(60)[:5]]
+
+
+def test_what_is_read_back_is_never_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that speaks of secrets, and a password that is a common word; a logger's token stays in its variable."""
+    monkeypatch.setenv("DB_PASSWORD", "security")
+    monkeypatch.setenv("TRACKER", "http://me:pa55word@localhost")
+    about = "prompt.system='A security question. Keep the secret: the key, password=none.'"
+    mine = "+logger.mine={_target_:test_runs.tracker,save_dir:'${run_dir:}',uri:'${oc.env:TRACKER}'}"
+    composed = compose(*TINY, *SMALL, about, mine)
+    config = build_config(composed, TrainConfig)
+    config.logger["mine"]["save_dir"] = str(tmp_path / "run")
+    train(config, tmp_path / "run")
+    assert saved_by(tmp_path / "run") == config
+    assert "pa55word" not in (tmp_path / "run" / "config.yaml").read_text()
+    assert (tmp_path / "run" / "proof").read_text() == "http://me:pa55word@localhost"
+    monkeypatch.delenv("TRACKER")  # not needed to score
+    evaluate(scoring(f"run={tmp_path / 'run'}"), tmp_path / "evaluated")
+    tuned = [read_results(tmp_path / name).scores["tuned"] for name in ("run", "evaluated")]
+    assert tuned[0].likelihood == tuned[1].likelihood
+
+
+def tracker(save_dir: str, uri: str) -> CSVLogger:
+    (Path(save_dir) / "proof").write_text(uri)
+    return CSVLogger(save_dir, name="tracker", version="")
 
 
 def test_brackets_are_never_read_as_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """Configuration: names, types and units (`schema`), and every rule across fields (`checks`). No torch here."""
 
-from cyberlm.config.checks import as_name, build_config, check_config, check_places, read_config
+from cyberlm.config.checks import build_config, check_config, read_config
 from cyberlm.config.commands import (
     SCHEMAS,
     ChatConfig,
@@ -12,6 +12,7 @@ from cyberlm.config.commands import (
     ServeConfig,
     register_schemas,
 )
+from cyberlm.config.places import as_name, check_places
 from cyberlm.config.schema import (
     DataConfig,
     DataName,

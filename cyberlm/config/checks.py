@@ -1,7 +1,6 @@
 """Rules across fields. All problems are found before anything is downloaded or loaded, and shown together."""
 
 import math
-import re
 import string
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -14,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cyberlm.config.command_checks import command_problems
 from cyberlm.config.commands import ExportConfig, OpenConfig
 from cyberlm.config.devices import device_problems
+from cyberlm.config.places import NAME, with_references
 from cyberlm.config.schema import (
     DataConfig,
     DataName,
@@ -41,11 +41,6 @@ LARGEST_SEED = 2**32 - 1
 """Of NumPy's old generator, which Lightning seeds too."""
 
 EMBEDDING_MODULES = ("lm_head", "embed_tokens")
-WRITTEN_TO = ("save_dir", "dirpath", "default_root_dir", "root_dir")
-"""Arguments of Lightning's loggers and callbacks that name a folder to write to."""
-NAME = re.compile(r"\w[\w .+\-]{0,63}")
-"""Of names that become part of a folder's name: no separator, no leading dot."""
-
 Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
 
 
@@ -90,6 +85,7 @@ def _refuse(problems: list[Problem]) -> None:
 
 def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Problem]]:
     """The dataclass of a configuration, and its keys that the dataclass does not have."""
+    composed = with_references(composed)
     unknown = list(_unknown_keys(composed, schema))
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
@@ -104,36 +100,6 @@ def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Pro
         raise ConfigError("The configuration cannot be read:", problems) from error
     assert isinstance(built, schema)
     return built, unknown
-
-
-def check_places(config: RootConfig | ExportConfig | OpenConfig, folder: Path) -> None:
-    """Refuses a logger or callback that would write outside the run's folder.
-
-    Raises:
-        ConfigError: With every such key.
-    """
-    groups = {name: getattr(config, name, {}) for name in ("logger", "callbacks")}
-    problems = []
-    for group, entries in groups.items():
-        for name, entry in entries.items():
-            for key in WRITTEN_TO:
-                place = entry.get(key) if isinstance(entry, dict) else None
-                if place is not None and not _lies_in(Path(str(place)), folder):
-                    what = f"{group}.{name}.{key}={place} lies outside the run's folder {folder}"
-                    fix = f"'{group}.{name}.{key}=${{run_dir:}}'"
-                    problems.append(Problem(what, "the run's folder, or one in it", fix))
-    if problems:
-        raise ConfigError("Runs write into their own folder only:", problems)
-
-
-def as_name(text: str) -> str:
-    """The text with an underscore in place of what a `NAME` may not hold."""
-    name = re.sub(r"[^\w .+\-]", "_", text)[:64]
-    return name if NAME.fullmatch(name) else f"_{name[1:]}"
-
-
-def _lies_in(place: Path, folder: Path) -> bool:
-    return place.resolve().is_relative_to(folder.resolve())
 
 
 def _unknown_keys(node: DictConfig, kind: type, prefix: str = "") -> Iterator[Problem]:

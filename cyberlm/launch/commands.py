@@ -30,6 +30,7 @@ from cyberlm.config.schema import RootConfig
 from cyberlm.errors import UserError
 from cyberlm.launch.folders import (
     check_sweep,
+    check_typed,
     check_working_directory,
     claim_folder,
     conf_folder,
@@ -38,12 +39,13 @@ from cyberlm.launch.folders import (
     register_resolvers,
     seen_from_here,
     sole_owner,
+    typed_overrides,
 )
 from cyberlm.launch.jobs import run_in_child
 from cyberlm.launch.mistakes import composition_error, part_error
 from cyberlm.launch.screens import not_made, not_written, sentence, show, stopped
 from cyberlm.progress import keep_output
-from cyberlm.redaction import guard_output
+from cyberlm.redaction import guard_output, refuse_typed
 
 STOPPABLE = ("train", "evaluate")
 """Commands that a signal asks to stop; the others answer to Ctrl-C themselves."""
@@ -132,7 +134,7 @@ def _flags_last(arguments: Sequence[str]) -> list[str]:
 
 def _read_escapes(composed: DictConfig) -> None:
     r"""Reads \n, \t and \\ in prompt texts that are typed as overrides, which Hydra leaves as they are."""
-    typed = {item.split("=")[0].lstrip("+") for item in HydraConfig.get().overrides.task}
+    typed = {item.split("=")[0].lstrip("+") for item in typed_overrides(HydraConfig.get())}
     for key in (f"prompt.{name}" for name in PROMPT_TEXTS):
         text = OmegaConf.select(composed, key)
         if key in typed and isinstance(text, str):
@@ -173,6 +175,7 @@ class CheckFirst(Callback):
         guard_output()
         try:
             check_sweep(config.hydra)
+            check_typed(typed_overrides(config.hydra))
             folder = claim_folder(config, "hydra.sweep.dir", _refuse_sweep_with_results)
             owned = contextlib.ExitStack()
             owned.enter_context(sole_owner(folder))
@@ -198,6 +201,7 @@ class CheckFirst(Callback):
         own = copy.deepcopy(config)
         with read_write(own), open_dict(own):
             del own["hydra"]
+        refuse_typed(OmegaConf.to_container(own, resolve=False))  # type: ignore[arg-type]
         _read_escapes(own)
         built: RootConfig = build_config(own, self.schema)
         check_places(built, seen_from_here(str(folder)))

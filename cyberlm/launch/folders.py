@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.errors import ConfigError, Problem, RunError
-from cyberlm.redaction import guard_output, redact_files
+from cyberlm.redaction import guard_output, redact_files, refuse_typed
 
 
 def conf_folder() -> Path:
@@ -181,6 +182,22 @@ def check_working_directory(hydra: Any) -> None:
         raise ConfigError("A run does not change its working directory:", [Problem(what, allowed)])
 
 
+def typed_overrides(hydra: Any) -> list[str]:
+    """A job's overrides as they were typed; reading them one by one would put values in place of `${oc.env:NAME}`."""
+    return [str(item) for item in OmegaConf.to_container(hydra.overrides.task, resolve=False)]  # type: ignore[union-attr]
+
+
+def check_typed(overrides: Sequence[str]) -> None:
+    """Refuses secrets in the overrides of a sweep, before Hydra writes them down.
+
+    Raises:
+        ConfigError: With every key that holds one.
+    """
+    for item in OverridesParser.create().parse_overrides(list(overrides)):
+        swept = item.is_sweep_override() and item.is_discrete_sweep()
+        refuse_typed({item.key_or_group: list(item.sweep_string_iterator()) if swept else item.value()})
+
+
 def check_sweep(hydra: Any) -> None:
     """Refuses a sweep whose jobs could not be run.
 
@@ -202,6 +219,7 @@ def hide_secrets(config: Any) -> None:
     guard_output()
     folder = Path(config.runtime.output_dir)
     if config.output_subdir is not None:
-        redact_files(folder / config.output_subdir, "*.yaml")
+        for record in ("config.yaml", "hydra.yaml"):  # overrides.yaml is read back, and holds none: see check_typed
+            redact_files(folder / config.output_subdir, record)
     if config.mode == RunMode.MULTIRUN:
         redact_files(Path(config.sweep.dir), "multirun.yaml")

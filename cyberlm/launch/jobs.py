@@ -16,8 +16,9 @@ from cyberlm import signals
 from cyberlm.config import as_name, build_config, check_places
 from cyberlm.config.checks import Config
 from cyberlm.errors import ConfigError
-from cyberlm.launch.folders import refuse_results, seen_from_here
+from cyberlm.launch.folders import refuse_results, seen_from_here, typed_overrides
 from cyberlm.launch.screens import show
+from cyberlm.redaction import refuse_typed
 from cyberlm.results import read_status, write_status
 from cyberlm.signals import quoted
 
@@ -37,12 +38,13 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
     folder = Path(config.runtime.output_dir)
     refuse_results(folder, ("status.json",), "hydra.sweep.subdir")  # of another job, as its name tells too little
     try:
+        refuse_typed(OmegaConf.to_container(composed, resolve=False))  # type: ignore[arg-type]
         check_places(build_config(composed, schema), seen_from_here(str(folder)))
     except ConfigError as error:
         show(error)
         write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))
         return WORST_OBJECTIVE
-    overrides = [item for item in config.overrides.task if not item.startswith("group=")]
+    overrides = [item for item in typed_overrides(config) if not item.startswith("group=")]
     group = composed.group or as_name(Path(config.sweep.dir).resolve().name)
     line = [
         *(sys.executable, "-m", "cyberlm", command, f"--config-name={config.job.config_name}"),

@@ -17,7 +17,7 @@ from cyberlm.config import EvaluateConfig, ModelConfig, QuantConfig
 from cyberlm.data.module import encode_questions
 from cyberlm.errors import ConfigError, Problem
 from cyberlm.evidence import Answers, compare
-from cyberlm.launch.folders import sole_owner
+from cyberlm.launch.folders import sole_owner, typed_overrides
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device
 from cyberlm.models.adapters import load_adapter, read_prompt
 from cyberlm.models.bases import sha256_of
@@ -230,7 +230,7 @@ def _list_of(words: Iterable[str]) -> str:
 
 def _groups_given() -> set[str]:
     """Groups named on the command line, whole or in part."""
-    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    overrides = typed_overrides(HydraConfig.get()) if HydraConfig.initialized() else []
     return {item.lstrip("+~").split("=")[0].split(".")[0] for item in overrides}
 
 

@@ -32,7 +32,7 @@ from cyberlm.planning import give_back
 from cyberlm.progress import say
 from cyberlm.prompts import Prompt
 from cyberlm.records import LETTERS, Comparison, ModelScores, Question, QuestionSet, Results, Split
-from cyberlm.redaction import redact, redact_values
+from cyberlm.redaction import redact
 from cyberlm.report import print_results
 from cyberlm.results import SCHEMA_VERSION, environment, write_status
 from cyberlm.signals import Stopped
@@ -90,7 +90,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(told).__name__}: {first}"
 
 
-MISCONFIGURED = (UserError, ImportError, TypeError)
+MISCONFIGURED = (UserError, ImportError, TypeError, OmegaConfBaseException)
 """What a logger raises that was asked for wrongly; any other failure is the logger's own."""
 
 
@@ -210,10 +210,10 @@ def conclude(
 
 
 def plain_config(config: RootConfig) -> dict[str, Any]:
-    """The configuration as it is written and logged: without secrets."""
+    """The configuration as it is written, and read back."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)
-    return {str(key): redact_values(value, str(key)) for key, value in plain.items()}
+    return {str(key): value for key, value in plain.items()}
 
 
 NOT_SETTLED = ("trainer.resume", "logger", "group")

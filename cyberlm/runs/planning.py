@@ -19,6 +19,7 @@ from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions
 from cyberlm.errors import ModelError, OutOfMemory, Problem
 from cyberlm.evaluation import generated_tokens, scored_tokens
+from cyberlm.launch.folders import typed_overrides
 from cyberlm.models import load_tokenizer, pick_device, published_shape, read_shape
 from cyberlm.optim import check_optimizer
 from cyberlm.planning import (
@@ -309,7 +310,7 @@ def _changes_that_fit(config: TrainConfig, planner: Planner, encoded: Encoded | 
 
 def _command(changes: Sequence[str]) -> str:
     """The command as it was typed, with the changes in place of what they replace."""
-    typed = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    typed = typed_overrides(HydraConfig.get()) if HydraConfig.initialized() else []
     replaced = {change.split("=")[0] for change in changes} | ({"quant"} if "method=qlora" in changes else set())
     kept = [item for item in typed if item.split("=")[0] not in replaced and not item.startswith("plan.")]
     return shlex.join(["python", "train.py", *kept, *changes])

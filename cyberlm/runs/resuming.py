@@ -8,6 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from cyberlm.checkpoints import newest_settings
 from cyberlm.config import TrainConfig, check_config
 from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.launch.folders import typed_overrides
 from cyberlm.results import environment, read_json, read_status, write_json
 from cyberlm.runs.parts import NOT_SETTLED, SPLIT_MANIFEST, config_of, save_config, settings_of
 from cyberlm.signals import resume_command
@@ -32,7 +33,7 @@ def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
             f"    python -m cyberlm.export run={folder} to=merged\n"
             f"    python train.py model=local model.path={folder}/export/merged ...",
         )
-    overrides = [item.lstrip("+~") for item in HydraConfig.get().overrides.task]
+    overrides = [item.lstrip("+~") for item in typed_overrides(HydraConfig.get())]
     changed = [item for item in overrides if not item.startswith(NOT_SETTLED)]
     if changed:
         raise ConfigError(

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -376,8 +377,14 @@ def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
         for token in tokenizer.added_tokens_decoder.values()
         if token.special or (token.content in template and not token.content[0].isalnum())
     ]
-    breakable = [re.escape(token) for token in tokens if len(token.strip()) > 1]
-    return re.compile(f"(?=(?:{'|'.join(breakable) or '(?!)'})).", re.DOTALL)
+    breakable = sorted(token for token in tokens if len(token.strip()) > 1)
+    by_first = groupby(breakable, key=lambda token: token[0])  # thousands of alternatives are then tried at few places
+    return re.compile(
+        "|".join(
+            f"{re.escape(first)}(?={'|'.join(re.escape(token[1:]) for token in group)})" for first, group in by_first
+        )
+        or "(?!)"
+    )
 
 
 def prompt_hash(rendered: str) -> str:

@@ -418,8 +418,8 @@ def test_generation_speaks_first_with_format_apart_from_knowledge() -> None:
     assert result.sentences() == [
         "Tuned against base: +16.0 points of accuracy by generation (95% +5.6 to +26.6), significantly better "
         "(p = 0.00333, exact p = 0.00522): 23 questions gained, 7 lost.",
-        "Format +13.0 points: completions that name no option go from 18.0% to 5.0% (p < 0.001); knowledge +3.0 "
-        "points: where both name one (81 of 100 questions) 9 questions gained, 6 lost (p = 0.454).",
+        "Format +13.0 points: completions that name no option, cut off or not, go from 18.0% to 5.0% (p < 0.001); "
+        "knowledge +3.0 points: where both name one (81 of 100 questions) 9 questions gained, 6 lost (p = 0.454).",
     ]
     assert compared(base, tuned).metric == "likelihood"
 

@@ -50,8 +50,8 @@ def _moved(generation: PairComparison, named: PairComparison, both: PairComparis
     knowledge = 0.0 if both is None else both.difference * both.n / generation.n
     unnamed = [f"{1 - (right or 0) / named.n:.1%}" for right in (named.first_right, named.second_right)]
     format_part = (
-        f"Format {100 * (generation.difference - knowledge):+.1f} points: completions that name no option go from "
-        f"{unnamed[0]} to {unnamed[1]} ({p_text(named.p)})"
+        f"Format {100 * (generation.difference - knowledge):+.1f} points: completions that name no option, cut off or "
+        f"not, go from {unnamed[0]} to {unnamed[1]} ({p_text(named.p)})"
     )
     if both is None:
         return f"{format_part}; no question has both models name an option"

@@ -46,6 +46,8 @@ class Tuner(L.LightningModule):
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` compares the names itself
         self.metrics = validation_metrics(over_processes=share_validation)
         self.nll = MeanMetric(sync_on_compute=share_validation)
+        # nan_strategy: a model that has diverged must not be judged by the questions it can still be scored on
+        self.option_nll = MeanMetric(nan_strategy="disable", sync_on_compute=share_validation)
         self.sharded = sharded
         self.within: Callable[..., Any] = _alone
         self.loss_share = torch.zeros(())  # of the newest micro-batch, in the loss of its optimizer step
@@ -88,6 +90,8 @@ class Tuner(L.LightningModule):
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
         chosen, _ = pick_best(scores, batch.prompt_ids.sum(-1))  # (B,)
         self.metrics.update(chosen, batch.gold)
+        among_options = torch.log_softmax(scores, dim=-1)  # (B, K); padding has the probability 0
+        self.option_nll.update(-among_options.gather(1, batch.gold[:, None]))
         per_token = option_scores(log_probs, tokens, batch.option_chars, OptionScore.per_token)
         self.nll.update(-per_token.gather(1, batch.gold[:, None]))
         return chosen
@@ -96,8 +100,9 @@ class Tuner(L.LightningModule):
         for name, value in self.metrics.compute().items():
             self.log(f"val/{name}", value)
         self.log("val/nll", self.nll.compute())
-        self.metrics.reset()
-        self.nll.reset()
+        self.log("val/option_nll", self.option_nll.compute())
+        for metric in (self.metrics, self.nll, self.option_nll):
+            metric.reset()
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.model, self.optim, fused=not self._scales_gradients())

@@ -299,10 +299,14 @@ class Results:
         schema_version: Raised when a field changes its meaning or goes away.
         kind: `train` or `evaluate`.
         scores: By model: `base` and `tuned` (either may be missing), or the names of the models of an evaluation.
-        objective: Best validation accuracy (train only): what a sweep maximises. Never of the test set.
+        objective: The validation figure that chose the weights (train only) and ranks a sweep's jobs. Never of the
+            test set.
         steps: Optimizer steps taken.
         provenance: Hashes, seeds, versions and the command.
         models: By the names of `scores`, what was scored (evaluations only).
+        monitor: What `objective` is: `option_nll` (lower is better) or `accuracy`. None in an evaluation, and in runs
+            of a time when it was always accuracy.
+        validation: Every validation figure of the weights that were chosen, by name (train only).
     """
 
     schema_version: int
@@ -320,3 +324,5 @@ class Results:
     cost: Cost | None
     provenance: dict[str, str]
     models: dict[str, ScoredModel] = field(default_factory=dict)
+    monitor: str | None = None
+    validation: dict[str, float | None] = field(default_factory=dict)

@@ -41,7 +41,7 @@ class Status:
 
     Attributes:
         state: `running`, `finished`, `failed`, or `stopped` by a signal. A run that was killed stays `running`.
-        objective: What a sweep maximises, once the run has finished.
+        objective: The validation figure that chose the weights (`trainer.monitor`), once the run has finished.
         reason: Why it failed or stopped.
     """
 
@@ -188,7 +188,7 @@ def write_status(folder: Path, state: str, objective: float | None = None, reaso
     Args:
         folder: Of the run.
         state: One of `STATES`.
-        objective: What a sweep maximises; not a number is written as null.
+        objective: The validation figure that chose the weights; not a number is written as null.
         reason: Why the run failed or stopped.
     """
     if state not in STATES:

@@ -1,6 +1,7 @@
-"""What a sweep found: its jobs ranked by validation accuracy, on the terminal and in leaderboard.csv."""
+"""What a sweep found: its jobs ranked by their validation, on the terminal and in leaderboard.csv."""
 
 import csv
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from cyberlm.config import Monitor
 from cyberlm.errors import RunError
 from cyberlm.progress import say
 from cyberlm.records import Results
@@ -17,8 +19,10 @@ from cyberlm.results import read_results, read_status
 
 LEADERBOARD = "leaderboard.csv"
 NOT_SWEPT = ("group", "hydra", "sweep")
+VALIDATION = {"val option nll": Monitor.option_nll.name, "val accuracy": Monitor.accuracy.name}
+"""Columns of validation figures."""
 FOUND = {
-    *("rank", "job", "state", "val accuracy", "test accuracy", "test generation", "test gold nll"),
+    *("rank", "job", "state", *VALIDATION, "test accuracy", "test generation", "test gold nll"),
     *("trainable", "seconds", "reason"),
 }
 """Columns of the leaderboard that are not overrides."""
@@ -59,9 +63,10 @@ def _telling(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def leaderboard(folder: Path) -> list[dict[str, str]]:
-    """One row a job, best validation accuracy first; jobs that failed come last, with their reason.
+    """One row a job, the best in validation first; jobs that failed come last, with their reason.
 
-    The test figures are shown, and never rank: choosing by them would make them validation figures.
+    Option NLL ranks, or accuracy where that chose the weights of any job; equals go by the other. The test figures are
+    shown, and never rank: choosing by them would make them validation figures.
 
     Raises:
         RunError: If the folder holds no jobs.
@@ -71,8 +76,10 @@ def leaderboard(folder: Path) -> list[dict[str, str]]:
         raise RunError(f"{folder} holds no jobs of a sweep.", hint="Type python -m cyberlm leaderboard outputs/SWEEP")
     overrides = {job: _overrides(job) for job in jobs}
     keys = list(dict.fromkeys(key for chosen in overrides.values() for key in chosen))
-    rows = [_row(folder, job, overrides[job], keys) for job in jobs]
-    rows.sort(key=lambda row: (row["state"] != "finished", -float(row["val accuracy"] or 0)))
+    found = {job: _results(job) for job in jobs}
+    by_accuracy = any(results and _by_accuracy(results) for results in found.values())
+    jobs.sort(key=lambda job: (found[job] is None, _standing(found[job], by_accuracy)))
+    rows = [_row(folder, job, found[job], overrides[job], keys) for job in jobs]
     return [{"rank": str(rank), **row} for rank, row in enumerate(rows, start=1)]
 
 
@@ -91,14 +98,39 @@ def _natural(path: Path) -> list[tuple[str, int]]:
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", str(path))]
 
 
-def _row(sweep: Path, job: Path, chosen: dict[str, str], keys: list[str]) -> dict[str, str]:
+def _results(job: Path) -> Results | None:
+    """Results of a job that has finished."""
+    status = read_status(job)
+    return read_results(job) if status is not None and status.state == "finished" else None
+
+
+def _by_accuracy(results: Results) -> bool:
+    """Whether accuracy chose a job's weights; an evaluation has none."""
+    return results.objective is not None and results.monitor in (None, Monitor.accuracy.name)
+
+
+def _validation(results: Results | None) -> dict[str, float]:
+    """Validation figures of a job; of an older one, accuracy alone."""
+    if results is None:
+        return {}
+    figures = results.validation or {Monitor.accuracy.name: results.objective}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _standing(results: Results | None, by_accuracy: bool) -> tuple[float, float]:
+    """Sorts jobs; lower is better."""
+    figures = _validation(results)
+    nll, accuracy = figures.get(Monitor.option_nll.name, math.inf), figures.get(Monitor.accuracy.name, -math.inf)
+    return (-accuracy, nll) if by_accuracy else (nll, -accuracy)
+
+
+def _row(sweep: Path, job: Path, results: Results | None, chosen: dict[str, str], keys: list[str]) -> dict[str, str]:
     status = read_status(job)
     state = status.state if status else "not started"
-    row = {"job": str(job.relative_to(sweep)), "state": "killed" if state == "running" else state, "val accuracy": ""}
+    row = {"job": str(job.relative_to(sweep)), "state": "killed" if state == "running" else state}
+    figures = _validation(results)
+    row.update({title: f"{figures[name]:.4f}" if name in figures else "" for title, name in VALIDATION.items()})
     row.update({key: chosen.get(key, "") for key in keys})
-    results = read_results(job) if state == "finished" else None
-    if results is not None and results.objective is not None:
-        row["val accuracy"] = f"{results.objective:.4f}"
     row.update(_figures(results))
     row["reason"] = status.reason if status else ""
     return row

@@ -43,7 +43,7 @@ def photograph(config: TrainConfig, folder: Path) -> None:
         del config.callbacks["snapshots"]
 
 
-def fit_again(config: TrainConfig, folder: Path, resume: bool = True) -> tuple[float, int]:
+def fit_again(config: TrainConfig, folder: Path, resume: bool = True) -> tuple[dict[str, float], int]:
     """Trains in `folder`; the model's weights are saved there, to be compared."""
     loaded, prompt = tiny(config)
     config.trainer.resume = str(folder) if resume else None

@@ -55,13 +55,15 @@ def tiny(config: TrainConfig) -> tuple[LoadedModel, Prompt]:
     return prepare(base, config), Prompt(config.prompt, load_tokenizer(config.model))
 
 
-def fit_tiny(config: TrainConfig, questions: tuple[Question, ...], folder: Path) -> tuple[LoadedModel, float, int]:
-    """Trains and validates on the same questions; returns the model, the best accuracy and the steps."""
+def fit_tiny(
+    config: TrainConfig, questions: tuple[Question, ...], folder: Path
+) -> tuple[LoadedModel, dict[str, float], int]:
+    """Trains and validates on the same questions; returns the model, its validation figures and the steps."""
     loaded, prompt = tiny(config)
     encoded = prompt.encode(questions)
     both = {"train": encoded, "validation": encoded}
-    accuracy, steps = fit(config, folder, loaded, prompt, both, [], CostMeter())
-    return loaded, accuracy, steps
+    figures, steps = fit(config, folder, loaded, prompt, both, [], CostMeter())
+    return loaded, figures, steps
 
 
 def tuned_run(folder: Path, *overrides: str) -> Path:

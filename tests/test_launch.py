@@ -518,7 +518,13 @@ def test_job_can_import_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Runs one job of a sweep with a stand-in for its process; returns the objective, the line and the status."""
 
-    def run_job(code: int, status: dict[str, object] | None, *overrides: str, sweep: str = "sweep"):
+    def run_job(
+        code: int,
+        status: dict[str, object] | None,
+        *overrides: str,
+        sweep: str = "sweep",
+        direction: str | None = None,
+    ):
         folder = tmp_path / sweep / "0"
         lines = []
 
@@ -536,6 +542,7 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
                 "sweep": {"dir": str(folder.parent)},
                 "job": {"config_name": "train", "num": 0},
                 "launcher": {},
+                "sweeper": {"direction": direction},
             }
         )
         monkeypatch.setattr(HydraConfig, "get", lambda: hydra_config)
@@ -559,7 +566,8 @@ FAILED = {"state": "failed", "objective": None, "reason": "ModelError: no model"
 @pytest.mark.parametrize(
     ("code", "status", "objective", "reason"),
     [
-        (0, FINISHED, 0.75, ""),
+        (0, FINISHED, -0.75, ""),
+        (0, {**FINISHED, "objective": 1e30}, jobs.WORST_OBJECTIVE, ""),
         (0, {**FINISHED, "objective": None}, jobs.WORST_OBJECTIVE, ""),
         (1, FAILED, jobs.WORST_OBJECTIVE, "ModelError: no model"),
         (75, STOPPED, jobs.WORST_OBJECTIVE, "SIGTERM"),
@@ -575,6 +583,17 @@ def test_how_a_job_ended(job, code: int, status: dict[str, object] | None, objec
     assert len(lines) == 1
     state = "stopped" if status is STOPPED else "failed" if reason else "finished"
     assert (written["state"], written["reason"]) == (state, reason)
+
+
+@pytest.mark.parametrize(("monitor", "reported"), [("option_nll", -0.75), ("accuracy", 0.75)])
+def test_higher_is_better_in_what_a_sweep_gets(job, monitor: str, reported: float) -> None:
+    found, _, _ = job(0, FINISHED, f"trainer.monitor={monitor}", direction="maximize")
+    assert found == reported > jobs.WORST_OBJECTIVE
+
+
+def test_a_sweep_for_the_worst_job_is_refused(job) -> None:
+    with pytest.raises(ConfigError, match="would look for the worst job"):
+        job(0, FINISHED, direction="minimize")
 
 
 def test_job_repeats_the_command(job, tmp_path: Path) -> None:

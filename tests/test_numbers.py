@@ -225,7 +225,7 @@ def findings(right: list[int], asked: int, answers: list[int]) -> list[str]:
     watch.validations = [[count, asked] for count in right]
     watch.chances, watch.answers = [0.25] * asked, answers
     watch.golds = [k % 4 for k in range(asked)]
-    return watch.findings()
+    return watch.findings({"option_nll": 1.4567})
 
 
 def test_chance_and_a_constant_answer_are_said() -> None:
@@ -233,7 +233,7 @@ def test_chance_and_a_constant_answer_are_said() -> None:
     assert findings([10, 20], 40, mixed) == []
     (chance,) = findings([10, 14], 40, mixed)  # p = 0.10 for 14 of 40, twice that for the better of two
     assert chance.startswith("Validation accuracy stayed at chance: at best 14 of 40 right, where guessing gives 25%")
-    assert chance.endswith("p = 0.21).")
+    assert chance.endswith("p = 0.21). The option NLL of the weights that are kept is 1.46, that of guessing 1.39.")
     constant = findings([10], 40, [2] * 40)
     assert len(constant) == 2 and "one answer to all 40 questions: option C" in constant[1]
 

@@ -1,9 +1,11 @@
 """A run that is killed, at any micro-batch, and resumed ends bit for bit like the run that was never killed."""
 
 import errno
+import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,9 @@ from support import compose, fit_tiny, short_questions
 from cyberlm.checkpoints import SealedCheckpoints, damage, resume_point
 from cyberlm.config import EvaluateConfig, TrainConfig, build_config
 from cyberlm.errors import ConfigError, RunError
+from cyberlm.results import read_results
 from cyberlm.runs import evaluate, train
+from cyberlm.runs.parts import config_of, hash_of, settings_of
 from cyberlm.signals import Stopped, handled
 
 pytestmark = [
@@ -222,9 +226,9 @@ def stopped_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "run"
 
 
-def small_run() -> TrainConfig:
+def small_run(*overrides: str) -> TrainConfig:
     sizes = ("data.max_train=24", "data.max_validation=8", "data.max_test=8", "data.micro_batch_size=4")
-    return run_config("lora", *sizes, "evaluation.generate=false", "evaluation.base=false")
+    return run_config("lora", *sizes, "evaluation.generate=false", "evaluation.base=false", *overrides)
 
 
 def go_on(folder: Path) -> float:
@@ -248,6 +252,46 @@ def test_a_setting_changed_by_hand_is_named(stopped_run: Path) -> None:
     go_on(stopped_run)
     with pytest.raises(RunError, match="has finished"):
         go_on(stopped_run)
+
+
+def made_older(run: Path) -> None:
+    """Takes out of a run what it would lack from a time when accuracy alone chose the weights."""
+    change(run / "config.yaml", "  monitor: accuracy\n", "")
+    before = {key: value for key, value in settings_of(config_of(run)).items() if key != "trainer.monitor"}
+    provenance = json.loads((run / "provenance.json").read_text())
+    (run / "provenance.json").write_text(json.dumps(provenance | {"config": hash_of(before)}))
+    for file in (run / "checkpoints").glob("step_*.ckpt"):
+        checkpoint = torch.load(file, weights_only=True)
+        checkpoint["cyberlm"]["settings"] = before
+        (state,) = (state for name, state in checkpoint["callbacks"].items() if name.startswith("BestWeights"))
+        del state["figures"]
+        SealedCheckpoints().save_checkpoint(checkpoint, file)
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_run_from_before_the_monitor_goes_on_by_accuracy(
+    validated: bool, stopped_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(stopped_run)
+    config = small_run("trainer.monitor=accuracy", *(["trainer.val_check_interval=1"] if validated else []))
+    whole = train(config, tmp_path / "whole")
+    config.callbacks["kill"] = {"_target_": "test_signals.Kill", "signum": int(signal.SIGTERM), "batch": 4}
+    monkeypatch.setattr(test_signals.Kill, "armed", True)
+    with pytest.raises(Stopped), handled():
+        train(config, stopped_run)
+    monkeypatch.setattr(test_signals.Kill, "armed", False)
+    made_older(stopped_run)
+    assert go_on(stopped_run) == whole
+    results = read_results(stopped_run)
+    assert (results.monitor, results.objective) == ("accuracy", results.validation["accuracy"])
+
+
+def test_a_setting_added_by_hand_is_named(stopped_run: Path) -> None:
+    change(stopped_run / "config.yaml", "callbacks:\n", "callbacks:\n  mine:\n    _target_: lightning.Callback\n")
+    with pytest.raises(RunError) as caught:
+        go_on(stopped_run)
+    (problem,) = caught.value.problems
+    assert problem.what == 'callbacks.mine._target_: absent then, "lightning.Callback" now'
 
 
 @pytest.mark.parametrize(

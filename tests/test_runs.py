@@ -57,6 +57,8 @@ def test_a_run_leaves_everything_it_promises(method: str, tmp_path: Path) -> Non
     assert status is not None and (status.state, status.objective) == ("finished", objective)
     assert results.questions == {"train": 24, "validation": 8, "test": 16}
     assert results.objective == objective and results.steps == 6
+    assert results.monitor == "option_nll" and results.validation["option_nll"] == objective
+    assert set(results.validation) == {"accuracy", "nll", "option_nll"}
     assert set(results.scores) == {"base", "tuned"}
     assert results.cost is not None and 0 < results.cost.label_tokens < results.cost.processed_tokens
     assert results.cost.label_tokens == 2 * 2 * 24  # letter and end of turn, two epochs
@@ -274,7 +276,7 @@ def test_validation_that_would_never_come_is_refused(tmp_path: Path) -> None:
 
 def test_max_steps_before_the_first_validation_still_has_an_objective(tmp_path: Path) -> None:
     objective = train(small("trainer.max_steps=1", "evaluation.base=false"), tmp_path / "run")
-    assert 0 <= objective <= 1
+    assert objective == read_results(tmp_path / "run").validation["option_nll"] > 0
     assert read_results(tmp_path / "run").steps == 1
 
 

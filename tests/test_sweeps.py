@@ -26,7 +26,8 @@ from cyberlm.sweeps import LeaderboardCallback, leaderboard, show_leaderboard
 ROOT = Path(__file__).parent.parent
 
 
-def results(objective: float, accuracy: float) -> Results:
+def results(objective: float, accuracy: float, nll: float | None = None) -> Results:
+    """Of a run chosen by accuracy, as older ones are; with `nll`, of one chosen by it, of the same accuracy."""
     right = round(100 * accuracy)
     scores = ModelScores(
         likelihood=Proportion(accuracy, right, 100, 0.0, 1.0),
@@ -60,7 +61,9 @@ def results(objective: float, accuracy: float) -> Results:
         questions={},
         scores={"tuned": scores},
         comparison=None,
-        objective=objective,
+        objective=objective if nll is None else nll,
+        monitor=None if nll is None else "option_nll",
+        validation={} if nll is None else {"accuracy": objective, "option_nll": nll},
         steps=1,
         cost=cost,
         provenance={},
@@ -99,8 +102,8 @@ def sweep(tmp_path: Path) -> Path:
 
 
 HEADER = (
-    "rank,job,state,val accuracy,model,method.lora.rank,method.lora.use_dora,test accuracy,test generation,"
-    "test gold nll,trainable,seconds,reason"
+    "rank,job,state,val option nll,val accuracy,model,method.lora.rank,method.lora.use_dora,test accuracy,"
+    "test generation,test gold nll,trainable,seconds,reason"
 )
 
 
@@ -109,13 +112,28 @@ def test_leaderboard_file(sweep: Path) -> None:
     show_leaderboard(sweep)
     assert (sweep / "leaderboard.csv").read_text().splitlines() == [
         HEADER,
-        "1,4,finished,0.7500,tiny_random,4,true,0.6000,,1.2500,1234,5,",
-        "2,0,finished,0.5000,tiny_random,0,,0.9000,,1.2500,1234,5,",
-        "3,10,finished,0.5000,tiny_random,10,,0.9500,,1.2500,1234,5,",
-        '4,1,failed,,tiny_random,1,,,,,,,"ModelError: no model, none"',
-        "5,2,killed,,tiny_random,2,,,,,,,",
-        "6,3,not started,,tiny_random,3,,,,,,,",
+        "1,4,finished,,0.7500,tiny_random,4,true,0.6000,,1.2500,1234,5,",
+        "2,0,finished,,0.5000,tiny_random,0,,0.9000,,1.2500,1234,5,",
+        "3,10,finished,,0.5000,tiny_random,10,,0.9500,,1.2500,1234,5,",
+        '4,1,failed,,,tiny_random,1,,,,,,,"ModelError: no model, none"',
+        "5,2,killed,,,tiny_random,2,,,,,,,",
+        "6,3,not started,,,tiny_random,3,,,,,,,",
     ]
+
+
+def test_option_nll_ranks_and_accuracy_where_it_chose_the_weights_of_any_job(tmp_path: Path) -> None:
+    """Differences behind the fourth decimal count; equals go by the other figure, before the order of the jobs."""
+    figures = [(0.75, 0.90001), (0.50, 0.9), (0.75, 0.9), (0.75, 1.2)]
+    for number, (accuracy, nll) in enumerate(figures):
+        write_results(results(accuracy, 0.5, nll), make_job(tmp_path / str(number), [], "finished"))
+    rows = leaderboard(tmp_path)
+    assert [row["job"] for row in rows] == ["2", "1", "0", "3"]
+    assert [(row["val option nll"], row["val accuracy"]) for row in rows[:2]] == [
+        ("0.9000", "0.7500"),
+        ("0.9000", "0.5000"),
+    ]
+    write_results(results(0.6, 0.5), make_job(tmp_path / "4", [], "finished"))
+    assert [row["job"] for row in leaderboard(tmp_path)] == ["2", "0", "3", "4", "1"]
 
 
 def test_leaderboard_again_after_a_job_was_repeated(sweep: Path) -> None:

@@ -1,9 +1,13 @@
 """Training does what it says: it overfits, follows a frozen curve, resumes, and its loss is the plain one."""
 
 import copy
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import hydra
+import lightning.pytorch as L
 import pytest
 import torch
 from bitsandbytes.optim import PagedAdamW8bit
@@ -16,17 +20,20 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import LlamaForCausalLM
 
-from cyberlm.callbacks import CostMeter
+from cyberlm.callbacks import BestWeights, CostMeter
 from cyberlm.checkpoints import SealedCheckpoints, damage, read_checkpoint
-from cyberlm.config import OptimizerName
+from cyberlm.config import Monitor, OptimizerName, OptionScore
 from cyberlm.data.batching import AnswerCollator, plan_epoch
+from cyberlm.evaluation import predict
 from cyberlm.losses import answer_nll_sum, hidden_states, step_loss
 from cyberlm.models import load_base, load_tokenizer, trainable_names
 from cyberlm.models.tiny import tiny_model
 from cyberlm.module import Tuner
 from cyberlm.optim import build_optimizer
+from cyberlm.prompts import Prompt
 from cyberlm.runs import train
 from cyberlm.runs.fitting import fit, restore
+from cyberlm.statistics import calibrate
 
 METHODS = ("sft", "lora", "qlora")
 RATES = {"sft": 3e-3, "lora": 4e-3, "qlora": 4e-3}
@@ -50,8 +57,8 @@ def overfit_config(method: str, *overrides: str):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_tiny_llama_overfits_32_questions(method: str, tmp_path: Path) -> None:
-    _, accuracy, _ = fit_tiny(overfit_config(method), short_questions(32), tmp_path)
-    assert accuracy == 1.0
+    _, figures, _ = fit_tiny(overfit_config(method), short_questions(32), tmp_path)
+    assert figures["accuracy"] == 1.0
 
 
 def curve(method: str, tmp_path: Path, *overrides: str) -> list[float]:
@@ -290,6 +297,74 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         tuner.check_names({"state_dict": {"model.other": torch.zeros(1)}})
 
 
+class Planted(L.LightningModule):
+    """Validates after each of its steps, with figures given beforehand."""
+
+    def __init__(self, figures: Sequence[tuple[float, float]]) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.figures = figures
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        accuracy, nll = self.figures[self.trainer.global_step - 1]
+        self.log_dict({"val/accuracy": accuracy, "val/option_nll": nll}, batch_size=1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("monitor", "figures", "chosen"),
+    [
+        ("option_nll", [(0.25, 1.4), (0.50, 1.3), (0.75, 1.5)], 2),  # the most accurate one is over-confident
+        ("accuracy", [(0.25, 1.4), (0.50, 1.3), (0.75, 1.5)], 3),
+        ("accuracy", [(0.50, 1.4), (0.50, 1.2), (0.50, 1.3)], 2),  # of equal accuracies the lowest NLL
+        ("option_nll", [(0.25, 1.3), (0.75, 1.3), (0.50, 1.3)], 2),
+        ("option_nll", [(0.25, 1.3), (0.25, 1.3), (0.25, 1.3)], 1),  # alike in both
+        ("option_nll", [(0.75, NAN), (0.25, 1.9), (0.75, NAN)], 2),  # a model that has diverged is never the best
+        ("accuracy", [(0.50, NAN), (0.50, 1.9), (0.25, 1.0)], 2),
+    ],
+)
+def test_the_monitored_figure_chooses_and_equals_go_by_the_other(
+    monitor: str, figures: list[tuple[float, float]], chosen: int, tmp_path: Path
+) -> None:
+    best = BestWeights(tmp_path, Monitor[monitor])
+    loader = torch.utils.data.DataLoader(torch.ones(len(figures), 1))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_epochs=1, val_check_interval=1, num_sanity_val_steps=0, callbacks=[best], **quiet)
+    with warnings.catch_warnings(action="ignore"):
+        trainer.fit(Planted(figures), loader, torch.utils.data.DataLoader(torch.ones(1, 1)))
+    assert torch.load(best.best_model_path, weights_only=True)["global_step"] == chosen
+    assert (best.figures["accuracy"], best.figures["option_nll"]) == pytest.approx(figures[chosen - 1])
+
+
+@pytest.mark.parametrize(("prompt", "how"), [("letter", "per_token"), *(("text", how.name) for how in OptionScore)])
+def test_option_nll_is_that_of_the_evidence(prompt: str, how: str, tmp_path: Path) -> None:
+    """Against softmax and logarithm of scipy, from the predictions of the same weights."""
+    short = SHORT if prompt == "letter" else ("prompt.system=", "prompt.question='{question}'")
+    config = config_of("method=lora", f"prompt={prompt}", f"evaluation.option_score={how}", *short)
+    questions = short_questions(16)
+    loaded, figures, _ = fit_tiny(config, questions, tmp_path)
+    prompted = Prompt(config.prompt, load_tokenizer(config.model))
+    evaluation = replace(config.evaluation, generate=False)
+    rows = predict(loaded, prompted, questions, prompted.encode(questions), evaluation, 4096, "kept")
+    expected = calibrate(rows, (), config.evaluation.option_score).raw.nll
+    assert figures["option_nll"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_early_stopping_follows_the_monitored_figure() -> None:
+    for monitor, mode in (("option_nll", "min"), ("accuracy", "max")):
+        entry = config_of("callbacks=early_stopping", f"trainer.monitor={monitor}").callbacks["early_stopping"]
+        stopping = hydra.utils.instantiate(entry, _convert_="all")
+        assert (stopping.monitor, stopping.mode) == (f"val/{monitor}", mode)
+
+
 class _Killed(Exception):
     pass
 
@@ -303,7 +378,7 @@ def test_a_run_killed_in_the_middle_ends_the_same(method: str, tmp_path: Path, m
         *("trainer.accumulate_grad_batches=2", "trainer.checkpoint_every_n_steps=3", *SHORT, *dropout),
     ]
     questions = short_questions(32)
-    whole, accuracy, steps = fit_tiny(config_of(*overrides), questions, tmp_path / "whole")
+    whole, figures, steps = fit_tiny(config_of(*overrides), questions, tmp_path / "whole")
     assert steps == 8
 
     killed = tmp_path / "killed"
@@ -328,7 +403,7 @@ def test_a_run_killed_in_the_middle_ends_the_same(method: str, tmp_path: Path, m
     torch.manual_seed(54321)  # the state of random numbers comes from the checkpoint, not from here
     encoded = prompt.encode(questions)
     again, steps = fit(config, killed, loaded, prompt, {"train": encoded, "validation": encoded}, [], CostMeter())
-    assert (again, steps) == (accuracy, 8)
+    assert (again, steps) == (figures, 8)
     expected = dict(whole.model.named_parameters())
     for name, parameter in loaded.model.named_parameters():
         assert torch.equal(parameter, expected[name]), name

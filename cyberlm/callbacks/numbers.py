@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import statistics
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -193,12 +194,16 @@ class LearningWatch(L.Callback):
         right = sum(answer == gold for answer, gold in zip(self.answers, self.golds, strict=True))
         self.validations.append([right, len(self.golds)])
 
-    def conclude(self) -> None:
-        """Says what the whole of training showed; called once no more validation comes."""
-        for finding in self.findings():
+    def conclude(self, figures: Mapping[str, float]) -> None:
+        """Says what the whole of training showed; called once no more validation comes.
+
+        Args:
+            figures: By name, those of the validation that chose the weights.
+        """
+        for finding in self.findings(figures):
             log.warning("%s", finding)
 
-    def findings(self) -> list[str]:
+    def findings(self, figures: Mapping[str, float]) -> list[str]:
         if not self.golds:  # a run that was resumed after its last validation has said it already
             return []
         found = []
@@ -211,6 +216,12 @@ class LearningWatch(L.Callback):
                 f"Validation accuracy stayed at chance: at best {right} of {asked} right, where guessing gives "
                 f"{chance:.0%} (one-sided exact test, p = {min(p_value, 1):.2g})."
             )
+            if "option_nll" in figures:
+                guessing = statistics.mean(-math.log(share) for share in self.chances)
+                found[-1] += (
+                    f" The option NLL of the weights that are kept is {figures['option_nll']:.3g}, "
+                    f"that of guessing {guessing:.3g}."
+                )
         if len(set(self.answers)) == 1 and len(set(self.golds)) > 1:
             letter = LETTERS[self.answers[0]]
             found.append(f"The last validation has one answer to all {asked} questions: option {letter}.")

@@ -1,39 +1,80 @@
-"""When checkpoints are written, and what they hold besides Lightning's own state."""
+"""When checkpoints are written, which one is the best, and what they hold besides Lightning's own state."""
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from torch import Tensor
 
 from cyberlm import ranks, signals
 from cyberlm.callbacks.steps import ends_step
 from cyberlm.checkpoints import BEST, ORIGIN, STEP_NAME, prune
+from cyberlm.config import Monitor
 from cyberlm.losses import AnswerBatch
+
+MODES = {Monitor.option_nll: "min", Monitor.accuracy: "max"}
+
+
+def validation_figures(trainer: L.Trainer) -> dict[str, float]:
+    """Every figure of the last validation, by name."""
+    metrics = trainer.callback_metrics.items()
+    return {name.removeprefix("val/"): float(value) for name, value in metrics if name.startswith("val/")}
 
 
 class BestWeights(ModelCheckpoint):
-    """best.ckpt: the weights of the highest validation accuracy so far, and nothing that training needs to go on.
+    """best.ckpt: the weights that did best in validation so far, and nothing that training needs to go on.
 
-    Follows the run's folder where it is moved.
+    Of two that are equal in the figure that is monitored, those better in the other are kept. Follows the run's folder
+    where it is moved.
 
     Args:
         folder: Of the checkpoints.
+        monitor: Figure that decides.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, monitor: Monitor) -> None:
         super().__init__(
             dirpath=folder,
             filename=BEST,
-            monitor="val/accuracy",
-            mode="max",
+            monitor=f"val/{monitor.name}",
+            mode=MODES[monitor],
             save_weights_only=True,
+            save_on_train_epoch_end=False,  # else val_check_interval=1 judges only an epoch's last validation
             enable_version_counter=False,
         )
+        self.by = monitor
+        self.figures: dict[str, float] = {}
+        """Of the validation that chose best.ckpt."""
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        if current is None:
+            return False
+        found = validation_figures(trainer)
+        better = not self.best_k_models or self._rank(found) > self._rank(self.figures)
+        if trainer.strategy.reduce_boolean_decision(better):
+            self.figures = found
+            return True
+        return False
+
+    def _rank(self, figures: Mapping[str, float]) -> tuple[float, float]:
+        """Higher is better. Not a number is the worst; an older checkpoint, which holds no NLL, wins a tie."""
+        nll, accuracy = figures.get(Monitor.option_nll.name, -math.inf), figures[Monitor.accuracy.name]
+        low_nll = -math.inf if math.isnan(nll) else -nll
+        return (low_nll, accuracy) if self.by is Monitor.option_nll else (accuracy, low_nll)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "figures": self.figures}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.figures = state_dict.get("figures", {})
+        if not self.figures and state_dict["best_model_score"] is not None:  # of a time when accuracy alone decided
+            self.figures = {Monitor.accuracy.name: float(state_dict["best_model_score"])}
+
         def here(path: str) -> str:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path
 
@@ -42,6 +83,19 @@ class BestWeights(ModelCheckpoint):
             moved[name] = here(state_dict[name])
         moved["best_k_models"] = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict(moved)
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Ends training when the figure that chooses the weights has stopped getting better.
+
+    Args:
+        monitor: `trainer.monitor`.
+        patience: Validations without a better one before training ends.
+    """
+
+    def __init__(self, monitor: Monitor | str, patience: int) -> None:
+        by = Monitor[monitor] if isinstance(monitor, str) else monitor
+        super().__init__(monitor=f"val/{by.name}", mode=MODES[by], patience=patience)
 
 
 class ResumePoints(Checkpoint):

@@ -86,6 +86,11 @@ class OptionScore(Enum):
     per_char = "per_char"
 
 
+class Monitor(Enum):
+    option_nll = "option_nll"
+    accuracy = "accuracy"
+
+
 class Strategy(Enum):
     auto = "auto"
     ddp = "ddp"
@@ -294,6 +299,10 @@ class TrainerConfig:
     """Micro-batches of each process in one optimizer step."""
     val_check_interval: int | None = None
     """Validate every this many micro-batches of each process; null for once at the end of each epoch."""
+    monitor: Monitor = Monitor.option_nll
+    """Validation figure that chooses the weights and ranks a sweep's jobs: option_nll (mean negative log-probability of
+    the right option among the options, by evaluation.option_score; lower is better), or accuracy. Equals go to the
+    better of the other figure."""
     accelerator: str = "auto"
     """auto, cpu or cuda."""
     devices: int = 1

@@ -13,16 +13,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm import signals
-from cyberlm.config import as_name, build_config, check_places
+from cyberlm.config import Monitor, as_name, build_config, check_places
 from cyberlm.config.checks import Config
-from cyberlm.errors import ConfigError
+from cyberlm.errors import ConfigError, Problem
 from cyberlm.launch.folders import refuse_results, seen_from_here, typed_overrides
 from cyberlm.launch.screens import show
 from cyberlm.redaction import refuse_typed
 from cyberlm.results import read_status, write_status
 from cyberlm.signals import quoted
 
-WORST_OBJECTIVE = 0.0
+WORST_OBJECTIVE = -1000.0
 """What a failed job reports to the sweeper: finite, because Optuna ends a study on NaN."""
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,20 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
     """Runs one job of a sweep in its own process.
 
     Returns:
-        The job's objective, or `WORST_OBJECTIVE` where it failed: a sweep goes on, and the leaderboard says why.
+        What a sweep maximises: validation accuracy, or minus the option NLL (`trainer.monitor`); `WORST_OBJECTIVE`
+        where the job failed: a sweep goes on, and the leaderboard says why.
+
+    Raises:
+        ConfigError: If the sweep would minimise it.
     """
-    config = HydraConfig.get()
+    config: Any = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
     refuse_results(folder, ("status.json",), "hydra.sweep.subdir")  # of another job, as its name tells too little
+    if "minimize" in str(OmegaConf.select(config, "sweeper.direction")):
+        raise ConfigError(
+            "The sweep would look for the worst job:",
+            [Problem("hydra.sweeper.direction=minimize", "maximize: a job reports accuracy, or minus its option NLL")],
+        )
     try:
         refuse_typed(OmegaConf.to_container(composed, resolve=False))  # type: ignore[arg-type]
         check_places(build_config(composed, schema), seen_from_here(str(folder)))
@@ -60,12 +69,19 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
     code = signals.run_forwarding(line, _child_environment(config))
     status = read_status(folder)
     if code == 0 and status is not None and status.state == "finished":
-        return WORST_OBJECTIVE if status.objective is None else status.objective
+        return _maximised(status.objective, OmegaConf.select(composed, "trainer.monitor"))
     if status is None or status.state not in ("failed", "stopped"):
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         write_status(folder, "failed", reason=reason)
     log.error("job %s failed (exit code %s); the sweep goes on", config.job.num, code)
     return WORST_OBJECTIVE
+
+
+def _maximised(objective: float | None, monitor: Monitor | None) -> float:
+    """The figure that chose a job's weights, turned so that higher is better."""
+    if objective is None:
+        return WORST_OBJECTIVE
+    return max(-objective if monitor is Monitor.option_nll else objective, WORST_OBJECTIVE)
 
 
 def _child_environment(config: Any) -> dict[str, str]:

@@ -26,6 +26,7 @@ from cyberlm.callbacks import (
     ResumePoints,
     StepNumbers,
     TrainingProgress,
+    validation_figures,
 )
 from cyberlm.checkpoints import CHECKPOINTS, damage, read_checkpoint, resume_point
 from cyberlm.config import Strategy, TrainConfig
@@ -67,11 +68,11 @@ def fit(
     encoded: Mapping[str, Sequence[EncodedQuestion]],
     loggers: Sequence[Logger],
     meter: CostMeter,
-) -> tuple[float, int]:
-    """Trains, and leaves the model with the weights that did best in validation.
+) -> tuple[dict[str, float], int]:
+    """Trains, and leaves the model with the weights that did best in validation (`trainer.monitor`).
 
     Returns:
-        The best validation accuracy, and the optimizer steps taken.
+        The validation figures of these weights by name, and the optimizer steps taken.
     """
     trainer_config = config.trainer
     sharded = trainer_config.strategy is Strategy.fsdp2
@@ -81,7 +82,7 @@ def fit(
     tuner = Tuner(
         *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
     )
-    best = BestWeights(folder / CHECKPOINTS)
+    best = BestWeights(folder / CHECKPOINTS, trainer_config.monitor)
     numbers = StepNumbers()
     watch = LearningWatch(numbers, config.optim.warmup_fraction, share_validation=share_validation)
     metrics = MetricsFile(folder)
@@ -121,16 +122,15 @@ def fit(
         trainer.fit(tuner, data, ckpt_path=point, weights_only=True)
         give_back()  # the optimizer and its states refer to each other
         if best.best_model_score is None:  # max_steps came before the first validation
-            accuracy = float(trainer.validate(tuner, data, verbose=False)[0]["val/accuracy"])
-        else:
-            accuracy = float(best.best_model_score)
+            trainer.validate(tuner, data, verbose=False)
+        figures = best.figures or validation_figures(trainer)
         if sharded:
             _put_together(config, loaded, tuner)
         if best.best_model_score is not None:
             restore(tuner, Path(best.best_model_path))
     if ranks.rank() == 0:
-        watch.conclude()
-    return accuracy, trainer.global_step
+        watch.conclude(figures)
+    return figures, trainer.global_step
 
 
 def _give_back(*unused: Any) -> None:

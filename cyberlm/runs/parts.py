@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cyberlm import loggers as experiment_loggers
-from cyberlm.config import ModelSource, TrainConfig, read_config
+from cyberlm.config import ModelSource, Monitor, TrainConfig, read_config
 from cyberlm.config.schema import RootConfig
 from cyberlm.errors import ConfigError, Problem, RunError, UserError
 from cyberlm.evidence import Answers, Evidence, differences, sentences, summary
@@ -159,7 +159,7 @@ def provenance_of(
         "seed": str(config.seed),
         "split_seed": str(config.data.seed),
         "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-        "config": hashlib.sha256(json.dumps(settings_of(config)).encode()).hexdigest(),
+        "config": hash_of(settings_of(config)),
         **{name: value for name, value in environment().items() if name in ("git_commit", "cyberlm")},
     }
 
@@ -222,6 +222,16 @@ NOT_SETTLED = ("trainer.resume", "logger", "group")
 
 def settings_of(config: RootConfig) -> dict[str, str]:
     """Everything that a resumed run keeps, by dotted key, each value as JSON."""
+    return flattened(plain_config(config))
+
+
+def hash_of(settings: Mapping[str, str]) -> str:
+    """SHA-256 of what `settings_of` gives."""
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def flattened(plain: Any) -> dict[str, str]:
+    """A configuration in plain containers as `settings_of` has it."""
     flat: dict[str, str] = {}
 
     def add(prefix: str, value: Any) -> None:
@@ -231,7 +241,7 @@ def settings_of(config: RootConfig) -> dict[str, str]:
         elif not any(prefix == name or prefix.startswith(f"{name}.") for name in NOT_SETTLED):
             flat[prefix] = json.dumps(value, ensure_ascii=False)
 
-    add("", plain_config(config))
+    add("", plain)
     return dict(sorted(flat.items()))
 
 
@@ -269,7 +279,7 @@ def flat_figures(results: Results) -> dict[str, float]:
             flat["cost/peak_device_gib"] = cost.peak_device_bytes / 2**30
         flat.update({f"cost/seconds/{name}": seconds for name, seconds in cost.seconds.items()})
     if results.objective is not None:
-        flat["val/best_accuracy"] = results.objective
+        flat[f"val/best_{results.monitor or Monitor.accuracy.name}"] = results.objective
     return flat
 
 
@@ -314,6 +324,7 @@ def config_of(run: Path) -> TrainConfig:
     saved = saved_config(run)
     try:
         saved.trainer.resume = None
+        saved.trainer.setdefault("monitor", Monitor.accuracy.name)  # as it was before the key existed
         return read_config(saved, TrainConfig)
     except (ConfigError, OmegaConfBaseException) as error:
         told = "; ".join(problem.what for problem in error.problems) if isinstance(error, ConfigError) else str(error)

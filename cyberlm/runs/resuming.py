@@ -4,13 +4,23 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from cyberlm.checkpoints import newest_settings
 from cyberlm.config import TrainConfig, check_config
 from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.launch.folders import typed_overrides
 from cyberlm.results import environment, read_json, read_status, write_json
-from cyberlm.runs.parts import NOT_SETTLED, SPLIT_MANIFEST, config_of, save_config, settings_of
+from cyberlm.runs.parts import (
+    NOT_SETTLED,
+    SPLIT_MANIFEST,
+    config_of,
+    flattened,
+    hash_of,
+    save_config,
+    saved_config,
+    settings_of,
+)
 from cyberlm.signals import resume_command
 
 SPLIT_AGAIN = "split_again.json"
@@ -66,8 +76,10 @@ def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> N
         kept = ("data", "split", "prompt", "tokenizer", "weights")
         names = [name for name in kept if before.get(name) != provenance[name]]
         problems = [Problem(f"{name}: {before.get(name)} then, {provenance[name]} now") for name in names]
-        if before.get("config") != provenance["config"]:
-            problems += _changed_settings(folder, settings_of(config))
+        now = settings_of(config)
+        written = _written(folder)
+        if before.get("config") != hash_of({key: value for key, value in now.items() if key in written}):
+            problems += _changed_settings(folder, now)
         if problems:
             raise RunError(f"{folder} cannot be continued: what it was made of has changed.", problems)
         (folder / SPLIT_AGAIN).unlink()
@@ -79,6 +91,11 @@ def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> N
     write_json(folder / "environment.json", environment())
 
 
+def _written(folder: Path) -> set[str]:
+    """Keys of the run's config.yaml: it lacks those that did not exist when the run began."""
+    return set(flattened(OmegaConf.to_container(saved_config(folder))))
+
+
 def _changed_settings(folder: Path, now: Mapping[str, str]) -> list[Problem]:
     """Each key of config.yaml that is not as the newest checkpoint has it."""
     then = newest_settings(folder)
@@ -86,6 +103,6 @@ def _changed_settings(folder: Path, now: Mapping[str, str]) -> list[Problem]:
         return [Problem("config.yaml was changed, and there is no checkpoint that tells where")]
     return [
         Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
-        for key in sorted({*then, *now})
+        for key in sorted({*then, *_written(folder)})
         if then.get(key) != now.get(key)
     ]

@@ -57,7 +57,7 @@ from cyberlm.runs.team import Team
 
 
 def train(config: TrainConfig, folder: Path) -> float:
-    """Trains, or continues a run, with its status and loggers; returns the best validation accuracy."""
+    """Trains, or continues a run, with its status and loggers; returns the validation figure that chose the weights."""
     with sole_owner(folder):
         if config.trainer.resume is not None:
             config = resumed_config(config, folder)
@@ -86,7 +86,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
         team: The processes that train and score together.
 
     Returns:
-        The best validation accuracy.
+        The validation figure that chose the weights (`trainer.monitor`).
     """
     clock = Clock()
     announce(config, folder)
@@ -130,7 +130,9 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
     results = replace(
         results,
         method=config.method.name.name,
-        objective=learned.objective,
+        objective=learned.validation[config.trainer.monitor.name],
+        monitor=config.trainer.monitor.name,
+        validation=dict(learned.validation),
         steps=learned.steps,
         cost=_cost(loaded, clock, meter, tuned, plan),
     )
@@ -138,7 +140,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
     write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
     write_card(tuned, config, loaded.name, results)
     conclude(folder, results, evidence, split.test, answers, loggers)
-    return learned.objective
+    return learned.validation[config.trainer.monitor.name]
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,13 @@ class Learned:
 
     Attributes:
         answers: By name of the model, `base` and `tuned`.
-        objective: The best validation accuracy.
+        validation: The validation figures of the weights that were chosen, by name.
         steps: Optimizer steps taken.
     """
 
     loaded: LoadedModel
     answers: dict[str, Answers]
-    objective: float
+    validation: dict[str, float]
     steps: int
 
 
@@ -180,14 +182,14 @@ def learn(
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     loaded = prepare(loaded, config)
     with clock.phase("train"):
-        objective, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
+        validation, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
     if ranks.rank() == 0:
         save_tuned(loaded, prompt.tokenizer, prompt.identity(), folder)
     if config.evaluation.base and adapted:
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     with clock.phase("score tuned"):
         answers["tuned"] = ask(loaded, prompt, asked, config, "the tuned model")
-    return Learned(loaded, answers, objective, steps)
+    return Learned(loaded, answers, validation, steps)
 
 
 def _ask_base(clock: Clock, loaded: LoadedModel, prompt: Prompt, asked: Asked, config: TrainConfig) -> Answers:

@@ -1,4 +1,4 @@
-"""Coverage of the intervals and size of the tests of cyberlm.statistics, by simulation.
+"""Coverage of the intervals and size of the tests of cyberlm.statistics and cyberlm.floors, by simulation.
 
 Each simulation draws many data sets whose truth is known, and counts how often an interval covers it, or how often a
 test rejects it. Its rate is held against the rates that are right, with three standard errors of the simulation itself
@@ -19,7 +19,9 @@ from dataclasses import dataclass
 import measure
 import numpy as np
 
-from cyberlm.statistics import accuracy_interval
+from cyberlm.floors import Floor, skill_limits
+from cyberlm.statistics import accuracy_interval, calibration
+from cyberlm.statistics.letters import preference_test
 from cyberlm.statistics.paired_tests import (
     detectable_difference,
     difference_interval,
@@ -192,6 +194,88 @@ def means(rng: np.random.Generator, share: float) -> list[Rate]:
         case = f"{name}, n={n}, {zeros:.0%} without a difference, clusters of {size}"
         rates.append(Rate(f"covered: {case}", covered, repeats, 0.95, 0.93, 0.99))
         rates.append(Rate(f"rejected without a difference: {case}", rejected, repeats, 0.05, 0.0, 0.055))
+    return rates
+
+
+def drawn_answers(
+    rng: np.random.Generator, n: int, size: int, accuracies: Sequence[float], alike: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right or wrong of several answerers, (answerers, n), a cluster's questions answered of one piece; the clusters.
+
+    Args:
+        alike: Share of the clusters on which all take the same random number: the less accurate one is right there
+            only where the more accurate one is.
+    """
+    clusters = np.arange(n) // size
+    own, shared = rng.random((len(accuracies), n // size)), rng.random(n // size)
+    numbers = np.where(rng.random(n // size) < alike, shared, own)
+    return (numbers < np.array(accuracies)[:, None])[:, clusters], clusters
+
+
+@simulation("skill, interval")
+def skill_above_floors(rng: np.random.Generator, share: float) -> list[Rate]:
+    """Both accuracies are estimated; of several floors the highest on the sample stands for the truly highest."""
+    repeats, rates = repeated(1000, share), []
+    for n, size, model, floors, alike in (
+        *(
+            (72, 1, 0.5, (0.3,), 0.0),
+            (300, 1, 0.5, (0.4,), 0.0),
+            (300, 1, 0.42, (0.4,), 0.5),
+            (500, 1, 0.9, (0.3,), 0.3),
+        ),
+        *((300, 1, 0.97, (0.4,), 0.0), (300, 2, 0.5, (0.4,), 0.0), (600, 4, 0.6, (0.4,), 0.3)),
+        *((300, 1, 0.5, (0.4, 0.4, 0.4), 0.0), (300, 1, 0.5, (0.4, 0.3, 0.25), 0.3), (300, 2, 0.42, (0.4, 0.38), 0.0)),
+    ):
+        truth, hits = 1 - (1 - model) / (1 - max(floors)), 0
+        for _ in range(repeats):
+            (right, *credits), clusters = drawn_answers(rng, n, size, (model, *floors), alike)
+            measured = [Floor("drawn", float(row.mean()), tuple(row.astype(float)), "") for row in credits]
+            low, high = skill_limits(right.tolist(), measured, clusters)
+            hits += low is not None and high is not None and low <= truth <= high
+        near = f", clusters of {size}" if size > 1 else ""
+        case = f"n={n}, accuracy {model}, floors {', '.join(map(str, floors))}, {alike:.0%} alike{near}"
+        rates.append(Rate(case, hits, repeats, 0.95, 0.94, 0.97 if len(floors) == 1 else 1.0))
+    return rates
+
+
+@simulation("letter preference, size of the test")
+def letter_preference(rng: np.random.Generator, share: float) -> list[Rate]:
+    """A model without preference, guessing to accurate; with even and uneven keys, alone and in clusters."""
+    repeats, rates = repeated(2000, share), []
+    for n, size, accuracy, key in (
+        *((72, 1, right, (0.25, 0.25, 0.25, 0.25)) for right in (0.25, 0.6, 0.8, 0.95)),
+        *((500, 1, right, (0.25, 0.25, 0.25, 0.25)) for right in (0.6, 0.8, 0.95)),
+        *((300, 1, right, (0.4, 0.3, 0.2, 0.1)) for right in (0.25, 0.6, 0.95)),
+        (400, 2, 0.6, (0.25, 0.25, 0.25, 0.25)),
+    ):
+        hits = 0
+        for _ in range(repeats):
+            gold = np.repeat(rng.choice(4, n // size, p=key), size)
+            wrong = (gold + np.repeat(rng.integers(1, 4, n // size), size)) % 4
+            chosen = np.where(np.repeat(rng.random(n // size) < accuracy, size), gold, wrong)
+            _, p_value = preference_test(chosen, gold, np.full(n, 4), np.arange(n) // size)
+            hits += p_value is not None and p_value < 0.05
+        near = f", clusters of {size}" if size > 1 else ""
+        uneven = "" if key[0] == key[3] else ", uneven key"
+        rates.append(Rate(f"n={n}, accuracy {accuracy}{uneven}{near}", hits, repeats, 0.05, 0.01, 0.06))
+    return rates
+
+
+@simulation("calibration, size of the test")
+def calibrated_model(rng: np.random.Generator, share: float) -> list[Rate]:
+    """A calibrated model's ECE against the 95% point of its chance level."""
+    repeats, rates = repeated(200, share), []
+    for n, size in ((72, 1), (300, 1), (500, 1), (600, 2)):
+        hits = 0
+        for _ in range(repeats):
+            scores = np.repeat(rng.normal(0, 1.5, (n // size, 4)), size, axis=0)
+            chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+            drawn = np.repeat(rng.random(n // size), size)[:, None]
+            gold = (chances.cumsum(axis=1) > drawn).argmax(axis=1)
+            found = calibration(scores, gold, clusters=np.arange(n) // size)
+            hits += found.ece_chance_hi is not None and found.ece > found.ece_chance_hi
+        near = f", clusters of {size}" if size > 1 else ""
+        rates.append(Rate(f"n={n}{near}", hits, repeats, 0.05, 0.02, 0.08))
     return rates
 
 

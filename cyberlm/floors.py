@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array, hstack
-from scipy.stats import binom
+from scipy.stats import binom, norm
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from cyberlm.errors import Problem, RunError
 from cyberlm.records import LETTERS, Prediction, Question
+from cyberlm.shares import skill_interval
 
 OPTIONS_ONLY = "options_only"
 NO_QUESTION = "no_question"
@@ -32,7 +34,7 @@ class Floor:
         name: `majority_letter`, `longest_option`, `options_only` or `no_question`.
         accuracy, note: On the test questions, and what it rests on, in words.
         credits: For each test question, in order: 1 where the shortcut is right, 0 where it is wrong, 1/m where it
-            names m options with the right one among them. Empty where only the accuracy is known.
+            names m options with the right one among them.
     """
 
     name: str
@@ -64,10 +66,11 @@ class FloorReport:
         floors, notes: By name, the accuracy of each shortcut, and what it rests on or why it is missing.
         best, max_floor: Name (the first of equals) and accuracy of the highest floor.
         accuracy, skill: The model's; see `skill`.
-        hard_floor: Name of the highest floor whose single answers are known; another than `best` where only the
-            number of that was handed in.
+        hard_floor: `best`.
         n_hard, correct_hard, accuracy_hard: Questions that `hard_floor` gets wrong (not those that it gets half
             right), how many of them the model gets right, and their share; None where there are none.
+        skill_lo, skill_hi: 95% interval of the skill above the highest floor there is, see `skill_limits`.
+        choice: How the floor was chosen, in words.
     """
 
     floors: dict[str, float]
@@ -80,6 +83,9 @@ class FloorReport:
     n_hard: int
     correct_hard: int
     accuracy_hard: float | None
+    skill_lo: float | None = None
+    skill_hi: float | None = None
+    choice: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,26 +186,34 @@ def _length_features(question: Question) -> np.ndarray:
 
 
 def compare_with_floors(
-    floors: Floors, predictions: Sequence[Prediction], no_question: float | Sequence[Prediction] | None = None
+    floors: Floors,
+    predictions: Sequence[Prediction],
+    no_question: Sequence[Prediction] = (),
+    clusters: ArrayLike | None = None,
 ) -> FloorReport:
     """How far a model is above the best floor, and what it makes of the questions that this floor gets wrong.
 
     Args:
         floors: Of the test questions.
         predictions: The model's, of the same questions in the same order.
-        no_question: What the same model scores where it is shown the options without the question: its accuracy, or
-            better its predictions, of the same questions in the same order.
+        no_question: What the same model predicts where it is shown the options without the question, of the same
+            questions in the same order; empty where it was not asked.
+        clusters: (N,) int, number of the near-duplicate cluster of each question; None if all are independent.
 
     Raises:
-        RunError: If predictions are of other questions, or the accuracy is not in [0, 1].
+        RunError: If predictions are of other questions.
     """
     _check_same(floors.tested, predictions)
-    extra = () if no_question is None else (_no_question(no_question, floors.tested),)
-    measured, missing = floors.floors + extra, {NO_QUESTION: "not measured"} if not extra else {}
+    measured, missing = floors.floors, {NO_QUESTION: "not measured"}
+    if no_question:
+        _check_same(floors.tested, no_question)
+        credits = [float(prediction.correct) for prediction in no_question]
+        blind = _floor(NO_QUESTION, credits, "the model itself, shown the options without the question")
+        measured, missing = (*measured, blind), {}
     best = max(measured, key=lambda floor: floor.accuracy)
-    known = max((floor for floor in measured if floor.credits), key=lambda floor: floor.accuracy)
-    hard = [row.correct for row, credit in zip(predictions, known.credits, strict=True) if credit == 0]
+    hard = [row.correct for row, credit in zip(predictions, best.credits, strict=True) if credit == 0]
     accuracy = sum(row.correct for row in predictions) / len(predictions)
+    low, high = skill_limits([row.correct for row in predictions], measured, clusters)
     return FloorReport(
         floors={floor.name: floor.accuracy for floor in measured},
         notes={floor.name: floor.note for floor in measured} | floors.missing | missing,
@@ -207,10 +221,13 @@ def compare_with_floors(
         max_floor=best.accuracy,
         accuracy=accuracy,
         skill=skill(accuracy, best.accuracy),
-        hard_floor=known.name,
+        hard_floor=best.name,
         n_hard=len(hard),
         correct_hard=sum(hard),
         accuracy_hard=sum(hard) / len(hard) if hard else None,
+        skill_lo=low,
+        skill_hi=high,
+        choice=f"the highest of {len(measured)} on the same questions; the interval of skill allows for the choice",
     )
 
 
@@ -219,14 +236,25 @@ def skill(accuracy: float, max_floor: float) -> float | None:
     return (accuracy - max_floor) / (1 - max_floor) if max_floor < 1 else None
 
 
-def _no_question(measured: float | Sequence[Prediction], tested: Sequence[str]) -> Floor:
-    note = "the model itself, shown the options without the question"
-    if not isinstance(measured, int | float):
-        _check_same(tested, measured)
-        return _floor(NO_QUESTION, [float(prediction.correct) for prediction in measured], note)
-    if not 0 <= measured <= 1:
-        raise RunError(f"Accuracy without the question is {measured}.", hint="Give a share from 0 to 1.")
-    return Floor(NO_QUESTION, float(measured), (), note)
+def skill_limits(
+    correct: Sequence[bool], floors: Sequence[Floor], clusters: ArrayLike | None = None
+) -> tuple[float | None, float | None]:
+    """95% interval of the skill above the highest of several floors, whichever that is in truth.
+
+    The highest on a sample is the highest of noisy estimates: too high, and the skill above it too low. Skill above
+    the truly highest floor is the lowest of all skills. It is no lower than the lowest of their lower limits (at 97.5%
+    each), since that of the highest floor is among them; and no higher than any of their upper limits, which is why
+    these share the 2.5% of that side.
+
+    Returns:
+        None twice where a floor is always right.
+    """
+    if any(floor.accuracy == 1 for floor in floors):
+        return None, None
+    numbers = np.arange(len(correct)) if clusters is None else clusters
+    z_high = float(norm.ppf(1 - 0.025 / len(floors)))
+    limits = [skill_interval(correct, floor.credits, numbers, z_high=z_high) for floor in floors]
+    return min(low for low, _ in limits), min(high for _, high in limits)
 
 
 def _check_same(tested: Sequence[str], predictions: Sequence[Prediction]) -> None:
@@ -244,7 +272,10 @@ def _check_same(tested: Sequence[str], predictions: Sequence[Prediction]) -> Non
 
 
 def diagnose(
-    questions: Sequence[Question], predictions: Sequence[Prediction], ece: float | None = None, ece_bins: int = 15
+    questions: Sequence[Question],
+    predictions: Sequence[Prediction],
+    ece: float | None = None,
+    ece_p_value: float | None = None,
 ) -> tuple[Finding, ...]:
     """What looks wrong with a model's choices by likelihood, or with the answer key; nothing where nothing does.
 
@@ -252,7 +283,7 @@ def diagnose(
         questions: Those that were scored.
         predictions: Of the same questions in the same order.
         ece: Expected calibration error of the model's confidence, in [0, 1], where it was measured.
-        ece_bins: Bins of equal mass that it was measured with.
+        ece_p_value: How often a calibrated model of the same confidence shows as much.
 
     Raises:
         RunError: If there are no predictions, or they are of other questions.
@@ -261,7 +292,7 @@ def diagnose(
         raise RunError("There are no questions to score.")
     _check_same([question.hash for question in questions], predictions)
     by_choice = (_shifted_key(predictions), _constant_letter(predictions), _longest_habit(questions, predictions))
-    by_confidence = None if ece is None else _bad_calibration(predictions, ece, ece_bins)
+    by_confidence = _bad_calibration(len(predictions), ece, ece_p_value)
     return tuple(finding for finding in (*by_choice, by_confidence) if finding is not None)
 
 
@@ -316,24 +347,15 @@ def _longest_habit(questions: Sequence[Question], predictions: Sequence[Predicti
     )
 
 
-def _bad_calibration(predictions: Sequence[Prediction], ece: float, bins: int) -> Finding | None:
-    """An ECE above `BAD_ECE`, and above all that a calibrated model is likely to show by chance.
-
-    The gap of one of B bins is then about half-normal, of scale s = sqrt(c(1 - c)B/n) at confidence c; the mean of B
-    gaps lies around s·sqrt(2/π) with standard deviation s·sqrt((1 - 2/π)/B), of which three are allowed. As c(1 - c) is
-    concave, bins of any confidence show no more than at the mean: the accuracy (two right and two wrong added).
-    """
-    n, bins = len(predictions), min(bins, len(predictions))
-    share = (sum(row.correct for row in predictions) + 2) / (n + 4)
-    scale = math.sqrt(share * (1 - share) * bins / n)
-    passes = max(BAD_ECE, scale * (math.sqrt(2 / math.pi) + 3 * math.sqrt((1 - 2 / math.pi) / bins)))
-    if ece <= passes:
+def _bad_calibration(n: int, ece: float | None, p_value: float | None) -> Finding | None:
+    """An ECE above `BAD_ECE`, and above all that a calibrated model is likely to show by chance."""
+    if ece is None or p_value is None or ece <= BAD_ECE or p_value >= SURE:
         return None
     return Finding(
         "calibration",
         ece,
-        f"Confidence is badly calibrated: on average it is {ece:.2f} away from the share of right answers "
-        f"(with {n} questions, up to {passes:.2f} would pass).",
+        f"Confidence is badly calibrated: on average it is {ece:.2f} away from the share of right answers, "
+        f"more than a calibrated model shows by chance on {n} questions.",
     )
 
 

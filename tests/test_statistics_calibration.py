@@ -175,10 +175,29 @@ def test_report_without_validation() -> None:
     assert (report.temperature, report.scaled, report.n_validation, report.warning) == (None, None, 0, "")
 
 
+@pytest.mark.parametrize(("n", "usual"), [(300, 0.089), (500, 0.069)])
+def test_ece_of_a_calibrated_model_stands_beside_it(n: int, usual: float) -> None:
+    """Its mean is that over calibrated models drawn anew; few of these pass the 95% point, and none is called bad."""
+    drawings = [calibration(*drawn(n, seed=seed)) for seed in range(60)]
+    errors = np.array([found.ece for found in drawings])
+    assert errors.mean() == pytest.approx(drawings[0].ece_chance, abs=0.006) == pytest.approx(usual, abs=0.012)
+    assert sum(found.ece > found.ece_chance_hi for found in drawings) <= 8
+    assert min(found.ece_p_value for found in drawings) > 0.001
+    sharpened = calibration(4 * drawn(n, seed=0)[0], drawn(n, seed=0)[1])
+    assert sharpened.ece > 2 * sharpened.ece_chance_hi and sharpened.ece_p_value < 0.001
+
+
+def test_duplicates_do_not_lower_the_chance_level_of_ece() -> None:
+    scores, gold = drawn(300, seed=0)
+    once = calibration(scores, gold)
+    twice = calibration(np.repeat(scores, 2, axis=0), np.repeat(gold, 2), clusters=np.arange(600) // 2)
+    assert twice.ece_chance == pytest.approx(once.ece_chance, rel=0.03)
+
+
 def test_few_questions_are_warned_of() -> None:
     test = rows_of(*drawn(299, seed=0))
     report = calibrate(test, [], OptionScore.sum)
-    assert report.warning == "299 questions are few for calibration (fewer than 300): ECE comes out too high"
+    assert report.warning == "299 questions are few for calibration (fewer than 300): compare ECE with its chance level"
     gold = np.arange(40) % 4
     sure = rows_of(np.eye(4)[gold], gold, first=5000)
     assert calibrate(rows_of(*drawn(300, seed=0)), sure, OptionScore.sum).warning == (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import chi, chi2, chisquare
 from sklearn.metrics import recall_score
 from statistics_support import answered, calmly, predictions, question
 
@@ -17,14 +17,15 @@ from cyberlm.statistics.letters import debiased_choices
 
 
 def test_bias_by_hand() -> None:
-    # Recalls 1, 1/2, 1/2, 0: mean 1/2, RStd √(1/8) = 0.353553. Predicted 5, 2, 1, 0 against 2, 2, 2, 2: 4.5 + 0.5 + 2.
+    # Recalls 1, 1/2, 1/2, 0: mean 1/2, RStd √(1/8) = 0.353553. Chosen 5, 2, 1, 0 against 2, 2, 2, 2: D = 3, 0, -1, -2.
+    # Each letter's count has the variance 2·(1/2)(1/2) + 6·(1/6)(5/6) = 4/3, any two the covariance -4/9: V⁻¹ is 9/16.
     bias = letter_bias(predictions("AABBCCDD", "AAABABCA"[:4] + "CABA"))
     assert bias.recall == {"A": 1.0, "B": 0.5, "C": 0.5, "D": 0.0}
     assert bias.rstd == pytest.approx(0.353553, abs=1e-6)
     assert bias.gold == {"A": 2, "B": 2, "C": 2, "D": 2}
     assert bias.predicted == {"A": 5, "B": 2, "C": 1, "D": 0}
-    assert bias.chi_square == pytest.approx(7.0)
-    assert bias.p_value == pytest.approx(chisquare([5, 2, 1, 0], [2, 2, 2, 2]).pvalue)
+    assert bias.chi_square == pytest.approx((9 + 1 + 4) * 9 / 16)
+    assert bias.p_value == pytest.approx(chi2.sf(14 * 9 / 16, 3))
 
 
 LETTER = st.sampled_from("ABCD")
@@ -40,7 +41,9 @@ def test_recall_equals_scikit_learn(rows: list[tuple[str, str]]) -> None:
     assert list(bias.recall) == ever
     assert list(bias.recall.values()) == pytest.approx(expected)
     assert bias.rstd == (pytest.approx(np.std(expected)) if len(ever) > 1 else None)
-    assert letter_bias(predictions(gold, chosen)[::-1]) == bias
+    turned = letter_bias(predictions(gold, chosen)[::-1])
+    assert replace(turned, chi_square=None, p_value=None) == replace(bias, chi_square=None, p_value=None)
+    assert turned.chi_square == (None if bias.chi_square is None else pytest.approx(bias.chi_square))
 
 
 def test_unparseable_completions_are_wrong_and_no_letter() -> None:
@@ -48,15 +51,78 @@ def test_unparseable_completions_are_wrong_and_no_letter() -> None:
     bias = letter_bias(rows, generated=True)
     assert bias.recall == {"A": pytest.approx(2 / 3), "B": pytest.approx(1 / 3)}
     assert bias.predicted == {"A": 3, "B": 1, "C": 0, "D": 0}
-    assert bias.chi_square == pytest.approx(chisquare([3, 1], [2, 2]).statistic)  # 4 completions name a letter
+    assert bias.chi_square is not None  # of the 4 completions that name a letter
     silent = [answered(question(i, i % 2), 0, parsed=-1) for i in range(4)]
     assert letter_bias(silent, generated=True).chi_square is None
 
 
-def test_chi_square_is_undefined_where_nothing_is_expected() -> None:
-    assert letter_bias(predictions("AABB", "AABC")).chi_square is None
+def test_nothing_wrong_says_nothing_of_a_preference() -> None:
     single = letter_bias(predictions("AAAA", "AAAA"))
-    assert (single.chi_square, single.p_value, single.rstd) == (None, None, None)
+    assert (single.chi_square, single.p_value, single.rstd, single.rstd_chance) == (None, None, None, None)
+
+
+def flowing(rng: np.random.Generator, n: int, accuracy: float, to_a: float = 1 / 3) -> tuple[str, str]:
+    """Gold and chosen letters; of the errors on B, C and D a share goes to A."""
+    gold = rng.integers(0, 4, n)
+    wrong = (gold + rng.integers(1, 4, n)) % 4
+    if to_a != 1 / 3:
+        others = np.array([[0, 2, 3], [0, 1, 3], [0, 1, 2]])[gold - 1]  # of B, C, D: A first
+        column = (rng.random(n) > to_a) * rng.integers(1, 3, n)
+        wrong = np.where(gold == 0, wrong, np.take_along_axis(others, column[:, None], 1)[:, 0])
+    chosen = np.where(rng.random(n) < accuracy, gold, wrong)
+    return "".join(LETTERS[k] for k in gold), "".join(LETTERS[k] for k in chosen)
+
+
+@pytest.mark.parametrize(("accuracy", "least", "fits"), [(0.6, 0.95, 1.0), (0.8, 0.75, 0.6), (0.95, 0.22, 0.01)])
+def test_an_accurate_model_is_judged_by_its_errors(accuracy: float, least: float, fits: float) -> None:
+    """Goodness of fit of predicted to gold counts rejects 0.00 where 0.05 is right, and misses what is there."""
+    rng, size, power, fitted = np.random.default_rng(0), 0, 0, np.zeros(2, dtype=int)
+    for _ in range(200):
+        for column, to_a in enumerate((1 / 3, 0.8)):
+            gold, chosen = flowing(rng, 300, accuracy, to_a)
+            bias = letter_bias(predictions(gold, chosen))
+            found = bias.p_value is not None and bias.p_value < 0.05
+            size, power = size + (found and not column), power + (found and column)
+            counts = [[side.count(letter) for letter in "ABCD"] for side in (chosen, gold)]
+            fitted[column] += chisquare(*counts).pvalue < 0.05
+    assert 0.005 <= size / 200 <= 0.09
+    assert power / 200 >= least and fitted[1] / 200 <= fits
+    assert accuracy == 0.6 or fitted[0] == 0
+
+
+def test_a_key_that_is_uneven_is_no_preference() -> None:
+    """Errors go to the letters that are seldom right: predicted counts differ from the gold ones, rightly so."""
+    rng = np.random.default_rng(0)
+    gold = rng.choice(4, 600, p=[0.55, 0.2, 0.15, 0.1])
+    chosen = np.where(rng.random(600) < 0.5, gold, (gold + rng.integers(1, 4, 600)) % 4)
+    rows = predictions(*("".join(LETTERS[k] for k in side) for side in (gold, chosen)))
+    bias = letter_bias(rows)
+    assert bias.p_value is not None and bias.p_value > 0.05
+    assert chisquare(np.bincount(chosen), np.bincount(gold)).pvalue < 1e-10
+
+
+def test_a_constant_letter_is_a_preference_and_duplicates_count_once() -> None:
+    gold = "ABCD" * 20
+    alone = letter_bias(predictions(gold, "A" * 80))
+    assert alone.p_value is not None and alone.p_value < 1e-12
+    rng = np.random.default_rng(0)
+    gold, chosen = flowing(rng, 60, 0.6, 0.8)
+    once = letter_bias(predictions(gold, chosen))
+    doubled = ("".join(letter * 2 for letter in side) for side in (gold, chosen))
+    twice = letter_bias(predictions(*doubled), clusters=np.arange(120) // 2)
+    assert twice.p_value == pytest.approx(once.p_value)
+    assert twice.rstd_chance == pytest.approx(once.rstd_chance, rel=0.1)
+
+
+def test_rstd_by_chance() -> None:
+    """By the law of χ with 3 degrees of freedom, which the spread of four equal binomials is close to."""
+    gold = "ABCD" * 18
+    chosen = "".join(letter if k % 5 < 2 else "BCDA"["ABCD".index(letter)] for k, letter in enumerate(gold))
+    bias = letter_bias(predictions(gold, chosen))
+    accuracy = sum(one == other for one, other in zip(gold, chosen, strict=True)) / 72
+    scale = (accuracy * (1 - accuracy) / 18 / 4) ** 0.5
+    assert bias.rstd_chance == pytest.approx(scale * chi.mean(3), abs=0.003) == pytest.approx(0.092, abs=0.003)
+    assert bias.rstd_chance_hi == pytest.approx(scale * chi.ppf(0.95, 3), abs=0.006) == pytest.approx(0.16, abs=0.006)
 
 
 def test_prior_by_hand() -> None:
@@ -144,4 +210,4 @@ def test_eight_options_have_eight_letters() -> None:
     asked = [question(i, i, [f"option {k}" for k in range(8)]) for i in range(8)]
     bias = letter_bias([answered(q, q.gold) for q in asked])
     assert bias.recall == dict.fromkeys(LETTERS, 1.0)
-    assert (bias.rstd, bias.chi_square, bias.p_value) == (0.0, 0.0, 1.0)
+    assert (bias.rstd, bias.chi_square, bias.p_value) == (0.0, None, None)

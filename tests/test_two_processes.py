@@ -105,7 +105,7 @@ def test_two_processes_are_as_one(name: str, both: Path, tmp_path: Path) -> None
     one, two = tmp_path / "one", both / name
     steps = 2 * -(-9 // (2 * each))
     assert len(column(two, "train/loss")) == steps
-    for metric in ("train/loss", "val/nll", "val/accuracy"):
+    for metric in ("train/loss", "val/nll", "val/option_nll", "val/accuracy"):
         assert column(two, metric) == pytest.approx(column(one, metric), abs=1e-5), metric
     assert json.loads((two / "tokens.json").read_text()) == json.loads((one / "tokens.json").read_text())
     weights, expected = torch.load(two / "weights.pt"), torch.load(one / "weights.pt")

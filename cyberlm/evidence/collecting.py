@@ -232,21 +232,21 @@ def _of_model(
     letters_asked = setting.protocol is Protocol.letter
     generated = setting.options_shown and all(row.generated is not None for row in plain)
     how = OptionScore.sum if letters_asked else setting.option_score
-    calibration = calibrate(plain, answers.validation, how)
+    calibration = calibrate(plain, answers.validation, how, clusters=clusters)
     sample = [group for group in answers.rotated if group[0].hash in answers.prior_sample]
     return ModelEvidence(
         likelihood=accuracy_interval(right(plain), clusters),
         generation=accuracy_interval(right(plain, generated=True), clusters) if generated else None,
         agreement=sum(row.parsed == row.choice for row in plain) / len(plain) if generated else None,
         letter_mass=_letter_mass(plain) if letters_asked else None,
-        letters=letter_bias(plain),
+        letters=letter_bias(plain, clusters=clusters),
         calibration=calibration,
-        floors=compare_with_floors(floors, plain, answers.blind or None),
+        floors=compare_with_floors(floors, plain, answers.blind, clusters),
         clean=accuracy_clean_and_dirty(leaks, plain) if leaks else None,
         permutations=permutation_scores(answers.rotated, answers.skipped) if answers.rotated else None,
         debiasing=debias(sample, plain) if sample and letters_asked else None,
         noise=noise_sensitivity(plain, setting.suspects, setting.clusters) if setting.suspects else None,
-        findings=diagnose(test, plain, calibration.raw.ece, calibration.bins),
+        findings=diagnose(test, plain, calibration.raw.ece, calibration.raw.ece_p_value),
         option_scoring=None if letters_asked else _option_scoring(plain, clusters),
     )
 

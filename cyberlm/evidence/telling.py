@@ -42,8 +42,11 @@ def summary(evidence: Evidence) -> list[list[str]]:
         *_floor_rows(models),
         ["letters: lowest recall", *(_lowest(m.letters) for m in models)],
         ["  questions", *(str(m.letters.gold[_weakest(m.letters)]) for m in models)],
-        ["letters: RStd", *("-" if m.letters.rstd is None else f"{m.letters.rstd:.3f}" for m in models)],
-        ["calibration error (ECE)", *(f"{m.calibration.raw.ece:.3f}" for m in models)],
+        ["letters: RStd", *(_figure(m.letters.rstd) for m in models)],
+        ["  without preference", *(_chance(m.letters.rstd_chance, m.letters.rstd_chance_hi) for m in models)],
+        ["letters: preference, p", *(_p(m.letters.p_value) for m in models)],
+        ["calibration error (ECE)", *(_figure(m.calibration.raw.ece) for m in models)],
+        ["  if calibrated", *(_chance(m.calibration.raw.ece_chance, m.calibration.raw.ece_chance_hi) for m in models)],
     ]
     if any(m.calibration.scaled for m in models):
         rows.append(["  scaled on validation", *(_scaled(m.calibration) for m in models)])
@@ -95,6 +98,9 @@ def sentences(evidence: Evidence) -> list[str]:
         )
     if evidence.rouge is not None:
         said.append(_rouge_context(evidence.rouge))
+    said += [
+        f"The best floor is {how}." for how in dict.fromkeys(m.floors.choice for m in evidence.models.values()) if how
+    ]
     said += _detectable(evidence)
     if len(_main(evidence)) > 1:
         said.append("Other measures of these pairs are in evidence.json.")
@@ -228,12 +234,23 @@ def _with_limits(value: float, low: float, high: float) -> str:
 
 
 def _skill(model: ModelEvidence) -> str:
-    """Skill, with the interval of accuracy on the same scale; the floor counts as known."""
-    if model.floors.skill is None:
-        return "-"
-    floor, limits = model.floors.max_floor, (model.likelihood.ci_lo, model.likelihood.ci_hi)
-    low, high = ((limit - floor) / (1 - floor) for limit in limits)
-    return f"{model.floors.skill:.2f} ({low:.2f}, {high:.2f})"
+    floors = model.floors
+    if floors.skill is None or floors.skill_lo is None or floors.skill_hi is None:
+        return _figure(floors.skill)
+    return f"{floors.skill:.2f} ({floors.skill_lo:.2f}, {floors.skill_hi:.2f})"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _chance(mean: float | None, high: float | None) -> str:
+    """What chance alone makes of a figure: its mean, and what it passes 5 times in 100."""
+    return "-" if mean is None or high is None else f"{mean:.3f} (up to {high:.3f})"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _lowest(letters: LetterBias) -> str:

@@ -13,11 +13,14 @@ from scipy.stats import rankdata
 from cyberlm.config import OptionScore
 from cyberlm.errors import Problem, RunError
 from cyberlm.records import Prediction
-from cyberlm.statistics.outcomes import golds, option_scores
+from cyberlm.statistics.outcomes import FloatArray, IntArray, golds, option_scores
 
 BINS = 15
 FEWEST_QUESTIONS = 300
 """Fewer make a bin smaller than 20 questions: its gap is then mostly chance, which adds to ECE."""
+DRAWS = 2000
+"""Of the law of ECE for a calibrated model."""
+DRAWN_AT_ONCE = 100
 TEMPERATURES = (0.01, 100.0)
 """Limits of the search."""
 
@@ -31,12 +34,18 @@ class Calibration:
         brier: Mean squared error of the probabilities, summed over options, in [0, 2].
         nll: Mean negative log-probability of the right option among the options (nats).
         aurc: Area under the risk-coverage curve, in [0, 1]: mean error rate when only the most confident are answered.
+        ece_chance, ece_chance_hi: Mean and 95% point of `ece` for a calibrated model of the same confidence on as many
+            questions: it is above 0 by chance alone.
+        ece_p_value: How often that model shows at least this `ece`.
     """
 
     ece: float
     brier: float
     nll: float
     aurc: float
+    ece_chance: float | None = None
+    ece_chance_hi: float | None = None
+    ece_p_value: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,7 @@ def calibrate(
     validation: Sequence[Prediction],
     how: OptionScore,
     bins: int = BINS,
+    clusters: ArrayLike | None = None,
 ) -> CalibrationReport:
     """Calibration of the option probabilities on the test questions, raw and scaled.
 
@@ -75,6 +85,7 @@ def calibrate(
         validation: The same model's predictions of other questions, which alone choose the temperature; may be empty.
         how: What `choice` was made with.
         bins: Of the expected calibration error.
+        clusters: (N,) int, number of the near-duplicate cluster of each test question; None if all are independent.
 
     Raises:
         RunError: If there are no test questions, a score is not finite, or a validation question is a test question.
@@ -90,10 +101,10 @@ def calibrate(
     return CalibrationReport(
         n=len(test),
         bins=bins,
-        raw=calibration(scores, gold, bins),
+        raw=calibration(scores, gold, bins, clusters),
         temperature=temperature,
         n_validation=len(validation),
-        scaled=None if temperature is None else calibration(scores / temperature, gold, bins),
+        scaled=None if temperature is None else calibration(scores / temperature, gold, bins, clusters),
         warning=_warning(len(test), len(validation), temperature),
     )
 
@@ -102,7 +113,7 @@ def _warning(n: int, n_validation: int, temperature: float | None) -> str:
     warnings = []
     if n < FEWEST_QUESTIONS:
         warnings.append(
-            f"{n} questions are few for calibration (fewer than {FEWEST_QUESTIONS}): ECE comes out too high"
+            f"{n} questions are few for calibration (fewer than {FEWEST_QUESTIONS}): compare ECE with its chance level"
         )
     if temperature is not None:
         if n_validation < FEWEST_QUESTIONS:
@@ -114,22 +125,28 @@ def _warning(n: int, n_validation: int, temperature: float | None) -> str:
     return "; ".join(warnings)
 
 
-def calibration(scores: ArrayLike, gold: ArrayLike, bins: int = BINS) -> Calibration:
+def calibration(scores: ArrayLike, gold: ArrayLike, bins: int = BINS, clusters: ArrayLike | None = None) -> Calibration:
     """All four measures of softmax(scores).
 
     Args:
         scores: (N, K) float, -inf for options that a question does not have.
         gold: (N,) int, index of the right option.
         bins: Of the expected calibration error.
+        clusters: (N,) int, number of each question's near-duplicate cluster; None if all are independent.
     """
     log_probs = log_softmax(np.asarray(scores, dtype=np.float64), axis=1)  # (N, K)
     probs, right = np.exp(log_probs), np.asarray(gold)
     confidence, correct = probs.max(axis=1), probs.argmax(axis=1) == right
+    ece = expected_calibration_error(confidence, correct, bins)
+    by_chance = calibrated_errors(confidence, bins, clusters)
     return Calibration(
-        ece=expected_calibration_error(confidence, correct, bins),
+        ece=ece,
         brier=brier(probs, right),
         nll=negative_log_likelihood(log_probs, right),
         aurc=area_under_risk_coverage(confidence, correct),
+        ece_chance=float(by_chance.mean()),
+        ece_chance_hi=float(np.quantile(by_chance, 0.95)),
+        ece_p_value=float((1 + (by_chance >= ece).sum()) / (1 + by_chance.size)),
     )
 
 
@@ -145,11 +162,38 @@ def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: 
         bins: With fewer questions than bins each question is its own.
     """
     values, hits = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    # rankdata counts from 1 and gives equals their mean rank.
-    bin_of = np.minimum((rankdata(values) - 0.5) * bins / values.size, bins - 1).astype(np.int64)  # (N,)
     # Per bin, |B| (acc - conf) is the sum of (hit - confidence) over its questions.
-    gaps = np.bincount(bin_of, weights=hits - values)
+    gaps = np.bincount(_bin_of(values, bins), weights=hits - values)
     return float(np.abs(gaps).sum() / values.size)
+
+
+def _bin_of(values: FloatArray, bins: int) -> IntArray:
+    """The bin of each confidence (N,)."""
+    # rankdata counts from 1 and gives equals their mean rank.
+    return np.minimum((rankdata(values) - 0.5) * bins / values.size, bins - 1).astype(np.int64)
+
+
+def calibrated_errors(confidence: ArrayLike, bins: int = BINS, clusters: ArrayLike | None = None) -> FloatArray:
+    """What `expected_calibration_error` is by chance where each answer is right with its confidence as probability.
+
+    Args:
+        confidence: (N,) float, probability of the chosen option.
+        bins: As there.
+        clusters: (N,) int; questions of one cluster, near-duplicates, are right or wrong by one random number.
+
+    Returns:
+        (DRAWS,) float64; seeded, so that the same confidence gives the same.
+    """
+    values = np.asarray(confidence, dtype=np.float64)
+    _, members = np.unique(np.arange(values.size) if clusters is None else np.asarray(clusters), return_inverse=True)
+    order = np.argsort(_bin_of(values, bins), kind="stable")
+    _, starts = np.unique(_bin_of(values, bins)[order], return_index=True)
+    rng, errors = np.random.default_rng(0), []
+    for _ in range(DRAWS // DRAWN_AT_ONCE):
+        right = rng.random((DRAWN_AT_ONCE, members.max() + 1))[:, members] < values  # (R, N)
+        gaps = np.add.reduceat((right - values)[:, order], starts, axis=1)  # (R, bins)
+        errors.append(np.abs(gaps).sum(axis=1) / values.size)
+    return np.concatenate(errors)
 
 
 def brier(probs: ArrayLike, gold: ArrayLike) -> float:

@@ -10,12 +10,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
-from scipy.stats import chisquare
+from scipy.stats import chi2
 
 from cyberlm.errors import Problem, RunError
 from cyberlm.records import LETTERS, Prediction
+from cyberlm.statistics.intervals import effective_questions
 from cyberlm.statistics.outcomes import FloatArray, IntArray, choices, golds
 from cyberlm.statistics.permutations import check_rotations
+
+DRAWS = 10_000
+"""Of the law of RStd without bias."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,15 @@ class LetterBias:
     Attributes:
         recall: Of the questions with each gold letter, the share answered right; letters that are never gold are left
             out. A completion that names no option is wrong.
-        rstd: Standard deviation of these recalls (of a population, as the paper's code has it), in [0, 0.5]; 0 without
-            bias. None where fewer than two letters are ever gold.
+        rstd: Standard deviation of these recalls (of a population, as the paper's code has it), in [0, 0.5]. None where
+            fewer than two letters are ever gold.
         gold: How often each letter is right.
         predicted: How often each letter was chosen.
-        chi_square: Of the predicted against the gold counts; None where a letter that is never gold was chosen, or
-            fewer than two letters are ever gold.
-        p_value: Of `chi_square`, one degree of freedom fewer than there are gold letters. Answers that are right make
-            the counts alike, so that an accurate model's bias is found later than a guessing one's.
+        chi_square: Of the chosen letters against those that an unbiased model of the same accuracy would choose, see
+            `preference_test`; None where nothing was chosen, or all answers are right.
+        p_value: Of `chi_square`.
+        rstd_chance, rstd_chance_hi: Mean and 95% point of `rstd` for an unbiased model of the same accuracy on as many
+            questions of each letter: with few, chance alone makes the recalls differ.
     """
 
     recall: dict[str, float]
@@ -41,6 +46,8 @@ class LetterBias:
     predicted: dict[str, int]
     chi_square: float | None
     p_value: float | None
+    rstd_chance: float | None = None
+    rstd_chance_hi: float | None = None
 
 
 @dataclass(frozen=True)
@@ -67,45 +74,101 @@ class Debiasing:
     rstd_debiased: float | None
 
 
-def letter_bias(predictions: Sequence[Prediction], generated: bool = False) -> LetterBias:
-    """Recall of each gold letter, its spread RStd, and predicted against gold letters.
+def letter_bias(
+    predictions: Sequence[Prediction], generated: bool = False, clusters: ArrayLike | None = None
+) -> LetterBias:
+    """Recall of each gold letter, its spread RStd, and chosen letters against those of an unbiased model.
 
     Args:
         predictions: One for each question.
         generated: Whether to judge the generated answers instead of the choice by likelihood.
+        clusters: (N,) int, number of the near-duplicate cluster of each question; None if all are independent.
 
     Raises:
         RunError: If there are no predictions, or completions are asked for and some predictions hold none.
     """
     chosen, gold = choices(predictions, generated), golds(predictions)
-    width = max(prediction.n_options for prediction in predictions)
+    options = np.array([prediction.n_options for prediction in predictions])
+    numbers = np.arange(gold.size) if clusters is None else np.asarray(clusters)
+    width = int(options.max())
     asked = np.bincount(gold, minlength=width)  # (K,)
-    given = np.bincount(chosen[chosen >= 0], minlength=width)  # (K,)
     hits = np.bincount(gold[chosen == gold], minlength=width)  # (K,)
     recall = {LETTERS[k]: float(hits[k] / asked[k]) for k in np.flatnonzero(asked)}
-    statistic, p_value = _chi_square(given, asked)
+    given = chosen >= 0
+    statistic, p_value = preference_test(chosen[given], gold[given], options[given], numbers[given])
+    several = len(recall) > 1
+    share = effective_questions(chosen == gold, numbers) / gold.size
+    mean, high = _rstd_by_chance(asked[asked > 0] * share, float((chosen == gold).mean())) if several else (None, None)
     return LetterBias(
         recall=recall,
-        rstd=float(np.std(list(recall.values()))) if len(recall) > 1 else None,
+        rstd=float(np.std(list(recall.values()))) if several else None,
         gold=dict(zip(LETTERS, asked.tolist(), strict=False)),
-        predicted=dict(zip(LETTERS, given.tolist(), strict=False)),
+        predicted=dict(zip(LETTERS, np.bincount(chosen[given], minlength=width).tolist(), strict=False)),
         chi_square=statistic,
         p_value=p_value,
+        rstd_chance=mean,
+        rstd_chance_hi=high,
     )
 
 
-def _chi_square(given: IntArray, asked: IntArray) -> tuple[float | None, float | None]:
-    """Pearson's goodness of fit of the predicted letters to the gold ones, and its p-value.
+def preference_test(
+    chosen: IntArray, gold: IntArray, n_options: IntArray, clusters: ArrayLike
+) -> tuple[float | None, float | None]:
+    """Whether some letters are chosen more often than by a model without preference: statistic and p-value.
+
+    Stratified by gold letter: a model without preference, right in a share a of the questions, chooses the gold letter
+    with probability a and each of the K - 1 others with (1 - a)/(K - 1). D is how often each letter was chosen minus
+    how often that model would, a being the accuracy itself (for each number of options); the statistic is D' V⁻¹ D with
+    the variance V that D has under that model, of χ² law with as many degrees of freedom as V has dimensions (K - 1).
+    A variance estimated from the answers (Wald) would vanish for a model that always says A. Near-duplicates widen V
+    by their design effect. Right answers follow the key whatever the preference: predicted against gold counts would
+    call them evidence of none.
 
     Args:
-        given: (K,) how often each letter was chosen.
-        asked: (K,) how often each is right; brought to the same total, since some completions name no option.
+        chosen, gold, n_options: (N,) letters as indices, and options of each question.
+        clusters: (N,) int, number of each question's near-duplicate cluster.
+
+    Returns:
+        None twice where no answer is wrong, or none was given.
     """
-    ever = asked > 0
-    if ever.sum() < 2 or given[~ever].any() or not given.any():
+    if not chosen.size or (chosen == gold).all():
         return None, None
-    result = chisquare(given[ever], asked[ever] * (given.sum() / asked.sum()))
-    return float(result.statistic), float(result.pvalue)
+    width = int(n_options.max())
+    variance = np.zeros((width, width))
+    residuals = np.zeros((chosen.size, width))
+    for count in np.unique(n_options):
+        among = n_options == count
+        accuracy = (chosen[among] == gold[among]).mean()
+        shares = np.bincount(gold[among], minlength=width)[:count] / among.sum()  # (K,)
+        followed = shares - (1 - shares) / (count - 1)  # (K,): what one more right answer adds to each letter's count
+        for letter in np.flatnonzero(shares):
+            stratum = among & (gold == letter)
+            is_gold = np.arange(count) == letter
+            chances = np.where(is_gold, accuracy, (1 - accuracy) / (count - 1))  # (K,)
+            added = np.eye(count) - np.outer(is_gold, followed)  # (K, K): by chosen letter, what it adds to D
+            about = added - chances @ added
+            variance[:count, :count] += stratum.sum() * (about.T * chances) @ about
+            residuals[stratum, :count] = about[chosen[stratum]]
+    excess = residuals.sum(axis=0)
+    _, members = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.zeros((members.max() + 1, width))
+    np.add.at(sums, members, residuals)
+    variance *= max(1.0, (sums**2).sum() / (residuals**2).sum())
+    statistic = float(excess @ np.linalg.pinv(variance) @ excess)
+    return statistic, float(chi2.sf(statistic, np.linalg.matrix_rank(variance)))
+
+
+def _rstd_by_chance(asked: FloatArray, accuracy: float) -> tuple[float, float]:
+    """Mean and 95% point of RStd where every letter's recall is the accuracy, drawn by binomial laws.
+
+    Args:
+        asked: (K,) questions of each gold letter.
+        accuracy: Of the model.
+    """
+    counts = np.maximum(np.rint(asked), 1).astype(np.int64)
+    recalls = np.random.default_rng(0).binomial(counts, accuracy, (DRAWS, counts.size)) / counts
+    spread = recalls.std(axis=1)  # (DRAWS,)
+    return float(spread.mean()), float(np.quantile(spread, 0.95))
 
 
 def letter_prior(log_probs: ArrayLike) -> FloatArray:

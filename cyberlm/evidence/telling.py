@@ -249,10 +249,6 @@ def _chance(mean: float | None, high: float | None) -> str:
     return "-" if mean is None or high is None else f"{mean:.3f} (up to {high:.3f})"
 
 
-def _p(value: float | None) -> str:
-    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def _lowest(letters: LetterBias) -> str:
     letter = _weakest(letters)
     return f"{letter} {_share(letters.recall[letter], letters.gold[letter])}"

@@ -158,7 +158,7 @@ def preference_test(
     return statistic, float(chi2.sf(statistic, np.linalg.matrix_rank(variance)))
 
 
-def _rstd_by_chance(asked: FloatArray, accuracy: float) -> tuple[float, float]:
+def _rstd_by_chance(asked: ArrayLike, accuracy: float) -> tuple[float, float]:
     """Mean and 95% point of RStd where every letter's recall is the accuracy, drawn by binomial laws.
 
     Args:

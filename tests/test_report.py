@@ -65,6 +65,13 @@ def row(text: str, label: str) -> list[str]:
     return line.strip().removeprefix(label).split()
 
 
+def test_ties_are_told_where_there_are_any(console: Console) -> None:
+    report.print_results(replace(RESULTS, scores={"base": replace(BASE, ties=7), "tuned": TUNED}), FILES)
+    text = " ".join(console.export_text().split())
+    assert text.count("equally likely") == 1
+    assert "Note: base finds two or more options equally likely in 7 of 150 questions;" in text
+
+
 def test_every_figure_is_printed(console: Console) -> None:
     report.print_results(RESULTS, FILES)
     text = console.export_text()

@@ -1,7 +1,7 @@
 """Scores and completions against the plain way: one question at a time, without padding or shared work."""
 
 import copy
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import replace
 
 import pytest
@@ -201,9 +201,9 @@ def test_why_a_completion_ended() -> None:
     encoded = prompt.encode(questions)
     with answering(loaded.model):
         free = generate(loaded, [item.prompt_ids for item in encoded], [], 6)
-    prompt.stop_ids = tuple(
-        {row[3] for row in free[:6]} | {row[-1] for row in free[6:8]}
-    )  # early, and at the last token
+    # A token that some completions hold and others do not: the one in the most completions but not in all.
+    counts = Counter(token for row in free for token in set(row))
+    prompt.stop_ids = (max((token for token in counts if counts[token] < len(free)), key=lambda token: counts[token]),)
     answers = predict(loaded, prompt, questions, encoded, config.evaluation, 4096, "it")
     ended = [any(token in prompt.stop_ids for token in row) for row in free]
     assert [answer.finish_reason for answer in answers] == ["stop" if end else "length" for end in ended]

@@ -52,14 +52,14 @@ _ANNOUNCEMENT = re.compile(
     rf"(?i)(?<!\w)(?P<det>(?:the|my|our|this|its)\s+)?(?P<good>(?:{_GOOD}[,\s]+(?:and\s+)?){{1,4}})?"
     rf"(?:(?P<noun>{_NOUN}\b|(?(good)(?:one\b|(?=is\b|was\b))|(?!)))(?P<about>,\s*\w+(?:\s\w+)?,|\s+(?:to|for|here|in|among|of|from|that|which)\b[^.:;!?\n\ue000-\ue1ff]{{0,60}}?)?"
     rf"(?:(?P<verb>{_VERB})[\s:=,.'\"*–—-]*(?:(?P<words>[^.:;!?\n\ue000-\ue1ff]{{1,100}}?)(?={any_of(NAMED, MARKED)}))?"
-    rf"|(?P<mark>[\s\"']*[|:=–—-]+\s*)|(?P<gap>\s+)){ADVERB}(?:(?:the|to)\s+)?{_REFERENCED}"
+    rf"|(?P<mark>[\s\"'✓]*[|:=–—-]+\s*)|(?P<gap>\s+)){ADVERB}(?:(?:the|to)\s+)?{_REFERENCED}"
     rf"|(?<=[,\s])(?P<named>{any_of(NAMED, MARKED)}))"
 )
 _CHOICE = re.compile(
     rf"(?i)(?:\b(?:i|we|let's|let\s+us)(?:'d|'ll|'m|'ve|\s+would|\s+will|\s+am|\s+have|\s+must)?\s+{ADVERB}"
     r"(?:choos\w+|chose\w*|pick\w*|select\w*|go(?:ing)?\s+(?:with|for)|say|vot\w+\s+for|opt\w*\s+for|answer|conclude"
     r"|think|believe|guess)\s+(?:that\s+)?(?:(?:it|the\s+answer)(?:'s|\s+is|\s+must\s+be)\s+)?"
-    rf"|\b(?:chang\w+|switch\w*)\s+(?:my\s+|the\s+)?(?:answer\s+)?to\s+){ADVERB}{_REFERENCED}"
+    rf"|\byou\s+should\s+(?:choose|pick|select)\s+|\b(?:chang\w+|switch\w*)\s+(?:my\s+|the\s+)?(?:answer\s+)?to\s+){ADVERB}{_REFERENCED}"
 )
 _PREDICATE = re.compile(
     rf"(?i)(?P<ref>{REF})[\"'*_)]*\s*,?\s+(?:it\s+is\b|(?:(?:is|are|was|would\s+be|must\s+be|should\s+be|has\s+to\s+be|remains)"
@@ -78,8 +78,8 @@ _POINTED = re.compile(
     rf"|(?:this|that)(?:'s|\s+is))\s+(?:only\s+)?(?P<ref>{any_of(BARE, NAMED, MARKED, OWN)})"
 )
 _HEAD = re.compile(
-    r"(?i)\A(?:[>#*|\s\"'(\[-]+|\d+[.):]\s+|(?:sure|ok|okay|yes|certainly|of\s+course|well|so|thus|therefore|hence|clearly"
-    r"|probably|likely|definitely|correct|right|i\s+(?:think|believe|guess)(?:\s+that)?"
+    r"(?i)\A(?:[>#*|:\s\"'(\[-]+|\d+[.):]\s+|(?:sure|ok|okay|yes|certainly|of\s+course|well|so|thus|therefore|hence|clearly"
+    r"|probably|likely|definitely|correct|right|final|if\s+i\s+had\s+to\s+(?:guess|choose)|i\s+(?:think|believe|guess)(?:\s+that)?"
     r"|(?:it|this|that)(?:'s|\s+is|\s+(?:would|must|should|has\s+to)\s+be)(?:\s+(?:most\s+)?(?:likely|probably))?"
     rf"|(?:the\s+)?{_GOOD}\s+is|in\s+conclusion|✓)[,.!:\s]+){{0,6}}(?P<ref>{REF})"
 )
@@ -192,7 +192,7 @@ def _head(text: str) -> Iterator[tuple[int, Claim]]:
     kind = None if name == MANY else kind_of(name)
     if re.match(rf"""(?i)["'*_)\]]*\s*(?:\Z|[.!;\n✓]|,?\s*{_REASON})""", after) or (kind != TEXT and after[:1] == ","):
         strength = FINAL
-    elif kind in (None, MARKED, OWN) or (kind != TEXT and re.match(r"\s*[:|(–—]|\s*-\s", after)):
+    elif kind in (None, MARKED, OWN) or (kind != TEXT and re.match(r"\s*[:|(–—]|\s*-(?:\s|\Z)", after)):
         strength = ANNOUNCED
     else:
         return

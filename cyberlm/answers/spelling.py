@@ -67,7 +67,9 @@ def spelled(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.replace("\r\n", "\n")).translate(_SAME)
     kept = ((char, unicodedata.category(char)) for char in text)
     return "".join(
-        " " if kind == "So" and char not in "✓✗" else char for char, kind in kept if kind not in ("Cf", "Co")
+        " " if kind in ("So", "Cc") and char not in "✓✗\n\t" else char
+        for char, kind in kept
+        if kind not in ("Cf", "Co")
     )
 
 

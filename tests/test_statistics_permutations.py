@@ -43,6 +43,28 @@ UNSAFE = [
     "Only B is correct",
     "both a and b",
     "Neither (a) nor (b)",
+    *("Both", "both.", "Neither", "All", "None", "None.", "Either", "Any"),
+    *(
+        "All are correct",
+        "All are correct.",
+        "Both are true",
+        "Neither is correct",
+        "None is right",
+        "They are all correct",
+    ),
+    *("All three", "All of the three", "All apply", "Both of them", "Both of these are wrong"),
+    *("A only", "B alone", "(C) only", "A and B only"),
+    *("All but C", "All except B", "Everything except D", "Any but (A)", "None but B", "All of them except for A"),
+    *(
+        "The first two",
+        "The last two",
+        "Only the first",
+        "The first and third",
+        "The other three are correct",
+        "The latter",
+    ),
+    *("Same as A", "Same as (B)", "The same as option C", "The opposite of B", "Same as above", "Equivalent to D"),
+    *("a and b", "a, b", "A combination of A and B", "Everything", "No correct answer"),
 ]
 SAFE = [
     "A baseline of user errors above which violations will be recorded",
@@ -62,7 +84,23 @@ SAFE = [
     "It uses a single key to both encrypt and decrypt",
     "The odds of a flood at this level are 1 in 100 in any given year.",
     "To encrypt all data passing through the network",
-    "None",
+    *("Hepatitis B and C", "Vitamins A and D", "Class A and B fires", "Machines A and B", "Types A, B and C"),
+    *(
+        "All traffic",
+        "Both parties sign",
+        "None by default",
+        "Nothing is logged",
+        "All ports are closed by the firewall",
+    ),
+    *("The first three octets", "The last two bits of the address", "The second factor", "The first responder"),
+    *(
+        "A only-child key",
+        "Only administrators",
+        "B-only traffic",
+        "All but administrators",
+        "Everything except passwords",
+    ),
+    *("The same key as before", "Same-origin policy", "Same as Kerberos", "See appendix", "Nothing but net"),
     "Neither RSA nor Diffie-Hellman",
     "C:\\Windows\\System32\\Config",
 ]
@@ -79,12 +117,12 @@ def test_options_that_stand_alone(option: str) -> None:
 
 
 def test_letters_that_are_no_option_are_text() -> None:
-    assert safe_to_permute(("Hepatitis C and D", "Hepatitis"))
-    assert not safe_to_permute(("Hepatitis C and D", "Hepatitis", "neither", "x"))
+    assert safe_to_permute(("C and D", "Hepatitis"))
+    assert not safe_to_permute(("C and D", "Hepatitis", "rabies", "x"))
 
 
 @pytest.mark.skipif(DATA_DIR is None, reason="CYBERLM_DATA_DIR names no folder with the CyberMetric files")
-@pytest.mark.parametrize(("name", "unsafe"), [("80", 4), ("500", 16), ("2000", 82)])
+@pytest.mark.parametrize(("name", "unsafe"), [("80", 4), ("500", 16), ("2000", 83)])
 def test_share_of_cybermetric_that_must_not_be_reordered(name: str, unsafe: int) -> None:
     rows = json.loads((Path(DATA_DIR or "") / f"CyberMetric-{name}-v1.json").read_text())["questions"]
     assert sum(not safe_to_permute(tuple(row["answers"].values())) for row in rows) == unsafe

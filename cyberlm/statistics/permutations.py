@@ -13,6 +13,10 @@ from cyberlm.statistics.outcomes import NO_CHOICE, choices, golds
 
 _QUANTITY = r"\b(?:all|any|both|each|either|most|neither|none|one|some|three|two)(?:\s+of)?(?:\s+(?:the|these|those))?"
 _NOUN = r"(?:alternatives?|answers?|choices?|options?|responses?)"
+_EACH = r"(?:all|any|both|each|either|neither|none)"
+_FEW = r"(?:the\s+)?(?:two|three|four|five|2|3|4|5)"
+_PLACE = r"(?:(?:both|only)\s+)?(?:the\s+)?(?:first|second|third|fourth|last|other|former|latter)"
+_END = r"(?:\s+(?:is|are|were|can\s+be)\b.*|\s+(?:apply|applies|correct|right|true|false|wrong))?\W*$"
 _GROUP = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
@@ -20,10 +24,20 @@ _GROUP = tuple(
         rf"{_QUANTITY}(?:\s+\w+)?\s+(?:above|aforementioned|below|foregoing|preceding)\b(?!\s+\d)",
         rf"{_QUANTITY}(?:\s+\w+)?\s+{_NOUN}\b",  # "all provided answers", "not any of the listed options"
         rf"{_QUANTITY}\s+(?:listed|mentioned|provided|stated)\b",  # "all of the mentioned strategies"
-        r"^\s*(?:all|any|both|either|neither|none)\s+of\s+(?:them|these|those|the\s+two)\b",  # "all of them"
+        # "All", "Both.", "all of them", "both are correct", "all three", "all apply"
+        rf"^\W*(?:they\s+are\s+)?{_EACH}(?:\s+of)?(?:\s+(?:them|these|those|it|{_FEW}))*{_END}",
+        rf"^\W*(?:{_PLACE}\s+and\s+)?{_PLACE}(?:\s+(?:{_FEW}|ones?))?{_END}",  # "the first two", "the latter"
+        r"^\W*everything\W*$",
+        r"^\W*no\s+(?:\w+\s+)?(?:answer|option|choice)s?\b",
+        r"\b(?:same|as)\s+(?:as\s+)?(?:the\s+)?above\W*$",
     )
 )
 """What refers to other options by place or as a group."""
+_SPEAKING = (
+    r"and|answers?|are|as|between|both|but|by|choices?|either|except|for|from|if|in|is|just|like|neither|not|of|on|only"
+    r"|options?|or|responses?|statements?|than|that|to|was|when|with"
+)
+"""Words before letters that leave these to be the options'."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +62,8 @@ class PermutationScores:
 def safe_to_permute(options: Sequence[str]) -> bool:
     """Whether options mean the same in another order: none speaks of another by letter, by place, or as a group.
 
-    "All of the above", "none of the listed options", "both A and B", "options A, B and D are also correct" do. In doubt
-    the answer is no: a question that is left out costs less than one whose right answer has become wrong.
+    "All of the above", "neither", "the first two", "both A and B", "all but C", "same as A" do. In doubt the answer
+    is no: a question that is left out costs less than one whose right answer has become wrong.
     """
     return not any(_speaks_of_others(option, len(options)) for option in options)
 
@@ -63,12 +77,18 @@ def _letter_patterns(n_options: int) -> tuple[re.Pattern[str], ...]:
     """What refers to other options by letter. Letters are capitals, so that the article "a" is none."""
     letter = f"[A-{LETTERS[n_options - 1]}]"
     both = r"\b(?i:both|either|neither)\s+\(?"
+    # Not "Hepatitis B and C", "machines A and B": there the word before says what the letters are of.
+    before = rf"(?:^|[^\w\s&/.'’-]\s*|\b(?i:{_SPEAKING})\s+)(?<![A-Z],\s)(?<![A-Z],)\(?"
     patterns = (
         # "A, B, and C", "A) and B)", "B nor C"; not "C&C", "C and C++", "A and AAAA"
-        rf"(?<![\w&/.'’-])({letter})\)?(?:\s*(?:,|&|\b(?i:and|n?or)\b))+\s*\(?(?!\1){letter}(?![\w&/'’+-])",
+        rf"{before}({letter})\)?(?:\s*(?:,|&|\b(?i:and|n?or)\b))+\s*\(?(?!\1){letter}(?![\w&/'’+-])",
         rf"\b(?i:answers?|choices?|options?|statements?)\s+\(?{letter}\b",  # "option B"
         rf"\b(?i:both|either|except|neither|only)\s+\(?{letter}(?=\W*(?:$|\b(?:and|n?or|is|are)\b))",  # "only B is"
+        rf"^\W*{letter}\)?\s+(?i:only|alone)\b(?!-)",  # "A only"
+        rf"\b(?i:(?:all|any|each|every\w*|none)\b.*\b(?:but|except|besides|excluding|than)(?:\s+for)?)\s+\(?{letter}\)?\W*$",
+        rf"\b(?i:same\s+as|identical\s+to|equal\s+to|equivalent\s+to|opposite\s+of|see)\s+\(?{letter}\)?\W*$",
         rf"{both}{letter.lower()}\)?\s+(?:and|n?or)\s+\(?{letter.lower()}\b",  # "both a and b"
+        rf"^\W*{letter.lower()}\)?\s*(?:,|&|\band\b|\bn?or\b)\s*\(?{letter.lower()}\W*$",  # "a and b"
     )
     return tuple(map(re.compile, patterns))
 

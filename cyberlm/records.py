@@ -247,7 +247,9 @@ class Cost:
         seconds: Wall time by phase, for example `{"load": 6.1, "train": 120.3}`.
         processed_tokens: Places computed: padding included, what a batch's prompts begin with once.
         nonpadding_tokens, label_tokens: Of the prompts and answers, in full; of the answers alone.
-        nonpadding_tokens_per_second: Over the wall time of training steps.
+        nonpadding_tokens_per_second: Effective tokens over the wall time of training steps: what a batch's prompts
+            begin with counts in each of them, though it is computed once.
+        computed_tokens_per_second: `processed_tokens` over the same time; None in older files.
         adapter_bytes: On disk; for full fine-tuning, of the whole model.
         peak_host_bytes, peak_device_bytes: Largest resident memory; largest GPU memory (None on CPU).
         predicted_peak_bytes: What was planned before the run: of the GPU where there is one, else of the host.
@@ -264,6 +266,7 @@ class Cost:
     peak_device_bytes: int | None
     adapter_bytes: int
     predicted_peak_bytes: int | None = None
+    computed_tokens_per_second: float | None = None
 
 
 @dataclass(frozen=True)

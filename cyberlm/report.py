@@ -150,7 +150,9 @@ def _cost_table(results: Results, cost: Cost) -> Table:
     table.add_row("peak memory, GPU", f"{_size(cost.peak_device_bytes)}{planned}" if cost.peak_device_bytes else "-")
     for phase, seconds in cost.seconds.items():
         table.add_row(f"wall time, {phase}", clock(seconds))
-    table.add_row("non-padding tokens/s in training", f"{cost.nonpadding_tokens_per_second:,.1f}")
+    table.add_row("effective tokens/s in training", f"{cost.nonpadding_tokens_per_second:,.1f}")
+    if cost.computed_tokens_per_second is not None:
+        table.add_row("computed tokens/s in training", f"{cost.computed_tokens_per_second:,.1f}")
     table.add_row("optimizer steps", str(results.steps))
     saved = "model" if results.method == "sft" else "adapter"
     table.add_row(f"{saved} size on disk", _size(cost.adapter_bytes))

@@ -41,6 +41,7 @@ RESULTS = Results(
         nonpadding_tokens=20_000,
         label_tokens=1_000,
         nonpadding_tokens_per_second=166.25,
+        computed_tokens_per_second=183.25,
         peak_host_bytes=3 * 2**29,
         peak_device_bytes=None,
         adapter_bytes=5 * 2**20,
@@ -98,7 +99,8 @@ def test_every_figure_is_printed(console: Console) -> None:
     assert row(text, "peak memory, GPU") == ["-"]
     assert row(text, "wall time, train") == ["2:00"]
     assert row(text, "wall time, score base") == ["1:01:40"]
-    assert row(text, "non-padding tokens/s in training") == ["166.2"]
+    assert row(text, "effective tokens/s in training") == ["166.2"]
+    assert row(text, "computed tokens/s in training") == ["183.2"]
     assert row(text, "optimizer steps") == ["40"]
     assert row(text, "adapter size on disk") == ["5.0", "MiB"]
     assert f"Files: {FILES}" in text

@@ -274,6 +274,8 @@ def flat_figures(results: Results) -> dict[str, float]:
         cost = results.cost
         flat["cost/trainable_parameters"] = float(cost.trainable_parameters)
         flat["cost/nonpadding_tokens_per_second"] = cost.nonpadding_tokens_per_second
+        if cost.computed_tokens_per_second is not None:
+            flat["cost/computed_tokens_per_second"] = cost.computed_tokens_per_second
         flat["cost/peak_host_gib"] = cost.peak_host_bytes / 2**30
         if cost.peak_device_bytes is not None:
             flat["cost/peak_device_gib"] = cost.peak_device_bytes / 2**30

@@ -209,6 +209,7 @@ def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, plan
         nonpadding_tokens=meter.nonpadding,
         label_tokens=meter.label,
         nonpadding_tokens_per_second=meter.nonpadding / meter.seconds if meter.seconds else 0.0,
+        computed_tokens_per_second=meter.processed / meter.seconds if meter.seconds else 0.0,
         peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         peak_device_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         adapter_bytes=weights,

@@ -1,5 +1,6 @@
 """Steps of gpu_accept.py that compute in their own process: hardware, float32, bfloat16, nf4, 8-bit states, syncs."""
 
+import contextlib
 import copy
 import csv
 import gc
@@ -22,6 +23,7 @@ from gpu_accept import VARIANTS, Report
 from measure import ROOT, machine
 from pack_gpu_kit import LACKING
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyberlm.config import OptimizerName, TrainConfig
@@ -410,8 +412,9 @@ class SyncCounter:
 
     def start(self) -> None:
         if not self.on_gpu:
-            self.mode = _Waits(self)
-            self.mode.__enter__()
+            self.modes = contextlib.ExitStack()
+            self.modes.enter_context(_Waits(self))
+            self.modes.enter_context(_Reads(self))
             return
         self.catcher = warnings.catch_warnings()
         self.catcher.__enter__()
@@ -421,13 +424,26 @@ class SyncCounter:
 
     def stop(self) -> None:
         if not self.on_gpu:
-            return self.mode.__exit__(None, None, None)
+            return self.modes.close()
         torch.cuda.set_sync_debug_mode("default")
         self.catcher.__exit__(None, None, None)
 
     def _warned(self, message: Any, *unused: Any, **also: Any) -> None:
         if "synchronizing" in str(message):
             self.note("wait")
+
+
+class _Reads(TorchFunctionMode):
+    """Methods that copy a tensor to the host; on a CPU no operation stands behind them."""
+
+    def __init__(self, counter: SyncCounter) -> None:
+        super().__init__()
+        self.counter = counter
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.cpu):
+            self.counter.note(func.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 class _Waits(TorchDispatchMode):

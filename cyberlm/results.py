@@ -63,7 +63,7 @@ def read_results(folder: Path) -> Results:
     """Reads results.json.
 
     Raises:
-        RunError: If there is none, or it is torn, of another version, or has wrong fields.
+        RunError: If there is none, or it is torn, of a later version, or has wrong fields.
     """
     path = folder / RESULTS_FILE
     hint = _RESCORE.format(folder)
@@ -82,20 +82,20 @@ def write_record(path: Path, record: Any) -> None:
 
 
 def read_record(kind: type[Record], path: Path, version: int, hint: str) -> Record:
-    """Reads a dataclass with a `schema_version` from a JSON file.
+    """Reads a dataclass with a `schema_version`, `version` or an older one, from a JSON file.
 
     Raises:
-        RunError: If there is no such file, or it is torn, of another version, or has unknown, missing or mistyped
+        RunError: If there is no such file, or it is torn, of a later version, or has unknown, missing or mistyped
             fields: with all of these, and `hint`.
     """
     if not path.is_file():
         raise RunError(f"There is no {path}.", hint=hint)
     value = read_json(path, hint)
     found = value.get("schema_version") if isinstance(value, dict) else None
-    if found != version:
+    if not isinstance(found, int) or not 1 <= found <= version:
         raise RunError(
             f"{path} cannot be read by this version of cyberlm.",
-            [Problem(f"schema_version is {found!r}", allowed=str(version))],
+            [Problem(f"schema_version is {found!r}", allowed=" to ".join(map(str, dict.fromkeys((1, version)))))],
             f"Read it with the cyberlm that wrote it. {hint}",
         )
     return _record(kind, value, str(path), hint)

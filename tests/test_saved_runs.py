@@ -17,6 +17,7 @@ from cyberlm.records import Prediction
 from cyberlm.results import read_predictions, read_results
 from cyberlm.runs import evaluate, train
 from cyberlm.runs.exporting import export
+from cyberlm.runs.recomputing import recompute
 
 SAVED = Path(__file__).parent / "saved_runs"
 
@@ -59,6 +60,7 @@ def test_a_saved_run_answers_as_it_did(run: str, outputs: Path) -> None:
 def test_saved_figures_are_read(folder: str, outputs: Path) -> None:
     results, evidence = read_results(outputs / folder), read_evidence(outputs / folder)
     assert set(results.scores) == set(evidence.models) == {"base", "tuned"}
+    assert recompute(outputs / folder) == []
     assert results.comparison is not None and evidence.pairs[0].n == 8
 
 

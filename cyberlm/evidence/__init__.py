@@ -2,6 +2,7 @@
 
 from cyberlm.evidence.collecting import (
     EVIDENCE_FILE,
+    EVIDENCE_VERSION,
     Answers,
     Evidence,
     ModelEvidence,
@@ -15,6 +16,7 @@ from cyberlm.evidence.telling import differences, figures, sentences, summary
 
 __all__ = [
     "EVIDENCE_FILE",
+    "EVIDENCE_VERSION",
     "Answers",
     "Evidence",
     "ModelEvidence",

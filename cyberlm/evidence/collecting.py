@@ -46,7 +46,7 @@ from cyberlm.statistics import (
 )
 
 EVIDENCE_FILE = "evidence.json"
-EVIDENCE_VERSION = 1
+EVIDENCE_VERSION = 2
 """Of evidence.json: raised when a field changes its meaning or goes away."""
 
 Figure = Callable[[Sequence[Prediction]], ArrayLike]
@@ -161,7 +161,7 @@ class Evidence:
     """evidence.json of a run.
 
     Attributes:
-        schema_version: Raised when a field changes its meaning or goes away.
+        schema_version: Raised when a field changes its meaning; what an older version wrote is read.
         models: By name.
         pairs: Every two models on the same questions, by each outcome; p-values adjusted (Holm) over those that ask
             the same.
@@ -296,7 +296,7 @@ def read_evidence(folder: Path) -> Evidence:
     """Reads evidence.json of a run or an evaluation.
 
     Raises:
-        RunError: If there is none, or it is torn, of another version, or has wrong fields.
+        RunError: If there is none, or it is torn, of a later version, or has wrong fields.
     """
     hint = f"A training run is scored again by: python evaluate.py run={folder}"
     return read_record(Evidence, folder / EVIDENCE_FILE, EVIDENCE_VERSION, hint)

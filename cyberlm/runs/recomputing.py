@@ -9,7 +9,7 @@ from cyberlm.config.schema import RootConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import select_questions
 from cyberlm.errors import RunError
-from cyberlm.evidence import Answers, compare, read_evidence
+from cyberlm.evidence import EVIDENCE_VERSION, Answers, compare, read_evidence
 from cyberlm.metrics import score_predictions
 from cyberlm.records import Prediction, Question
 from cyberlm.results import read_predictions, read_results
@@ -22,6 +22,8 @@ from cyberlm.statistics import safe_to_permute
 
 def recompute(run: Path) -> list[str]:
     """Compares the figures of `results.json` and `evidence.json` with those computed again.
+
+    Of a run whose evidence an older version wrote, only the scores: other figures were defined otherwise then.
 
     Returns:
         Dotted names of the figures that differ, with both values; empty where all are equal.
@@ -40,6 +42,10 @@ def recompute(run: Path) -> list[str]:
 
     protocol, shown = config.prompt.protocol, config.prompt.show_options
     scores = {name: asdict(score_predictions(given, protocol, shown)) for name, given in predictions.items()}
+    saved_scores = {name: asdict(given) for name, given in results.scores.items()}
+    saved = read_evidence(run)
+    if saved.schema_version < EVIDENCE_VERSION:
+        return list(_differences("scores", saved_scores, scores))
     evidence = weigh(answers, asked, config, results.models)
     comparison = compare(evidence.pairs)
     again = {
@@ -48,9 +54,9 @@ def recompute(run: Path) -> list[str]:
         "evidence": asdict(evidence),
     }
     written = {
-        "scores": {name: asdict(given) for name, given in results.scores.items()},
+        "scores": saved_scores,
         "comparison": asdict(results.comparison) if results.comparison else None,
-        "evidence": asdict(read_evidence(run)),
+        "evidence": asdict(saved),
     }
     return list(_differences("", written, again))
 
@@ -117,4 +123,10 @@ def show_recomputed(run: Path) -> None:
     different = recompute(run)
     if different:
         raise RunError(f"{len(different)} figures of {run} are not what its rows give:", hint="\n".join(different[:20]))
+    if read_evidence(run).schema_version < EVIDENCE_VERSION:
+        print(
+            f"The scores of {run} are what predictions.jsonl gives. An older version wrote its evidence, whose figures "
+            "were defined otherwise; python evaluate.py computes them as they are now."
+        )
+        return
     print(f"Every figure of {run} is what predictions.jsonl gives.")

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from cyberlm.config import OnBadRow
-from cyberlm.data import files
+from cyberlm.data import files, text_files
 from cyberlm.data.files import read_questions
 from cyberlm.errors import DataError
 from cyberlm.records import Question, QuestionSet
@@ -322,7 +322,7 @@ def test_a_missing_file_a_folder_and_a_file_too_large(tmp_path: Path, monkeypatc
     assert "No such file" in refusal(tmp_path / "none.json")
     (tmp_path / "folder.json").mkdir()
     assert "it is a folder" in refusal(tmp_path / "folder.json")
-    monkeypatch.setattr(files, "MAX_FILE_BYTES", 10**6)
+    monkeypatch.setattr(text_files, "MAX_FILE_BYTES", 10**6)
     with (tmp_path / "large.json").open("wb") as stream:
         stream.truncate(3 * 10**6)
     assert "it has 3 MB" in refusal(tmp_path / "large.json")

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cyberlm.config.schema import OnBadRow
-from cyberlm.errors import DataError, Problem, did_you_mean, lfs_problems
+from cyberlm.data.text_files import MAX_LINE_BYTES, read_text, unreadable
+from cyberlm.errors import DataError, Problem, did_you_mean
 from cyberlm.records import LETTERS, Question, QuestionSet
 
-MAX_FILE_BYTES = 512 * 10**6
 MAX_ROWS = 10**6
 MAX_CHARACTERS = 250_000  # of one text
-MAX_LINE_BYTES = 10**6
-"""Of .jsonl, .csv and .tsv; a .json file may stand on one line."""
 
 OPTIONS_FIELDS, GOLD_FIELDS = ("answers", "options", "choices"), ("solution", "answer")
 FIELDS = ("question", *OPTIONS_FIELDS, *GOLD_FIELDS, "topic", "domain")
@@ -70,21 +68,13 @@ def read_questions(path: Path, name: str, on_bad_row: OnBadRow) -> QuestionSet:
         ".csv": _csv_rows,
         ".tsv": _csv_rows,
     }
-    if path.is_dir():
-        raise _unreadable(path, *_folder(path))
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise _unreadable(path, f"its name ends in '{path.suffix}'", ", ".join(readers))
-    raw = _read_bytes(path)
-    _check_is_content(path, raw)
-    if reader is not _json_rows:
-        _check_line_lengths(path, raw)
-    text = _decode(path, raw)
+    raw, text = read_text(path, tuple(readers))
+    reader = readers[path.suffix.lower()]
     questions, bad, normalised = [], [], 0
     try:
         for row in reader(path, text):
             if row.number > MAX_ROWS:
-                raise _unreadable(path, f"it has more than {MAX_ROWS:,} rows", f"{MAX_ROWS:,} rows at most")
+                raise unreadable(path, f"it has more than {MAX_ROWS:,} rows", f"{MAX_ROWS:,} rows at most")
             fields = _normalise(row.fields)
             try:
                 questions.append(_question(f"{name}:{row.number}", fields))
@@ -93,7 +83,7 @@ def read_questions(path: Path, name: str, on_bad_row: OnBadRow) -> QuestionSet:
             else:
                 normalised += fields != row.fields
     except RecursionError as error:
-        raise _unreadable(path, "it nests lists or objects too deeply", OBJECT_SHAPE) from error
+        raise unreadable(path, "it nests lists or objects too deeply", OBJECT_SHAPE) from error
     _check_rows(path, len(questions), bad, on_bad_row)
     return QuestionSet(
         name=name,
@@ -105,88 +95,12 @@ def read_questions(path: Path, name: str, on_bad_row: OnBadRow) -> QuestionSet:
     )
 
 
-def _unreadable(path: Path, what: str, allowed: str = "", fix: str = "") -> DataError:
-    return DataError(f"{path} cannot be read as a question file:", [Problem(what, allowed, fix)])
-
-
 def _check_rows(path: Path, good: int, bad: list[str], on_bad_row: OnBadRow) -> None:
     if bad and (on_bad_row is OnBadRow.error or not good):
         hint = "Put them right, or leave them out (they are counted) with data.on_bad_row=skip." if good else ""
         raise DataError(f"{path}: {len(bad)} of {good + len(bad)} rows are bad:", map(Problem, bad), hint)
     if not good:
-        raise _unreadable(path, "it holds no questions", "one row or more")
-
-
-# --- bytes and text ---
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise _unreadable(path, f"it has {size / 1e6:,.0f} MB", f"{MAX_FILE_BYTES // 10**6} MB at most")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error.strerror or str(error), "a file that you may read") from error
-    if not raw.strip():
-        raise _unreadable(path, "it is empty", "one row or more")
-    return raw
-
-
-def _folder(path: Path) -> tuple[str, str, str]:
-    """What a folder is, a file instead of it, and for one of the datasets library how to make that file."""
-    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        part = "['train']" if (path / "dataset_dict.json").is_file() else ""
-        code = f"from datasets import load_from_disk; load_from_disk('{path}'){part}.to_json('questions.jsonl')"
-        return "it is a folder that the datasets library saved", "a question file made from it", f'python -c "{code}"'
-    return "it is a folder", "a .json, .jsonl, .csv or .tsv file", ""
-
-
-def _check_is_content(path: Path, raw: bytes) -> None:
-    """Refuses a file that holds other content than its name says, or none yet."""
-    start = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
-    pointers = lfs_problems([path])
-    if pointers:
-        raise DataError(f"{path} cannot be read as a question file:", pointers)
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl" and start[:1] == b"[":
-        fix = f"mv '{path}' '{path.with_suffix('.json')}'"
-        raise _unreadable(path, "it holds one JSON list, not one object a line", "a list in a .json file", fix)
-    if suffix == ".json" and start[:1] == b"{" and _is_json_lines(start):
-        fix = f"mv '{path}' '{path.with_suffix('.jsonl')}'"
-        raise _unreadable(path, "it holds JSON Lines, one object a line", "JSON Lines in a .jsonl file", fix)
-
-
-def _is_json_lines(raw: bytes) -> bool:
-    """Whether each of the first two lines is a JSON object of its own."""
-    lines = [line for line in raw[: 4 * MAX_LINE_BYTES].splitlines() if line.strip()][:2]
-    try:
-        return len(lines) == 2 and all(isinstance(json.loads(line), dict) for line in lines)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _check_line_lengths(path: Path, raw: bytes) -> None:
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        if len(line) > MAX_LINE_BYTES:
-            raise _unreadable(
-                path,
-                f"line {number} has {len(line) / 1e6:.1f} MB",
-                f"{MAX_LINE_BYTES // 10**6} MB a line at most; one row a line",
-            )
-
-
-def _decode(path: Path, raw: bytes) -> str:
-    try:
-        return raw.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise _unreadable(
-            path,
-            f"it is not UTF-8 text: byte offset {error.start} (line {line}) is 0x{raw[error.start]:02x}",
-            "UTF-8, with or without a byte order mark",
-            f"iconv -f ENCODING -t UTF-8 {path.name} > NEW_FILE",
-        ) from error
+        raise unreadable(path, "it holds no questions", "one row or more")
 
 
 # --- rows of each format ---
@@ -209,13 +123,13 @@ def _json_rows(path: Path, text: str) -> Iterator[_Row]:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
         end = "; the file breaks off there" if not text[error.pos :].strip() else ""
-        raise _unreadable(path, f"it is not JSON: {error.msg}: {place}{end}", "one JSON value") from error
+        raise unreadable(path, f"it is not JSON: {error.msg}: {place}{end}", "one JSON value") from error
     if isinstance(value, dict) and set(value) == {"questions"} and isinstance(value["questions"], list):
         value = value["questions"]
     if not isinstance(value, list):
         found = _shown_keys(value) if isinstance(value, dict) else _kind(value)
         shape = f'{{"questions": [{OBJECT_SHAPE}, ...]}}, or the bare list'
-        raise _unreadable(path, f"its top level is {found}", shape)
+        raise unreadable(path, f"its top level is {found}", shape)
     for number, (fields, line) in enumerate(zip(value, _lines_of_items(text), strict=True), start=1):
         yield _Row(number, line, fields)
 
@@ -272,7 +186,7 @@ def _csv_cells(path: Path, text: str) -> Iterator[_Row]:
             number += 1
             yield _Row(number, begun, _csv_fields(columns, cells))
     except csv.Error as error:
-        raise _unreadable(
+        raise unreadable(
             path,
             f"the row that begins on line {line} is malformed: {error}",
             'a cell that holds the separator, a line break or a quote stands in "quotes", a quote in it is doubled',

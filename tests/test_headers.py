@@ -220,3 +220,81 @@ def test_what_git_lfs_has_not_fetched_is_named(whole: bytes, tmp_path: Path) -> 
 def test_one_part_of_a_split_file_names_how_to_join_the_parts(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"part 1 of 3 of a split model.*llama-gguf-split --merge"):
         check_gguf(write_gguf(tmp_path / "m-00001-of-00003.gguf", split=3))
+
+
+# ------------------------------------------------------------------------------------ what transformers does not read
+
+HEAD = 24
+"""Neither the default of Qwen3 (128) nor the hidden size over the heads."""
+
+
+def write_qwen3(path: Path, architecture: str = "qwen3", without: str = "-") -> dict[str, np.ndarray]:
+    """A Qwen3 of random weights; returns these by name."""
+    numbers = np.random.default_rng(0)
+    vocabulary = sorted(tiny_tokenizer().get_vocab(), key=tiny_tokenizer().get_vocab().get)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_context_length(256)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(BLOCKS)
+    writer.add_feed_forward_length(WIDE)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(HEAD)
+    writer.add_value_length(HEAD)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if token in SPECIAL else 1 for token in vocabulary])
+    writer.add_token_merges([f"Ġ {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
+    writer.add_bos_token_id(vocabulary.index(SPECIAL[0]))
+    writer.add_eos_token_id(vocabulary.index(SPECIAL[1]))
+    shapes = {"token_embd": (len(vocabulary), HIDDEN), "output": (len(vocabulary), HIDDEN), "output_norm": (HIDDEN,)}
+    for k in range(BLOCKS):
+        shapes |= {f"blk.{k}.{name}_norm": (HIDDEN,) for name in ("attn", "ffn")}
+        shapes |= {f"blk.{k}.attn_{name}_norm": (HEAD,) for name in "qk"}
+        shapes |= {f"blk.{k}.attn_q": (4 * HEAD, HIDDEN), f"blk.{k}.attn_output": (HIDDEN, 4 * HEAD)}
+        shapes |= {f"blk.{k}.attn_{name}": (2 * HEAD, HIDDEN) for name in "kv"}
+        shapes |= {f"blk.{k}.ffn_{name}": (WIDE, HIDDEN) for name in ("gate", "up")}
+        shapes |= {f"blk.{k}.ffn_down": (HIDDEN, WIDE)}
+    written = {
+        name: numbers.normal(size=shape).astype(np.float32) for name, shape in shapes.items() if without not in name
+    }
+    for name, values in written.items():
+        writer.add_tensor(f"{name}.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return written
+
+
+def test_the_size_of_a_qwen3_head_is_read_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+    written = write_qwen3(tmp_path / "qwen3.gguf")
+    config = config_of("model=local", f"model.path={tmp_path / 'qwen3.gguf'}")
+    assert load_tokenizer(config.model)("AB")["input_ids"]
+    causal = load_base(config.model, config.quant, pick_device("cpu")).causal
+    assert causal.config.model_type == "qwen3" and causal.config.head_dim == HEAD
+    attention = causal.model.layers[1].self_attn
+    for name, module in (("attn_q", attention.q_proj), ("attn_k_norm", attention.k_norm)):
+        assert np.array_equal(module.weight.numpy(force=True), written[f"blk.1.{name}"])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "without", "words"),
+    [
+        ("qwen3", "attn_q_norm", r"2 weights are missing: model\.layers\.0\.self_attn\.q_norm\.weight"),
+        ("nonsense", "-", "architecture nonsense: "),
+        ("gemma3", "-", "does not fit Gemma3ForCausalLM"),
+    ],
+)
+def test_what_the_reader_lacks_is_named(
+    architecture: str, without: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+    write_qwen3(tmp_path / "m.gguf", architecture, without)
+    config = config_of("model=local", f"model.path={tmp_path / 'm.gguf'}")
+    with pytest.raises(ModelError, match=words):
+        load_base(config.model, config.quant, pick_device("cpu"))
+    assert not list((tmp_path / "cache" / "models").iterdir())

@@ -1,19 +1,33 @@
 """Loading, quantising, adapting: what is trainable, what is refused, and what scoring must not change."""
 
+import errno
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from peft import LoraConfig as PeftLora
+from peft import PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
-from support import config_of, short_questions, tiny
-from transformers import AutoModelForCausalLM
+from support import compose, config_of, short_questions, tiny
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
-from cyberlm.config import Dtype, ModelSource
+from cyberlm.config import ChatConfig, Dtype, EvaluateConfig, ExportConfig, ExportForm, ModelSource, build_config
 from cyberlm.errors import ModelError, RunError
 from cyberlm.models import (
     add_adapter,
+    converted,
     count_parameters,
     load_base,
     load_tokenizer,
@@ -24,8 +38,10 @@ from cyberlm.models import (
 from cyberlm.models.adapters import keep_inputs_narrow, load_adapter, read_prompt
 from cyberlm.models.bases import locate, sha256_of, weights_dtype
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
-from cyberlm.results import write_json
-from cyberlm.runs.opening import load_tuned
+from cyberlm.results import read_results, write_json
+from cyberlm.runs import evaluate, train, training
+from cyberlm.runs.exporting import export
+from cyberlm.runs.opening import load_tuned, open_model
 from cyberlm.scoring import answering
 
 CPU = torch.device("cpu")
@@ -41,7 +57,7 @@ def test_a_converted_file_is_kept_for_the_version_that_converted_it(tmp_path, mo
     kept.mkdir(parents=True)
     config = config_of("model=local", f"model.path={file}").model
     assert locate(config).path == str(kept)
-    monkeypatch.setattr(transformers, "__version__", "0.0")
+    monkeypatch.setattr(converted.transformers, "__version__", "0.0")
     with pytest.raises(ModelError, match=r"a\.gguf"):
         locate(config)
 
@@ -286,3 +302,187 @@ def test_weights_are_float32_where_they_are_trained_and_on_cpu() -> None:
     assert load_base(config.model, config.quant, CPU).causal.dtype == torch.float32
     config.model.dtype = Dtype.bfloat16
     assert load_base(config.model, config.quant, CPU).causal.dtype == torch.bfloat16
+
+
+def longer_tokenizer(folder: Path, *, used: bool) -> Path:
+    """A model, and a tokenizer with a token more than it has embeddings for, which the chat template may use."""
+    tokenizer = tiny_tokenizer()
+    tiny_model(config_of().model.tiny, len(tokenizer)).save_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    if used:
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|eot_id|>", "[PAD]")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+FEW = ("data.max_train=8", "data.max_validation=4", "data.max_test=4", "trainer.max_steps=2")
+
+
+def test_tokens_without_an_embedding_are_refused_before_any_work(tmp_path: Path) -> None:
+    folder = longer_tokenizer(tmp_path / "m", used=True)
+    local = ("model=local", f"model.path={folder}")
+    with pytest.raises(ModelError, match=r"'\[PAD\]' is number 288\n +allowed: below 288"):
+        train(config_of(*local, *FEW), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    given = ("logger=none", "prompt=letter", "trainer.accelerator=cpu", "data=sample", "data.max_test=4")
+    config = build_config(compose(*given, *local, command="evaluate"), EvaluateConfig)
+    with pytest.raises(ModelError, match="no embedding"):
+        evaluate(config, tmp_path / "evaluation")
+    with pytest.raises(ModelError, match="no embedding"):
+        open_model(ChatConfig(model=config_of(*local).model, accelerator="cpu"))
+
+
+def test_a_padding_token_without_an_embedding_never_goes_in(tmp_path: Path) -> None:
+    folder = longer_tokenizer(tmp_path / "m", used=False)
+    train(config_of("model=local", f"model.path={folder}", *FEW), tmp_path / "run")
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+def test_questions_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=1, n_head=2))
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelError, match="max_position_embeddings=64"):
+        train(config_of("model=local", f"model.path={tmp_path / 'm'}", *FEW), tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------------------------------------ saving
+
+
+def with_generation_settings(folder: Path, **settings: object) -> Path:
+    tokenizer = tiny_tokenizer()
+    tiny_model(config_of().model.tiny, len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_generation_settings_that_cannot_be_saved_are_dropped_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = with_generation_settings(
+        tmp_path / "m", do_sample=False, temperature=0.9, top_p=0.6, repetition_penalty=1.1
+    )
+    local = ("model=local", f"model.path={folder}", *FEW, "evaluation.base=false")
+    train(config_of(*local, "method=sft"), tmp_path / "sft")
+    named = "temperature=0.9, top_p=0.6"
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count(named) == 1
+    kept = json.loads((tmp_path / "sft" / "model" / "generation_config.json").read_text())
+    assert kept["repetition_penalty"] == 1.1 and "temperature" not in kept
+    train(config_of(*local, "method=lora"), tmp_path / "lora")
+    export(ExportConfig(run=str(tmp_path / "lora"), to=ExportForm.merged, accelerator="cpu"))
+    assert (tmp_path / "lora" / "export" / "merged" / "generation_config.json").is_file()
+
+
+def full_disk(*arguments: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("method", "writer"), [("lora", PeftModel), ("sft", PreTrainedModel)])
+def test_saving_is_tried_before_the_first_step(
+    method: str, writer: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "save_pretrained", full_disk)
+    with pytest.raises(RunError, match="No space left on device"):
+        train(config_of(f"method={method}", *FEW, "evaluation.base=false"), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    assert not list(tmp_path.glob("*model*")) and not list(tmp_path.glob("*adapter*"))
+
+
+def test_room_on_the_disk_is_looked_at_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(RunError, match="1,000 bytes free"):
+        train(config_of(*FEW), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_was_trained_is_kept_when_saving_fails_and_saved_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (*FEW, "evaluation.base=false", "evaluation.generate=false")
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "save_tuned", full_disk)
+        with pytest.raises(RunError, match=r"trainer\.resume=") as caught:
+            train(config_of(*given), tmp_path)
+    assert "No space left" in caught.value.screen() and list((tmp_path / "checkpoints").glob("step_*.ckpt"))
+    assert not (tmp_path / "adapter").exists()
+    typed = OmegaConf.create({"overrides": {"task": [f"trainer.resume={tmp_path}"]}})
+    monkeypatch.setattr(HydraConfig, "get", lambda: typed)
+    train(config_of(f"trainer.resume={tmp_path}"), tmp_path)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert read_results(tmp_path).steps == 1
+
+
+# ------------------------------------------------------------------------- weights and adapters that others have made
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain") / "m"
+    tokenizer = tiny_tokenizer()
+    tiny_model(config_of().model.tiny, len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+ADAPTERS = {
+    "embeddings saved": {"saved": True},
+    "embeddings and head adapted": {"target_modules": ["q_proj", "embed_tokens", "lm_head"], "saved": True},
+    "head trained": {"modules_to_save": ["lm_head"]},
+    "embeddings and head trained": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "tokens": {"trainable_token_indices": [5, 6]},
+    "ranks": {"rank_pattern": {"layers.1.self_attn.q_proj": 8}, "alpha_pattern": {"layers.1.self_attn.q_proj": 32}},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
+    "expression": {"target_modules": r".*layers\.0\..*(q_proj|down_proj)"},
+    "biases": {"bias": "all"},
+}
+
+
+@pytest.mark.parametrize("kind", list(ADAPTERS))
+def test_adapters_of_other_programs_open_and_merge_as_peft_opens_them(
+    kind: str, plain_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"target_modules": ["q_proj", "v_proj"], **ADAPTERS[kind]}
+    saved = settings.pop("saved", False)
+    torch.manual_seed(1)
+    made = get_peft_model(
+        LlamaForCausalLM.from_pretrained(plain_folder),
+        PeftLora(task_type="CAUSAL_LM", r=4, lora_alpha=8, init_lora_weights=False, **settings),
+    )
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "modules_to_save" in name or "trainable_tokens" in name or (saved and "embed_tokens" in name):
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    made.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=saved)
+    ids = torch.arange(20)[None]
+    expected = made.eval()(input_ids=ids).logits.detach()
+    config = config_of("model=local", f"model.path={plain_folder}")
+    base = load_base(config.model, config.quant, CPU)
+    assert not torch.allclose(base.causal(input_ids=ids).logits, expected, atol=0.1)
+    loaded = load_adapter(base, tmp_path / "adapter")
+    with answering(loaded.model):
+        parts = loaded.head(loaded.backbone(input_ids=ids).last_hidden_state)
+        torch.testing.assert_close(parts, expected, atol=1e-4, rtol=1e-4)
+        merged = loaded.model.merge_and_unload(safe_merge=True)
+        torch.testing.assert_close(merged(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_base_that_lies_in_four_bits_is_tuned_with_qlora_and_exported(plain_folder: Path, tmp_path: Path) -> None:
+    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    stored = AutoModelForCausalLM.from_pretrained(
+        plain_folder, quantization_config=four_bits, device_map={"": "cpu"}, dtype=torch.float32
+    )
+    stored.save_pretrained(tmp_path / "m")
+    tiny_tokenizer().save_pretrained(tmp_path / "m")
+    local = ("model=local", f"model.path={tmp_path / 'm'}", *FEW)
+    for method in ("lora", "sft"):
+        with pytest.raises(ModelError, match=r"quantised on the disk \(nf4\)"):
+            train(config_of(*local, f"method={method}"), tmp_path / method)
+    run = tmp_path / "run"
+    train(config_of(*local, "method=qlora", "optim.learning_rate=1e-2"), run)
+    export(ExportConfig(run=str(run), to=ExportForm.merged, accelerator="cpu"))
+    assert "quantization_config" not in json.loads((run / "export" / "merged" / "config.json").read_text())

@@ -145,7 +145,8 @@ class ResumePoints(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.due = True
-        if trainer.max_steps == -1 or self._training_ends(trainer):
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.max_steps == -1 or last or self._training_ends(trainer):
             self._save_or_leave(trainer)
         # else after the next step: with max_steps, Lightning takes a run resumed from here for one that has ended
 

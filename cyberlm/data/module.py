@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import tokenizers
 import torch
 import transformers
 from torch.utils.data import DataLoader
+from transformers import PretrainedConfig
 
 from cyberlm import ranks
-from cyberlm.config import DataConfig, OnLongPrompt
+from cyberlm.config import DataConfig, EvaluationConfig, OnLongPrompt
 from cyberlm.data.batching import AnswerCollator, EpochBatches, PlannedDataset, collate_scoring
-from cyberlm.errors import DataError, Problem
+from cyberlm.errors import DataError, ModelError, Problem
 from cyberlm.progress import say_once, track
 from cyberlm.prompts import EncodedQuestion, Prompt
 from cyberlm.records import Question, Split
@@ -158,6 +159,50 @@ def _length_error(questions: Sequence[Question], long: dict[str, int], max_lengt
         [Problem(f"{name}: {length} tokens") for name, length in long.items()],
         f"Type data.max_length={max(long.values())}, or take these questions out of the file: nothing is cut.{advice}",
     )
+
+
+def check_reads(
+    shape: PretrainedConfig,
+    prompt: Prompt,
+    questions: Iterable[EncodedQuestion],
+    evaluation: EvaluationConfig | None = None,
+) -> None:
+    """Refuses questions that a model has no embedding for: their tokens, or so many positions.
+
+    Args:
+        shape: The model's own configuration.
+        questions: As they are trained on or scored.
+        evaluation: Of which the length of completions counts.
+
+    Raises:
+        ModelError: With the tokens that are outside, or the longest question.
+    """
+    text = shape.get_text_config(decoder=True)
+    used, longest = set(prompt.end_ids), 0
+    new = evaluation.max_new_tokens if evaluation is not None and evaluation.generate else 0
+    for item in questions:
+        used.update(item.prompt_ids, *item.option_ids)
+        longest = max(longest, scored_length(item) + len(prompt.end_ids), len(item.prompt_ids) + new)
+    outside = sorted(token for token in used if token >= text.vocab_size)
+    if outside:
+        raise ModelError(
+            "The tokenizer gives tokens that the model has no embedding for:",
+            [
+                Problem(
+                    f"{prompt.tokenizer.convert_ids_to_tokens(token)!r} is number {token}",
+                    f"below {text.vocab_size}, the model's vocab_size",
+                )
+                for token in outside
+            ],
+            "Take the tokenizer that was saved with the model, or the model that was resized for this one.",
+        )
+    most = getattr(text, "max_position_embeddings", None)
+    if most is not None and longest > most:
+        raise ModelError(
+            "The questions are longer than the model reads:",
+            [Problem(f"{longest} tokens, the answer included", f"max_position_embeddings={most}")],
+            "Take these questions out, or leave them out of training: data.max_length=... data.on_long_prompt=skip",
+        )
 
 
 class QuestionData(L.LightningDataModule):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -20,9 +21,9 @@ from transformers.pytorch_utils import Conv1D
 from cyberlm.config import LoraConfig, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import use_fast_products
-from cyberlm.models.bases import load_base, quiet
+from cyberlm.models.bases import load_base
 from cyberlm.models.headers import check_fetched, pickled_weights
-from cyberlm.models.loaded import UNREADABLE, LoadedModel
+from cyberlm.models.loaded import UNREADABLE, LoadedModel, quiet
 
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
@@ -150,23 +151,34 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trainable, total
 
 
-def save_tuned(loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, prompt: Mapping[str, str], run: Path) -> Path:
+def save_tuned(
+    loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, prompt: Mapping[str, str], run: Path, **options: Any
+) -> Path:
     """Writes adapter/ (PEFT) or, after full fine-tuning, model/ (transformers), with tokenizer and prompt.json.
+
+    The folder appears whole, or not at all.
+
+    Args:
+        options: Of transformers' `save_pretrained`.
 
     Returns:
         The folder.
     """
     adapted = isinstance(loaded.model, PeftModel)
     folder = run / (ADAPTER_FOLDER if adapted else MODEL_FOLDER)
+    building = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
     with quiet():
         if isinstance(loaded.model, PeftModel):
             # "auto" would ask the hub for the base's vocabulary size
-            loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # the model card is written with the results
+            loaded.model.save_pretrained(str(building), save_embedding_layers=False)
+            (building / "README.md").unlink(missing_ok=True)  # the model card is written with the results
         else:
-            loaded.causal.save_pretrained(str(folder))
-        tokenizer.save_pretrained(str(folder))
-    write_prompt(folder, prompt)
+            loaded.causal.save_pretrained(str(building), **options)
+        tokenizer.save_pretrained(str(building))
+    write_prompt(building, prompt)
+    shutil.rmtree(folder, ignore_errors=True)
+    building.replace(folder)
     return folder
 
 
@@ -224,11 +236,15 @@ def _fits(folder: Path, loaded: LoadedModel) -> Iterator[None]:
 
 
 def _check_names(file: Path, model: PeftModel) -> None:
-    """peft sets aside what it does not know, and leaves at zero what is missing: the base would pass for tuned."""
+    """peft sets aside what it does not know, and leaves at zero what is missing: the base would pass for tuned.
+
+    The embeddings and the head may be saved with an adapter, and are then put in place of the base's.
+    """
     with safe_open(file, framework="pt") as tensors:
         found = set(tensors.keys())
-    expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    for names, told in ((found - expected, "belong to none of its layers"), (expected - found, "are missing")):
+    needed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    known = set(get_peft_model_state_dict(model, save_embedding_layers=True))
+    for names, told in ((found - known, "belong to none of its layers"), (needed - found, "are missing")):
         if names:
             raise ValueError(f"{len(names)} tensors {told}, for example {min(names)}")
 

@@ -1,20 +1,15 @@
 """Base models: from the embedded GGUF file, the hub, a folder, or random numbers; plain or 4-bit."""
 
-import contextlib
 import hashlib
 import importlib.util
-import io
 import os
-import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import transformers
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import get_session
@@ -24,20 +19,20 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
-from cyberlm.cache import cache_folder
 from cyberlm.config import Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.config.schema import Attention
 from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import align_weights, use_fast_products
-from cyberlm.models.headers import check_fetched, check_gguf, lacking
-from cyberlm.models.loaded import UNREADABLE, LoadedModel, open_causal
+from cyberlm.models.converted import converted
+from cyberlm.models.headers import check_fetched, lacking
+from cyberlm.models.loaded import UNREADABLE, LoadedModel, first_line, open_causal, quiet
 from cyberlm.models.quantised import keep_as_stored, leave_file
-from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_tokenizer
-from cyberlm.progress import say
+from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_shape, tiny_tokenizer
 
 WORKS_WITHOUT_THE_HUB = "Works without the hub:\n    python train.py method=qlora        (the embedded model and data)"
 
@@ -89,10 +84,12 @@ def load_base(
         causal, name, digest = _load_tiny(config, quant, device, dtype)
     else:
         place = locate(config)
+        shape = _shape_at(config, place)
+        _check_stored(config, shape, quant, trains_all_weights)
         options: dict[str, Any] = {
             "dtype": dtype,
             "device_map": {"": device},
-            "attn_implementation": _attention(config, place),
+            "attn_implementation": _attention(config, shape),
             "use_safetensors": True,
             "revision": place.revision,
             **trust(config),
@@ -111,13 +108,54 @@ def load_base(
     return open_causal(causal, name, digest)
 
 
-def _attention(config: ModelConfig, place: "_Place") -> str:
+def _shape_at(config: ModelConfig, place: "_Place") -> PretrainedConfig:
+    shape: PretrainedConfig = from_hub(
+        config, lambda: AutoConfig.from_pretrained(place.path, revision=place.revision, **trust(config))
+    )
+    return shape
+
+
+def read_shape(config: ModelConfig) -> PretrainedConfig:
+    """The configuration that lies beside a model's weights; the weights are not read."""
+    if config.source is ModelSource.tiny:
+        assert config.tiny is not None
+        return tiny_shape(config.tiny, len(tiny_tokenizer()))
+    return _shape_at(config, locate(config))
+
+
+def _attention(config: ModelConfig, shape: PretrainedConfig) -> str:
     """`model.attention`; eager where that is sdpa and the architecture has none."""
-    shape = from_hub(config, lambda: AutoConfig.from_pretrained(place.path, revision=place.revision, **trust(config)))
     architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(shape), None)
     if config.attention is Attention.sdpa and architecture is not None and not architecture._supports_sdpa:
         return Attention.eager.value
     return config.attention.value
+
+
+def _check_stored(config: ModelConfig, shape: PretrainedConfig, quant: QuantConfig, trains_all_weights: bool) -> None:
+    """Refuses weights that lie quantised on the disk, unless they are bitsandbytes' nf4 and used as such.
+
+    Raises:
+        ModelError: With what they are.
+    """
+    stored = getattr(shape, "quantization_config", None)
+    if stored is None:
+        return
+    stored = stored if isinstance(stored, dict) else stored.to_dict()
+    kind = stored.get("bnb_4bit_quant_type") if stored.get("load_in_4bit") else stored.get("quant_method")
+    what = f"{config.path or config.hub_id}: its weights lie quantised on the disk ({kind})"
+    if kind != QuantName.nf4.value:
+        raise ModelError(
+            f"The model {config.name} cannot be loaded.", [Problem(what, "whole weights, or bitsandbytes' nf4")]
+        )
+    if trains_all_weights or quant.name is not QuantName.nf4:
+        raise ModelError(
+            f"The model {config.name} cannot be loaded so:",
+            [
+                Problem(
+                    what, "an adapter on 4-bit weights, or the whole weights", "method=qlora, or quant=nf4 in evaluate"
+                )
+            ],
+        )
 
 
 def weights_dtype(config: ModelConfig, device: torch.device, trains_all_weights: bool) -> torch.dtype:
@@ -176,7 +214,7 @@ def locate(config: ModelConfig) -> _Place:
     """The folder or repository that holds tokenizer, configuration and weights; a GGUF file is converted once."""
     if config.source is ModelSource.embedded:
         gguf = _embedded_gguf(config)
-        return _converted(gguf, config.hub_id or gguf.stem)
+        return _of_gguf(gguf, config.hub_id or gguf.stem)
     if config.source is ModelSource.local:
         assert config.path is not None
         return _locate_local(config, config.path)
@@ -185,10 +223,15 @@ def locate(config: ModelConfig) -> _Place:
     return _Place(config.hub_id, config.hub_id, revision=config.revision)
 
 
+def _of_gguf(gguf: Path, name: str) -> _Place:
+    digest = sha256_of([gguf])
+    return _Place(str(converted(gguf, digest)), name, digest)
+
+
 def _locate_local(config: ModelConfig, given: str) -> _Place:
     path = Path(given).expanduser()
     if path.suffix == ".gguf" and path.is_file():
-        return _converted(path, given)
+        return _of_gguf(path, given)
     if path.is_dir():
         if (path / "adapter_config.json").is_file():
             raise ModelError(
@@ -232,38 +275,6 @@ def _embedded_gguf(config: ModelConfig) -> Path:
     return files[0]
 
 
-def _converted(gguf: Path, name: str) -> _Place:
-    """The GGUF file as a plain float32 transformers folder, made once and kept: loading it is then 20 times faster."""
-    digest = sha256_of([gguf])
-    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}-transformers-{transformers.__version__}"
-    if not folder.is_dir():
-        check_gguf(gguf)
-        say(f"Preparing {gguf.name} (once, a few seconds)")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be switched off
-                tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-                model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
-                model.hf_quantizer = None  # type: ignore[assignment]  # else save_pretrained refuses: "quantized with gguf"
-                del model.config.quantization_config
-                model.save_pretrained(building)
-                tokenizer.save_pretrained(building)
-            if not folder.is_dir():
-                building.replace(folder)
-        except torch.OutOfMemoryError:
-            raise
-        except UNREADABLE as error:
-            raise ModelError(
-                f"{gguf} cannot be turned into a model.",
-                [Problem(_first_line(error), "a GGUF file of a Llama-like model that transformers knows")],
-                "Or take a folder that save_pretrained wrote: model=local model.path=FOLDER",
-            ) from error
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    return _Place(str(folder), name, digest)
-
-
 # -------------------------------------------------------------------------------------------------- the hub's no
 
 
@@ -295,7 +306,7 @@ def from_hub(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
             raise _unavailable(config, "there is no such repository, or it needs a login") from error
         if config.source is ModelSource.local and Path(config.path or "").is_dir():
             raise _unreadable(config, error) from error
-        raise _unavailable(config, _first_line(error)) from error
+        raise _unavailable(config, first_line(error)) from error
     except ImportError as error:
         raise ModelError(f"{config.name} needs a package that is not installed: {error}") from error
     except torch.OutOfMemoryError:
@@ -310,13 +321,9 @@ def _unreadable(config: ModelConfig, error: Exception) -> ModelError:
         hint = "Code that comes with a model is run only with model.trust_remote_code=true: read it first."
     return ModelError(
         f"The model {config.name} cannot be loaded.",
-        [Problem(f"{config.path or config.hub_id}: {_first_line(error)}", "whole files, without code of their own")],
+        [Problem(f"{config.path or config.hub_id}: {first_line(error)}", "whole files, without code of their own")],
         hint,
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
@@ -336,20 +343,3 @@ def _unavailable(config: ModelConfig, reason: str) -> ModelError:
     lines.append("Weights already on this machine:\n    model=local model.path=FOLDER")
     lines.append(WORKS_WITHOUT_THE_HUB)
     return ModelError(f"The model {config.name} cannot be loaded.", [Problem(f"{hub_id}: {reason}")], "\n".join(lines))
-
-
-class quiet:
-    """Keeps transformers' bars and advice off the screen, and nothing else."""
-
-    def __enter__(self) -> None:
-        self.verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        self.catcher = warnings.catch_warnings()
-        self.catcher.__enter__()
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, *exception: object) -> None:
-        self.catcher.__exit__(None, None, None)
-        transformers.logging.enable_progress_bar()
-        transformers.logging.set_verbosity(self.verbosity)

@@ -25,8 +25,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from cyberlm.config import GgufType
 from cyberlm.errors import ModelError, Problem
-from cyberlm.models.bases import quiet
-from cyberlm.models.loaded import LoadedModel, open_causal
+from cyberlm.models.loaded import LoadedModel, open_causal, quiet
 
 CONVERTER = "convert_hf_to_gguf.py"
 FILE_TYPES = {

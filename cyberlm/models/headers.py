@@ -42,8 +42,11 @@ class _Header:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
-def check_gguf(path: Path) -> None:
+def check_gguf(path: Path) -> dict[str, Any]:
     """Refuses a file that is torn, or whose claims do not fit its size and its tensors.
+
+    Returns:
+        Its metadata; an array is given as its length.
 
     Raises:
         ModelError: With the first thing that does not fit.
@@ -61,6 +64,7 @@ def check_gguf(path: Path) -> None:
             [Problem(str(error) or type(error).__name__, "a whole GGUF file, version 2 or 3, of a Llama-like model")],
             "Download it again, or take a folder that save_pretrained wrote: model=local model.path=FOLDER",
         ) from error
+    return header.keys
 
 
 class _Reader:

@@ -1,8 +1,10 @@
 """A loaded causal language model: the parts that training and scoring call, and what it can do, tried once."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -68,11 +70,15 @@ def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> Loaded
     except torch.OutOfMemoryError:
         raise
     except UNREADABLE as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0]
         kind = f"{type(causal).__name__} (model_type {causal.config.model_type})"
         raise ModelError(
             f"{name} cannot be trained or scored here.",
-            [Problem(f"{kind}: {told}", "a decoder that maps token ids to hidden states, with an output head")],
+            [
+                Problem(
+                    f"{kind}: {first_line(error)}",
+                    "a decoder that maps token ids to hidden states, with an output head",
+                )
+            ],
         ) from error
     if not same:
         raise ModelError(
@@ -86,3 +92,24 @@ def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> Loaded
         )
     loaded.reach = find_reach(loaded.backbone, causal.config, causal.device)
     return loaded
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+
+
+class quiet:
+    """Keeps transformers' bars and advice off the screen, and nothing else."""
+
+    def __enter__(self) -> None:
+        self.verbosity = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        self.catcher = warnings.catch_warnings()
+        self.catcher.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, *exception: object) -> None:
+        self.catcher.__exit__(None, None, None)
+        transformers.logging.enable_progress_bar()
+        transformers.logging.set_verbosity(self.verbosity)

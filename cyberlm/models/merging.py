@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from cyberlm.errors import ModelError, Problem
 from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter, write_prompt
-from cyberlm.models.bases import quiet
-from cyberlm.models.loaded import LoadedModel, open_causal
+from cyberlm.models.loaded import LoadedModel, open_causal, quiet
+from cyberlm.models.saving import keep_saveable
 
 
 def load_merged(base: LoadedModel, run: Path) -> LoadedModel:
@@ -30,6 +30,8 @@ def load_merged(base: LoadedModel, run: Path) -> LoadedModel:
     if getattr(base.causal, "hf_quantizer", None) is not None:
         with quiet():
             base.causal.dequantize(dtype=base.causal.dtype)
+            # what was read in 4 bits is written whole: nothing of the reading is to be reversed
+            base.causal._weight_conversions = None  # type: ignore[assignment]
     tuned = load_adapter(base, run / ADAPTER_FOLDER)
     assert isinstance(tuned.model, PeftModel)
     try:
@@ -52,6 +54,7 @@ def save_merged(
     Args:
         stop_ids: Token ids at which generation stops, written into generation_config.json.
     """
+    keep_saveable(merged)
     generation = merged.causal.generation_config
     if generation is not None:
         generation.eos_token_id, generation.pad_token_id = list(stop_ids), tokenizer.pad_token_id

@@ -5,15 +5,15 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from cyberlm.config import LoraConfig, ModelConfig, ModelSource, QuantName
 from cyberlm.config.schema import ShapeConfig
 from cyberlm.models.adapters import add_adapter
-from cyberlm.models.bases import from_hub, locate, quiet, trust, weights_dtype
-from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_shape, tiny_tokenizer
+from cyberlm.models.bases import locate, read_shape, weights_dtype
+from cyberlm.models.loaded import LoadedModel, quiet
+from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_tokenizer
 
 
 @dataclass
@@ -34,18 +34,6 @@ class Skeleton:
     @property
     def shape(self) -> PretrainedConfig:
         return self.loaded.causal.config.get_text_config(decoder=True)
-
-
-def read_shape(config: ModelConfig) -> PretrainedConfig:
-    """The configuration that lies beside a model's weights; the weights are not read."""
-    if config.source is ModelSource.tiny:
-        assert config.tiny is not None
-        return tiny_shape(config.tiny, len(tiny_tokenizer()))
-    place = locate(config)
-    shape: PretrainedConfig = from_hub(
-        config, lambda: AutoConfig.from_pretrained(place.path, revision=place.revision, **trust(config))
-    )
-    return shape
 
 
 def hash_weights(config: ModelConfig) -> str:

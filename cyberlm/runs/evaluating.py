@@ -14,11 +14,11 @@ from lightning.pytorch.loggers import Logger
 from cyberlm import loggers as experiment_loggers
 from cyberlm.cache import cache_folder
 from cyberlm.config import EvaluateConfig, ModelConfig, QuantConfig
-from cyberlm.data.module import encode_questions
+from cyberlm.data.module import check_reads, encode_questions
 from cyberlm.errors import ConfigError, Problem
 from cyberlm.evidence import Answers, compare
 from cyberlm.launch.folders import sole_owner, typed_overrides
-from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device
+from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device, read_shape
 from cyberlm.models.adapters import load_adapter, read_prompt
 from cyberlm.models.bases import sha256_of
 from cyberlm.progress import say
@@ -123,6 +123,7 @@ def _entrant(contender: Contender, asked: Asked, config: EvaluateConfig) -> _Ent
     prompt = Prompt(config.prompt, load_tokenizer(contender.model))
     _check_prompt(prompt, contender)
     encoded = encode_questions(asked.test, prompt, config.data.max_length, cache_folder() / "tokenised")
+    check_reads(read_shape(contender.model), prompt, encoded, config.evaluation)
     return _Entrant(contender, prompt, replace(asked, encoded=encoded))
 
 

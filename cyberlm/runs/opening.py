@@ -1,5 +1,6 @@
 """A finished run's tuned model, opened again for whatever comes after training."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from cyberlm.config import (
     QuantName,
     TrainConfig,
 )
+from cyberlm.data.module import check_reads
 from cyberlm.errors import ConfigError, Problem, RunError
 from cyberlm.models import LoadedModel, load_base, load_tokenizer, pick_device
 from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, load_adapter, load_whole, read_prompt
 from cyberlm.models.skeletons import hash_weights
-from cyberlm.prompts import Prompt
+from cyberlm.prompts import PROBE, Prompt
 from cyberlm.results import read_json
 from cyberlm.runs.parts import config_of
 
@@ -47,7 +49,8 @@ class Opened:
     @property
     def most_tokens(self) -> int:
         """Longest prompt with its reply that the model can read, in tokens."""
-        return int(self.loaded.causal.config.max_position_embeddings)
+        shape = self.loaded.causal.config.get_text_config(decoder=True)
+        return int(getattr(shape, "max_position_embeddings", sys.maxsize))
 
 
 def open_model(config: OpenConfig) -> Opened:
@@ -58,6 +61,7 @@ def open_model(config: OpenConfig) -> Opened:
         ConfigError: If a reply may be longer than the model can read.
     """
     opened = _opened(config)
+    check_reads(opened.loaded.causal.config, opened.prompt, opened.prompt.encode([PROBE]))
     if config.max_new_tokens >= opened.most_tokens:
         raise ConfigError(
             "A reply would leave no room for what is asked:",

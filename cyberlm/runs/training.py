@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -14,9 +15,10 @@ from cyberlm import ranks
 from cyberlm.cache import cache_folder
 from cyberlm.callbacks import CostMeter
 from cyberlm.cards import write_card
+from cyberlm.checkpoints import CHECKPOINTS
 from cyberlm.config import TrainConfig
 from cyberlm.data.labels import lint_labels
-from cyberlm.data.module import encode_split
+from cyberlm.data.module import check_reads, encode_split
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions, write_manifest
 from cyberlm.evidence import Answers, compare
@@ -28,7 +30,10 @@ from cyberlm.models import (
     load_base,
     load_tokenizer,
     pick_device,
+    read_shape,
     save_tuned,
+    saving,
+    try_saving,
 )
 from cyberlm.optim import check_optimizer
 from cyberlm.planning import Plan
@@ -54,6 +59,7 @@ from cyberlm.runs.parts import (
 from cyberlm.runs.planning import explained, foresee
 from cyberlm.runs.resuming import SPLIT_AGAIN, begin, resumed_config
 from cyberlm.runs.team import Team
+from cyberlm.signals import resume_command
 
 
 def train(config: TrainConfig, folder: Path) -> float:
@@ -102,6 +108,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
         split, encoded = encode_split(split, prompt, config.data, cache_folder() / "tokenised")
         split_hash = write_manifest(split, config.data, folder / (SPLIT_AGAIN if resumed else SPLIT_MANIFEST))
         announce_split(split)
+        check_reads(read_shape(config.model), prompt, chain(*encoded.values()), config.evaluation)
         lint_labels(split.train, encoded["train"], prompt)
         plan = foresee(config, encoded, prompt, device)
         team.call(config, folder)
@@ -181,10 +188,14 @@ def learn(
     if config.evaluation.base and not adapted:  # full fine-tuning is about to change its weights
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     loaded = prepare(loaded, config)
+    if ranks.rank() == 0:
+        try_saving(loaded, prompt.tokenizer, prompt.identity(), folder)
     with clock.phase("train"):
         validation, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
     if ranks.rank() == 0:
-        save_tuned(loaded, prompt.tokenizer, prompt.identity(), folder)
+        kept = f"What was trained is kept in {folder / CHECKPOINTS}. To save it from there, type:\n"
+        with saving(folder, kept + resume_command(folder)):
+            save_tuned(loaded, prompt.tokenizer, prompt.identity(), folder)
     if config.evaluation.base and adapted:
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     with clock.phase("score tuned"):

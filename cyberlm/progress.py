@@ -5,6 +5,7 @@ import functools
 import io
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 """Terminal or file that `say` prints to."""
 
 SECONDS_BETWEEN_LINES = 10.0
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 Advance = Callable[..., None]
 """`advance(n=1, tokens=0, note="")`: n units are done, with so many non-padding tokens."""
@@ -77,6 +79,11 @@ def output_lost() -> bool:
     return isinstance(raw := getattr(sys.stdout, "buffer", None), LastingStream) and raw.lost
 
 
+def harmless(text: str) -> str:
+    """Text for a terminal: control characters, which it would obey, are shown as escapes."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:
     """Prints what a person reads, as it is: brackets and colons in it are never read as rich's markup or emoji.
 
@@ -84,7 +91,9 @@ def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:
         content: A line, or what rich lays out.
         wrap: Breaks lines at the terminal's width; a path stays in one piece without.
     """
-    console.print(Text(content) if isinstance(content, str) else content, soft_wrap=not wrap)
+    if isinstance(content, str):
+        content = Text(harmless(content) if console.is_terminal else content)
+    console.print(content, soft_wrap=not wrap)
     console.file.flush()
 
 

@@ -85,6 +85,14 @@ def test_what_others_wrote_is_printed_as_it_is(monkeypatch, text: str, terminal:
     assert rendered(table, 80).count(text) == 3
 
 
+def test_control_characters_reach_no_terminal(monkeypatch) -> None:
+    text = "clear \x1b[2J, title \x1b]0;x\x07, back \r and \x9b1A; tab\t, line\n end"
+    screen = console_to(monkeypatch, True)
+    say(text)
+    assert "clear \\x1b[2J, title \\x1b]0;x\\x07, back \\r and \\x9b1A; tab" in screen.getvalue()
+    assert not set("\x1b\x07\r\x9b") & set(screen.getvalue())
+
+
 def printers(source: str) -> list[int]:
     """Lines that print through rich, or make something of markup, elsewhere than in `progress`."""
     found = []

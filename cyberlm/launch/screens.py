@@ -6,11 +6,12 @@ from pathlib import Path
 
 from cyberlm import signals
 from cyberlm.errors import Problem, RunError, UserError
+from cyberlm.progress import harmless
 from cyberlm.redaction import redact
 
 
 def show(error: UserError) -> int:
-    print(f"\n{redact(error.screen())}\n", file=sys.stderr)
+    print(f"\n{harmless(redact(error.screen()))}\n", file=sys.stderr)
     return 1
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from cyberlm.config import ChatConfig
 from cyberlm.errors import DataError, Problem, UserError
 from cyberlm.metrics import choose
-from cyberlm.progress import console, output_lost
+from cyberlm.progress import console, harmless, output_lost
 from cyberlm.prompts import EncodedQuestion, prompt_hash
 from cyberlm.records import LETTERS, Question
 from cyberlm.runs.opening import Opened, open_model
@@ -113,7 +113,7 @@ def _lines(cue: str) -> Iterator[str]:
 def _answer(conversation: Conversation, line: str) -> None:
     try:
         for piece in conversation.answer(line):
-            print(piece, end="", flush=True)
+            print(harmless(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     except KeyboardInterrupt:  # the reply ends, the conversation goes on
         pass
     except UserError as error:

@@ -20,6 +20,7 @@ from cyberlm.records import LETTERS, Question
 from cyberlm.results import read_predictions, read_results, read_status
 from cyberlm.runs import evaluate, train
 from cyberlm.runs.parts import config_of as saved_by
+from cyberlm.runs.parts import save_config
 from cyberlm.runs.questions import pose
 from cyberlm.runs.recomputing import recompute
 
@@ -195,6 +196,29 @@ def test_what_is_read_back_is_never_redacted(tmp_path: Path, monkeypatch: pytest
     evaluate(scoring(f"run={tmp_path / 'run'}"), tmp_path / "evaluated")
     tuned = [read_results(tmp_path / name).scores["tuned"] for name in ("run", "evaluated")]
     assert tuned[0].likelihood == tuned[1].likelihood
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${x}",
+        "\\${x}",
+        "\\\\\\${oc.env:HOME}",
+        "a\x85b",
+        "a\u2028b \u2029c",
+        "$",
+        "1e3",
+        "null",
+        "{x: 1}",
+        "größer",
+        "\a\n",
+    ],
+)
+def test_every_text_of_a_configuration_is_read_back_as_it_was(text: str, tmp_path: Path) -> None:
+    config = config_of()
+    config = replace(config, prompt=replace(config.prompt, system=text), model=replace(config.model, path=f"{text}/m"))
+    save_config(tmp_path, config)
+    assert saved_by(tmp_path) == config
 
 
 def tracker(save_dir: str, uri: str) -> CSVLogger:

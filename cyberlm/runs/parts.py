@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import shlex
 import sys
 import time
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.errors import HydraException
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from cyberlm import loggers as experiment_loggers
 from cyberlm.config import ModelSource, Monitor, TrainConfig, read_config
@@ -38,6 +40,10 @@ from cyberlm.results import SCHEMA_VERSION, environment, write_status
 from cyberlm.signals import Stopped
 
 SAMPLE_PREDICTIONS = 32
+REFERRING = ("logger", "callbacks")
+"""Groups of a configuration whose texts may refer to the environment: `places.with_references`."""
+ODD_BREAKS = re.compile("[\x85\u2028\u2029]")
+"""Characters that YAML reads as line breaks, unless they are written as escapes."""
 SPLIT_MANIFEST = "split_manifest.json"
 
 
@@ -246,10 +252,23 @@ def flattened(plain: Any) -> dict[str, str]:
 
 
 def save_config(folder: Path, config: RootConfig) -> None:
+    """Writes config.yaml so that every text comes back as it is; loggers and callbacks keep their references."""
     folder.mkdir(parents=True, exist_ok=True)
+    plain = {key: value if key in REFERRING else _literal(value) for key, value in plain_config(config).items()}
+    readable = not ODD_BREAKS.search(json.dumps(plain, ensure_ascii=False))
+    text = yaml.dump(plain, Dumper=get_omega_conf_dumper(), allow_unicode=readable, sort_keys=False)
     temporary = folder / ".config.yaml.tmp"
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(plain_config(config))), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(folder / "config.yaml")
+
+
+def _literal(value: Any) -> Any:
+    """The value with `${` escaped in its texts, which OmegaConf would read as a reference."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def flat_figures(results: Results) -> dict[str, float]:
@@ -310,7 +329,7 @@ def saved_config(run: Path) -> DictConfig:
     except FileNotFoundError:
         hint = "Runs lie under outputs/."
         raise RunError(f"{run} is not a run's folder: it has no config.yaml.", hint=hint) from None
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise _not_a_config(file, " ".join(str(error).split())) from error
     if not isinstance(saved, DictConfig) or "trainer" not in saved:
         raise _not_a_config(file, "it has no trainer")

@@ -50,6 +50,7 @@ def skill_interval(
     (model, floor), n = errors.mean(axis=1).tolist(), errors.shape[1]
     _, members = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.array([np.bincount(members, weights=row - row.mean()) for row in errors])  # (2, clusters)
+    sums[np.abs(sums) < 1e-9] = 0  # rounding: one cluster must not count as many questions that agree
     products = sums @ sums.T  # (2, 2)
     half = (n / sums.shape[1]) ** 2 / 2
     correlation = products[0, 1] / math.sqrt((products[0, 0] + half) * (products[1, 1] + half))

@@ -316,6 +316,15 @@ def test_limits_of_skill_at_their_ends() -> None:
     assert skill_limits(alike, [doubled], np.arange(200) // 2) == pytest.approx(once)
 
 
+def test_skill_of_one_cluster_is_that_of_one_question() -> None:
+    """Deviations of one cluster sum to 0: rounding must not make them many questions that agree."""
+    credits = (1 / 3, 0.0, 1.0, 0.5, 1 / 3, 0.0, 0.0, 1.0, 0.5, 1 / 3)
+    floor = Floor("shared", sum(credits) / 10, credits, "")
+    low, high = skill_limits([k % 3 > 0 for k in range(10)], [floor], np.zeros(10))
+    apart = skill_limits([k % 3 > 0 for k in range(10)], [floor])
+    assert low < 2 * apart[0] < apart[1] < high
+
+
 # --- diagnoses ---
 
 

@@ -61,6 +61,12 @@ def test_nothing_wrong_says_nothing_of_a_preference() -> None:
     assert (single.chi_square, single.p_value, single.rstd, single.rstd_chance) == (None, None, None, None)
 
 
+def test_answers_that_could_not_be_otherwise_say_nothing_of_a_preference() -> None:
+    """Of two options the wrong one is always the other: with no answer right the χ² would be 0/0."""
+    rows = [answered(question(i, i % 2, ("yes", "no")), 1 - i % 2) for i in range(4)]
+    assert (letter_bias(rows).chi_square, letter_bias(rows).p_value) == (None, None)
+
+
 def flowing(rng: np.random.Generator, n: int, accuracy: float, to_a: float = 1 / 3) -> tuple[str, str]:
     """Gold and chosen letters; of the errors on B, C and D a share goes to A."""
     gold = rng.integers(0, 4, n)

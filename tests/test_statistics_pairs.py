@@ -229,6 +229,19 @@ def test_few_differences_have_few_degrees_of_freedom() -> None:
     assert mean_difference_test([0.5, 0.1], [1, 1]) is None
 
 
+@pytest.mark.parametrize("clusters", [None, [0, 0, 1, 1]])
+def test_rounding_is_no_variance(clusters: list[int] | None) -> None:
+    """All clusters differ alike: the standard error is unknown, not the 1e-17 that sums of 0.1 are off by."""
+    values = [0.1] * 3 if clusters is None else [0.1, 0.2, 0.1, 0.2]
+    assert mean_difference_test(values, clusters) is None
+    assert mean_difference_test([1.0, 1.0 + 1e-9]) is not None
+
+
+def test_one_cluster_counts_as_one_question() -> None:
+    assert design_effect(changes_of(1, 3, 10), np.zeros(10)) == 10
+    assert design_effect([1], [0]) == 1
+
+
 @calmly
 @given(st.permutations(range(12)), st.lists(st.tuples(st.booleans(), st.booleans()), min_size=12, max_size=12))
 def test_order_of_questions_changes_nothing(order: list[int], rows: list[tuple[bool, bool]]) -> None:

@@ -129,7 +129,7 @@ def preference_test(
         clusters: (N,) int, number of each question's near-duplicate cluster.
 
     Returns:
-        None twice where no answer is wrong, or none was given.
+        None twice where no answer is wrong, none was given, or none could be otherwise (two options, always wrong).
     """
     if not chosen.size or (chosen == gold).all():
         return None, None
@@ -149,6 +149,8 @@ def preference_test(
             about = added - chances @ added
             variance[:count, :count] += stratum.sum() * (about.T * chances) @ about
             residuals[stratum, :count] = about[chosen[stratum]]
+    if not residuals.any():
+        return None, None
     excess = residuals.sum(axis=0)
     _, members = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.zeros((members.max() + 1, width))

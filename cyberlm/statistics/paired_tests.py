@@ -18,6 +18,8 @@ POWER_FACTOR = 2.8
 """z(0.975) + z(0.80) = 1.96 + 0.84: a two-sided test at 5% that finds the difference 80 times in 100."""
 FEWEST_CHANGED = 8
 """2.8 √m ≤ m from 8 on: with fewer changed questions the detectable difference would be more than all of them."""
+ROUNDING = 1e-12
+"""Sums of deviations no larger than this, relative to what was summed, are 0 but for rounding."""
 
 
 def mcnemar(changes: ArrayLike, clusters: ArrayLike | None = None) -> tuple[float, float]:
@@ -106,7 +108,7 @@ def design_effect(changes: ArrayLike, clusters: ArrayLike | None = None) -> floa
     """How many times larger near-duplicates make the variance of the mean change; at least 1 (Kish 1965).
 
     The cluster-robust variance (as `intervals.clustered_variance`) over that of independent questions. Where nothing
-    changed it is unknown, and each cluster counts as one question.
+    changed, and in a single cluster, it is unknown, and each cluster counts as one question.
 
     Args:
         changes: (N,) float or int.
@@ -115,7 +117,7 @@ def design_effect(changes: ArrayLike, clusters: ArrayLike | None = None) -> floa
     values = np.asarray(changes, dtype=np.float64)
     deviations = values - values.mean()
     sums, sizes = _by_cluster(deviations, clusters)
-    if not deviations.any():
+    if not deviations.any() or sizes.size == 1:
         return float(values.size / sizes.size)
     return max(1.0, float((sums**2).sum() / (deviations**2).sum()))
 
@@ -133,13 +135,13 @@ def mean_difference_test(
         clusters: (N,) int, number of each question's cluster; None if all are independent.
 
     Returns:
-        Lower limit, upper limit, p; None where there is nothing to estimate them from: no difference, or one cluster.
+        Lower limit, upper limit, p; None where nothing varies to estimate them from: all differ alike, or one cluster.
     """
     values = np.asarray(differences, dtype=np.float64)
     mean = float(values.mean())
     sums, _ = _by_cluster(values - mean, clusters)
     squares, count = float((sums**2).sum()), sums.size
-    if count < 2 or not squares:
+    if count < 2 or np.abs(sums).max() <= ROUNDING * np.abs(values).sum():
         return None
     kurtosis = count * float((sums**4).sum()) / squares**2
     freedom = min(count - 1.0, 2 * count / (kurtosis - 1)) if kurtosis > 1 else count - 1.0

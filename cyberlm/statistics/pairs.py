@@ -90,7 +90,8 @@ class MeanDifference:
         outcome: The figure: `gold_nll`, `option_nll`, `rouge1`, `rouge2`, `rougeL`.
         n: Questions.
         difference: Mean of the second minus that of the first.
-        ci_lo, ci_hi: 95% interval by t, near-duplicates counted as one; None where no question differs.
+        ci_lo, ci_hi: 95% interval by t, near-duplicates counted as one; None where all differ
+            alike or not at all, or are one cluster.
         p_value: Two-sided; None where the interval is.
         p_holm: The same after Holm's correction over the family.
         family: What was asked, over which Holm corrects.

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cyberlm import progress, report
 from cyberlm.records import Comparison, Cost, ModelScores, Proportion, Results, RougeScores
+from cyberlm.runs.parts import flat_figures
 
 BASE = ModelScores(
     likelihood=Proportion(0.373333, 56, 150, 0.3000, 0.4530),
@@ -128,6 +129,16 @@ def test_what_moved_and_every_difference_are_printed(console: Console) -> None:
     assert f"+10.7 points of accuracy by generation (95% +3.7 to +18.1), {verdict}. {moved}." in words
     assert row(text[text.index("tuned minus base") :], "ROUGE-L") == ["+0.0500", "<", "0.001"]
     assert all(len(line) <= 80 for line in text.splitlines())
+
+
+@pytest.mark.parametrize(("metric", "suffix"), [("generation", "_generation"), ("likelihood", "")])
+def test_loggers_get_the_difference_under_the_name_of_its_accuracy(metric: str, suffix: str) -> None:
+    """A rise by generation beside two accuracies by likelihood that fall would contradict them."""
+    results = replace(RESULTS, comparison=replace(RESULTS.comparison, metric=metric, p_mid=0.03))
+    logged = flat_figures(results)
+    assert logged[f"test/difference{suffix}"] == results.comparison.difference
+    assert f"test/tuned/accuracy{suffix}" in logged and logged[f"test/p_mid{suffix}"] == 0.03
+    assert sum(name.startswith("test/difference") for name in logged) == 1
 
 
 def test_what_is_missing_is_explained(console: Console) -> None:

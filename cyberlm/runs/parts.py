@@ -33,7 +33,7 @@ from cyberlm.models import (
 from cyberlm.planning import give_back
 from cyberlm.progress import say
 from cyberlm.prompts import Prompt
-from cyberlm.records import LETTERS, Comparison, ModelScores, Question, QuestionSet, Results, Split
+from cyberlm.records import GENERATION, LETTERS, Comparison, ModelScores, Question, QuestionSet, Results, Split
 from cyberlm.redaction import redact
 from cyberlm.report import print_results
 from cyberlm.results import SCHEMA_VERSION, environment, write_status
@@ -285,10 +285,11 @@ def flat_figures(results: Results) -> dict[str, float]:
             if scores.rouge.rouge2 is not None:
                 flat[f"test/{name}/rouge2"] = scores.rouge.rouge2
     if results.comparison is not None:
-        flat["test/difference"] = results.comparison.difference
-        flat["test/p_value"] = results.comparison.p_value
+        by = "_generation" if results.comparison.metric == GENERATION else ""  # like the accuracies it compares
+        flat[f"test/difference{by}"] = results.comparison.difference
+        flat[f"test/p_value{by}"] = results.comparison.p_value
         if results.comparison.p_mid is not None:
-            flat["test/p_mid"] = results.comparison.p_mid
+            flat[f"test/p_mid{by}"] = results.comparison.p_mid
     if results.cost is not None:
         cost = results.cost
         flat["cost/trainable_parameters"] = float(cost.trainable_parameters)

@@ -18,6 +18,9 @@ TRUTH = ("True", "False")
 PORTS = ("80", "443", "22", "8443")
 PHISH = ("Spear phishing", "Phishing", "Whaling", "Vishing")
 CIA = ("Availability", "Integrity", "Confidentiality", "All of the above")
+TRIAD = ("Confidentiality", "Integrity", "Availability", "Non-repudiation")
+HASHES = ("SHA-1", "SHA-256", "MD5", "SHA-512")
+DECOYS = ("A firewall", "An intrusion detection system", "A virtual private network", "A honeypot")
 XSS = ("Cross-site scripting", "SQL injection", "Buffer overflow", "None of the above")
 
 
@@ -56,6 +59,17 @@ _TABLE: dict[str, list[tuple[str, str] | tuple[str, str, tuple[str, ...]]]] = {
         ("Another answer is B.", "-"),
         ("Every answer is A) plausible", "-"),
         ("Let's analyze each option:\nA) Hash: incorrect.\nB) Encrypt: correct.\nC) Firewall: incorrect.", "B"),
+        ("Between B and D, B is the best answer.", "B"),
+        ("The answer lies between A and B.", "-"),
+        ("The correct answer is B) Integrity.\nA) Confidentiality is about secrecy.", "B", TRIAD),
+        ("The correct answer is:\nA) Confidentiality\nB) Integrity\nC) Availability", "-", TRIAD),
+        ("A) Confidentiality\nB) Integrity\nC) Availability\nD) Non-repudiation\n\nA", "A", TRIAD),
+        ("A) Confidentiality\nB) Integrity\nC) Availability\nD", "-", TRIAD),
+        ("B\nC\nD\nA", "-"),
+        ("After eliminating A, C and D, we are left with B.", "B"),
+        ("We are left with A and B.", "-"),
+        ("SHA-1 and MD5 are broken. SHA-256 is the best choice.", "B", HASHES),
+        ("A and B are both plausible, but B is the best answer.", "B"),
     ],
     "a denial behind the option": [
         ("B) Encrypt data at rest – correct", "B"),
@@ -74,6 +88,14 @@ _TABLE: dict[str, list[tuple[str, str] | tuple[str, str, tuple[str, ...]]]] = {
         ("I would rule out A. B is the best answer.", "B"),
         ("We can eliminate A and C. The answer is B.", "B"),
         ("A would be a poor choice", "-"),
+        ("Option A, Confidentiality, does not fit.", "-", TRIAD),
+        ("Option B, Integrity, is the correct answer.", "B", TRIAD),
+        ("A) Confidentiality is not what the question is asking about.", "-", TRIAD),
+        ("A) Confidentiality does not apply here.", "-", TRIAD),
+        ("The answer is C. MD5 cannot resist collisions.", "C", HASHES),
+        ("C) MD5 doesn't resist collisions.", "-", HASHES),
+        ("B. Integrity is the only property that a hash protects.", "B", TRIAD),
+        ("A - nope", "-"),
     ],
     "a change of mind": [
         ("The answer is A. Actually, B.", "B"),
@@ -95,6 +117,17 @@ _TABLE: dict[str, list[tuple[str, str] | tuple[str, str, tuple[str, ...]]]] = {
         ("B. Attackers wait for unencrypted disks.", "B"),
         ("The answer is A. Actually, A is incorrect.", "-"),
         ("My first answer was A.", "-"),
+        ("The correct answer is A. Sorry, I meant B.", "B"),
+        ("The correct answer is A. I apologize, the correct answer is B.", "B"),
+        ("The answer is B. Apologies for the delay.", "B"),
+        ("The answer is A. Just kidding, it's B.", "B"),
+        ("The answer is A. That can't be right.", "-"),
+        ("Everyone says the answer is A. It's not.", "-"),
+        ("A. Confidentiality. However, this is not what is asked.", "-", TRIAD),
+        ("The answer is A. Strike that. B.", "B"),
+        ("Answer: A. Oops, B.", "B"),
+        ("B. That cannot be undone.", "B"),
+        ("B. It is not what A describes.", "B"),
     ],
     "superlatives of wrongness": [
         ("The most likely answer is B.", "B"),
@@ -112,6 +145,12 @@ _TABLE: dict[str, list[tuple[str, str] | tuple[str, str, tuple[str, ...]]]] = {
         ("The most obviously wrong answer is A. The right one is B: it keeps data secret. Answer: B", "B"),
         ("A is the most unlikely answer", "-"),
         ("Incorrect answer: A", "-"),
+        ("The opposite of the correct answer is A.", "-"),
+        ("The opposite is true: the answer is B.", "B"),
+        ("The answer to avoid is A.", "-"),
+        ("The answer that should be avoided is A.", "-"),
+        ("The best option to avoid theft is B.", "B"),
+        ("The most tempting answer is A, yet the best answer is B.", "B"),
     ],
     "the article a, the pronoun I": [
         ("a", "A"),
@@ -336,6 +375,29 @@ _TABLE: dict[str, list[tuple[str, str] | tuple[str, str, tuple[str, ...]]]] = {
         ("B is correct, and so is C.", "-"),
         ("B is partially correct.", "-"),
         ("B would be correct if disks were meant.", "-"),
+        ("If the question were about secrecy, the answer would be A.", "-"),
+        ("If the question were about secrecy, A would be correct.", "-"),
+        ("Had the question asked about secrecy, the answer would be A.", "-"),
+        (
+            "If the question asked about secrecy, the answer would be A. Since it asks about disks, the answer is B.",
+            "B",
+        ),
+        ("B\nIf the data were public, A would be right.", "B"),
+        ("If I had to choose, the answer would be B.", "B"),
+        ("If we look at the definitions, the correct answer would be B.", "B"),
+        ("The question asks what helps if a disk was lost, so the answer would be B.", "B"),
+        ("At first glance, A seems right.", "-"),
+        ("At first glance, A seems right. But B is better.", "B"),
+        ("On the surface the answer is A, but in fact the answer is B.", "B"),
+        ("A seems right. But B is the best answer.", "B"),
+        ("A looks correct.", "A"),
+        ("It seemed that A was correct.", "-"),
+        ("I doubt that the answer is A.", "-"),
+        ("I highly doubt that A is correct.", "-"),
+        ("There is no doubt that the answer is B.", "B"),
+        ("I disagree that the answer is A.", "-"),
+        ("It is false that the answer is A.", "-"),
+        ("The common misconception is that the answer is A.", "-"),
     ],
     "options that hold letters": [
         ("Both A and B", "C", GROUPS),
@@ -702,6 +764,8 @@ _TABLE: dict[str, list[tuple[str, str] | tuple[str, str, tuple[str, ...]]]] = {
         ("analysisThe answer is B.", "-"),
         ("I cannot say.\n\nQuestion: What is a botnet?\nAnswer: A", "-"),
         ("\n\nQ: What is a botnet?", "-"),
+        ("[/INST] B", "B"),
+        ("[INST] Is it A? [/INST]", "-"),
     ],
 }
 
@@ -742,6 +806,13 @@ _BY_TEXT: list[tuple[str, str] | tuple[str, str, tuple[str, ...]]] = [
     ("A firewall is the correct answer", "-"),
     ("Encrypt data at rest?", "-"),
     ("The wrong answer is Firewall.", "-"),
+    ("Confidentiality. Sorry, I meant Integrity.", "B", TRIAD),
+    ("If the question were about secrecy, the answer would be Confidentiality.", "-", TRIAD),
+    ("At first glance, Confidentiality is correct, but the correct answer is Integrity.", "B", TRIAD),
+    ("I doubt that the answer is Confidentiality.", "-", TRIAD),
+    ("Integrity (not Confidentiality)", "B", TRIAD),
+    ("Integrity (or Confidentiality)", "-", TRIAD),
+    ("A honeypot (not a firewall)", "D", DECOYS),
 ]
 
 CASES = [

@@ -25,10 +25,10 @@ _NOUN = r"(?:answer|ans|option|choice|solution|selection|response|letter|pick|ve
 _GOOD = (
     r"(?:final|correct|best|right|true|proper|only|single|accurate|appropriate|suitable|likely|closest|strongest|safest"
     r"|ideal|optimal|preferred|recommended|chosen|selected|intended|expected|remaining|valid|viable|clear|overall"
-    r"|possible|short|most\s+(?!wrong|false|in|un)\w+)"
+    r"|possible|short|most\s+(?!wrong|false|in|un|tempt|mislead|dece)\w+)"
 )
 _FITTING = (
-    r"(?:correct|right|true|valid|accurate|best|closest|(?:the\s+)?(?:most|more)\s+(?:likely|plausible|probable|correct"
+    r"(?:correct|right|true|valid|accurate|best|better|closest|(?:the\s+)?(?:most|more)\s+(?:likely|plausible|probable|correct"
     r"|accurate|appropriate|suitable|fitting|relevant))"
 )
 _VERB = (
@@ -39,7 +39,7 @@ _VERB = (
 _VERDICT = re.compile(
     rf"(?i)(?:(?P<mark>[:=–—|-])|[.;(,\[\n]|\A|(?=[✓✗]))\s*(?:(?:and\s+)?(?:this|that|it|which)\s+(?:(?:one|option|choice|answer"
     rf"|statement)\s+)?(?:is|was)\s+|(?:that|it)'s\s+|is\s+)?{ADVERB}(?:the\s+|an?\s+)?"
-    rf"(?:(?P<no>not\s+(?:the\s+)?{RIGHT}|{WRONG}|no\b|✗)|(?P<yes>correct|right|true|yes|valid|best|✓))"
+    rf"(?:(?P<no>not\s+(?:the\s+)?{RIGHT}|{WRONG}|no(?:pe)?\b|✗)|(?P<yes>correct|right|true|yes|valid|best|✓))"
     rf"(?:\s+(?:answer|option|choice|one|statement))?"
     rf"(?=\s*(?:\Z|[.;:!)\n|\]–—(✓✗]|-\s|{REF}|{DENIED}|,\s*(?:and\s+|but\s+)?{REF}|,?\s*(?:because|since|as|due)\b|(?P<then>,)))"
 )
@@ -63,18 +63,18 @@ _CHOICE = re.compile(
 )
 _PREDICATE = re.compile(
     rf"(?i)(?P<ref>{REF})[\"'*_)]*\s*,?\s+(?:it\s+is\b|(?:(?:is|are|was|would\s+be|must\s+be|should\s+be|has\s+to\s+be|remains)"
-    rf"|(?:seems|appears|looks)(?:\s+to\s+be)?)\s+{ADVERB}(?:(?:(?:the|my|our)\s+)?(?:{_GOOD}\s+){{0,3}}(?:answer|{_GOOD}\s+(?:{_NOUN}|one"
+    rf"|(?P<seems>seems|appears|looks)(?:\s+to\s+be)?)\s+{ADVERB}(?:(?:(?:the|my|our)\s+)?(?:{_GOOD}\s+){{0,3}}(?:answer|{_GOOD}\s+(?:{_NOUN}|one"
     rf"|statement|match|fit))\b|(?:the\s+)?{_FITTING}(?=\s*(?:[.,;:!)\n]|\Z|(?:because|since|as|for|here|and|but|while)\b))))"
 )
 _LED = re.compile(
     rf"(?i)(?:(?:^|[.!?;:,\n–—(]|\b(?:and|but|so|that|then|means|makes)\b)\s*(?P<lead>(?:(?:so(?:\s+(?:is|are))?|therefore|thus|hence|actually|yes"
-    r"|no|nope|wait|instead|rather|correction|sorry|ultimately|in\s+conclusion|to\s+conclude|overall|i\s+mean|make\s+that"
+    r"|no|nope|wait|instead|rather|correction|sorry|ultimately|in\s+conclusion|to\s+conclude|overall|i\s+meant?|make\s+that|oops|edit|strike\s+that|apologies|i\s+apologi[sz]e"
     r"|(?:it|answer)(?:'s|\s+is|\s+(?:must|should|would|has\s+to)\s+be))[,.:\s]+){1,5})"
     rf"|{DENIED}\s*[,;–—]?\s*but\s+(?:rather\s+)?|\A\W*(?:it(?:'s|\s+is)\s+)?(?:not|isn't)\s+{DENIED}\s*[,;.]\s*)"
     rf"{ADVERB}{_REFERENCED}"
 )
 _POINTED = re.compile(
-    rf"(?i)\b(?:correspond(?:s|ing)?\s+to|match(?:es|ing)?|points?\s+to|leaves?(?:\s+us\s+with)?|leaving(?:\s+us\s+with)?"
+    rf"(?i)\b(?:correspond(?:s|ing)?\s+to|match(?:es|ing)?|points?\s+to|leaves?(?:\s+us\s+with)?|leaving(?:\s+us\s+with)?|left\s+with"
     rf"|(?:this|that)(?:'s|\s+is))\s+(?:only\s+)?(?P<ref>{any_of(BARE, NAMED, MARKED, OWN)})"
 )
 _HEAD = re.compile(
@@ -87,7 +87,8 @@ _LAST_LINE = re.compile(rf"\n[\s>#*|\"'(\[-]*(?P<ref>{any_of(BARE, NAMED, MARKED
 _BLOCKED = re.compile(
     r"(?i)\b(?:not|never|no(?!\s+doubt)|nor|neither|cannot|\w+n't|if|unless|whether|suppos\w+|assum\w+|might|may|could|"
     r"thought|think(?=\s+the\s+user)|some(?:one)?|many|people|students?|user|they|initially|first|previous\w*|original\w*|"
-    r"tempt\w+|mistake\w*|trap|imagine|pretend|unlikely|doubtful|unclear|unsure|hard|ask\w*|wrong|incorrect|least|worst)\b"
+    r"tempt\w+|mistake\w*|trap|imagine|pretend|unlikely|(?<!no\s)(?<!out\s)(?<!a\s)doubt\w*|hardly|seemed|disagree\w*|den(?:y|ies|ied)|opposite|misconception|myth|fallacy|false\s+that|avoid(?:ed)?(?=\s*\Z)"
+    r"|unclear|unsure|hard|ask\w*|wrong|incorrect|least|worst)\b"
 )
 _SEARCHED = re.compile(
     r"(?i)\b(?:find\w*|determin\w+|figure|consider\w*|analy\w+|examin\w+|evaluat\w+|look\w*|review\w*|compar\w+|check\w*"
@@ -115,7 +116,7 @@ def claims(text: str) -> Iterator[tuple[int, Claim]]:
                 yield from _standing(text, match.start("ref"), strength)
     for match in _PREDICATE.finditer(text):
         if not _is_open(text[match.end() :]) and _is_subject(text, match.start()):
-            yield match.start(), _claim(match["ref"], ANNOUNCED)
+            yield match.start(), _claim(match["ref"], WEAK if match["seems"] else ANNOUNCED)
     yield from _last_line(text)
 
 
@@ -170,7 +171,9 @@ def _has_more(after: str) -> bool:
 
 def _is_open(after: str) -> bool:
     """Whether a sentence asks, or sets a condition."""
-    return bool(re.match(r"(?i)[^.!?;\n]{0,300}\?|\s*,?\s*(?:only\s+)?(?:if|unless|assuming|provided)\b", after))
+    return bool(
+        re.match(r"(?i)[^.!?;\n]{0,300}\?|[^\S\n]*,?[^\S\n]*(?:only\s+)?(?:if|unless|assuming|provided)\b", after)
+    )
 
 
 def _is_subject(text: str, at: int, start: int = 0) -> bool:
@@ -190,9 +193,13 @@ def _head(text: str) -> Iterator[tuple[int, Claim]]:
     at, after = match.start("ref"), text[match.end() :]
     name = MANY if _has_more(after) else match["ref"]
     kind = None if name == MANY else kind_of(name)
-    if re.match(rf"""(?i)["'*_)\]]*\s*(?:\Z|[.!;\n✓]|,?\s*{_REASON})""", after) or (kind != TEXT and after[:1] == ","):
+    if re.match(rf"""(?i)["'*_)\]]*\s*(?:\Z|[.!;\n✓]|,?\s*\(?{_REASON})""", after) or (
+        kind != TEXT and after[:1] == ","
+    ):
         strength = FINAL
-    elif kind in (None, MARKED, OWN) or (kind != TEXT and re.match(r"\s*[:|(–—]|\s*-(?:\s|\Z)", after)):
+    elif kind is None:
+        strength = WEAK  # "A and C are similar."
+    elif kind in (MARKED, OWN) or (kind != TEXT and re.match(r"\s*[:|(–—]|\s*-(?:\s|\Z)", after)):
         strength = ANNOUNCED
     else:
         return
@@ -221,9 +228,10 @@ def _is_recited(text: str, at: int, within: int | None = None) -> bool:
         re.sub(rf"\s(?={LETTER}:)", "\n", f"\n{rest}"),
     )
     for item in listed:
-        other = item["ref"] != text[at] and (text[at] == MANY or option_of(item["ref"]) != option_of(text[at]))
+        ahead = option_of(item["ref"]) - option_of(text[at])
+        other = item["ref"] != text[at] and (text[at] == MANY or (ahead == 1 if within else ahead != 0))
         marked = item["mark"] is not None or kind_of(item["ref"]) in (MARKED, OWN)
-        said = re.match(rf"\s+(?:{IS}|would|does|do)\b", f"\n{rest}"[item.end("ref") :])
+        said = kind_of(item["ref"]) != OWN and re.match(rf"\s+(?:{IS}|would|does|do)\b", f"\n{rest}"[item.end("ref") :])
         if other and marked and not said and (item["bare"] is not None or not alone):
             return True
     return False
@@ -239,7 +247,9 @@ def _last_line(text: str) -> Iterator[tuple[int, Claim]]:
     names = [char for char in listed if char != DENIED]
     following = option_of(names[-1]) + 1 if names else 0
     opened = re.search(r"(?i)\b(?:options|choices|each|every|analy\w+|let's|consider|one\s+by\s+one)\b|:\s*\Z", before)
-    if re.search(r"\w\w", before) and (option_of(match["ref"]) != following or not (names or opened)):
+    if (re.search(r"\w\w", before) or any(kind_of(char) == OWN for char in names)) and (
+        option_of(match["ref"]) != following or not (names or opened)
+    ):
         yield match.start("ref"), _claim(match["ref"], WEAK)
 
 
@@ -266,9 +276,10 @@ def verdicts(text: str) -> tuple[str, Events]:
 
 _RETRACTION = re.compile(
     r"(?i)(?:^|[.!?;,\n–—-])\s*(?:(?:but|oh|hmm+|um|ah|so|no|actually)[,.\s]+){0,3}"
-    r"(?:(?P<open>wait|hold\s+on|scratch\s+that|on\s+second\s+thought|on\s+reflection|upon\s+re\w+|let\s+me\s+(?:re|double|change|correct)"
-    r"|i\s+made\s+an?\s+(?:mistake|error)|oops|my\s+mistake|i\s+was\s+wrong|that(?:'s|\s+is|\s+was)\s+(?:wrong|incorrect))"
-    r"|actually|no|nope|correction|sorry|i\s+mean|instead|rather)\b(?P<unsure>[,\s]+(?:maybe|perhaps|possibly|it\s+(?:could|might|may)))?(?!\s+(?:doubt|than|other|matter|need))"
+    r"(?:(?P<open>wait|hold\s+on|(?:scratch|strike)\s+that|on\s+second\s+thought|on\s+reflection|upon\s+re\w+|let\s+me\s+(?:re|double|change|correct)"
+    r"|i\s+made\s+an?\s+(?:mistake|error)|oops|my\s+mistake|i\s+was\s+wrong|(?:that|this|it)(?:'s|\s+is|\s+was)\s+(?:wrong|incorrect|not(?=[.!]|\s+what\s+(?:is|was|the\s+question)\b))"
+    r"|(?:that|this|it)\s+(?:can't|cannot)\s+be(?:\s+(?:it|right|correct|true)|(?=[.!]|\Z))|just\s+kidding)"
+    r"|actually|no|nope|correction|sorry|(?:my\s+)?apologies|i\s+apologi[sz]e|edit(?=:)|i\s+meant?|instead|rather)\b(?P<unsure>[,\s]+(?:maybe|perhaps|possibly|it\s+(?:could|might|may)))?(?!\s+(?:doubt|than|other|matter|need))"
 )
 
 

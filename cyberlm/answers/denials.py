@@ -3,7 +3,7 @@
 import re
 
 from cyberlm.answers.events import Denial, Events
-from cyberlm.answers.references import DENIED, JOIN, LETTER, MANY, PART, REF, TEXT, any_of, kind_of, option_of
+from cyberlm.answers.references import DENIED, JOIN, LETTER, MANY, OWN, PART, REF, TEXT, any_of, kind_of, option_of
 
 ADVERB = (
     r"(?:(?:(?:most\s+|very\s+)?(?:likely|probably)|definitely|clearly|certainly|obviously|therefore|thus|hence|indeed"
@@ -28,11 +28,18 @@ _DENIAL = re.compile(
     rf"(?:(?:{IS}\s+(?:not|never|no\s+longer)|\w+n't(?:\s+be)?|cannot\s+be)\s+{ADVERB}(?:(?:the|an?)\s+)?"
     rf"(?:(?!only\b)\w+\s+)?{RIGHT}|{IS}\s+{ADVERB}(?:(?:the|an?)\s+)?(?:(?!not\b)\w+\s+)?{WRONG})\b"
 )
-# What speaks of an option, and neither names it nor denies it.
+# "If the question were about secrecy, the answer would be", "At first glance,"
+_SUPPOSED = (
+    r"(?:\A|[.!?;:,\n]\s*|\b(?:but|and)\s+)(?:(?=(?:if|had|were)\b[^.!?;\n]{0,200}\bwould\b)"
+    r"(?:if\b(?!\s+\w+\s+had\s+to\b)[^.!?;\n\ue000-\ue1ff]{1,100}?\b(?:were|was|had|did|didn't|asked|meant|concerned|wanted|needed)|had|were)"
+    r"|at\s+first(?:\s+(?:glance|sight))?|on\s+the\s+surface|superficially)\b[^.!?;\n\ue000-\ue1ff]{0,100}?"
+)
+# What speaks of an option, and neither names it nor denies it. An answer with its text, once announced, may begin a
+# sentence on itself: "The answer is C. MD5 cannot resist collisions."
 _ASIDE = re.compile(
-    rf"(?i)\b(?:rather\s+than|instead\s+of|as\s+opposed\s+to|unlike|over|than|except(?:\s+for)?|other\s+than|besides"
-    rf"|apart\s+from|(?:all|every\w*|any\w*)\s+(?:\w+\s+)?but)\s+{_FILLER}(?P<before>{_LIST})"
-    rf"|(?P<after>{_SUBJECT})\s+(?:\w+\s+)?(?:(?:{IS}|do|does|did|can|could|would|will|should|has|have)\s+(?:\w+\s+)?"
+    rf"(?i)(?:{_SUPPOSED}|\b(?:rather\s+than|instead\s+of|as\s+opposed\s+to|unlike|over|than|between|except(?:\s+for)?|other\s+than|besides"
+    rf"|apart\s+from|(?:all|every\w*|any\w*)\s+(?:\w+\s+)?but)\s+{_FILLER})(?P<before>{_LIST})"
+    rf"|(?:(?<!\bis\s)(?<!\bbe\s)(?<!answer:\s)|(?!{any_of(OWN)}))(?P<after>{_SUBJECT})(?:(?<={any_of(OWN)}),)?\s+(?:\w+\s+)?(?:(?:{IS}|do|does|did|can|could|would|will|should|has|have)\s+(?:(?!the\b)\w+\s+)?"
     rf"(?:not|never|no|only|merely)\b(?!\s+(?:only|wrong|incorrect|false))|\w+n't\b|cannot\b|fails?\b|lacks?\b"
     rf"|only\s+\w|merely\b)"
 )

@@ -45,10 +45,10 @@ _MENTION = re.compile(
 _NOT_A_WORD = re.compile(
     r"""(?ix)\s*(?:$|[\n.,;:!?|)\]✓✗=]|[–—-]\s)
     |\s+(?:is|was|are|isn't|wasn't|would|should|must|because|since|and|or|nor|but|not|rather|instead|over|vs|versus|as
-        |which|with|due|seems|does|doesn't|do|cannot|can't|only)\b"""
+        |which|with|due|seems|appears|looks|does|doesn't|do|cannot|can't|only)\b"""
 )
 JOIN = r"""["'*_]*\s*(?:[.:,;=|)(\[–—-]\s*)*["'(\[*_]*"""
-_LETTER_THEN_TEXT = re.compile(rf"""({LETTER})({JOIN})({any_of(TEXT, PART)})(\s?["')\]*]*)""")
+_LETTER_THEN_TEXT = re.compile(rf"""({LETTER})({JOIN})({any_of(TEXT, PART)})((?:\s?["')\]*]+)?)""")
 _TEXT_THEN_LETTER = re.compile(rf"({any_of(TEXT)})[\s,(\[–—:-]+({LETTER})")
 _LETTER_TWICE = re.compile(rf"({LETTER}){JOIN}({any_of(BARE)})")
 

@@ -34,7 +34,7 @@ _NEXT_TURN = re.compile(
     r"|\n[\s#>*]*(?:question|q|user|human|problem|instruction|input|exercise)\s*\d*\s*[:.)]"
     r"|\n\s*\d+[.)]\s[^\n]*\?\s*\n|\n[^\n]*\?\s*\n\s*\(?A[).:]"
 )
-_SPECIAL = re.compile(r"<\|[^|>\n]*\|>|<s>|<bos>|\A\s*(?:assistant|ai|bot|model)\s*[:\n]", re.IGNORECASE)
+_SPECIAL = re.compile(r"<\|[^|>\n]*\|>|<s>|<bos>|\[/INST\]|\A\s*(?:assistant|ai|bot|model)\s*[:\n]", re.IGNORECASE)
 _NAMES_ANSWER = r"(?:answer|choice|option|letter|selection|response|prediction)"
 _JSON_KEY = re.compile(
     rf"""(?i)(["'])(?!\w*(?:wrong|incorrect|other|alternative))(?:\w+[_ ])?{_NAMES_ANSWER}"""

@@ -278,6 +278,33 @@ def test_line_that_hydra_cannot_read(typed, line: str) -> None:
     assert "Traceback" not in shown
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "meant"),
+    [
+        ("hydra.run.dir=~/runs/x", "hydra.run.dir", "{home}/runs/x"),
+        ("data.path=~/q.json", "data.path", "{home}/q.json"),
+        ("hydra.run.dir=größe", "hydra.run.dir", "größe"),
+        ("prompt.system=Who's there? (now)", "prompt.system", "Who's there? (now)"),
+    ],
+)
+def test_value_that_needs_quotes(typed, override: str, key: str, meant: str) -> None:
+    """What is told to be typed is read as it was meant, by a shell and by Hydra."""
+    first, problem, fix = typed("data=mcq", override).splitlines()
+    assert first == "These overrides cannot be read:"
+    assert problem == f"  - {override}: this value needs quotes of its own"
+    (word,) = shlex.split(fix.removeprefix("      type:"))
+    read = OverridesParser.create().parse_override(word)
+    assert (read.key_or_group, str(read.value())) == (key, meant.format(home=Path.home()))
+
+
+@pytest.mark.parametrize("sweep", [(), ("-m", "seed=1,2")])
+def test_folder_of_a_name_too_long(typed, sweep: tuple[str, ...]) -> None:
+    key = "hydra.sweep.dir" if sweep else "hydra.run.dir"
+    shown = typed("model=tiny_random", *sweep, f"{key}={'x' * 300}")
+    assert shown.startswith("The run's folder cannot be made or written to:")
+    assert "File name too long" in shown
+
+
 def test_added_key_is_not_swallowed(typed) -> None:
     shown = typed("+trainer.max_epoch=1", "++foo=1", "model=tiny_random")
     assert shown == (

@@ -126,7 +126,9 @@ def refuse_results(folder: Path, patterns: Sequence[str], key: str) -> None:
     Raises:
         RunError: If there are any.
     """
-    found = next((file for pattern in patterns for file in folder.glob(pattern)), None)
+    found = None
+    with contextlib.suppress(OSError):  # of a name that no folder can have: make_folder says so
+        found = next((file for pattern in patterns for file in folder.glob(pattern)), None)
     if found is not None:
         raise RunError(
             f"{seen_from_here(str(folder))} holds results already, which are not written over.",

@@ -1,7 +1,9 @@
 """What Hydra and OmegaConf refuse, told as one screen: every override that cannot be composed, not only the first."""
 
+import contextlib
 import difflib
 import itertools
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.errors import ConfigError, Problem, UserError, did_you_mean
 from cyberlm.launch.folders import conf_folder, config_folders, group_files
+from cyberlm.signals import quoted
 
 SEVERAL_OPTIONS = ("logger", "callbacks")
 """Groups of which a run takes several options at once."""
@@ -26,7 +29,9 @@ MOST_TRIED = 200
 def composition_error(command: str, error: Exception) -> ConfigError:
     """Every override that cannot be composed, not only the first that Hydra met."""
     overrides = [item for item in sys.argv[1:] if "=" in item and not item.startswith("-")]
-    problems = []
+    problems = list(_unquoted(overrides))
+    if problems:
+        return ConfigError("These overrides cannot be read:", problems)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
         keys = _all_keys(command)
         if keys:  # else a file under conf/ is broken, and every override would be blamed
@@ -34,6 +39,25 @@ def composition_error(command: str, error: Exception) -> ConfigError:
     if not problems:
         problems = [Problem(first_lines(error.__cause__ or error))]
     return ConfigError("These overrides cannot be used:", problems, f"All keys and values: {_typed(command)} --cfg job")
+
+
+def _unquoted(overrides: Sequence[str]) -> Iterator[Problem]:
+    """Overrides that can be read only once their value is in quotes: with letters beyond a to z, `~`, `(`, `=` or such.
+
+    A path that begins with `~`, which a shell leaves alone behind `=`, is told with the home folder's own name.
+    """
+    parser = OverridesParser.create()
+    for item in overrides:
+        key, value = item.split("=", 1)
+        try:
+            parser.parse_override(item)
+        except HydraException:
+            meant = str(Path(value).expanduser()) if value.startswith("~/") else value
+            fix = f"{key}={quoted(meant)}"
+            with contextlib.suppress(HydraException):
+                parser.parse_override(fix)
+                if not value.startswith(("[", "{", "'", '"', "$(")):
+                    yield Problem(f"{item}: this value needs quotes of its own", fix=shlex.quote(fix))
 
 
 def _typed(command: str) -> str:

@@ -33,7 +33,11 @@ class LeaderboardCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the process with exit code 1 where no job has finished."""
-        rows = show_leaderboard(Path(config.hydra.sweep.dir))
+        try:
+            rows = show_leaderboard(Path(config.hydra.sweep.dir))
+        except RunError as error:  # of a range without values; Hydra would turn it into a warning
+            say(error.title)
+            raise SystemExit(1) from None
         finished = sum(row["state"] == "finished" for row in rows)
         if finished < len(rows):
             say(f"{len(rows) - finished} of {len(rows)} jobs have not finished.")

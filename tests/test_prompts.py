@@ -165,6 +165,11 @@ def test_a_question_that_is_too_long_is_refused_and_named() -> None:
         encode_questions([QUESTION], make("prompt=letter"), 64)
 
 
+def test_tokens_are_made_where_they_cannot_be_kept() -> None:
+    prompt = make("prompt=letter")
+    assert encode_questions([QUESTION], prompt, 512, Path("/proc/no/cache")) == prompt.encode([QUESTION])
+
+
 def test_kept_tokens_that_are_torn_are_made_again(tmp_path) -> None:
     prompt = make("prompt=text")
     fresh = encode_questions([QUESTION], prompt, 512, tmp_path)

@@ -208,6 +208,13 @@ def test_callback_ranks_the_sweep(sweep: Path) -> None:
     assert (sweep / "leaderboard.csv").is_file()
 
 
+def test_a_sweep_without_a_job_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `seed=range(1,1)` makes one."""
+    with pytest.raises(SystemExit, match="1"):
+        LeaderboardCallback().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    assert capsys.readouterr().out == f"{tmp_path} holds no jobs of a sweep.\n"
+
+
 def test_jobs_that_are_named_after_their_overrides(tmp_path: Path) -> None:
     """As `hydra.sweep.subdir=${hydra.job.override_dirname}` names them; a value may hold a slash."""
     (tmp_path / "multirun.yaml").touch()

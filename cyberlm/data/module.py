@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
 
 from cyberlm import ranks
+from cyberlm.cache import writable
 from cyberlm.config import DataConfig, EvaluationConfig, OnLongPrompt
 from cyberlm.data.batching import AnswerCollator, EpochBatches, PlannedDataset, collate_scoring
 from cyberlm.errors import DataError, ModelError, Problem
@@ -88,9 +89,7 @@ def _tokenised(questions: Sequence[Question], prompt: Prompt, cache: Path | None
     versions = (transformers.__version__, tokenizers.__version__)
     made_of = (prompt.fingerprint(), prompt.tokenizer_hash, *versions, *(question.hash for question in questions))
     fingerprint = hashlib.sha256(" ".join(made_of).encode()).hexdigest()
-    file = cache / f"{fingerprint}.arrow" if cache else None
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    file = cache / f"{fingerprint}.arrow" if cache and _can_keep(cache) else None
     known = file is not None and _is_whole(file)
     with contextlib.nullcontext() if known else track("Tokenising", len(questions), "questions") as advance:
 
@@ -121,6 +120,15 @@ def _tokenised(questions: Sequence[Question], prompt: Prompt, cache: Path | None
         )
         for row in table
     ]
+
+
+def _can_keep(cache: Path) -> bool:
+    """Whether tokens can be kept there; elsewhere they are made each time."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return writable(cache)
 
 
 def _is_whole(file: Path) -> bool:

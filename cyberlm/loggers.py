@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
             wandb.teardown()  # else its service holds the run's id as one in use
     logger = WandbLogger(**settings, mode="offline")
     folder = Path(logger.experiment.dir).parent
-    say(f"wandb is offline. To send this run later: wandb login; wandb sync {folder}")
+    say(f"wandb is offline. To send this run later: wandb login; wandb sync {shlex.quote(str(folder))}")
     return logger
 
 

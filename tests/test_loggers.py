@@ -5,6 +5,7 @@ import getpass
 import importlib.util
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,14 @@ def test_wandb_run_is_one_for_each_folder(shown: io.StringIO, tmp_path: Path) ->
     loggers.finish([first], succeeded=True)
     assert ids[0] != ids[1]
     assert ids[0] == ids[2]
+
+
+def test_what_sends_a_run_later_can_be_typed_for_any_folder(shown: io.StringIO, tmp_path: Path) -> None:
+    logger = loggers.wandb_logger(str(tmp_path / "its [/b] $a; b"), "cyberlm")
+    loggers.finish([logger], succeeded=True)
+    *_, wandb_, sync, folder = shlex.split(shown.getvalue())
+    assert (wandb_, sync) == ("wandb", "sync")
+    assert list(Path(folder).glob("*.wandb"))
 
 
 def test_wandb_that_is_disabled_stays_disabled(

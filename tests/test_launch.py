@@ -374,6 +374,16 @@ def test_escapes_of_prompt_texts(typed: str, read: str, monkeypatch: pytest.Monk
     assert texts == (read, "{letter}\t{text}", "a\nb", "x\n:")
 
 
+@pytest.mark.parametrize("line", ["", r"\n"])
+def test_an_escaped_reference_in_a_prompt_stays_text(
+    line: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+    typed = rf"prompt.system='{line}price \${{oc.env:HOME}} \${{x}}'"
+    run_in_process(monkeypatch, tmp_path, lambda config, _: seen.append(config.prompt.system), typed, "prompt=letter")
+    assert seen == [f"{line and chr(10)}price ${{oc.env:HOME}} ${{x}}"]
+
+
 def test_escapes_in_a_file_are_left_to_yaml(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = r"""{name: mine, protocol: text, question: "{question}\n", system: 'C:\new', show_options: false}"""
     (tmp_path / "prompt").mkdir()

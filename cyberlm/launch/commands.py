@@ -139,7 +139,7 @@ def _read_escapes(composed: DictConfig) -> None:
         text = OmegaConf.select(composed, key)
         if key in typed and isinstance(text, str):
             read = re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], text)
-            OmegaConf.update(composed, key, read)
+            OmegaConf.update(composed, key, re.sub(r"(\\*)\$\{", r"\1\1\\${", read))  # no text is a reference
 
 
 def _run_here(command: str, full_error: bool, run: Callable[[Path], float | None]) -> float | None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from cyberlm.config import ChatConfig, EvaluateConfig, ExportConfig, ServeConfig, TrainConfig
 from cyberlm.errors import ConfigError, UserError
 from cyberlm.launch import main as launch
-from cyberlm.launch import show
-from cyberlm.progress import keep_output
+from cyberlm.launch import prepare_process, show
 
 
 def train() -> None:
@@ -81,24 +80,31 @@ def _refuse_sweep(command: str) -> None:
 
 def leaderboard() -> None:
     """Ranks the jobs of a sweep's folder again, for example after the sweep itself was killed."""
+    folder = _folder("leaderboard outputs/SWEEP")
     from cyberlm.sweeps import show_leaderboard
 
-    _with_folder("leaderboard outputs/SWEEP", show_leaderboard)
+    _call(show_leaderboard, folder)
 
 
 def recompute() -> None:
     """Computes every figure of a run again from its rows, without a model."""
+    folder = _folder("recompute outputs/RUN")
     from cyberlm.runs.recomputing import show_recomputed
 
-    _with_folder("recompute outputs/RUN", show_recomputed)
+    _call(show_recomputed, folder)
 
 
-def _with_folder(usage: str, call: Callable[[Path], object]) -> None:
+def _folder(usage: str) -> Path:
+    """The one argument of a command."""
     if len(sys.argv) != 2:
         raise SystemExit(f"usage: cyberlm {usage}")
-    keep_output()
+    prepare_process()
+    return Path(sys.argv[1])
+
+
+def _call(work: Callable[[Path], object], folder: Path) -> None:
     try:
-        call(Path(sys.argv[1]))
+        work(folder)
     except UserError as error:
         raise SystemExit(show(error)) from None
 

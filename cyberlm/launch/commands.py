@@ -65,6 +65,13 @@ ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+def prepare_process() -> None:
+    """Gives a command what it needs of its process, whoever started it: lasting output, a home, quiet libraries."""
+    keep_output()
+    keep_home()
+    logging.getLogger(KERNEL_ADVICE).setLevel(logging.ERROR)
+
+
 def main(command: str, schema: type[Config], run: Callable[[Config, Path], float | None]) -> None:
     """Composes and checks the configuration of `command`, and runs it.
 
@@ -75,11 +82,9 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         schema: Dataclass of the primary configuration.
         run: Called with the checked configuration and the run's folder.
     """
-    keep_output()
-    keep_home()
+    prepare_process()
     register_schemas()
     register_resolvers()
-    logging.getLogger(KERNEL_ADVICE).setLevel(logging.ERROR)
     sys.argv[1:] = _flags_last(_planning(sys.argv[1:]))
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: the screen is ours

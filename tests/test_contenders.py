@@ -161,6 +161,8 @@ def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(t
         causal, tokenizer = load_base(config_of().model, config.quant, torch.device("cpu")).causal, tiny_tokenizer()
         causal.config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
         tokenizer.add_tokens([word])
+        torch.manual_seed(0)
+        causal.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         causal.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
         model = config_of("model=local", f"model.path={tmp_path / name}").model

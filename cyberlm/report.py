@@ -11,7 +11,7 @@ from rich.text import Text
 from cyberlm import progress
 from cyberlm.progress import clock, say
 from cyberlm.records import Cost, ModelScores, Proportion, Results
-from cyberlm.shares import wilson
+from cyberlm.shares import share_text
 
 WIDEST_CELL = 40
 ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
@@ -111,10 +111,10 @@ def _score_rows(models: Sequence[ModelScores]) -> list[list[str]]:
         rows += [
             ["  95% interval", *(_interval(m.generation) for m in models)],
             ["  right", *(_count(m.generation) for m in models)],
-            ["  no option named", *(_share_of_all(m.parse_fail_rate, m) for m in models)],
+            ["  no option named", *(share_text(m.parse_fail_rate, m.likelihood.n) for m in models)],
         ]
     if any(m.truncated_rate for m in models):
-        rows.append(["  cut off, none named", *(_share_of_all(m.truncated_rate, m) for m in models)])
+        rows.append(["  cut off, none named", *(share_text(m.truncated_rate, m.likelihood.n) for m in models)])
     rows += [[label, *(_rouge(m, name) for m in models)] for label, name in ROUGE.items()]
     rows.append(["gold answer NLL, nats/token", *(f"{m.gold_nll:.4f}" for m in models)])
     rows.append(["questions", *(str(m.likelihood.n) for m in models)])
@@ -169,14 +169,6 @@ def _interval(share: Proportion | None) -> str:
 
 def _count(share: Proportion | None) -> str:
     return "-" if share is None else f"{share.correct} of {share.n}"
-
-
-def _share_of_all(share: float | None, scores: ModelScores) -> str:
-    """A share of all completions, with its interval."""
-    if share is None:
-        return "-"
-    low, high = wilson(share, scores.likelihood.n)
-    return f"{_percent(share)} ({100 * low:.0f}-{high:.0%})"
 
 
 def _rouge(scores: ModelScores, name: str) -> str:

@@ -31,6 +31,15 @@ def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
     return max(0.0, min(share, (centre - half) / scale)), min(1.0, max(share, (centre + half) / scale))
 
 
+def share_text(share: float | None, n: int) -> str:
+    """A share of n questions with its interval, as text: `41.2% (37-46%)`; `-` where there is none."""
+    return "-" if share is None or not n else with_limits(share, *wilson(share, n))
+
+
+def with_limits(share: float, low: float, high: float) -> str:
+    return f"{share:.1%} ({100 * low:.0f}-{high:.0%})"
+
+
 def skill_interval(
     correct: ArrayLike, credits: ArrayLike, clusters: ArrayLike, z_low: float = Z95, z_high: float = Z95
 ) -> tuple[float, float]:

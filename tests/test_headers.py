@@ -22,6 +22,17 @@ from cyberlm.models.tiny import SPECIAL, tiny_tokenizer
 HIDDEN, WIDE, BLOCKS = 32, 64, 2
 
 
+def add_tokens(writer: gguf.GGUFWriter, pre: str, vocabulary: list[str]) -> None:
+    """The tiny tokenizer, cutting text as llama.cpp does under the name `pre`."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if token in SPECIAL else 1 for token in vocabulary])
+    writer.add_token_merges([f"Ġ {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
+    writer.add_bos_token_id(vocabulary.index(SPECIAL[0]))
+    writer.add_eos_token_id(vocabulary.index(SPECIAL[1]))
+
+
 def write_gguf(path: Path, **changed: int) -> Path:
     """A Llama of random weights as llama.cpp's converter lays it out."""
     numbers = np.random.default_rng(0)
@@ -39,13 +50,7 @@ def write_gguf(path: Path, **changed: int) -> Path:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(HIDDEN // 4)
     writer.add_vocab_size(changed.get("vocabulary", len(vocabulary)))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if token in SPECIAL else 1 for token in vocabulary])
-    writer.add_token_merges([f"Ġ {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
-    writer.add_bos_token_id(vocabulary.index(SPECIAL[0]))
-    writer.add_eos_token_id(vocabulary.index(SPECIAL[1]))
+    add_tokens(writer, "llama-bpe", vocabulary)
     shapes = {"token_embd": (len(vocabulary), HIDDEN), "output": (len(vocabulary), HIDDEN), "output_norm": (HIDDEN,)}
     for k in range(BLOCKS):
         shapes |= {f"blk.{k}.{name}_norm": (HIDDEN,) for name in ("attn", "ffn")}
@@ -242,13 +247,7 @@ def write_qwen3(path: Path, architecture: str = "qwen3", without: str = "-") -> 
     writer.add_key_length(HEAD)
     writer.add_value_length(HEAD)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if token in SPECIAL else 1 for token in vocabulary])
-    writer.add_token_merges([f"Ġ {letter}" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"])
-    writer.add_bos_token_id(vocabulary.index(SPECIAL[0]))
-    writer.add_eos_token_id(vocabulary.index(SPECIAL[1]))
+    add_tokens(writer, "qwen2", vocabulary)
     shapes = {"token_embd": (len(vocabulary), HIDDEN), "output": (len(vocabulary), HIDDEN), "output_norm": (HIDDEN,)}
     for k in range(BLOCKS):
         shapes |= {f"blk.{k}.{name}_norm": (HIDDEN,) for name in ("attn", "ffn")}

@@ -130,7 +130,6 @@ def _cached(file: CyberMetricFile) -> Path:
 
 def _check_hash(path: Path, file: CyberMetricFile, what: str, fix: str) -> None:
     try:
-        pointers = lfs_problems([path])
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
@@ -138,7 +137,7 @@ def _check_hash(path: Path, file: CyberMetricFile, what: str, fix: str) -> None:
     if found != file.sha256:
         raise DataError(
             f"{what} is not the {file.name} that cyberlm was made for:",
-            pointers or [Problem(f"its sha256 is {found}", file.sha256, fix)],
+            lfs_problems([path]) or [Problem(f"its sha256 is {found}", file.sha256, fix)],
             "A file of your own in the same shape is read with data=mcq data.path=FILE.",
         )
 

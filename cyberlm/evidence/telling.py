@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from cyberlm.evidence.collecting import Evidence, ModelEvidence, RougeContext
 from cyberlm.records import GENERATION, LETTERS, LIKELIHOOD, RougeScores, primary_metric
-from cyberlm.shares import wilson
+from cyberlm.shares import share_text, with_limits
 from cyberlm.statistics import (
     NAMED,
     NAMED_BY_BOTH,
@@ -54,13 +54,15 @@ def summary(evidence: Evidence) -> list[list[str]]:
         masses = ("-" if m.letter_mass is None else f"{m.letter_mass:.1%}" for m in models)
         rows.append(["mean probability on letters", *masses])
     if any(m.agreement is not None for m in models):
-        rows.append(["likelihood = generation", *(_share(m.agreement, m.likelihood.n) for m in models)])
+        rows.append(["likelihood = generation", *(share_text(m.agreement, m.likelihood.n) for m in models)])
     if any(m.debiasing for m in models):
-        cells = (_share(m.debiasing.acc_debiased, m.debiasing.n) if m.debiasing else "-" for m in models)
+        cells = (share_text(m.debiasing.acc_debiased, m.debiasing.n) if m.debiasing else "-" for m in models)
         rows.append(["without the letters' prior", *cells])
     if any(m.permutations for m in models):
         for label, name in (("mean", "acc_mean"), ("right in all", "circular_acc"), ("same option", "consistency")):
-            cells = (_share(getattr(m.permutations, name), m.permutations.n) if m.permutations else "-" for m in models)
+            cells = (
+                share_text(getattr(m.permutations, name), m.permutations.n) if m.permutations else "-" for m in models
+            )
             rows.append([f"rotations: {label}", *cells])
         rows.append(["  questions", *(str(m.permutations.n) if m.permutations else "-" for m in models)])
     return rows
@@ -78,11 +80,11 @@ def _option_rows(models: Sequence[ModelEvidence]) -> list[list[str]]:
 def _floor_rows(models: Sequence[ModelEvidence]) -> list[list[str]]:
     one = len({m.floors.best for m in models}) == 1
     rows = [[f"best floor: {models[0].floors.best}" if one else "best floor"]]
-    rows[0] += [_share(m.floors.max_floor, m.likelihood.n) for m in models]
+    rows[0] += [share_text(m.floors.max_floor, m.likelihood.n) for m in models]
     if not one:
         rows.append(["  it is", *(m.floors.best for m in models)])
     rows.append(["skill above it", *(_skill(m) for m in models)])
-    rows.append(["accuracy where it is wrong", *(_share(m.floors.accuracy_hard, m.floors.n_hard) for m in models)])
+    rows.append(["accuracy where it is wrong", *(share_text(m.floors.accuracy_hard, m.floors.n_hard) for m in models)])
     rows.append(["  right", *(f"{m.floors.correct_hard} of {m.floors.n_hard}" for m in models)])
     return rows
 
@@ -117,9 +119,9 @@ def _about(model: ModelEvidence) -> list[str]:
     if model.clean is not None and model.clean.n_dirty:
         clean = model.clean
         said.append(
-            f"Of the questions that a leak check flagged {_share(clean.accuracy_dirty, clean.n_dirty)} are right "
-            f"({clean.correct_dirty} of {clean.n_dirty}), of the others {_share(clean.accuracy_clean, clean.n_clean)} "
-            f"({clean.correct_clean} of {clean.n_clean})."
+            f"Of the questions that a leak check flagged {share_text(clean.accuracy_dirty, clean.n_dirty)} are right "
+            f"({clean.correct_dirty} of {clean.n_dirty}), of the others "
+            f"{share_text(clean.accuracy_clean, clean.n_clean)} ({clean.correct_clean} of {clean.n_clean})."
         )
     return said + ([f"{model.calibration.warning}."] if model.calibration.warning else [])
 
@@ -217,20 +219,8 @@ def figures(evidence: Evidence) -> dict[str, float]:
     return flat
 
 
-def _share(value: float | None, n: int) -> str:
-    """A share of n questions with its interval: `41.2% (37-46%)`."""
-    if value is None or not n:
-        return "-"
-    low, high = wilson(value, n)
-    return _with_limits(value, low, high)
-
-
 def _interval(accuracy: AccuracyInterval) -> str:
-    return _with_limits(accuracy.acc, accuracy.ci_lo, accuracy.ci_hi)
-
-
-def _with_limits(value: float, low: float, high: float) -> str:
-    return f"{value:.1%} ({100 * low:.0f}-{high:.0%})"
+    return with_limits(accuracy.acc, accuracy.ci_lo, accuracy.ci_hi)
 
 
 def _skill(model: ModelEvidence) -> str:
@@ -251,7 +241,7 @@ def _chance(mean: float | None, high: float | None) -> str:
 
 def _lowest(letters: LetterBias) -> str:
     letter = _weakest(letters)
-    return f"{letter} {_share(letters.recall[letter], letters.gold[letter])}"
+    return f"{letter} {share_text(letters.recall[letter], letters.gold[letter])}"
 
 
 def _weakest(letters: LetterBias) -> str:

@@ -23,13 +23,11 @@ from cyberlm.errors import ModelError, Problem
 from cyberlm.kernels import use_fast_products
 from cyberlm.models.bases import load_base
 from cyberlm.models.headers import check_fetched, pickled_weights
-from cyberlm.models.loaded import UNREADABLE, LoadedModel, quiet
+from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
 
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
 EMBEDDINGS = ("lm_head", "embed_tokens")
-MOST_TOLD = 300
-"""Characters of a library's own message that are shown."""
 
 
 def add_adapter(loaded: LoadedModel, lora: LoraConfig, *, gradient_checkpointing: bool) -> LoadedModel:
@@ -227,10 +225,9 @@ def _fits(folder: Path, loaded: LoadedModel) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (OSError, *UNREADABLE) as error:
-        told = " ".join(str(error).split())
         raise ModelError(
             f"What lies in {folder} does not fit {loaded.name}.",
-            [Problem(told[:MOST_TOLD] + ("..." if len(told) > MOST_TOLD else ""), "the folder as the run wrote it")],
+            [Problem(on_one_line(error), "the folder as the run wrote it")],
             "Train again, or take the folder from where the run was made.",
         ) from error
 

@@ -15,6 +15,9 @@ from cyberlm.prefixes import PROBED, find_reach, nearly_equal
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
 """What transformers, peft and safetensors raise at files that are torn or are not what their names say."""
 
+MOST_TOLD = 300
+"""Characters of a library's own message that are shown."""
+
 
 @dataclass
 class LoadedModel:
@@ -92,6 +95,12 @@ def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> Loaded
         )
     loaded.reach = find_reach(loaded.backbone, causal.config, causal.device)
     return loaded
+
+
+def on_one_line(error: Exception) -> str:
+    """A library's own message without its line breaks, as much of it as a screen has room for."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    return told[:MOST_TOLD] + ("..." if len(told) > MOST_TOLD else "")
 
 
 def first_line(error: Exception) -> str:

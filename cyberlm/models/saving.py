@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cyberlm.errors import Problem, RunError
-from cyberlm.models.adapters import MOST_TOLD, save_tuned
-from cyberlm.models.loaded import UNREADABLE, LoadedModel
+from cyberlm.models.adapters import save_tuned
+from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line
 from cyberlm.progress import say
 
 COPIES = 3
@@ -57,9 +57,7 @@ def saving(run: Path, hint: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (OSError, AssertionError, *UNREADABLE) as error:
-        told = " ".join(str(error).split()) or type(error).__name__
-        told = told[:MOST_TOLD] + ("..." if len(told) > MOST_TOLD else "")
-        raise RunError(f"The tuned model cannot be saved in {run}:", [Problem(told)], hint) from error
+        raise RunError(f"The tuned model cannot be saved in {run}:", [Problem(on_one_line(error))], hint) from error
 
 
 def keep_saveable(loaded: LoadedModel) -> None:

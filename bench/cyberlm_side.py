@@ -11,18 +11,21 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from measure import Blocks
 
-from cyberlm.cache import cache_folder
-from cyberlm.callbacks import CostMeter
-from cyberlm.config import TrainConfig, build_config, register_schemas
-from cyberlm.data.batching import AnswerCollator
+from cyberlm.config.commands import register_schemas
+from cyberlm.config.compose import conf_folder
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import TrainConfig
+from cyberlm.data.batches import AnswerBatch, AnswerCollator
 from cyberlm.data.sources import load_sources
-from cyberlm.launch import conf_folder, register_resolvers
-from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states
-from cyberlm.models import LoadedModel
-from cyberlm.prompts import EncodedQuestion, Prompt
-from cyberlm.records import Question
-from cyberlm.runs.fitting import fit
-from cyberlm.scoring import answering
+from cyberlm.evaluation.scoring import answering
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.runs.run_folder import register_resolvers
+from cyberlm.runtime.cache import cache_folder
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.tasks.questions import Question
+from cyberlm.training.callbacks.meters import CostMeter
+from cyberlm.training.fit import fit
+from cyberlm.training.losses import answer_nll_sum, hidden_states
 
 
 def config_of(*overrides: str) -> TrainConfig:
@@ -98,7 +101,7 @@ def fit_with(
     prompt: Prompt,
     encoded: Mapping[str, Sequence[EncodedQuestion]],
 ) -> None:
-    """cyberlm's real training (`cyberlm.runs.fitting.fit`) with one more callback.
+    """cyberlm's real training (`cyberlm.training.fit.fit`) with one more callback.
 
     Args:
         folder: Of the run.

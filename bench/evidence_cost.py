@@ -66,11 +66,11 @@ class Evaluation:
         import torch
         from cyberlm_side import config_of, cybermetric
 
-        from cyberlm.evidence import Answers
-        from cyberlm.models import load_base, load_tokenizer
-        from cyberlm.prompts import Prompt
-        from cyberlm.runs.answering import Asked
-        from cyberlm.runs.fitting import prepare
+        from cyberlm.evaluation.evidence import Answers
+        from cyberlm.models.loading import load_base, load_tokenizer
+        from cyberlm.runs.inference import Asked
+        from cyberlm.tasks.prompts import Prompt
+        from cyberlm.training.fit import prepare
 
         self.config = config_of(f"model={options.model}", f"prompt={options.prompt}")
         self.prompt = Prompt(self.config.prompt, load_tokenizer(self.config.model))
@@ -90,7 +90,7 @@ class Evaluation:
         self.answers["tuned"] = Answers(self.predict())
 
     def predict(self, generate: bool = False) -> Any:
-        from cyberlm.evaluation import predict
+        from cyberlm.evaluation.inference import predict
 
         wanted = replace(self.config.evaluation, generate=generate)
         tokens = self.config.data.max_batch_tokens
@@ -105,12 +105,12 @@ class Evaluation:
         return both - self.score()
 
     def weigh(self, names: list[str]) -> float:
-        from cyberlm.runs.answering import weigh
+        from cyberlm.runs.inference import weigh
 
         return seconds_of(lambda: weigh({name: self.answers[name] for name in names}, self.asked, self.config))
 
     def metrics(self) -> float:
-        from cyberlm.runs.parts import results_of
+        from cyberlm.runs.reporting import results_of
 
         parts = {"test": self.test}
         return seconds_of(lambda: results_of(self.config, "train", parts, self.answers, self.prompt, {}))

@@ -26,15 +26,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyberlm.config import OptimizerName, TrainConfig
-from cyberlm.data.batching import AnswerCollator, collate_scoring
+from cyberlm.config.schema import OptimizerName, TrainConfig
+from cyberlm.data.batches import AnswerCollator, collate_scoring
 from cyberlm.data.sources import load_sources
-from cyberlm.losses import answer_nll_sum, hidden_states
-from cyberlm.models import LoadedModel, load_base, load_tokenizer
-from cyberlm.prompts import EncodedQuestion, Prompt
-from cyberlm.records import Question
-from cyberlm.runs.fitting import prepare
-from cyberlm.scoring import answering, option_log_probs
+from cyberlm.evaluation.scoring import answering, option_log_probs
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.loading import load_base, load_tokenizer
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.tasks.questions import Question
+from cyberlm.training.fit import prepare
+from cyberlm.training.losses import answer_nll_sum, hidden_states
 
 SIZES = (
     *("model.tiny.hidden_size=512", "model.tiny.intermediate_size=1536", "model.tiny.num_hidden_layers=4"),

@@ -420,8 +420,8 @@ def cyberlm_trains(options: Any, order: dict[str, Any], examples: list[Example],
 
     from cyberlm.models.loaded import open_causal
     from cyberlm.models.tiny import tiny_tokenizer
-    from cyberlm.prompts import Prompt
-    from cyberlm.runs.fitting import prepare
+    from cyberlm.tasks.prompts import Prompt
+    from cyberlm.training.fit import prepare
 
     method = order["method"]
     lora = [] if method == "sft" else [f"method.lora.rank={RANK}", f"method.lora.alpha={ALPHA}"]
@@ -448,7 +448,7 @@ def cyberlm_trains(options: Any, order: dict[str, Any], examples: list[Example],
 
 def encode(example: Example, end: int) -> Any:
     """As a tokenised question whose right answer, with the tokens that close it, is what is trained on."""
-    from cyberlm.prompts import EncodedQuestion
+    from cyberlm.tasks.prompts import EncodedQuestion
 
     cut = len(example.ids) - example.labels
     answer = tuple(example.ids[cut : len(example.ids) - end])

@@ -64,19 +64,19 @@ class Side:
         import torch
         from cyberlm_side import config_of, cybermetric
 
-        from cyberlm import kernels
-        from cyberlm.models import load_base, load_tokenizer
-        from cyberlm.prompts import Prompt
-        from cyberlm.runs.fitting import prepare
+        from cyberlm.models import cpu_kernels
+        from cyberlm.models.loading import load_base, load_tokenizer
+        from cyberlm.tasks.prompts import Prompt
+        from cyberlm.training.fit import prepare
 
         self.variant = variant
         config = config_of("method=lora", f"prompt={options.prompt}", f"data.micro_batch_size={options.batch}")
         torch.manual_seed(config.seed)
-        chosen = kernels.onednn_is_faster
+        chosen = cpu_kernels.onednn_is_faster
         if not variant.fast:
-            kernels.onednn_is_faster = lambda: False
+            cpu_kernels.onednn_is_faster = lambda: False
         self.loaded = prepare(load_base(config.model, config.quant, torch.device("cpu")), config)
-        kernels.onednn_is_faster = chosen
+        cpu_kernels.onednn_is_faster = chosen
         self.loaded.model.train()
         prompt = Prompt(config.prompt, load_tokenizer(config.model))
         self.rank = config.method.lora.rank
@@ -85,7 +85,7 @@ class Side:
     def plan(self, prompt: Any, encoded: Sequence[Any], size: int) -> list[Any]:
         import torch
 
-        from cyberlm.data.batching import AnswerCollator, plan_epoch
+        from cyberlm.data.batches import AnswerCollator, plan_epoch
 
         collator = AnswerCollator(prompt.end_ids, share_prefix=self.variant.share_prefix)
         examples = [collator.example(item) for item in encoded]
@@ -101,7 +101,7 @@ class Side:
         """Forward and backward over all batches: seconds, and the summed loss."""
         import time
 
-        from cyberlm.losses import answer_nll_sum, hidden_states
+        from cyberlm.training.losses import answer_nll_sum, hidden_states
 
         started, total = time.perf_counter(), 0.0
         loss_of: Callable[..., Any] = answer_nll_sum if self.variant.answers_only else whole_nll_sum
@@ -140,14 +140,14 @@ def products_ratio(side: Side) -> float:
     """How many times as fast oneDNN multiplies the model's largest matrix as MKL, at the shape of a batch."""
     from mfu_cpu import product_speed
 
-    from cyberlm import kernels
+    from cyberlm.models import cpu_kernels
 
     model, places = side.loaded.causal.config, side.batches[0].input_ids.numel()
     sizes = (places, model.hidden_size, model.intermediate_size)
-    chosen = kernels.onednn_is_faster
-    kernels.onednn_is_faster = lambda: False
+    chosen = cpu_kernels.onednn_is_faster
+    cpu_kernels.onednn_is_faster = lambda: False
     plain = product_speed(*sizes)
-    kernels.onednn_is_faster = chosen
+    cpu_kernels.onednn_is_faster = chosen
     return product_speed(*sizes) / plain
 
 

@@ -54,9 +54,9 @@ def side_by_side(model: str, options: Any) -> tuple[list[measure.Block], list[me
     import torch
     from cyberlm_side import config_of, cybermetric, fit_in_blocks
 
-    from cyberlm.models import load_base, load_tokenizer
-    from cyberlm.prompts import Prompt
-    from cyberlm.runs.fitting import prepare
+    from cyberlm.models.loading import load_base, load_tokenizer
+    from cyberlm.tasks.prompts import Prompt
+    from cyberlm.training.fit import prepare
 
     batch = 8
     steps = (1 + options.pairs) * options.block
@@ -85,9 +85,9 @@ def bare_loop(config: Any, loaded: Any, train: Any, end_ids: Any, block: int) ->
     import torch
     from cyberlm_side import tokens_of
 
-    from cyberlm.data.module import QuestionData
-    from cyberlm.losses import answer_nll_sum, hidden_states, step_loss
-    from cyberlm.optim import build_optimizer, build_schedule
+    from cyberlm.data.datamodule import QuestionData
+    from cyberlm.training.losses import answer_nll_sum, hidden_states, step_loss
+    from cyberlm.training.optim import build_optimizer, build_schedule
 
     loader = QuestionData(config.data, train, [], end_ids, 1, config.seed, share_prefix=True).train_dataloader()
     trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]

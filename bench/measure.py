@@ -64,7 +64,7 @@ def peer_python(peer: str, requirements: Sequence[str]) -> Path:
         peer: Name of its folder under the cache.
         requirements: Pinned, as pip takes them.
     """
-    from cyberlm.cache import cache_folder
+    from cyberlm.runtime.cache import cache_folder
 
     folder = cache_folder() / "bench" / peer
     python = folder / "bin" / "python"

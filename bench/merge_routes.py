@@ -12,14 +12,16 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from cyberlm.agreement import compare_answers
-from cyberlm.config import ExportConfig, QuantConfig, QuantName, TrainConfig
-from cyberlm.models import LoadedModel, load_base
+from cyberlm.config.commands import ExportConfig
+from cyberlm.config.saved import config_of
+from cyberlm.config.schema import QuantConfig, QuantName, TrainConfig
+from cyberlm.evaluation.agreement import compare_answers
+from cyberlm.export.merge import load_merged
 from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter
-from cyberlm.models.merging import load_merged
-from cyberlm.runs.exporting import Exam, exam_of
-from cyberlm.runs.opening import load_base_of, load_tuned
-from cyberlm.runs.parts import config_of
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.loading import load_base
+from cyberlm.runs.export import Exam, exam_of
+from cyberlm.runs.open_run import load_base_of, load_tuned
 
 CPU = torch.device("cpu")
 

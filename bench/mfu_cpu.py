@@ -47,9 +47,9 @@ class Training:
         from cyberlm_side import config_of, cybermetric
         from flops import shape_of
 
-        from cyberlm.models import load_base, load_tokenizer
-        from cyberlm.prompts import Prompt
-        from cyberlm.runs.fitting import prepare
+        from cyberlm.models.loading import load_base, load_tokenizer
+        from cyberlm.tasks.prompts import Prompt
+        from cyberlm.training.fit import prepare
 
         self.blocks = 2 + options.pairs  # warm-up, turns, profile
         self.options = options
@@ -110,7 +110,7 @@ class Step(NamedTuple):
 
 def planned_work(run: Training) -> list[Step]:
     """Each step, in order, from the loader that training uses."""
-    from cyberlm.data.module import QuestionData
+    from cyberlm.data.datamodule import QuestionData
 
     data = QuestionData(
         run.config.data, run.encoded["train"], [], run.prompt.end_ids, 1, run.config.seed, share_prefix=True
@@ -141,7 +141,7 @@ def product_speed(rows: int, inner: int, columns: int) -> float:
     """FLOP/s of the fastest of repeated float32 products (rows, inner) x (inner, columns), by the faster library."""
     import torch
 
-    from cyberlm.kernels import use_fast_products
+    from cyberlm.models.cpu_kernels import use_fast_products
 
     layer = torch.nn.Sequential(torch.nn.Linear(inner, columns, bias=False)).requires_grad_(False)
     use_fast_products(layer)

@@ -98,12 +98,12 @@ def train(channel: measure.Channel) -> None:
     import torch
     from cyberlm_side import config_of, fit_in_blocks
 
-    from cyberlm.data.module import encode_questions
+    from cyberlm.data.datamodule import encode_questions
     from cyberlm.data.sources import load_sources
     from cyberlm.data.splits import split_questions
-    from cyberlm.models import load_base, load_tokenizer
-    from cyberlm.prompts import Prompt
-    from cyberlm.runs.fitting import prepare
+    from cyberlm.models.loading import load_base, load_tokenizer
+    from cyberlm.tasks.prompts import Prompt
+    from cyberlm.training.fit import prepare
 
     job = channel.receive()
     overrides = (f"data.path={job['file']}", "data.max_validation=16", f"trainer.max_steps={job['steps']}")

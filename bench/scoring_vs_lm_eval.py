@@ -109,10 +109,10 @@ def score_with_cyberlm(channel: measure.Channel) -> None:
     import torch
     from cyberlm_side import config_of, cybermetric, plain_folder
 
-    from cyberlm.evaluation import predict
-    from cyberlm.models import load_base, load_tokenizer
-    from cyberlm.prompts import Prompt
-    from cyberlm.records import LETTERS
+    from cyberlm.evaluation.inference import predict
+    from cyberlm.models.loading import load_base, load_tokenizer
+    from cyberlm.tasks.prompts import Prompt
+    from cyberlm.tasks.questions import LETTERS
 
     order = channel.receive()
     config = config_of("prompt=letter", "evaluation.generate=false")

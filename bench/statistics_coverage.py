@@ -1,4 +1,4 @@
-"""Coverage of the intervals and size of the tests of cyberlm.statistics and cyberlm.floors, by simulation.
+"""Coverage of intervals and size of tests (cyberlm.evaluation), by simulation.
 
 Each simulation draws many data sets whose truth is known, and counts how often an interval covers it, or how often a
 test rejects it. Its rate is held against the rates that are right, with three standard errors of the simulation itself
@@ -19,15 +19,11 @@ from dataclasses import dataclass
 import measure
 import numpy as np
 
-from cyberlm.floors import Floor, skill_limits
-from cyberlm.statistics import accuracy_interval, calibration
-from cyberlm.statistics.letters import preference_test
-from cyberlm.statistics.paired_tests import (
-    detectable_difference,
-    difference_interval,
-    mcnemar,
-    mean_difference_test,
-)
+from cyberlm.evaluation.intervals import accuracy_interval
+from cyberlm.evaluation.metrics.baselines import Floor, skill_limits
+from cyberlm.evaluation.metrics.calibration import calibration
+from cyberlm.evaluation.metrics.letter_bias import preference_test
+from cyberlm.evaluation.paired_tests import detectable_difference, difference_interval, mcnemar, mean_difference_test
 
 
 @dataclass(frozen=True)

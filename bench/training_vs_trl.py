@@ -143,11 +143,11 @@ def train_cyberlm(channel: measure.Channel) -> None:
     import torch
     from cyberlm_side import answer_nll, config_of, cybermetric, fit_in_blocks, plain_folder
 
-    from cyberlm.config import MethodName
-    from cyberlm.models import load_base, load_tokenizer
+    from cyberlm.config.schema import MethodName
     from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter
-    from cyberlm.prompts import Prompt
-    from cyberlm.runs.fitting import prepare
+    from cyberlm.models.loading import load_base, load_tokenizer
+    from cyberlm.tasks.prompts import Prompt
+    from cyberlm.training.fit import prepare
 
     file = Path(channel.receive()["job"])
     job = json.loads(file.read_text())

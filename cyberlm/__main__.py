@@ -4,10 +4,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cyberlm.config import ChatConfig, EvaluateConfig, ExportConfig, ServeConfig, TrainConfig
-from cyberlm.errors import ConfigError, UserError
-from cyberlm.launch import main as launch
-from cyberlm.launch import prepare_process, show
+from cyberlm.config.commands import ChatConfig, ExportConfig, ServeConfig
+from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.runs.launch import main as launch
+from cyberlm.runs.launch import prepare_process
+from cyberlm.runtime.errors import ConfigError, UserError
+from cyberlm.runtime.screens import show
 
 
 def train() -> None:
@@ -19,7 +21,7 @@ def train() -> None:
 
             show_plan(config, folder)
             return None
-        from cyberlm.runs import train  # torch and the rest are imported only once the configuration is right
+        from cyberlm.runs.train import train  # torch and the rest are imported only once the configuration is right
 
         return train(config, folder)
 
@@ -30,7 +32,7 @@ def evaluate() -> None:
     """Scores a finished run, several models on the same questions, or a model as it is."""
 
     def run(config: EvaluateConfig, folder: Path) -> None:
-        from cyberlm.runs import evaluate
+        from cyberlm.runs.evaluate import evaluate
 
         evaluate(config, folder)
 
@@ -41,7 +43,7 @@ def export() -> None:
     """Makes a merged model, a GGUF file or a plain adapter of a finished run."""
 
     def run(config: ExportConfig, _: Path) -> None:
-        from cyberlm.runs.exporting import export
+        from cyberlm.runs.export import export
 
         export(config)
 
@@ -81,7 +83,7 @@ def _refuse_sweep(command: str) -> None:
 def leaderboard() -> None:
     """Ranks the jobs of a sweep's folder again, for example after the sweep itself was killed."""
     folder = _folder("leaderboard outputs/SWEEP")
-    from cyberlm.sweeps import show_leaderboard
+    from cyberlm.runs.leaderboard import show_leaderboard
 
     _call(show_leaderboard, folder)
 
@@ -89,7 +91,7 @@ def leaderboard() -> None:
 def recompute() -> None:
     """Computes every figure of a run again from its rows, without a model."""
     folder = _folder("recompute outputs/RUN")
-    from cyberlm.runs.recomputing import show_recomputed
+    from cyberlm.runs.recompute import show_recomputed
 
     _call(show_recomputed, folder)
 

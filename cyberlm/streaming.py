@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, TextIteratorStreamer
 
-from cyberlm.models import LoadedModel
-from cyberlm.scoring import answering, autocast
+from cyberlm.evaluation.scoring import answering, autocast
+from cyberlm.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ change those, not this page.
 python train.py model=llama32_1b_instruct method=qlora method.lora.rank=32
 python train.py --cfg job                  # prints the whole configuration, and runs nothing
 python evaluate.py --cfg job
-python -m cyberlm.export run=outputs/RUN to=merged --cfg job
+python -m cyberlm export run=outputs/RUN to=merged --cfg job
 ```
 
 A key that does not exist and a value of the wrong type are errors that name the key, and the nearest one that exists.

@@ -6,7 +6,7 @@
 from collections import Counter
 from typing import NamedTuple
 
-from cyberlm.answers import parse_letter, parse_text
+from cyberlm.tasks.answers.parsing import parse_letter, parse_text
 
 OPTIONS = ("Hash the password", "Encrypt data at rest", "Firewall", "Firewall rules and access control lists")
 """C begins D, so that a prefix is not taken for the whole."""

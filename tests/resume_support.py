@@ -8,9 +8,9 @@ import lightning.pytorch as L
 import torch
 from support import SHORT, config_of, short_questions, tiny
 
-from cyberlm.callbacks import CostMeter
-from cyberlm.config import TrainConfig
-from cyberlm.runs.fitting import fit
+from cyberlm.config.schema import TrainConfig
+from cyberlm.training.callbacks.meters import CostMeter
+from cyberlm.training.fit import fit
 
 
 class Snapshots(L.Callback):

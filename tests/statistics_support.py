@@ -1,10 +1,11 @@
-"""Questions and predictions for the tests of cyberlm.statistics."""
+"""Questions and predictions for the tests of cyberlm.evaluation."""
 
 from collections.abc import Sequence
 
 from hypothesis import settings
 
-from cyberlm.records import LETTERS, Prediction, Question
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.tasks.questions import LETTERS, Question
 
 calmly = settings(deadline=None, derandomize=True)
 """For property tests: the same examples every time, and no clock, which a busy machine would fail."""

@@ -5,15 +5,19 @@ from pathlib import Path
 import hydra
 import torch
 
-from cyberlm.callbacks import CostMeter
-from cyberlm.config import TrainConfig, build_config, register_schemas
+from cyberlm.config.commands import register_schemas
+from cyberlm.config.compose import conf_folder
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import TrainConfig
 from cyberlm.data.sources import load_sources
-from cyberlm.launch import conf_folder, register_resolvers
-from cyberlm.models import LoadedModel, load_base, load_tokenizer
-from cyberlm.prompts import Prompt
-from cyberlm.records import Question
-from cyberlm.runs import train
-from cyberlm.runs.fitting import fit, prepare
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.loading import load_base, load_tokenizer
+from cyberlm.runs.run_folder import register_resolvers
+from cyberlm.runs.train import train
+from cyberlm.tasks.prompts import Prompt
+from cyberlm.tasks.questions import Question
+from cyberlm.training.callbacks.meters import CostMeter
+from cyberlm.training.fit import fit, prepare
 
 TINY = ("model=tiny_random", "logger=none", "callbacks=none", "prompt=letter", "trainer.accelerator=cpu")
 

@@ -1,137 +1,129 @@
-"""docs/architecture.md, held to: a part imports only from floors below its own, functions and modules stay short."""
+"""The order of docs/architecture.md: a room imports only from rooms below it; functions and modules stay short.
+
+`python tests/test_architecture.py` prints every arrow between rooms.
+"""
 
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "cyberlm"
-ENTRIES = {"__main__", "recompute", "export", "chat", "serve"}
-"""What is typed after `python -m`: above the floors, imported by nothing."""
-FLOORS = {
-    0: {
-        *{"errors", "config", "records", "progress", "cache", "similarity", "shares", "prefixes", "kernels"},
-        *{"redaction", "signals", "ranks"},
-    },
-    1: {
-        *{"prompts", "answers", "losses", "scoring", "metrics", "statistics", "floors", "leaks", "models", "optim"},
-        *{"results", "report", "cards", "loggers", "agreement", "checkpoints"},
-    },
-    2: {"launch", "callbacks", "data", "module", "evaluation", "evidence", "sweeps", "streaming", "planning"},
-    3: {"runs"},
-}
-FLOOR = {part: floor for floor, parts in FLOORS.items() for part in parts}
+ROOMS = (
+    *(
+        "runtime",
+        "config",
+        "models",
+        "tasks",
+        "data",
+        "evaluation",
+        "streaming",
+        "planning",
+        "training",
+        "export",
+        "runs",
+    ),
+    *("__main__", "chat", "serve"),
+)
+"""From the lowest to the highest; each may import those before it."""
+APART = {"models", "tasks"}
+"""Rooms of one height: neither imports the other."""
+MOST_ARROWS = 60
 MOST_BODY_LINES = 60
 MOST_MODULE_LINES = 400
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in MODULES]
-PARTS = {Path(name).parts[0].removesuffix(".py") for name in NAMES} - {"__init__"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def part_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(path: Path) -> str:
+    return ".".join(["cyberlm", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
 
 
-def imported_parts(tree: ast.AST, path: Path) -> Iterator[tuple[int, str]]:
-    """Line and part of every import of cyberlm, those inside functions too; a part of `` is cyberlm/__init__.py."""
-    for node in ast.walk(tree):
+MODULE_NAMES = {module_name(path) for path in MODULES}
+
+
+def imported_modules(source: str) -> Iterator[str]:
+    """Modules of cyberlm that a source imports, inside functions too."""
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.split(".")[0] == "cyberlm":
-                    yield node.lineno, alias.name.partition(".")[2].split(".")[0]
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "cyberlm")
         elif isinstance(node, ast.ImportFrom):
-            module = absolute(node, path).split(".")
-            if module[0] != "cyberlm":
-                continue
-            if len(module) > 1:
-                yield node.lineno, module[1]
-            else:
-                for alias in node.names:
-                    yield node.lineno, alias.name if alias.name in PARTS else ""
+            assert not node.level, "imports name the whole path"
+            if (node.module or "").split(".")[0] == "cyberlm":
+                inner = {f"{node.module}.{alias.name}" for alias in node.names} & MODULE_NAMES
+                yield from inner or {str(node.module)}
 
 
-def absolute(node: ast.ImportFrom, path: Path) -> str:
-    if not node.level:
-        return node.module or ""
-    package = ("cyberlm", *path.relative_to(PACKAGE).parent.parts)
-    return ".".join([*package[: len(package) + 1 - node.level], *filter(None, [node.module])])
+def room_of(module: str) -> str:
+    return [*module.split("."), ""][1]
 
 
-def breaches(path: Path, source: str) -> list[str]:
-    part = part_of(path)
-    found = []
-    for line, target in imported_parts(ast.parse(source), path):
-        if target in ("", part) or part in ENTRIES:
-            continue
-        if part == "__init__":
-            found.append(f"line {line}: cyberlm/__init__.py imports {target}; it holds the version alone")
-        elif FLOOR[part] == 0 and target != "errors":
-            found.append(f"line {line}: {part} imports {target}; on floor 0 only errors may be imported")
-        elif FLOOR[part] and FLOOR.get(target, 9) >= FLOOR[part]:
-            found.append(f"line {line}: {part} ({FLOOR[part]}) imports {target} ({FLOOR.get(target)})")
-    return found
+def breaches(room: str, source: str) -> list[str]:
+    targets = sorted({room_of(module) for module in imported_modules(source)} - {room, ""})
+    return [
+        f"{room} imports {target}"
+        for target in targets
+        if target not in ROOMS or ROOMS.index(target) > ROOMS.index(room) or {room, target} == APART
+    ]
 
 
-def test_every_part_has_a_floor() -> None:
-    assert set(FLOOR) == PARTS - ENTRIES, "put the part on a floor, here and in docs/architecture.md"
+def arrows() -> set[tuple[str, str]]:
+    """Pairs of rooms of which the first imports the second."""
+    found = {
+        (room_of(module_name(path)), room_of(module))
+        for path in MODULES
+        for module in imported_modules(path.read_text())
+    }
+    return {(room, target) for room, target in found if room != target and room and target}
 
 
-def test_page_tells_the_same_floors() -> None:
+def test_the_top_holds_the_rooms_alone() -> None:
+    held = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert held - {"__init__", "conf"} == set(ROOMS)
+
+
+def test_page_names_the_rooms_in_their_order() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
-    rows = re.findall(r"^\| (\d) \| (`\w+/?`(?:, `\w+/?`)*) \|", page, re.MULTILINE)
-    assert {part: int(floor) for floor, cell in rows for part in re.findall(r"`(\w+)/?`", cell)} == FLOOR
+    named = re.findall(r"^\| `(\w+)/?` \|", page, re.MULTILINE)
+    assert [name for name in named if name in ROOMS] == [
+        room for room in reversed(ROOMS) if room not in ("streaming", "planning", "chat", "serve")
+    ]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_imports_go_down(path: Path) -> None:
-    assert breaches(path, path.read_text("utf-8")) == []
+    assert breaches(room_of(module_name(path)), path.read_text("utf-8")) == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    tuple(TopologicalSorter({module_name(path): imported_modules(path.read_text()) for path in MODULES}).static_order())
+
+
+def test_arrows_are_few() -> None:
+    assert len(arrows()) <= MOST_ARROWS
 
 
 @pytest.mark.parametrize(
-    ("name", "source", "found"),
+    ("room", "source", "found"),
     [
-        ("metrics.py", "from cyberlm.records import Question", []),
-        ("metrics.py", "from cyberlm.config.schema import OptionScore", []),
-        ("metrics.py", "from cyberlm import __version__", []),
-        ("metrics.py", "import torch\nimport cyberlmx", []),
-        ("metrics.py", "import cyberlm.prompts", ["line 1: metrics (1) imports prompts (1)"]),
-        ("metrics.py", "from cyberlm import runs, errors", ["line 1: metrics (1) imports runs (3)"]),
-        (
-            "metrics.py",
-            "def f():\n    from cyberlm.data.files import read",
-            ["line 2: metrics (1) imports data (2)"],
-        ),
-        ("metrics.py", "from .module import Tuner", ["line 1: metrics (1) imports module (2)"]),
-        ("metrics.py", "from . import module, errors", ["line 1: metrics (1) imports module (2)"]),
-        ("models/bases.py", "from .tiny import tiny_model\nfrom cyberlm.models import adapters", []),
-        ("models/bases.py", "from ..prompts import Prompt", ["line 1: models (1) imports prompts (1)"]),
-        ("config/checks.py", "from cyberlm.errors import Problem", []),
-        (
-            "records.py",
-            "from cyberlm.config import Dtype",
-            ["line 1: records imports config; on floor 0 only errors may be imported"],
-        ),
-        (
-            "errors.py",
-            "from cyberlm.config import Dtype",
-            ["line 1: errors imports config; on floor 0 only errors may be imported"],
-        ),
-        (
-            "__init__.py",
-            "from cyberlm.runs import train",
-            ["line 1: cyberlm/__init__.py imports runs; it holds the version alone"],
-        ),
-        ("__main__.py", "from cyberlm.runs import train", []),
+        ("data", "from cyberlm.tasks.questions import Question\nimport torch\nimport cyberlmx", []),
+        ("data", "from cyberlm.data.splits import Split", []),
+        ("data", "from cyberlm import __version__", []),
+        ("data", "import cyberlm.runs.train", ["data imports runs"]),
+        ("tasks", "def f():\n    from cyberlm.models.loading import load_base", ["tasks imports models"]),
+        ("runtime", "from cyberlm.config import schema", ["runtime imports config"]),
+        ("__main__", "from cyberlm.runs.train import train", []),
     ],
 )
-def test_the_check_itself(name: str, source: str, found: list[str]) -> None:
-    assert breaches(PACKAGE / name, source) == found
+def test_the_check_itself(room: str, source: str, found: list[str]) -> None:
+    assert breaches(room, source) == found
 
 
 def body_lines(function: Function) -> int:
@@ -154,3 +146,9 @@ def test_body_lines_leave_the_docstring_out() -> None:
     ).body[0]
     assert isinstance(function, Function)
     assert body_lines(function) == 4
+
+
+if __name__ == "__main__":
+    for room in reversed(ROOMS):
+        print(f"{room}: {', '.join(sorted(target for found, target in arrows() if found == room))}")
+    print(f"{len(arrows())} arrows between {len(ROOMS)} rooms")

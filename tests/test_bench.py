@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cyberlm.data.batching import AnswerCollator
+from cyberlm.data.batches import AnswerCollator
 
 BENCH = Path(__file__).parent.parent / "bench"
 SCRIPTS = sorted(file.name for file in BENCH.glob("*.py") if "\ndef main()" in file.read_text())

@@ -10,12 +10,12 @@ import pytest
 import torch
 from support import config_of, sample_questions, tuned_run
 
-from cyberlm.config import ChatConfig
-from cyberlm.errors import ConfigError, DataError
-from cyberlm.evaluation import predict
+from cyberlm.config.commands import ChatConfig
+from cyberlm.evaluation.inference import predict
+from cyberlm.evaluation.scoring import answering, generate
 from cyberlm.runs.chatting import Conversation
-from cyberlm.runs.opening import Opened, open_model
-from cyberlm.scoring import answering, generate
+from cyberlm.runs.open_run import Opened, open_model
+from cyberlm.runtime.errors import ConfigError, DataError
 from cyberlm.streaming import Reply, Sampling
 
 ROOT = Path(__file__).parent.parent

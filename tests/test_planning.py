@@ -7,27 +7,20 @@ import pytest
 import torch
 from support import config_of, tiny
 
-from cyberlm import kernels
-from cyberlm.config import OptimizerName, TrainConfig
-from cyberlm.data.batching import plan_epoch
-from cyberlm.losses import AnswerBatch, answer_nll_sum, hidden_states
-from cyberlm.models import LoadedModel, build_skeleton, load_base, published_shape, read_shape
+from cyberlm.config.schema import OptimizerName, TrainConfig
+from cyberlm.data.batches import AnswerBatch, plan_epoch
+from cyberlm.models import cpu_kernels
 from cyberlm.models.adapters import keep_inputs_narrow
-from cyberlm.optim import build_optimizer
-from cyberlm.planning import (
-    GIB,
-    Device,
-    GenerationBatch,
-    MicroBatch,
-    Plan,
-    Planner,
-    ScoringBatch,
-    Workload,
-    find_fit,
-)
-from cyberlm.planning.activations import saved_activations
-from cyberlm.planning.footprint import optimizer_states
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.loading import load_base, read_shape
+from cyberlm.models.meta_model import build_skeleton, published_shape
+from cyberlm.planning.activations import MicroBatch, saved_activations
+from cyberlm.planning.footprint import GenerationBatch, ScoringBatch, Workload, optimizer_states
 from cyberlm.planning.network import Network, read_network
+from cyberlm.planning.plans import GIB, Device, Plan, Planner
+from cyberlm.planning.remedies import find_fit
+from cyberlm.training.losses import answer_nll_sum, hidden_states
+from cyberlm.training.optim import build_optimizer
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LABELS = 19
@@ -110,7 +103,7 @@ def saved_bytes(loaded: LoadedModel, rows: int, width: int, prefix: int, mixed: 
 @pytest.fixture(params=[True, False], ids=["oneDNN", "plain"])
 def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Layers as they are on processors where oneDNN is faster, and as they are elsewhere."""
-    monkeypatch.setattr(kernels, "onednn_is_faster", lambda: request.param)
+    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: request.param)
     chosen: bool = request.param
     return chosen
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from support import config_of, sample_questions, tiny
 
-from cyberlm.planning import MicroBatch
-from cyberlm.results import read_results
-from cyberlm.runs import train
-from cyberlm.runs.fitting import _data_of
+from cyberlm.evaluation.results import read_results
+from cyberlm.planning.activations import MicroBatch
 from cyberlm.runs.planning import _micro_batches
+from cyberlm.runs.train import train
+from cyberlm.training.fit import _data_of
 
 ROOT = Path(__file__).parent.parent
 

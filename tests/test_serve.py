@@ -16,12 +16,12 @@ import openai
 import pytest
 from support import config_of, sample_questions, tuned_run
 
-from cyberlm.config import ChatConfig, Engine, ServeConfig
-from cyberlm.config.command_checks import command_problems, is_loopback
-from cyberlm.errors import ConfigError, RunError
+from cyberlm.config.command_rules import command_problems, is_loopback
+from cyberlm.config.commands import ChatConfig, Engine, ServeConfig
+from cyberlm.evaluation.scoring import answering, generate
 from cyberlm.runs import serving
-from cyberlm.runs.opening import open_model
-from cyberlm.scoring import answering, generate
+from cyberlm.runs.open_run import open_model
+from cyberlm.runtime.errors import ConfigError, RunError
 
 ROOT = Path(__file__).parent.parent
 HELLO = [{"role": "user", "content": "hello"}]

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from support import config_of, short_questions, tiny
 
-from cyberlm import ranks
-from cyberlm.callbacks import CostMeter
-from cyberlm.evaluation import predict
-from cyberlm.runs.fitting import fit
-from cyberlm.runs.team import meet, store_at
+from cyberlm.evaluation.inference import predict
+from cyberlm.runs.processes import meet, store_at
+from cyberlm.runtime import distributed
+from cyberlm.training.callbacks.meters import CostMeter
+from cyberlm.training.fit import fit
 
 
 class Killed(Exception):
@@ -84,7 +84,7 @@ def trained(overrides: list[str], count: int, killed_after: int | None, folder: 
         config.trainer.resume = str(folder)
     fit(config, folder, again, prompt, both, [], meter)
     answers = predict(again, prompt, questions, encoded, config.evaluation, config.data.max_batch_tokens, "it")
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         (folder / "answers.json").write_text(json.dumps([asdict(answer) for answer in answers]))
         (folder / "tokens.json").write_text(json.dumps([meter.nonpadding, meter.label]))
         weights = {name: value.detach() for name, value in again.model.named_parameters() if value.requires_grad}

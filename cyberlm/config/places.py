@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.commands import ExportConfig, OpenConfig
 from cyberlm.config.schema import RootConfig
-from cyberlm.errors import ConfigError, Problem
+from cyberlm.runtime.errors import ConfigError, Problem
 
 NAME = re.compile(r"\w[\w .+\-]{0,63}")
 """Of names that become part of a folder's name: no separator, no leading dot."""

@@ -10,12 +10,11 @@ import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cyberlm.cache import cache_folder
 from cyberlm.config.schema import DataConfig, DataName, OnBadRow
-from cyberlm.data.files import read_questions
-from cyberlm.errors import DataError, Problem, lfs_problems
-from cyberlm.progress import track
-from cyberlm.records import QuestionSet
+from cyberlm.data.readers import QuestionSet, read_questions
+from cyberlm.runtime.cache import cache_folder
+from cyberlm.runtime.errors import DataError, Problem, lfs_problems
+from cyberlm.runtime.progress import track
 
 CYBERMETRIC_ADDRESS = "https://raw.githubusercontent.com/cybermetric/CyberMetric"
 TIMEOUT_SECONDS = 30.0

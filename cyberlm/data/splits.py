@@ -5,6 +5,7 @@ import json
 import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from cyberlm.config.schema import DataConfig
-from cyberlm.errors import DataError, Problem
-from cyberlm.records import Question, QuestionSet, Split
-from cyberlm.similarity import alike, words_of
+from cyberlm.data.near_duplicates import alike, words_of
+from cyberlm.data.readers import QuestionSet
+from cyberlm.runtime.errors import DataError, Problem
+from cyberlm.tasks.questions import Question
 
 MANIFEST_VERSION = 1
 SETTINGS = (
@@ -31,6 +33,32 @@ SETTINGS = (
 
 
 # --- near-duplicates ---
+
+
+@dataclass(frozen=True)
+class Split:
+    """Questions for training, validation and test; no near-duplicate cluster stands in two of them.
+
+    Attributes:
+        sources: The files the questions came from.
+        dropped: Why questions were left out, with counts, for example `{"near-duplicate of the test file": 130}`.
+        clusters: Number of near-duplicate clusters over all files.
+        too_long: Training questions left out under `data.on_long_prompt=skip`, with their tokens.
+    """
+
+    train: tuple[Question, ...]
+    validation: tuple[Question, ...]
+    test: tuple[Question, ...]
+    sources: tuple[QuestionSet, ...]
+    clusters: int
+    dropped: dict[str, int] = field(default_factory=dict)
+    too_long: tuple[str, ...] = ()
+
+    def parts(self) -> dict[str, Sequence[Question]]:
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
+
+SPLIT_MANIFEST = "split_manifest.json"
 
 
 def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:

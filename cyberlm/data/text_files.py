@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from cyberlm.errors import DataError, Problem, lfs_problems
+from cyberlm.runtime.errors import DataError, Problem, lfs_problems
 
 MAX_FILE_BYTES = 512 * 10**6
 MAX_LINE_BYTES = 10**6

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from cyberlm.config import LoraConfig, ModelConfig, ModelSource, QuantConfig, QuantName
-from cyberlm.errors import ModelError, Problem
-from cyberlm.kernels import use_fast_products
-from cyberlm.models.bases import load_base
-from cyberlm.models.headers import check_fetched, pickled_weights
+from cyberlm.config.schema import LoraConfig, ModelConfig, ModelSource, QuantConfig, QuantName
+from cyberlm.models.cpu_kernels import use_fast_products
+from cyberlm.models.gguf_validation import check_fetched, pickled_weights
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
+from cyberlm.models.loading import load_base
+from cyberlm.runtime.errors import ModelError, Problem
 
 ADAPTER_FOLDER = "adapter"
 MODEL_FOLDER = "model"
@@ -191,7 +191,7 @@ def load_whole(model: ModelConfig, folder: Path, device: torch.device, *, trains
     Args:
         model: Of the run.
         folder: The run's `MODEL_FOLDER`.
-        trains_all_weights: Whether in the type of training (`cyberlm.models.bases.weights_dtype`).
+        trains_all_weights: Whether in the type of training (`cyberlm.models.loading.weights_dtype`).
 
     Raises:
         ModelError: If there are none, or they cannot be read.

@@ -11,11 +11,11 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from cyberlm.cache import cache_folder
-from cyberlm.errors import ModelError, Problem, UserError
-from cyberlm.models.headers import check_gguf
+from cyberlm.models.gguf_validation import check_gguf
 from cyberlm.models.loaded import first_line, quiet
-from cyberlm.progress import say
+from cyberlm.runtime.cache import cache_folder
+from cyberlm.runtime.errors import ModelError, Problem, UserError
+from cyberlm.runtime.progress import say
 
 
 def converted(gguf: Path, digest: str) -> Path:

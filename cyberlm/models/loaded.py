@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from cyberlm.errors import ModelError, Problem
-from cyberlm.prefixes import PROBED, find_reach, nearly_equal
+from cyberlm.models.prefix_cache import PROBED, find_reach, nearly_equal
+from cyberlm.runtime.errors import ModelError, Problem
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
 """What transformers, peft and safetensors raise at files that are torn or are not what their names say."""
@@ -28,7 +28,7 @@ class LoadedModel:
         causal: The transformers model; adapters are injected into it in place.
         name: Hub id or path, written into adapter_config.json.
         weights_hash: Of the base weights: SHA-256 of the file, commit of the repository, or the random shape.
-        reach: Tokens up to which keys and values may stand in for tokens (`cyberlm.prefixes.find_reach`).
+        reach: Tokens up to which keys and values may stand in for tokens (`cyberlm.models.prefix_cache.find_reach`).
     """
 
     model: nn.Module

@@ -12,10 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from cyberlm.errors import Problem, RunError
 from cyberlm.models.adapters import save_tuned
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line
-from cyberlm.progress import say
+from cyberlm.runtime.errors import Problem, RunError
+from cyberlm.runtime.progress import say
 
 COPIES = 3
 """Of the trained weights, at least: those that are saved, the best checkpoint, and one to resume from."""

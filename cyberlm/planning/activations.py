@@ -98,7 +98,7 @@ def _saved_by_a_block(network: Network, batch: MicroBatch) -> dict[str, int]:
         kept["attention weights"] = network.heads * pairs * (4 + copy)
     else:
         kept["attention normalisers"] = tokens * network.heads * 4
-    if network.attention is Attention.sdpa and batch.prefix:  # padding needs no mask (cyberlm.losses.AnswerBatch)
+    if network.attention is Attention.sdpa and batch.prefix:  # padding needs no mask (cyberlm.data.batches.AnswerBatch)
         kept["attention mask"] = pairs * numbers.compute
     if network.attention is Attention.flash_attention_2:
         kept["keys and values"] = 2 * tokens * network.key_value * numbers.compute

@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cyberlm.config import OptimizerName
+from cyberlm.config.schema import OptimizerName
+from cyberlm.evaluation.scoring import LOGITS_AT_ONCE
 from cyberlm.planning.activations import MicroBatch, saved_activations
 from cyberlm.planning.network import Network
-from cyberlm.scoring import LOGITS_AT_ONCE
 
 SMALLEST_8BIT = 4096
 """bitsandbytes keeps 32-bit states for tensors with fewer elements (`min_8bit_size`)."""
@@ -254,7 +254,7 @@ def _cache(network: Network, places: int) -> int:
 
 
 def _head_work(network: Network, places: int) -> int:
-    """Logits and their log-softmax in float32, of so many places at a time as `cyberlm.scoring` takes."""
+    """Logits and their log-softmax in float32, of so many places at a time as `cyberlm.evaluation.scoring` takes."""
     return min(places * network.vocabulary, LOGITS_AT_ONCE) * (4 + 4)
 
 

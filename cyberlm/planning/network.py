@@ -8,11 +8,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from cyberlm.config import LoraConfig, QuantConfig
-from cyberlm.config.schema import Attention
-from cyberlm.errors import ModelError, Problem
-from cyberlm.kernels import OneDnnLora
-from cyberlm.models import Skeleton, count_parameters
+from cyberlm.config.schema import Attention, LoraConfig, QuantConfig
+from cyberlm.models.adapters import count_parameters
+from cyberlm.models.cpu_kernels import OneDnnLora
+from cyberlm.models.meta_model import Skeleton
+from cyberlm.runtime.errors import ModelError, Problem
 
 NF4_BLOCK = 64
 """Weights that share one scale (bitsandbytes, 4-bit)."""
@@ -34,7 +34,7 @@ class NotPlanned(ModelError):
 class Projection:
     """A linear layer of one block: `inputs` to `outputs`, with an adapter of `rank` (0: none).
 
-    A `fused` one adds the adapter's output where it is computed (`cyberlm.kernels.OneDnnLora`).
+    A `fused` one adds the adapter's output where it is computed (`cyberlm.models.cpu_kernels.OneDnnLora`).
     """
 
     name: str

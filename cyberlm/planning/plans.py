@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 from transformers import PretrainedConfig
 
-from cyberlm.config import ModelSource, TrainConfig
-from cyberlm.models import Skeleton, build_skeleton
+from cyberlm.config.schema import ModelSource, TrainConfig
+from cyberlm.models.meta_model import Skeleton, build_skeleton
 from cyberlm.planning.footprint import CUDA_CONTEXT, Placement, Workload, phases
 from cyberlm.planning.network import Network, read_network
 
@@ -105,7 +105,7 @@ class Planner:
 def _converted(skeleton: Skeleton, source: ModelSource) -> int:
     """Bytes of the weights' file, which stays mapped until all weights are out of it, and of what is quantised.
 
-    Numbers that are kept as they are in the file are moved, too, to where products are faster (`cyberlm.kernels`).
+    Numbers that are kept as they are in the file are moved, too, to where products are faster (`models.cpu_kernels`).
     """
     stored = skeleton.shape.dtype
     stored = stored if isinstance(stored, torch.dtype) else torch.float32

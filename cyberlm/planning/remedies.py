@@ -4,8 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from cyberlm.config import MethodName, OptimizerName, TrainConfig
-from cyberlm.config.schema import LoraConfig, QuantName
+from cyberlm.config.schema import LoraConfig, MethodName, OptimizerName, QuantName, TrainConfig
 
 FEWEST_BATCH_TOKENS = 256
 

@@ -4,15 +4,16 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from cyberlm.config import ChatConfig
-from cyberlm.errors import DataError, Problem, UserError
-from cyberlm.metrics import choose
-from cyberlm.progress import console, harmless, output_lost
-from cyberlm.prompts import EncodedQuestion, prompt_hash
-from cyberlm.records import LETTERS, Question
-from cyberlm.runs.opening import Opened, open_model
-from cyberlm.scoring import answering, make_scoring_batch, option_log_probs
+from cyberlm.config.commands import ChatConfig
+from cyberlm.data.batches import make_scoring_batch
+from cyberlm.evaluation.scores import choose
+from cyberlm.evaluation.scoring import answering, option_log_probs
+from cyberlm.runs.open_run import Opened, open_model
+from cyberlm.runtime.errors import DataError, Problem, UserError
+from cyberlm.runtime.progress import console, harmless, output_lost
 from cyberlm.streaming import Reply, Sampling
+from cyberlm.tasks.prompts import EncodedQuestion, prompt_hash
+from cyberlm.tasks.questions import LETTERS, Question
 
 SEPARATOR = " | "
 HELP = """\

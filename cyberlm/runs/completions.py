@@ -20,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from cyberlm.errors import ModelError
-from cyberlm.runs.opening import Opened
+from cyberlm.runs.open_run import Opened
+from cyberlm.runtime.errors import ModelError
 from cyberlm.streaming import Reply, Sampling
 
 MOST_BODY_BYTES = 1 << 20

@@ -11,43 +11,29 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from transformers import PretrainedConfig
 
-from cyberlm.cache import cache_folder
-from cyberlm.config import DataConfig, Protocol, TrainConfig
-from cyberlm.data.batching import AnswerCollator, plan_epoch
-from cyberlm.data.module import encode_questions, scored_length
+from cyberlm.config.schema import DataConfig, Protocol, TrainConfig
+from cyberlm.data.batches import AnswerCollator, plan_batches, plan_epoch
+from cyberlm.data.datamodule import encode_questions, scored_length
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions
-from cyberlm.errors import ModelError, OutOfMemory, Problem
-from cyberlm.evaluation import generated_tokens, scored_tokens
-from cyberlm.launch.folders import typed_overrides
-from cyberlm.models import load_tokenizer, pick_device, published_shape, read_shape
-from cyberlm.optim import check_optimizer
-from cyberlm.planning import (
-    CUDA_CONTEXT,
-    GIB,
-    Device,
-    GenerationBatch,
-    MicroBatch,
-    NotPlanned,
-    Plan,
-    Planner,
-    ScoringBatch,
-    Workload,
-    describe_batches,
-    find_fit,
-    give_back,
-    gpu_bytes,
-    host_bytes,
-    plan_table,
-    resident_bytes,
-    verdict,
-)
-from cyberlm.prefixes import cache_reach, shared_length
-from cyberlm.progress import rendered, say
-from cyberlm.prompts import EncodedQuestion, Prompt
-from cyberlm.results import write_status
-from cyberlm.runs.fitting import shares_prefix
-from cyberlm.scoring import plan_batches
+from cyberlm.evaluation.inference import generated_tokens, scored_tokens
+from cyberlm.evaluation.results import write_status
+from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
+from cyberlm.models.meta_model import published_shape
+from cyberlm.models.prefix_cache import cache_reach, shared_length
+from cyberlm.planning.activations import MicroBatch
+from cyberlm.planning.footprint import CUDA_CONTEXT, GenerationBatch, ScoringBatch, Workload
+from cyberlm.planning.machine import give_back, gpu_bytes, host_bytes, resident_bytes
+from cyberlm.planning.network import NotPlanned
+from cyberlm.planning.plans import GIB, Device, Plan, Planner, describe_batches, plan_table, verdict
+from cyberlm.planning.remedies import find_fit
+from cyberlm.runs.run_folder import typed_overrides
+from cyberlm.runtime.cache import cache_folder
+from cyberlm.runtime.errors import ModelError, OutOfMemory, Problem
+from cyberlm.runtime.progress import rendered, say
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.training.fit import shares_prefix
+from cyberlm.training.optim import check_optimizer
 
 EPOCHS_LOOKED_AT = 3
 """Each epoch lays questions out in batches anew; the longest question is in all of them."""

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from cyberlm.config import Engine, ModelConfig, ServeConfig, TrainConfig
-from cyberlm.config.command_checks import is_loopback
-from cyberlm.errors import ConfigError, Problem, RunError
+from cyberlm.config.command_rules import is_loopback
+from cyberlm.config.commands import Engine, ServeConfig
+from cyberlm.config.saved import config_of
+from cyberlm.config.schema import ModelConfig, TrainConfig
 from cyberlm.models.adapters import MODEL_FOLDER
-from cyberlm.progress import say
-from cyberlm.runs.opening import open_model, prompt_of, tuned_folder
-from cyberlm.runs.parts import config_of
+from cyberlm.runs.open_run import open_model, prompt_of, tuned_folder
+from cyberlm.runtime.errors import ConfigError, Problem, RunError
+from cyberlm.runtime.progress import say
 
 NEEDS = ("starlette", "uvicorn", "pydantic")
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

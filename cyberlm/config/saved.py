@@ -1,0 +1,119 @@
+"""A run's configuration as it is saved: written, read back and compared."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf._utils import get_omega_conf_dumper
+from omegaconf.errors import OmegaConfBaseException
+
+from cyberlm.config.rules import read_config
+from cyberlm.config.schema import Monitor, RootConfig, TrainConfig
+from cyberlm.runtime.errors import ConfigError, Problem, RunError
+
+REFERRING = ("logger", "callbacks")
+"""Groups of a configuration whose texts may refer to the environment: `places.with_references`."""
+
+
+ODD_BREAKS = re.compile("[\x85\u2028\u2029]")
+"""Characters that YAML reads as line breaks, unless they are written as escapes."""
+
+
+def plain_config(config: RootConfig) -> dict[str, Any]:
+    """The configuration as it is written, and read back."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+NOT_SETTLED = ("trainer.resume", "logger", "group")
+"""Overrides that a resumed run may be given; everything else it keeps."""
+
+
+def settings_of(config: RootConfig) -> dict[str, str]:
+    """Everything that a resumed run keeps, by dotted key, each value as JSON."""
+    return flattened(plain_config(config))
+
+
+def hash_of(settings: Mapping[str, str]) -> str:
+    """SHA-256 of what `settings_of` gives."""
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def flattened(plain: Any) -> dict[str, str]:
+    """A configuration in plain containers as `settings_of` has it."""
+    flat: dict[str, str] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, item in value.items():
+                add(f"{prefix}.{key}" if prefix else str(key), item)
+        elif not any(prefix == name or prefix.startswith(f"{name}.") for name in NOT_SETTLED):
+            flat[prefix] = json.dumps(value, ensure_ascii=False)
+
+    add("", plain)
+    return dict(sorted(flat.items()))
+
+
+def save_config(folder: Path, config: RootConfig) -> None:
+    """Writes config.yaml so that every text comes back as it is; loggers and callbacks keep their references."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {key: value if key in REFERRING else _literal(value) for key, value in plain_config(config).items()}
+    readable = not ODD_BREAKS.search(json.dumps(plain, ensure_ascii=False))
+    text = yaml.dump(plain, Dumper=get_omega_conf_dumper(), allow_unicode=readable, sort_keys=False)
+    temporary = folder / ".config.yaml.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(folder / "config.yaml")
+
+
+def _literal(value: Any) -> Any:
+    """The value with `${` escaped in its texts, which OmegaConf would read as a reference."""
+    if isinstance(value, dict):
+        return {key: _literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def saved_config(run: Path) -> DictConfig:
+    """config.yaml of a run, unchecked.
+
+    Raises:
+        RunError: If there is none, or it is torn or of something else.
+    """
+    file = run / "config.yaml"
+    try:
+        saved = OmegaConf.load(file)
+    except FileNotFoundError:
+        hint = "Runs lie under outputs/."
+        raise RunError(f"{run} is not a run's folder: it has no config.yaml.", hint=hint) from None
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise _not_a_config(file, " ".join(str(error).split())) from error
+    if not isinstance(saved, DictConfig) or "trainer" not in saved:
+        raise _not_a_config(file, "it has no trainer")
+    return saved
+
+
+def config_of(run: Path) -> TrainConfig:
+    """The configuration that a training run was made with; what it names may be gone since.
+
+    Raises:
+        RunError: If it cannot be had.
+    """
+    saved = saved_config(run)
+    try:
+        saved.trainer.resume = None
+        saved.trainer.setdefault("monitor", Monitor.accuracy.name)  # as it was before the key existed
+        return read_config(saved, TrainConfig)
+    except (ConfigError, OmegaConfBaseException) as error:
+        told = "; ".join(problem.what for problem in error.problems) if isinstance(error, ConfigError) else str(error)
+        raise _not_a_config(run / "config.yaml", told) from error
+
+
+def _not_a_config(file: Path, what: str) -> RunError:
+    return RunError(f"{file} is not a training run's configuration.", [Problem(what, "the file as the run wrote it")])

@@ -1,0 +1,300 @@
+"""The LightningDataModule: tokenises once, keeps the tokens in Arrow, and hands out batches."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lightning.pytorch as L
+import tokenizers
+import torch
+import transformers
+from torch.utils.data import DataLoader
+from transformers import PretrainedConfig
+
+from cyberlm.config.schema import DataConfig, EvaluationConfig, OnLongPrompt
+from cyberlm.data.batches import AnswerCollator, EpochBatches, PlannedDataset, collate_scoring, plan_batches
+from cyberlm.data.splits import Split
+from cyberlm.runtime import distributed
+from cyberlm.runtime.cache import writable
+from cyberlm.runtime.errors import DataError, ModelError, Problem
+from cyberlm.runtime.progress import say_once, track
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.tasks.questions import Question
+
+TOKENISED_AT_ONCE = 256
+
+
+def encode_questions(
+    questions: Sequence[Question], prompt: Prompt, max_length: int, cache: Path | None = None
+) -> list[EncodedQuestion]:
+    """Token ids of every question; kept as an Arrow file in `cache` under a fingerprint of prompt and questions.
+
+    Raises:
+        DataError: If a prompt with its longest answer passes `max_length`: nothing is ever cut.
+    """
+    encoded = _tokenised(questions, prompt, cache)
+    _count_control_tokens(questions, prompt)
+    long = _too_long(questions, encoded, prompt, max_length)
+    if long:
+        raise _length_error(questions, long, max_length)
+    return encoded
+
+
+def encode_split(
+    split: Split, prompt: Prompt, config: DataConfig, cache: Path | None = None
+) -> tuple[Split, dict[str, list[EncodedQuestion]]]:
+    """Token ids of every part, and the split without the training questions that are too long.
+
+    Those are left out, and listed in `Split.too_long`, only with `data.on_long_prompt=skip`. A question that figures
+    are made of, in validation or test, is never left out.
+
+    Raises:
+        DataError: If a prompt with its longest answer passes `data.max_length` and may not be left out.
+    """
+    encoded = {name: _tokenised(part, prompt, cache) for name, part in split.parts().items()}
+    _count_control_tokens([question for part in split.parts().values() for question in part], prompt)
+    for name, part in split.parts().items():
+        long = _too_long(part, encoded[name], prompt, config.max_length)
+        if not long:
+            continue
+        if config.on_long_prompt is OnLongPrompt.error or name != "train":
+            raise _length_error(part, long, config.max_length, name)
+        kept = [row for row, question in enumerate(part) if question.id not in long]
+        if not kept:
+            raise _length_error(part, long, config.max_length, name)
+        encoded[name] = [encoded[name][row] for row in kept]
+        listed = tuple(f"{question}: {length} tokens" for question, length in long.items())
+        split = replace(split, train=tuple(part[row] for row in kept), too_long=listed)
+    return split, encoded
+
+
+def _count_control_tokens(questions: Sequence[Question], prompt: Prompt) -> None:
+    holding = [question.id for question in questions if prompt.holds_control_token(question)]
+    if holding:
+        count = f"{len(holding)} questions contain" if len(holding) > 1 else "1 question contains"
+        say_once(f"{count} text that looks like control tokens, encoded as plain text ({', '.join(holding[:3])})")
+
+
+def _tokenised(questions: Sequence[Question], prompt: Prompt, cache: Path | None) -> list[EncodedQuestion]:
+    columns = {
+        "id": [question.id for question in questions],
+        "question": [question.question for question in questions],
+        "options": [list(question.options) for question in questions],
+        "gold": [question.gold for question in questions],
+    }
+    versions = (transformers.__version__, tokenizers.__version__)
+    made_of = (prompt.fingerprint(), prompt.tokenizer_hash, *versions, *(question.hash for question in questions))
+    fingerprint = hashlib.sha256(" ".join(made_of).encode()).hexdigest()
+    file = cache / f"{fingerprint}.arrow" if cache and _can_keep(cache) else None
+    known = file is not None and _is_whole(file)
+    with contextlib.nullcontext() if known else track("Tokenising", len(questions), "questions") as advance:
+
+        def tokenise(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            values = zip(rows["id"], rows["question"], rows["options"], rows["gold"], strict=True)
+            batch = [Question(*row) for row in values]
+            encoded = prompt.encode(batch)
+            if advance is not None:
+                advance(len(batch), sum(len(item.prompt_ids) for item in encoded))
+            return {
+                "prompt_ids": [item.prompt_ids for item in encoded],
+                "option_ids": [item.option_ids for item in encoded],
+                "option_chars": [item.option_chars for item in encoded],
+            }
+
+        datasets.disable_progress_bars()
+        table = datasets.Dataset.from_dict(columns).map(
+            tokenise,
+            batched=True,
+            batch_size=TOKENISED_AT_ONCE,
+            remove_columns=["question", "options"],
+            cache_file_name=str(file) if file else None,
+            new_fingerprint=fingerprint,
+        )
+    return [
+        EncodedQuestion(
+            tuple(row["prompt_ids"]), tuple(map(tuple, row["option_ids"])), tuple(row["option_chars"]), row["gold"]
+        )
+        for row in table
+    ]
+
+
+def _can_keep(cache: Path) -> bool:
+    """Whether tokens can be kept there; elsewhere they are made each time."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return writable(cache)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether kept tokens can be read; torn ones are made again."""
+    try:
+        datasets.Dataset.from_file(str(file))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):  # Arrow's errors are ValueErrors
+        file.unlink()
+        return False
+    return True
+
+
+def scored_length(question: EncodedQuestion) -> int:
+    """Tokens of the prompt with its longest option."""
+    return len(question.prompt_ids) + max(len(ids) for ids in question.option_ids)
+
+
+def _too_long(
+    questions: Sequence[Question], encoded: Sequence[EncodedQuestion], prompt: Prompt, max_length: int
+) -> dict[str, int]:
+    """Ids of the questions that pass `max_length`, with their tokens."""
+    lengths = (scored_length(item) + len(prompt.end_ids) for item in encoded)
+    pairs = zip(questions, lengths, strict=True)
+    return {question.id: length for question, length in pairs if length > max_length}
+
+
+def _length_error(questions: Sequence[Question], long: dict[str, int], max_length: int, part: str = "") -> DataError:
+    advice = {
+        "": "",
+        "train": "\nOr leave them out of training, counted and listed: data.on_long_prompt=skip",
+    }.get(part, f"\nQuestions of the {part} set are never left out: figures are made of them.")
+    return DataError(
+        f"{len(long)} of {len(questions)} questions are longer than data.max_length={max_length} tokens:",
+        [Problem(f"{name}: {length} tokens") for name, length in long.items()],
+        f"Type data.max_length={max(long.values())}, or take these questions out of the file: nothing is cut.{advice}",
+    )
+
+
+def check_reads(
+    shape: PretrainedConfig,
+    prompt: Prompt,
+    questions: Iterable[EncodedQuestion],
+    evaluation: EvaluationConfig | None = None,
+) -> None:
+    """Refuses questions that a model has no embedding for: their tokens, or so many positions.
+
+    Args:
+        shape: The model's own configuration.
+        questions: As they are trained on or scored.
+        evaluation: Of which the length of completions counts.
+
+    Raises:
+        ModelError: With the tokens that are outside, or the longest question.
+    """
+    text = shape.get_text_config(decoder=True)
+    used, longest = set(prompt.end_ids), 0
+    new = evaluation.max_new_tokens if evaluation is not None and evaluation.generate else 0
+    for item in questions:
+        used.update(item.prompt_ids, *item.option_ids)
+        longest = max(longest, scored_length(item) + len(prompt.end_ids), len(item.prompt_ids) + new)
+    outside = sorted(token for token in used if token >= text.vocab_size)
+    if outside:
+        raise ModelError(
+            "The tokenizer gives tokens that the model has no embedding for:",
+            [
+                Problem(
+                    f"{prompt.tokenizer.convert_ids_to_tokens(token)!r} is number {token}",
+                    f"below {text.vocab_size}, the model's vocab_size",
+                )
+                for token in outside
+            ],
+            "Take the tokenizer that was saved with the model, or the model that was resized for this one.",
+        )
+    most = getattr(text, "max_position_embeddings", None)
+    if most is not None and longest > most:
+        raise ModelError(
+            "The questions are longer than the model reads:",
+            [Problem(f"{longest} tokens, the answer included", f"max_position_embeddings={most}")],
+            "Take these questions out, or leave them out of training: data.max_length=... data.on_long_prompt=skip",
+        )
+
+
+class QuestionData(L.LightningDataModule):
+    """Training batches bucketed by length, and validation batches sorted by it.
+
+    Args:
+        config: Batch sizes and limits.
+        train, validation: Tokenised questions.
+        end_ids: Tokens that close an answer.
+        accumulate: Micro-batches of each process in an optimizer step: the loss is normalised over all of them.
+        seed: Of the order.
+        share_prefix: Whether what all examples of a batch begin with is encoded once.
+        share_validation: Whether each process validates on its share of the questions, or on all.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        train: Sequence[EncodedQuestion],
+        validation: Sequence[EncodedQuestion],
+        end_ids: Sequence[int],
+        accumulate: int,
+        seed: int,
+        *,
+        share_prefix: bool,
+        share_validation: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        rows = distributed.share(len(validation)) if share_validation else range(len(validation))
+        self.train_questions, self.validation_questions = train, [validation[row] for row in rows]
+        self.collator = AnswerCollator(end_ids, share_prefix=share_prefix)
+        self.accumulate, self.seed = accumulate, seed
+        self.batches_done = 0
+        self.resumed_epoch: int | None = None
+        self.batches: EpochBatches | None = None
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        examples = [self.collator.example(question) for question in self.train_questions]
+        self.batches = EpochBatches(
+            [len(ids) for ids, _ in examples],
+            [labels for _, labels in examples],
+            self.config.micro_batch_size,
+            self.accumulate,
+            self.seed,
+            distributed.rank(),
+            distributed.world_size(),
+        )
+        self._go_on()
+        return DataLoader(
+            PlannedDataset(self.train_questions),
+            batch_sampler=self.batches,  # type: ignore[arg-type]  # yields planned batches, not lists of rows
+            collate_fn=self.collator,  # type: ignore[arg-type]
+            num_workers=self.config.num_workers,
+            generator=torch.Generator(),  # else each new iterator would draw from the numbers that dropout draws from
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        plan = plan_batches(list(map(scored_length, self.validation_questions)), self.config.max_batch_tokens)
+        return DataLoader(
+            self.validation_questions,  # type: ignore[arg-type]
+            batch_sampler=plan,
+            collate_fn=collate_scoring,
+            num_workers=self.config.num_workers,
+            generator=torch.Generator(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epoch of the next micro-batch, and how many of that epoch have been trained on."""
+        assert self.trainer is not None
+        loop = self.trainer.fit_loop
+        progress = loop.epoch_loop.batch_progress
+        if progress.is_last_batch:
+            return {"epoch": loop.epoch_progress.total.ready, "batches_done": 0}
+        return {"epoch": loop.epoch_progress.total.ready - 1, "batches_done": progress.current.ready}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.resumed_epoch, self.batches_done = state_dict["epoch"], state_dict["batches_done"]
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Starts where the checkpoint ended. With FSDP2 Lightning reads it after the loader has been made."""
+        if self.batches is None:
+            return
+        self.batches.start, self.batches_done = self.batches_done, 0
+        if self.resumed_epoch is not None:  # Lightning builds the iterator before it calls set_epoch
+            self.batches.set_epoch(self.resumed_epoch)

@@ -1,0 +1,215 @@
+"""The label linter: what each training example really trains on, checked before the first step, and one shown.
+
+It looks at the batches that the loss gets, not at how they are made, so that a wrong collator, chat template or
+tokenizer is found, whichever it is.
+"""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from rich.text import Text
+
+from cyberlm.config.schema import Protocol
+from cyberlm.data.batches import AnswerBatch, AnswerCollator
+from cyberlm.runtime import progress
+from cyberlm.runtime.errors import DataError, Problem
+from cyberlm.runtime.progress import say
+from cyberlm.tasks.prompts import PROBE, EncodedQuestion, Prompt
+from cyberlm.tasks.questions import Question
+
+CHECKED_AT_ONCE = 256
+NAMED = 3
+"""Examples that are named for each broken rule; the rest are counted."""
+MOST_SHOWN = 2000
+"""Characters of a prompt that are shown; of a longer one, its end."""
+
+Collate = Callable[[tuple[list[EncodedQuestion], int]], AnswerBatch]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a batch, as the loss sees it.
+
+    Attributes:
+        inputs: Token ids without padding.
+        places: Positions within `inputs` whose next token is trained on.
+        labels: These tokens.
+        padded: Whether a label stands on padding.
+    """
+
+    inputs: list[int]
+    places: list[int]
+    labels: list[int]
+    padded: bool
+
+
+def lint_labels(
+    questions: Sequence[Question], encoded: Sequence[EncodedQuestion], prompt: Prompt, collate: Collate | None = None
+) -> None:
+    """Checks every training example, and shows the first one.
+
+    Args:
+        questions, encoded: What is trained on, in the same order.
+        collate: What makes batches of it; that of training unless a test brings its own.
+
+    Raises:
+        DataError: With each broken rule, how many examples break it, and the first of them.
+    """
+    collate = collate or AnswerCollator(prompt.end_ids, share_prefix=True)
+    rules = _Rules(prompt)
+    broken: dict[str, list[str]] = defaultdict(list)
+    shown: Example | None = None
+    for start in range(0, len(questions), CHECKED_AT_ONCE):
+        rows = slice(start, start + CHECKED_AT_ONCE)
+        examples = _examples(collate((list(encoded[rows]), 1)), len(encoded[rows]))
+        shown = shown or examples[0]
+        for question, item, example in zip(questions[rows], encoded[rows], examples, strict=True):
+            for rule in rules.broken(question, item, example):
+                broken[rule].append(question.id)
+    if broken:
+        raise DataError(
+            f"Of {len(questions)} training examples, some would teach what is not meant:",
+            [
+                Problem(f"{rule}: {len(ids)} examples, {_named(ids)}", *ADVICE.get(rule, ("", "")))
+                for rule, ids in broken.items()
+            ],
+            "Nothing was trained. docs/data.md says what each rule is for.",
+        )
+    if shown is not None:
+        _show(shown, prompt)
+
+
+def _named(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
+
+
+def _examples(batch: AnswerBatch, count: int) -> list[Example]:
+    """The rows of a batch, apart again."""
+    width, prefix = batch.input_ids.shape[1], batch.prefix_ids.tolist()
+    rows, columns = batch.answer_index // width, batch.answer_index % width  # (N,), (N,)
+    on_padding = batch.attention_mask.flatten()[batch.answer_index] == 0  # (N,)
+    padded = torch.bincount(rows[on_padding], minlength=count).tolist()
+    lengths = batch.attention_mask.sum(1).tolist()
+    inputs = [prefix + ids[:length] for ids, length in zip(batch.input_ids.tolist(), lengths, strict=True)]
+    places: list[list[int]] = [[] for _ in range(count)]
+    labels: list[list[int]] = [[] for _ in range(count)]
+    for row, column, target in zip(rows.tolist(), columns.tolist(), batch.targets.tolist(), strict=True):
+        places[row].append(len(prefix) + column)
+        labels[row].append(target)
+    return [Example(*item) for item in zip(inputs, places, labels, map(bool, padded), strict=True)]
+
+
+BOS = "not exactly one beginning-of-sequence token"
+END = "the end of turn is not trained on"
+END_INSIDE = "an end of turn stands inside the answer"
+PADDING = "padding is trained on"
+NO_LABEL = "no token of the answer is trained on"
+CUT = "the answer is cut or stands elsewhere"
+LETTER = "a letter is not one token of its own"
+DECODED = "the labels do not read as the right answer"
+
+ADVICE = {
+    BOS: (
+        "one, from the chat template or the tokenizer",
+        "prompt.style=plain",
+    ),
+    END_INSIDE: ("a tokenizer that gives text no special tokens", "prompt=letter"),
+    LETTER: ("a tokenizer with a token for each letter", "prompt=text"),
+    DECODED: ("a tokenizer that gives every text back", "another model, or take these characters out"),
+}
+
+
+class _Rules:
+    """What must hold of every example under one prompt."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.prompt = prompt
+        self.tokenizer = prompt.tokenizer
+        self.end = list(prompt.end_ids)
+        self.stops = set(prompt.stop_ids)
+        self.bos = self.tokenizer.bos_token_id
+        self.bos_wanted = self._bos_wanted()
+        self.decoded: dict[tuple[int, ...], str] = {}
+
+    def _bos_wanted(self) -> int:
+        """One where the tokenizer puts one before a text; a template that opens each turn with it has its own count."""
+        if self.bos is None:
+            return 0
+        bos = str(self.tokenizer.bos_token)
+        own = self.prompt.config.system + self.prompt.user_message(PROBE)
+        written = self.prompt.render(PROBE).count(bos) - own.count(bos)
+        return max(written, int(self.prompt.adds_bos()))
+
+    def broken(self, question: Question, item: EncodedQuestion, example: Example) -> Iterator[str]:
+        gold = list(item.option_ids[question.gold])
+        answer = example.labels[: -len(self.end)]
+        if self.bos is not None and example.inputs.count(self.bos) != self.bos_wanted:
+            yield BOS
+        if example.padded:
+            yield PADDING
+        if example.labels[-len(self.end) :] != self.end:
+            yield END
+        if not answer:
+            yield NO_LABEL
+            return
+        if not self.stops.isdisjoint(answer):
+            yield END_INSIDE
+        if self._is_cut(example, [*item.prompt_ids, *gold, *self.end], len(gold) + len(self.end)):
+            yield CUT
+        if self.prompt.config.protocol is Protocol.letter and not _single_letters(item):
+            yield LETTER
+        if self._text(answer) != _canonical(self.prompt.reference(question)):
+            yield DECODED
+
+    def _is_cut(self, example: Example, whole: list[int], labels: int) -> bool:
+        """Whether an example is other than `whole`, with its last `labels` tokens trained on."""
+        adjacent = all(second == first + 1 for first, second in pairwise(example.places))
+        at_end = example.places[-1:] == [len(whole) - 2]
+        return example.inputs != whole[:-1] or example.labels != whole[-labels:] or not adjacent or not at_end
+
+    def _text(self, answer: list[int]) -> str:
+        key = tuple(answer)
+        if key not in self.decoded:
+            text = self.tokenizer.decode(answer, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            self.decoded[key] = _canonical(str(text))
+        return self.decoded[key]
+
+
+def _single_letters(item: EncodedQuestion) -> bool:
+    return all(len(ids) == 1 for ids in item.option_ids) and len(set(item.option_ids)) == len(item.option_ids)
+
+
+def _canonical(text: str) -> str:
+    """Without the space that joins an answer to a plain prompt; some tokenizers compose accents (NFC)."""
+    return unicodedata.normalize("NFC", text.strip())
+
+
+# ------------------------------------------------------------------------------------------------- on the terminal
+
+
+def _show(example: Example, prompt: Prompt) -> None:
+    """Prints a decoded example; what is trained on is coloured, or in [brackets] where there is no colour."""
+    first = example.places[0] + 1
+    before, trained = (
+        visible(str(prompt.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
+        for ids in (example.inputs[:first], example.labels)
+    )
+    colour = progress.console.is_terminal and not progress.console.no_color
+    left_out = f"({len(before) - MOST_SHOWN} characters) ... " if len(before) > MOST_SHOWN else ""
+    told = "coloured" if colour else "in [brackets]"
+    say(f"First training example; what is trained on is {told}:")
+    text = Text().append(f"{left_out}{before[-MOST_SHOWN:]}", style="dim" if colour else "")
+    text.append(trained if colour else f"[{trained}]", style="bold black on green" if colour else "")
+    say(text)
+
+
+def visible(text: str) -> str:
+    """The text with every character that could steer a terminal, or hide on it, written as an escape."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )

@@ -1,0 +1,82 @@
+"""Whether two models that should be one answer the same questions alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.tasks.questions import LETTERS
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A question that the second model answers otherwise.
+
+    Attributes:
+        id: Of the question.
+        gold, before, after: Letters of the right option, and of the two answers.
+        margin: By how much the first model preferred its answer to the other, in nats a token; near 0 where it could
+            hardly tell them apart.
+    """
+
+    id: str
+    gold: str
+    before: str
+    after: str
+    margin: float
+
+    def sentence(self) -> str:
+        """`cybermetric:12: A before, C after (right: A); preferred by 0.003 nats a token`."""
+        return (
+            f"{self.id}: {self.before} before, {self.after} after (right: {self.gold}); preferred by "
+            f"{self.margin:.3g} nats a token"
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two models' answers by likelihood agree.
+
+    Attributes:
+        before, after: What was compared.
+        questions: How many both answered.
+        flips: Those answered otherwise.
+        largest_logprob_difference: Over all options of all questions, in nats (sums over an option's tokens).
+        largest_logit_difference: Over the whole vocabulary, at the first token of every answer; None where the logits
+            of one of them are not known.
+    """
+
+    before: str
+    after: str
+    questions: int
+    flips: tuple[Flip, ...]
+    largest_logprob_difference: float
+    largest_logit_difference: float | None
+
+    def sentence(self) -> str:
+        """`merged against adapter: 0 of 200 answers differ; largest difference 2e-05 nats, 6e-05 in a logit`."""
+        logit = self.largest_logit_difference
+        return (
+            f"{self.after} against {self.before}: {len(self.flips)} of {self.questions} answers differ; largest "
+            f"difference {self.largest_logprob_difference:.1e} nats in an option's log-probability"
+            + (f", {logit:.1e} in a logit" if logit is not None else "")
+        )
+
+
+def compare_answers(
+    names: tuple[str, str],
+    before: Sequence[Prediction],
+    after: Sequence[Prediction],
+    largest_logit_difference: float | None,
+) -> Agreement:
+    """Compares the answers of two models to the same questions in the same order."""
+    flips = []
+    largest = 0.0
+    for first, second in zip(before, after, strict=True):
+        pairs = zip(first.option_logprobs, second.option_logprobs, strict=True)
+        largest = max(largest, *(abs(one - other) for one, other in pairs))
+        if first.choice != second.choice:
+            mine, other = (first.option_logprobs[k] / first.option_tokens[k] for k in (first.choice, second.choice))
+            flips.append(
+                Flip(first.id, LETTERS[first.gold], LETTERS[first.choice], LETTERS[second.choice], mine - other)
+            )
+    return Agreement(*names, len(before), tuple(flips), largest, largest_logit_difference)

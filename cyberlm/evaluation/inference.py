@@ -1,0 +1,188 @@
+"""One model's answers to a set of questions, by likelihood and by generation."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from cyberlm.config.schema import EvaluationConfig, Protocol
+from cyberlm.data.batches import make_scoring_batch, plan_batches
+from cyberlm.evaluation.metrics.rotations import rotations, safe_to_permute
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.scores import choose
+from cyberlm.evaluation.scoring import answering, generate, option_log_probs
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.runtime import distributed
+from cyberlm.runtime.progress import Advance, track
+from cyberlm.tasks.answers.parsing import parse_letter, parse_text
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt, prompt_hash
+from cyberlm.tasks.questions import Question
+
+
+class Completion(NamedTuple):
+    """What was generated, and why it ended: `stop`, or `length` where `max_new_tokens` cut it off."""
+
+    text: str | None
+    finish_reason: str | None
+
+
+def predict(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    questions: Sequence[Question],
+    encoded: Sequence[EncodedQuestion],
+    config: EvaluationConfig,
+    max_batch_tokens: int,
+    label: str,
+) -> list[Prediction]:
+    """Scores every option of every question and, if `config.generate`, answers greedily too.
+
+    Where several processes work together, each answers its share of the questions, and all get all answers.
+
+    Args:
+        encoded: Of the same questions in the same order.
+        max_batch_tokens: Most tokens (padding included) in one forward pass.
+        label: Whose answers they are, for the progress bar.
+
+    Returns:
+        Predictions in the order of `questions`.
+    """
+    rows = distributed.share(len(questions))
+    mine, encoded = [questions[row] for row in rows], [encoded[row] for row in rows]
+    if distributed.world_size() > 1:
+        label = f"{label} ({len(rows)} of {len(questions)} questions, one process's share)"
+    with answering(loaded.model):
+        with track(f"Scoring {label}", len(mine), "questions") as advance:
+            scored = _score(loaded, encoded, max_batch_tokens, advance)
+        completions: Sequence[Completion] = [Completion(None, None)] * len(mine)
+        if config.generate:
+            with track(f"Generating with {label}", len(mine), "questions") as advance:
+                completions = _complete(loaded, prompt, encoded, config, max_batch_tokens, advance)
+    predictions = []
+    for question, item, log_probs, completion in zip(mine, encoded, scored, completions, strict=True):
+        tokens = tuple(len(ids) for ids in item.option_ids)
+        rendered = prompt_hash(prompt.render(question))
+        choice, tied = choose(log_probs, tokens, item.option_chars, config.option_score, rendered)
+        predictions.append(
+            Prediction(
+                id=question.id,
+                hash=question.hash,
+                gold=question.gold,
+                n_options=len(question.options),
+                option_logprobs=log_probs,
+                option_tokens=tokens,
+                option_chars=item.option_chars,
+                choice=choice,
+                gold_nll=-log_probs[question.gold] / tokens[question.gold],
+                generated=completion.text,
+                parsed=None if completion.text is None else _parse(prompt, completion.text, question),
+                reference=prompt.reference(question),
+                prompt_hash=rendered,
+                topic=question.topic,
+                tied=tied,
+                finish_reason=completion.finish_reason,
+            )
+        )
+    return distributed.merge_shares(predictions, len(questions))
+
+
+def predict_rotations(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    questions: Sequence[Question],
+    plain: Sequence[Prediction],
+    config: EvaluationConfig,
+    max_batch_tokens: int,
+    label: str,
+) -> list[list[Prediction]]:
+    """Answers by likelihood to every rotation of the options, for each question whose options may be reordered.
+
+    Args:
+        plain: Answers to the questions as they are, in the same order: the first of each group.
+    """
+    safe = [
+        (question, answer)
+        for question, answer in zip(questions, plain, strict=True)
+        if safe_to_permute(question.options)
+    ]
+    turned = [rotated for question, _ in safe for rotated in rotations(question)[1:]]
+    likelihood = replace(config, generate=False)
+    encoded = prompt.encode(turned)
+    answers = iter(predict(loaded, prompt, turned, encoded, likelihood, max_batch_tokens, f"{label}, rotated options"))
+    return [[answer, *(next(answers) for _ in question.options[1:])] for question, answer in safe]
+
+
+def predict_blind(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    questions: Sequence[Question],
+    config: EvaluationConfig,
+    max_batch_tokens: int,
+    label: str,
+) -> list[Prediction]:
+    """Answers by likelihood to the options alone, under the hashes of the questions that they belong to."""
+    blind = [replace(question, question="") for question in questions]
+    likelihood = replace(config, generate=False)
+    encoded = prompt.encode(blind)
+    answers = predict(loaded, prompt, blind, encoded, likelihood, max_batch_tokens, f"{label}, without the question")
+    return [replace(answer, hash=question.hash) for answer, question in zip(answers, questions, strict=True)]
+
+
+def _parse(prompt: Prompt, completion: str, question: Question) -> int | None:
+    parse = parse_letter if prompt.config.protocol is Protocol.letter else parse_text
+    return parse(completion, question.options)
+
+
+def scored_tokens(question: EncodedQuestion) -> int:
+    """What the keys and values of one question with all its options come to."""
+    return len(question.prompt_ids) + sum(len(ids) for ids in question.option_ids)
+
+
+def generated_tokens(question: EncodedQuestion, config: EvaluationConfig) -> int:
+    """What the keys and values of one question with its longest completion come to."""
+    return len(question.prompt_ids) + config.max_new_tokens
+
+
+def _score(
+    loaded: LoadedModel,
+    encoded: Sequence[EncodedQuestion],
+    max_batch_tokens: int,
+    advance: Advance,
+) -> list[tuple[float, ...]]:
+    """Summed log-probability of each option of every question."""
+    lengths = list(map(scored_tokens, encoded))
+    scored: dict[int, tuple[float, ...]] = {}
+    for rows in plan_batches(lengths, max_batch_tokens):
+        items = [encoded[row] for row in rows]
+        batch = make_scoring_batch(
+            [item.prompt_ids for item in items],
+            [item.option_ids for item in items],
+            [item.option_chars for item in items],
+            [item.gold for item in items],
+        ).to_device(loaded.device)
+        log_probs = option_log_probs(loaded, batch)
+        for row, item, values in zip(rows, items, log_probs.tolist(), strict=True):
+            scored[row] = tuple(values[: len(item.option_ids)])
+        advance(len(rows), sum(lengths[row] for row in rows))
+    return [scored[row] for row in range(len(encoded))]
+
+
+def _complete(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    encoded: Sequence[EncodedQuestion],
+    config: EvaluationConfig,
+    max_batch_tokens: int,
+    advance: Advance,
+) -> list[Completion]:
+    """Greedy completions, special tokens left out."""
+    lengths = [generated_tokens(item, config) for item in encoded]
+    completions: dict[int, Completion] = {}
+    for rows in plan_batches(lengths, max_batch_tokens):
+        prompts = [encoded[row].prompt_ids for row in rows]
+        new = generate(loaded, prompts, prompt.stop_ids, config.max_new_tokens)
+        for row, ids in zip(rows, new, strict=True):
+            text = str(prompt.tokenizer.decode(ids, skip_special_tokens=True))
+            # A row that stopped is shorter: its stop token is left out.
+            completions[row] = Completion(text, "length" if len(ids) == config.max_new_tokens else "stop")
+        advance(len(rows), sum(len(ids) for ids in new))
+    return [completions[row] for row in range(len(encoded))]

@@ -1,0 +1,182 @@
+"""The same questions with their options in another order: which may be reordered, and what it shows."""
+
+import functools
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cyberlm.evaluation.outcomes import NO_CHOICE, choices, golds
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.runtime.errors import Problem, RunError
+from cyberlm.tasks.questions import LETTERS, Question
+
+_QUANTITY = r"\b(?:all|any|both|each|either|most|neither|none|one|some|three|two)(?:\s+of)?(?:\s+(?:the|these|those))?"
+_NOUN = r"(?:alternatives?|answers?|choices?|options?|responses?)"
+_EACH = r"(?:all|any|both|each|either|neither|none)"
+_FEW = r"(?:the\s+)?(?:two|three|four|five|2|3|4|5)"
+_PLACE = r"(?:(?:both|only)\s+)?(?:the\s+)?(?:first|second|third|fourth|last|other|former|latter)"
+_END = r"(?:\s+(?:is|are|were|can\s+be)\b.*|\s+(?:apply|applies|correct|right|true|false|wrong))?\W*$"
+_GROUP = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # "all of the above"; but "any port above 1023" is no such thing
+        rf"{_QUANTITY}(?:\s+\w+)?\s+(?:above|aforementioned|below|foregoing|preceding)\b(?!\s+\d)",
+        rf"{_QUANTITY}(?:\s+\w+)?\s+{_NOUN}\b",  # "all provided answers", "not any of the listed options"
+        rf"{_QUANTITY}\s+(?:listed|mentioned|provided|stated)\b",  # "all of the mentioned strategies"
+        # "All", "Both.", "all of them", "both are correct", "all three", "all apply"
+        rf"^\W*(?:they\s+are\s+)?{_EACH}(?:\s+of)?(?:\s+(?:them|these|those|it|{_FEW}))*{_END}",
+        rf"^\W*(?:{_PLACE}\s+and\s+)?{_PLACE}(?:\s+(?:{_FEW}|ones?))?{_END}",  # "the first two", "the latter"
+        r"^\W*everything\W*$",
+        r"^\W*no\s+(?:\w+\s+)?(?:answer|option|choice)s?\b",
+        r"\b(?:same|as)\s+(?:as\s+)?(?:the\s+)?above\W*$",
+    )
+)
+"""What refers to other options by place or as a group."""
+_SPEAKING = (
+    r"and|answers?|are|as|between|both|but|by|choices?|either|except|for|from|if|in|is|just|like|neither|not|of|on|only"
+    r"|options?|or|responses?|statements?|than|that|to|was|when|with"
+)
+"""Words before letters that leave these to be the options'."""
+
+
+@dataclass(frozen=True)
+class PermutationScores:
+    """What one model answered to the same questions under every rotation of their options.
+
+    Attributes:
+        n: Questions that were rotated.
+        skipped: Questions left out, since their options must not be reordered.
+        acc_mean: Mean over questions of the share of rotations answered right.
+        circular_acc: Share of questions answered right under every rotation.
+        consistency: Share of questions where every rotation led to the same option text, right or wrong.
+    """
+
+    n: int
+    skipped: int
+    acc_mean: float
+    circular_acc: float
+    consistency: float
+
+
+def safe_to_permute(options: Sequence[str]) -> bool:
+    """Whether options mean the same in another order: none speaks of another by letter, by place, or as a group.
+
+    "All of the above", "neither", "the first two", "both A and B", "all but C", "same as A" do. In doubt the answer
+    is no: a question that is left out costs less than one whose right answer has become wrong.
+    """
+    return not any(_speaks_of_others(option, len(options)) for option in options)
+
+
+def _speaks_of_others(option: str, n_options: int) -> bool:
+    return any(pattern.search(option) for pattern in (*_GROUP, *_letter_patterns(n_options)))
+
+
+@functools.cache
+def _letter_patterns(n_options: int) -> tuple[re.Pattern[str], ...]:
+    """What refers to other options by letter. Letters are capitals, so that the article "a" is none."""
+    letter = f"[A-{LETTERS[n_options - 1]}]"
+    both = r"\b(?i:both|either|neither)\s+\(?"
+    # Not "Hepatitis B and C", "machines A and B": there the word before says what the letters are of.
+    before = rf"(?:^|[^\w\s&/.'’-]\s*|\b(?i:{_SPEAKING})\s+)(?<![A-Z],\s)(?<![A-Z],)\(?"
+    patterns = (
+        # "A, B, and C", "A) and B)", "B nor C"; not "C&C", "C and C++", "A and AAAA"
+        rf"{before}({letter})\)?(?:\s*(?:,|&|\b(?i:and|n?or)\b))+\s*\(?(?!\1){letter}(?![\w&/'’+-])",
+        rf"\b(?i:answers?|choices?|options?|statements?)\s+\(?{letter}\b",  # "option B"
+        rf"\b(?i:both|either|except|neither|only)\s+\(?{letter}(?=\W*(?:$|\b(?:and|n?or|is|are)\b))",  # "only B is"
+        rf"^\W*{letter}\)?\s+(?i:only|alone)\b(?!-)",  # "A only"
+        rf"\b(?i:(?:all|any|each|every\w*|none)\b.*\b(?:but|except|besides|excluding|than)(?:\s+for)?)\s+\(?{letter}\)?\W*$",
+        rf"\b(?i:same\s+as|identical\s+to|equal\s+to|equivalent\s+to|opposite\s+of|see)\s+\(?{letter}\)?\W*$",
+        rf"{both}{letter.lower()}\)?\s+(?:and|n?or)\s+\(?{letter.lower()}\b",  # "both a and b"
+        rf"^\W*{letter.lower()}\)?\s*(?:,|&|\band\b|\bn?or\b)\s*\(?{letter.lower()}\W*$",  # "a and b"
+    )
+    return tuple(map(re.compile, patterns))
+
+
+def rotate(question: Question, shift: int) -> Question:
+    """The question with its options moved `shift` places towards the front, the first ones to the end.
+
+    Option k of the rotated question is option (k + shift) mod K of the original. The id stays; the hash does not.
+    """
+    count = len(question.options)
+    shift %= count
+    return replace(
+        question,
+        options=question.options[shift:] + question.options[:shift],
+        gold=(question.gold - shift) % count,
+    )
+
+
+def rotations(question: Question) -> tuple[Question, ...]:
+    """All K rotations of a question with K options, by shift; the first is the question itself."""
+    return tuple(rotate(question, shift) for shift in range(len(question.options)))
+
+
+def prior_sample(questions: Sequence[Question], share: float = 0.05, seed: int = 0) -> tuple[Question, ...]:
+    """Questions to estimate the prior of letters from: safe to permute, and of the most common number of options.
+
+    Args:
+        questions: Of the test.
+        share: Of all questions, as in PriDe (Zheng et al. 2024, arXiv 2309.03882); at least one.
+        seed: The same questions in any order, and the same seed, give the same sample.
+
+    Returns:
+        In the order of their hashes; empty where no question is safe to permute.
+    """
+    safe = sorted((q for q in questions if safe_to_permute(q.options)), key=lambda q: (q.hash, q.id))
+    if not safe:
+        return ()
+    common = Counter(len(question.options) for question in safe).most_common()
+    count = max(k for k, times in common if times == common[0][1])
+    usable = [question for question in safe if len(question.options) == count]
+    size = min(len(usable), max(1, round(share * len(questions))))
+    return tuple(usable[i] for i in sorted(random.Random(seed).sample(range(len(usable)), size)))
+
+
+def permutation_scores(
+    rotated: Sequence[Sequence[Prediction]], skipped: int = 0, generated: bool = False
+) -> PermutationScores:
+    """Accuracy and consistency over rotations; `circular_acc` is CircularEval (Liu et al. 2023, arXiv 2307.06281).
+
+    Args:
+        rotated: For each question, its K predictions in the order of `rotations`.
+        skipped: Questions left out, to be reported.
+        generated: Whether to judge the generated answers instead of the choice by likelihood.
+
+    Raises:
+        RunError: If there are no questions, or the predictions of one are not its rotations.
+    """
+    if not rotated:
+        raise RunError("There are no questions whose options can be reordered.")
+    check_rotations(rotated)
+    shares, circular, consistent = 0.0, 0, 0
+    for group in rotated:
+        chosen = choices(group, generated)  # (K,)
+        correct = chosen == golds(group)
+        # Back to where each option stood in the question itself.
+        texts = {int(choice + shift) % len(group) for shift, choice in enumerate(chosen)}
+        shares += float(correct.mean())
+        circular += bool(correct.all())
+        consistent += len(texts) == 1 and NO_CHOICE not in chosen
+    n = len(rotated)
+    return PermutationScores(n, skipped, acc_mean=shares / n, circular_acc=circular / n, consistency=consistent / n)
+
+
+def check_rotations(rotated: Sequence[Sequence[Prediction]]) -> None:
+    """Checks that each group holds one question's predictions under all rotations, by shift.
+
+    Raises:
+        RunError: If one does not.
+    """
+    for group in rotated:
+        first = group[0] if group else None
+        if first is None or any(
+            (p.id, p.n_options, p.gold) != (first.id, len(group), (first.gold - shift) % len(group))
+            for shift, p in enumerate(group)
+        ):
+            name = first.id if first else "a question without any"
+            raise RunError(
+                "The predictions are not those of rotated questions.",
+                [Problem(f"{name}: {len(group)} predictions", "one for each rotation of the options, by shift")],
+            )

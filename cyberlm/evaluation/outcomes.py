@@ -1,0 +1,100 @@
+"""From predictions to the arrays that the statistics are made of."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cyberlm.config.schema import OptionScore
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.runtime.errors import Problem, RunError
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+NO_CHOICE = -1
+"""Stands for a completion that names no option."""
+
+
+def choices(predictions: Sequence[Prediction], generated: bool = False) -> IntArray:
+    """What was chosen: option indices (N,) int64; `NO_CHOICE` where a completion names none.
+
+    Args:
+        predictions: One for each question.
+        generated: Whether to take the parsed completion instead of the option chosen by likelihood.
+
+    Raises:
+        RunError: If there are no predictions, or completions are asked for and some predictions hold none.
+    """
+    if not predictions:
+        raise RunError("There are no questions to score.")
+    if not generated:
+        return np.array([prediction.choice for prediction in predictions], dtype=np.int64)
+    without = sum(prediction.generated is None for prediction in predictions)
+    if without:
+        raise RunError(
+            "Accuracy by generation cannot be measured.",
+            [Problem(f"{without} of {len(predictions)} predictions hold no generated answer", "a completion for each")],
+            hint="Score the model again with evaluation.generate=true.",
+        )
+    return np.array([NO_CHOICE if p.parsed is None else p.parsed for p in predictions], dtype=np.int64)
+
+
+def golds(predictions: Sequence[Prediction]) -> IntArray:
+    """Indices of the right options, (N,) int64."""
+    return np.array([prediction.gold for prediction in predictions], dtype=np.int64)
+
+
+def right(predictions: Sequence[Prediction], generated: bool = False) -> BoolArray:
+    """Which questions were answered right, (N,) bool; a completion that names no option is wrong.
+
+    Raises:
+        RunError: As `choices`.
+    """
+    return choices(predictions, generated) == golds(predictions)
+
+
+def cluster_numbers(hashes: Sequence[str], clusters: Mapping[str, int] | None) -> IntArray:
+    """The near-duplicate cluster of each question, (N,) int64, renumbered from 0; without any, each is its own.
+
+    Args:
+        hashes: Of the questions.
+        clusters: From a question's hash to the number of its cluster.
+    """
+    if clusters is None:
+        return np.arange(len(hashes), dtype=np.int64)
+    numbers = np.array([clusters[hash_] for hash_ in hashes], dtype=np.int64)
+    return np.unique(numbers, return_inverse=True)[1].astype(np.int64)
+
+
+def option_scores(predictions: Sequence[Prediction], how: OptionScore) -> FloatArray:
+    """What options are compared by: their log-probabilities, as they are or by token or character.
+
+    Args:
+        predictions: N questions of at most K options.
+        how: The one that `choice` was made with (`evaluation.option_score`; `sum` in the letter protocol).
+
+    Returns:
+        (N, K) float64, in nats; -inf where a question has fewer than K options.
+
+    Raises:
+        RunError: If there are no predictions, or a score is infinite or not a number.
+    """
+    if not predictions:
+        raise RunError("There are no questions to score.")
+    scores = np.full((len(predictions), max(p.n_options for p in predictions)), -np.inf)
+    for row, p in zip(scores, predictions, strict=True):
+        length: Sequence[int] = {
+            OptionScore.sum: (1,) * p.n_options,
+            OptionScore.per_token: p.option_tokens,
+            OptionScore.per_char: p.option_chars,
+        }[how]
+        row[: p.n_options] = np.array(p.option_logprobs) / np.maximum(length, 1)
+        if not np.isfinite(row[: p.n_options]).all():
+            raise RunError(
+                "The model's answers cannot be scored.",
+                [Problem(f"log-probabilities of the options of {p.id} are {p.option_logprobs}", "finite numbers")],
+                hint="The weights hold infinities or NaN. If this model was trained here, lower optim.learning_rate.",
+            )
+    return scores

@@ -1,0 +1,81 @@
+"""An adapter and its base as one plain model, saved so that transformers alone loads it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter, write_prompt
+from cyberlm.models.loaded import LoadedModel, open_causal, quiet
+from cyberlm.models.saving import keep_saveable
+from cyberlm.runtime.errors import ModelError, Problem
+
+
+def load_merged(base: LoadedModel, run: Path) -> LoadedModel:
+    """Adds a run's adapter into the weights of its base.
+
+    A 4-bit base is first expanded to the numbers that its 4 bits stand for, in the type of its other weights: those
+    are what the adapter was trained on. Rounding the sum back to 4 bits, or adding the adapter to the original weights,
+    would lose part of what was learned.
+
+    Args:
+        base: As it was loaded for training; it is changed in place.
+
+    Raises:
+        ModelError: If the run has no adapter, one that does not fit, or one that holds numbers that are not finite.
+    """
+    if getattr(base.causal, "hf_quantizer", None) is not None:
+        with quiet():
+            base.causal.dequantize(dtype=base.causal.dtype)
+            # what was read in 4 bits is written whole: nothing of the reading is to be reversed
+            base.causal._weight_conversions = None  # type: ignore[assignment]
+    tuned = load_adapter(base, run / ADAPTER_FOLDER)
+    assert isinstance(tuned.model, PeftModel)
+    try:
+        with quiet():
+            merged = tuned.model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise ModelError(f"The adapter of {run} cannot be merged.", [Problem(str(error).splitlines()[0])]) from error
+    return replace(tuned, model=merged, causal=merged)
+
+
+def save_merged(
+    merged: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    prompt: Mapping[str, str],
+    folder: Path,
+) -> None:
+    """Writes a transformers folder: safetensors, configuration, tokenizer with its chat template, prompt.json.
+
+    Args:
+        stop_ids: Token ids at which generation stops, written into generation_config.json.
+    """
+    keep_saveable(merged)
+    generation = merged.causal.generation_config
+    if generation is not None:
+        generation.eos_token_id, generation.pad_token_id = list(stop_ids), tokenizer.pad_token_id
+    with quiet():
+        merged.causal.save_pretrained(str(folder))
+        tokenizer.save_pretrained(str(folder))
+    write_prompt(folder, prompt)
+
+
+def load_exported(folder: Path, device: torch.device, attention: str) -> tuple[LoadedModel, PreTrainedTokenizerBase]:
+    """Loads a saved model and its tokenizer with transformers alone, as those who get the folder will."""
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        causal = AutoModelForCausalLM.from_pretrained(
+            str(folder), device_map={"": device}, attn_implementation=attention, use_safetensors=True
+        )
+    return open_causal(causal, str(folder), ""), tokenizer
+
+
+def load_exported_adapter(base: LoadedModel, folder: Path) -> LoadedModel:
+    """Puts an adapter's folder on its base with PEFT alone."""
+    with quiet():
+        model = PeftModel.from_pretrained(base.causal, str(folder), torch_device=str(base.device))
+    return replace(base, model=model)

@@ -1,0 +1,259 @@
+"""An export, from top to bottom: made in a folder of its own, asked the run's questions, and only then put in place."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from cyberlm.config.commands import ExportConfig, ExportForm, GgufType
+from cyberlm.config.saved import config_of
+from cyberlm.config.schema import DataName, TrainConfig
+from cyberlm.data.batches import plan_batches
+from cyberlm.data.datamodule import encode_questions
+from cyberlm.data.sources import load_sources
+from cyberlm.data.splits import SPLIT_MANIFEST, read_manifest, select_questions
+from cyberlm.evaluation.agreement import Agreement, compare_answers
+from cyberlm.evaluation.inference import predict
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.results import environment, read_predictions, read_results
+from cyberlm.evaluation.scoring import answering, next_logits
+from cyberlm.export.gguf import load_gguf, write_gguf
+from cyberlm.export.merge import load_exported, load_exported_adapter, load_merged, save_merged
+from cyberlm.export.model_card import write_card
+from cyberlm.models.adapters import ADAPTER_FOLDER, write_prompt
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.loading import pick_device
+from cyberlm.runs.open_run import check_prompt, load_base_of, load_tuned, prompt_of
+from cyberlm.runtime.cache import cache_folder
+from cyberlm.runtime.errors import DataError, ModelError, Problem, RunError
+from cyberlm.runtime.files import write_json
+from cyberlm.runtime.progress import say
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.tasks.questions import Question
+
+EXPORT_FILE = "export.json"
+GGUF_FILE = "model.gguf"
+LIBRARIES = {ExportForm.merged: "transformers", ExportForm.gguf: "gguf", ExportForm.adapter: "peft"}
+
+
+@dataclass
+class Exam:
+    """The questions that a model answers before and after.
+
+    Attributes:
+        config: Of the run.
+        encoded: Tokens of `questions`.
+    """
+
+    config: TrainConfig
+    prompt: Prompt
+    questions: Sequence[Question]
+    encoded: Sequence[EncodedQuestion]
+
+    def answers(self, loaded: LoadedModel, label: str) -> tuple[list[Prediction], torch.Tensor]:
+        """Answers by likelihood, and the logits (N, V) of the first token of each."""
+        tokens = self.config.data.max_batch_tokens
+        likelihood = replace(self.config.evaluation, generate=False)
+        predictions = predict(loaded, self.prompt, self.questions, self.encoded, likelihood, tokens, label)
+        rows: dict[int, torch.Tensor] = {}
+        with answering(loaded.model):
+            for batch in plan_batches([len(item.prompt_ids) for item in self.encoded], tokens):
+                logits = next_logits(loaded, [self.encoded[row].prompt_ids for row in batch]).cpu()
+                rows.update(zip(batch, logits, strict=True))
+        return predictions, torch.stack([rows[row] for row in range(len(rows))])
+
+
+def export(config: ExportConfig) -> Path:
+    """Makes a folder that others load without cyberlm.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: If the run is not finished, the folder is there already, or too many answers change.
+    """
+    run = Path(config.run)
+    trained = config_of(run)
+    results = read_results(run)
+    if config.to is ExportForm.adapter and trained.method.lora is None:
+        raise RunError(f"{run} was tuned without an adapter.", [Problem("to=adapter", "merged, gguf", "to=merged")])
+    out = Path(config.out) if config.out is not None else run / "export" / config.to.value
+    with _appearing(out) as folder:
+        exam = exam_of(config, trained, run)
+        make = {
+            ExportForm.merged: _make_merged,
+            ExportForm.gguf: _make_gguf,
+            ExportForm.adapter: _make_adapter,
+        }[config.to]
+        agreements = make(config, exam, run, folder)
+        found = [asdict(agreement) for agreement in agreements]
+        write_json(folder / EXPORT_FILE, {"run": run.name, "to": config.to.value, "agreement": found, **environment()})
+        base = results.provenance["base_model"]
+        write_card(
+            folder, trained, base, results, library=LIBRARIES[config.to], more=_card_lines(config.to, agreements)
+        )
+    say(f"Files: {out}")
+    return out
+
+
+@contextlib.contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, which becomes `out` if nothing fails, and vanishes otherwise."""
+    if out.exists():
+        raise RunError(
+            f"{out} is there already.", [Problem(f"out={out}", "a folder that does not exist yet", "out=...")]
+        )
+    made = [parent for parent in out.parents if not parent.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp's folders are for one user alone
+        folder.replace(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # something is in it: the export
+                parent.rmdir()
+
+
+def exam_of(config: ExportConfig, trained: TrainConfig, run: Path) -> Exam:
+    """The first of a run's test questions, `config.questions` at most; sample questions where its own are gone."""
+    prompt = prompt_of(trained, run)
+    hashes = [row["hash"] for row in read_manifest(run / SPLIT_MANIFEST)["parts"]["test"]]
+    try:
+        sources = [source for source in load_sources(trained.data) if source is not None]
+        questions = select_questions(sources, hashes[: config.questions])
+    except DataError as error:
+        instead = f"{error.title}\nThe export is checked on the embedded sample questions instead of the run's own."
+        say(instead)
+        sample, _ = load_sources(replace(trained.data, name=DataName.sample))
+        questions = sample.questions[: config.questions]
+    encoded = encode_questions(questions, prompt, trained.data.max_length, cache_folder() / "tokenised")
+    return Exam(trained, prompt, questions, encoded)
+
+
+# -------------------------------------------------------------------------------------------------- the three forms
+
+
+def _make_merged(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> list[Agreement]:
+    merged, _, _ = _merge(config, exam, run, folder)
+    return [merged]
+
+
+def _make_gguf(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> list[Agreement]:
+    with tempfile.TemporaryDirectory(prefix=".merged-", dir=folder.parent) as name:
+        source = Path(name)
+        merged, before, dtype = _merge(config, exam, run, source)
+        licence = exam.config.model.licence
+        wrote = write_gguf(source, folder / GGUF_FILE, config.gguf_type, run.resolve().name, licence)
+        say(f"{GGUF_FILE}: {config.gguf_type.value}, written by {wrote}")
+        loaded, tokenizer = load_gguf(folder / GGUF_FILE, pick_device(config.accelerator), dtype, source)
+        if tokenizer is not None:
+            _check_tokens(exam, tokenizer)
+        shutil.copy(source / "prompt.json", folder)
+    after = exam.answers(loaded, "the GGUF file")
+    return [merged, _compare(config, ("merged", f"gguf {config.gguf_type.value}"), before, after)]
+
+
+def _make_adapter(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> list[Agreement]:
+    """Copies the adapter; what plain PEFT makes of it is compared with what the run has on record, or answers."""
+    shutil.copytree(run / ADAPTER_FOLDER, folder, dirs_exist_ok=True)
+    device = pick_device(config.accelerator)
+    predictions, _ = exam.answers(load_exported_adapter(load_base_of(exam.config, run, device), folder), "the adapter")
+    known = {row.hash: row for row in read_predictions(run / "predictions.jsonl")["tuned"]}
+    if not all(row.hash in known for row in predictions):
+        answered, _ = exam.answers(load_tuned(exam.config, run, device), "the tuned model")
+        return [_settle(config, compare_answers(("the run's model", "adapter"), answered, predictions, None))]
+    record = [known[row.hash] for row in predictions]
+    return [_settle(config, compare_answers(("the run's record", "adapter"), record, predictions, None))]
+
+
+Answered = tuple[list[Prediction], torch.Tensor]
+
+
+def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[Agreement, Answered, torch.dtype]:
+    """Saves the merged model into `folder`, and loads it from there to see that it answers as the adapter did.
+
+    Returns:
+        How far they agree, the merged model's answers, and the type of its weights.
+    """
+    device = pick_device(config.accelerator)
+    merged = load_tuned(exam.config, run, device, trains_all_weights=True)
+    before = exam.answers(merged, "the tuned model")
+    if exam.config.method.lora is not None:
+        del merged  # one model at a time in memory
+        merged = load_merged(load_base_of(exam.config, run, device), run)
+    attention = merged.causal.config._attn_implementation
+    fingerprint = {"fingerprint": exam.prompt.fingerprint()}
+    save_merged(merged, exam.prompt.tokenizer, exam.prompt.stop_ids, fingerprint, folder)
+    del merged
+    loaded, tokenizer = load_exported(folder, device, attention)
+    reloaded = Prompt(exam.config.prompt, tokenizer)
+    check_prompt(reloaded, folder)
+    write_prompt(folder, reloaded.identity())
+    after = exam.answers(loaded, "the merged model")
+    names = ("adapter" if exam.config.method.lora else "model", "merged")
+    return _compare(config, names, before, after), after, loaded.causal.dtype
+
+
+# ------------------------------------------------------------------------------------------------------- the checks
+
+
+def _check_tokens(exam: Exam, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a tokenizer that cuts the questions or their answers otherwise than the run's own."""
+    texts = [exam.prompt.render(question) for question in exam.questions]
+    texts += [option for question in exam.questions for option in question.options]
+    own = exam.prompt.tokenizer
+    ours, theirs = (given(texts, add_special_tokens=False)["input_ids"] for given in (own, tokenizer))
+    different = [text for text, one, other in zip(texts, ours, theirs, strict=True) if one != other]
+    problems = [Problem(f"{len(different)} of {len(texts)} texts are cut otherwise")] if different else []
+    problems += [Problem(repr(text[:80])) for text in different[:3]]
+    if _chat_template(own) != _chat_template(tokenizer):
+        problems.append(Problem("its chat template is another"))
+    if problems:
+        raise ModelError(f"The tokenizer in {GGUF_FILE} is not the run's own:", problems)
+
+
+def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template that conversations are rendered with; transformers reads no other from a GGUF file."""
+    given = tokenizer.chat_template
+    return (given.get("default") if isinstance(given, dict) else given) or ""
+
+
+def _compare(config: ExportConfig, names: tuple[str, str], before: Answered, after: Answered) -> Agreement:
+    largest = float((before[1] - after[1]).abs().max())
+    return _settle(config, compare_answers(names, before[0], after[0], largest))
+
+
+def _settle(config: ExportConfig, agreement: Agreement) -> Agreement:
+    """Shows how far two models agree, and refuses too many flips."""
+    lines = [flip.sentence() for flip in agreement.flips]
+    say("\n".join([agreement.sentence(), *(f"  {line}" for line in lines)]))
+    allowed = int(config.max_flip_share * agreement.questions)
+    if len(agreement.flips) <= allowed:
+        return agreement
+    share = len(agreement.flips) / agreement.questions
+    advice = f"max_flip_share={share:.3f} accepts them: look at the margins above first."
+    if agreement.after.startswith("gguf") and config.gguf_type is not GgufType.f32:
+        advice = f"gguf_type=f32 keeps every digit. {advice}"
+    raise RunError(
+        f"Not exported: {len(agreement.flips)} of {agreement.questions} answers of {agreement.after} are not those of "
+        f"{agreement.before}, and at most {allowed} may differ.",
+        [Problem(line) for line in lines],
+        advice,
+    )
+
+
+def _card_lines(form: ExportForm, agreements: Sequence[Agreement]) -> list[str]:
+    how = {
+        ExportForm.merged: "`AutoModelForCausalLM.from_pretrained(FOLDER)` of transformers loads it.",
+        ExportForm.gguf: f"llama.cpp loads it: `llama-cli -m {GGUF_FILE}`.",
+        ExportForm.adapter: "`PeftModel.from_pretrained(BASE, FOLDER)` of PEFT puts it on the base model.",
+    }[form]
+    return ["", "## Export", how, *(f"- {agreement.sentence()}" for agreement in agreements)]

@@ -1,0 +1,254 @@
+"""What training runs and evaluations share: status, loggers, provenance, results."""
+
+import contextlib
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from lightning.pytorch.loggers import Logger
+from omegaconf.errors import OmegaConfBaseException
+
+from cyberlm.config.saved import hash_of, settings_of
+from cyberlm.config.schema import ModelSource, Monitor, RootConfig, TrainConfig
+from cyberlm.data.readers import QuestionSet
+from cyberlm.data.splits import SPLIT_MANIFEST, Split
+from cyberlm.evaluation.evidence import Answers, Evidence
+from cyberlm.evaluation.evidence_report import differences, sentences, summary
+from cyberlm.evaluation.evidence_report import figures as evidence_figures
+from cyberlm.evaluation.predictions import GENERATION
+from cyberlm.evaluation.records import Comparison, ModelScores, Results
+from cyberlm.evaluation.report import print_results
+from cyberlm.evaluation.results import SCHEMA_VERSION, environment, write_status
+from cyberlm.evaluation.scores import score_predictions
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.planning.machine import give_back
+from cyberlm.runtime.errors import UserError
+from cyberlm.runtime.progress import say
+from cyberlm.runtime.redaction import redact
+from cyberlm.runtime.signals import Stopped
+from cyberlm.tasks.prompts import Prompt
+from cyberlm.tasks.questions import LETTERS, Question
+from cyberlm.training import loggers as experiment_loggers
+
+SAMPLE_PREDICTIONS = 32
+
+
+class Clock:
+    """Wall time by phase, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+            give_back()
+
+
+@dataclass
+class _Report:
+    objective: float | None = None
+
+
+@contextlib.contextmanager
+def status_of(folder: Path) -> Iterator[_Report]:
+    """status.json says running, then finished, or stopped or failed with the reason."""
+    report = _Report()
+    write_status(folder, "running")
+    try:
+        yield report
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # a full disk must not hide the error itself
+            state = "stopped" if isinstance(error, Stopped) else "failed"
+            write_status(folder, state, reason=_reason(error))
+        raise
+    write_status(folder, "finished", report.objective)
+
+
+def _reason(error: BaseException) -> str:
+    """One line that says why a run failed."""
+    if isinstance(error, UserError):
+        return " ".join([error.title, *(problem.what for problem in error.problems[:1])])
+    if isinstance(error, Stopped):
+        return error.signum.name
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "interrupted"
+    told = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+    first = (str(told).splitlines() or [""])[0]
+    return f"{type(told).__name__}: {first}"
+
+
+MISCONFIGURED = (UserError, ImportError, TypeError, OmegaConfBaseException)
+"""What a logger raises that was asked for wrongly; any other failure is the logger's own."""
+
+
+@contextlib.contextmanager
+def opened_loggers(config: RootConfig) -> Iterator[list[Logger]]:
+    """Opens the loggers, each tried at once, and closes them; one that fails is left aside.
+
+    Raises:
+        HydraException: If one is missing or is given arguments that it does not take.
+    """
+    opened: list[Logger] = []
+    succeeded = False
+    try:
+        for name, entry in config.logger.items():
+            try:
+                opened.append(experiment_loggers.lenient(hydra.utils.instantiate(entry, _convert_="all")))
+            except Exception as error:  # of any type: each logger has its own
+                cause = error.__cause__ if isinstance(error, HydraException) else error
+                if cause is None or isinstance(cause, MISCONFIGURED):
+                    raise
+                experiment_loggers.say_left_aside(name, cause)
+        yield opened
+        succeeded = True
+    finally:
+        experiment_loggers.finish(opened, succeeded)
+
+
+def announce(config: RootConfig, folder: Path) -> None:
+    method = f", {config.method.name.name}" if isinstance(config, TrainConfig) else ""
+    say(
+        f"Model {config.model.name}{method}, base weights {config.quant.name.name}; data {_data_name(config)}; "
+        f"prompt {config.prompt.name}"
+    )
+    if config.model.source in (ModelSource.embedded, ModelSource.tiny):
+        say("For Llama 3 on CyberMetric (GPU, Hugging Face login): python train.py experiment=llama3_qlora")
+    say(f"Folder {folder}")
+
+
+def _data_name(config: RootConfig) -> str:
+    return f"{config.data.name.name} {config.data.size or ''}".strip()
+
+
+def announce_split(split: Split) -> None:
+    counts = ", ".join(f"{len(part)} {name}" for name, part in split.parts().items())
+    say(f"Questions: {counts} ({split.clusters} near-duplicate clusters, none on two sides)")
+    for reason, count in split.dropped.items():
+        say(f"  {count} left out: {reason}")
+    if split.too_long:
+        say(f"  {len(split.too_long)} left out: too long ({SPLIT_MANIFEST} lists them)")
+    for source in split.sources:
+        if source.skipped:
+            say(f"  {len(source.skipped)} bad rows of {source.name} skipped")
+
+
+def provenance_of(
+    config: RootConfig, sources: Sequence[QuestionSet], split_hash: str, prompt: Prompt, loaded: LoadedModel
+) -> dict[str, str]:
+    """What the figures came from: hashes, seeds and the command."""
+    return {
+        "base_model": loaded.name,
+        "weights": loaded.weights_hash,
+        "data": " ".join(f"{source.name}:{source.sha256}" for source in sources),
+        "split": split_hash,
+        "prompt": prompt.fingerprint(),
+        "tokenizer": prompt.tokenizer_hash,
+        "seed": str(config.seed),
+        "split_seed": str(config.data.seed),
+        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "config": hash_of(settings_of(config)),
+        **{name: value for name, value in environment().items() if name in ("git_commit", "cyberlm")},
+    }
+
+
+def results_of(
+    config: RootConfig,
+    kind: str,
+    parts: Mapping[str, Sequence[Question]],
+    answers: Mapping[str, Answers],
+    prompt: Prompt,
+    provenance: dict[str, str],
+    comparison: Comparison | None = None,
+) -> Results:
+    scores: dict[str, ModelScores] = {
+        name: score_predictions(given.plain, prompt.config.protocol, prompt.config.show_options)
+        for name, given in answers.items()
+    }
+    return Results(
+        schema_version=SCHEMA_VERSION,
+        kind=kind,
+        model=config.model.name,
+        method="none",
+        quant=config.quant.name.name,
+        prompt=config.prompt.name,
+        data=_data_name(config),
+        questions={name: len(part) for name, part in parts.items()},
+        scores=scores,
+        comparison=comparison,
+        objective=None,
+        steps=0,
+        cost=None,
+        provenance=provenance,
+    )
+
+
+def conclude(
+    folder: Path,
+    results: Results,
+    evidence: Evidence,
+    test: Sequence[Question],
+    answers: Mapping[str, Answers],
+    loggers: Sequence[Logger],
+) -> None:
+    """Figures to every logger, tables to the terminal."""
+    figures = {**flat_figures(results), **evidence_figures(evidence)}
+    experiment_loggers.log_results(loggers, figures, sample_rows(test, answers))
+    print_results(results, folder, summary(evidence), differences(evidence), sentences(evidence))
+
+
+def flat_figures(results: Results) -> dict[str, float]:
+    """The final figures under short names, for experiment loggers."""
+    flat: dict[str, float] = {}
+    for name, scores in results.scores.items():
+        flat[f"test/{name}/accuracy"] = scores.likelihood.value
+        flat[f"test/{name}/gold_nll"] = scores.gold_nll
+        if scores.generation is not None:
+            flat[f"test/{name}/accuracy_generation"] = scores.generation.value
+        if scores.rouge is not None:
+            flat[f"test/{name}/rouge1"] = scores.rouge.rouge1
+            flat[f"test/{name}/rougeL"] = scores.rouge.rougeL
+            if scores.rouge.rouge2 is not None:
+                flat[f"test/{name}/rouge2"] = scores.rouge.rouge2
+    if results.comparison is not None:
+        by = "_generation" if results.comparison.metric == GENERATION else ""  # like the accuracies it compares
+        flat[f"test/difference{by}"] = results.comparison.difference
+        flat[f"test/p_value{by}"] = results.comparison.p_value
+        if results.comparison.p_mid is not None:
+            flat[f"test/p_mid{by}"] = results.comparison.p_mid
+    if results.cost is not None:
+        cost = results.cost
+        flat["cost/trainable_parameters"] = float(cost.trainable_parameters)
+        flat["cost/nonpadding_tokens_per_second"] = cost.nonpadding_tokens_per_second
+        if cost.computed_tokens_per_second is not None:
+            flat["cost/computed_tokens_per_second"] = cost.computed_tokens_per_second
+        flat["cost/peak_host_gib"] = cost.peak_host_bytes / 2**30
+        if cost.peak_device_bytes is not None:
+            flat["cost/peak_device_gib"] = cost.peak_device_bytes / 2**30
+        flat.update({f"cost/seconds/{name}": seconds for name, seconds in cost.seconds.items()})
+    if results.objective is not None:
+        flat[f"val/best_{results.monitor or Monitor.accuracy.name}"] = results.objective
+    return flat
+
+
+def sample_rows(questions: Sequence[Question], answers: Mapping[str, Answers]) -> list[dict[str, Any]]:
+    """The first questions with what each model answered, for a table."""
+    rows = []
+    for k, question in enumerate(questions[:SAMPLE_PREDICTIONS]):
+        row: dict[str, Any] = {"question": question.question, "gold": f"{question.letter}) {question.answer}"}
+        for name, given in answers.items():
+            row[f"{name} choice"] = LETTERS[given.plain[k].choice]
+            row[f"{name} right"] = given.plain[k].correct
+            row[f"{name} generated"] = given.plain[k].generated
+        rows.append(row)
+    return rows

@@ -1,0 +1,219 @@
+"""A training run, from top to bottom."""
+
+import resource
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.loggers import Logger
+
+from cyberlm.config.saved import plain_config, save_config
+from cyberlm.config.schema import TrainConfig
+from cyberlm.data.datamodule import check_reads, encode_split
+from cyberlm.data.label_check import lint_labels
+from cyberlm.data.sources import load_sources
+from cyberlm.data.splits import SPLIT_MANIFEST, split_questions, write_manifest
+from cyberlm.evaluation.evidence import Answers
+from cyberlm.evaluation.records import Cost
+from cyberlm.evaluation.results import write_results
+from cyberlm.evaluation.verdict import compare
+from cyberlm.export.model_card import write_card
+from cyberlm.models.adapters import base_alone, count_parameters, save_tuned
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.loading import load_base, load_tokenizer, pick_device, read_shape
+from cyberlm.models.saving import saving, try_saving
+from cyberlm.planning.plans import Plan
+from cyberlm.runs.inference import Asked, ask, doubtful_items, weigh, write_answers
+from cyberlm.runs.open_run import tuned_folder
+from cyberlm.runs.planning import explained, foresee
+from cyberlm.runs.processes import Team
+from cyberlm.runs.reporting import (
+    Clock,
+    announce,
+    announce_split,
+    conclude,
+    opened_loggers,
+    provenance_of,
+    results_of,
+    status_of,
+)
+from cyberlm.runs.resume import SPLIT_AGAIN, begin, resumed_config
+from cyberlm.runs.run_folder import sole_owner
+from cyberlm.runtime import distributed
+from cyberlm.runtime.cache import cache_folder
+from cyberlm.runtime.signals import resume_command
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.training import loggers as experiment_loggers
+from cyberlm.training.callbacks.meters import CostMeter
+from cyberlm.training.checkpointing import CHECKPOINTS
+from cyberlm.training.fit import fit, prepare
+from cyberlm.training.optim import check_optimizer
+
+
+def train(config: TrainConfig, folder: Path) -> float:
+    """Trains, or continues a run, with its status and loggers; returns the validation figure that chose the weights."""
+    with sole_owner(folder):
+        if config.trainer.resume is not None:
+            config = resumed_config(config, folder)
+        else:
+            save_config(folder, config)  # at once: from here on the run can be resumed
+        with (
+            status_of(folder) as report,
+            opened_loggers(config) as loggers,
+            Team(config.trainer) as team,
+            explained(config),
+        ):
+            objective = run_training(config, folder, loggers, team)
+            report.objective = objective
+    return objective
+
+
+def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], team: Team) -> float:
+    """Trains, scores the base and the tuned model on the same questions, and writes what was found.
+
+    A frozen base is scored behind the training, with its adapter switched off, so that training begins at once.
+
+    Args:
+        config: Checked.
+        folder: The run's folder.
+        loggers: Experiment loggers; metrics.csv is written in any case.
+        team: The processes that train and score together.
+
+    Returns:
+        The validation figure that chose the weights (`trainer.monitor`).
+    """
+    clock = Clock()
+    announce(config, folder)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    main, held_out = load_sources(config.data)
+    split = split_questions(config.data, main, held_out)
+    resumed = config.trainer.resume is not None
+
+    with clock.phase("load"):
+        device = pick_device(config.trainer.accelerator)
+        check_optimizer(config.optim, device)
+        prompt = Prompt(config.prompt, load_tokenizer(config.model))
+        split, encoded = encode_split(split, prompt, config.data, cache_folder() / "tokenised")
+        split_hash = write_manifest(split, config.data, folder / (SPLIT_AGAIN if resumed else SPLIT_MANIFEST))
+        announce_split(split)
+        check_reads(read_shape(config.model), prompt, chain(*encoded.values()), config.evaluation)
+        lint_labels(split.train, encoded["train"], prompt)
+        plan = foresee(config, encoded, prompt, device)
+        team.call(config, folder)
+        loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
+        team.join()
+    provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
+    begin(folder, config, provenance)
+    experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
+
+    seen = (*split.train, *split.validation)
+    asked = Asked(
+        *(split.test, encoded["test"], split.validation, encoded["validation"]),
+        seen,
+        doubtful_items(config, split.test),
+    )
+    meter = CostMeter()
+    learned = learn(config, folder, loaded, prompt, (encoded, asked), loggers, meter, clock)
+    team.leave()
+    answers, loaded = learned.answers, learned.loaded
+
+    with clock.phase("weigh evidence"):
+        evidence = weigh(answers, asked, config)
+        comparison = compare(evidence.pairs)
+        results = results_of(config, "train", split.parts(), answers, prompt, provenance, comparison)
+    tuned = tuned_folder(config, folder)
+    results = replace(
+        results,
+        method=config.method.name.name,
+        objective=learned.validation[config.trainer.monitor.name],
+        monitor=config.trainer.monitor.name,
+        validation=dict(learned.validation),
+        steps=learned.steps,
+        cost=_cost(loaded, clock, meter, tuned, plan),
+    )
+    write_results(results, folder)
+    write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
+    write_card(tuned, config, loaded.name, results)
+    conclude(folder, results, evidence, split.test, answers, loggers)
+    return learned.validation[config.trainer.monitor.name]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of `learn`.
+
+    Attributes:
+        answers: By name of the model, `base` and `tuned`.
+        validation: The validation figures of the weights that were chosen, by name.
+        steps: Optimizer steps taken.
+    """
+
+    loaded: LoadedModel
+    answers: dict[str, Answers]
+    validation: dict[str, float]
+    steps: int
+
+
+def learn(
+    config: TrainConfig,
+    folder: Path,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    given: tuple[dict[str, list[EncodedQuestion]], Asked] | None,
+    loggers: Sequence[Logger],
+    meter: CostMeter,
+    clock: Clock,
+) -> Learned:
+    """Trains and answers: what all processes of a run do together, each its share.
+
+    Args:
+        loaded: The base, which is changed in place.
+        given: Questions to train on, and to answer; only the first process has them before.
+    """
+    encoded, asked = distributed.broadcast(given)  # type: ignore[misc]  # the first process's is not None
+    answers: dict[str, Answers] = {}
+    adapted = config.method.lora is not None
+    if config.evaluation.base and not adapted:  # full fine-tuning is about to change its weights
+        answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
+    loaded = prepare(loaded, config)
+    if distributed.rank() == 0:
+        try_saving(loaded, prompt.tokenizer, prompt.identity(), folder)
+    with clock.phase("train"):
+        validation, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
+    if distributed.rank() == 0:
+        kept = f"What was trained is kept in {folder / CHECKPOINTS}. To save it from there, type:\n"
+        with saving(folder, kept + resume_command(folder)):
+            save_tuned(loaded, prompt.tokenizer, prompt.identity(), folder)
+    if config.evaluation.base and adapted:
+        answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
+    with clock.phase("score tuned"):
+        answers["tuned"] = ask(loaded, prompt, asked, config, "the tuned model")
+    return Learned(loaded, answers, validation, steps)
+
+
+def _ask_base(clock: Clock, loaded: LoadedModel, prompt: Prompt, asked: Asked, config: TrainConfig) -> Answers:
+    with clock.phase("score base"), base_alone(loaded):
+        return ask(loaded, prompt, asked, config, "the base model")
+
+
+def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, plan: Plan | None) -> Cost:
+    trainable, total = count_parameters(loaded.model)
+    weights = sum(file.stat().st_size for file in tuned.glob("*.safetensors"))
+    on_gpu = loaded.device.type == "cuda"
+    return Cost(
+        trainable_parameters=trainable,
+        total_parameters=total,
+        seconds={name: round(seconds, 3) for name, seconds in clock.seconds.items()},
+        processed_tokens=meter.processed,
+        nonpadding_tokens=meter.nonpadding,
+        label_tokens=meter.label,
+        nonpadding_tokens_per_second=meter.nonpadding / meter.seconds if meter.seconds else 0.0,
+        computed_tokens_per_second=meter.processed / meter.seconds if meter.seconds else 0.0,
+        peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_device_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+        adapter_bytes=weights,
+        predicted_peak_bytes=plan.allocated_peak if plan else None,
+    )

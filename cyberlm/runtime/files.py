@@ -1,0 +1,70 @@
+"""JSON files, written whole or not at all, and read with errors that name the file."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cyberlm.runtime.errors import Problem, RunError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file of indented JSON, whole or not at all; keys keep their order.
+
+    Raises:
+        RunError: If a number is infinite or not a number: JSON has no such thing.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise RunError(f"{path} cannot be written.", [Problem(str(error), allowed="finite numbers")]) from error
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes beside the file, then renames: a reader, or a crash, never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_json(path: Path, hint: str = "") -> Any:
+    """Reads a file that `write_json` wrote.
+
+    Raises:
+        RunError: If it is missing, torn, or no JSON.
+    """
+    return parse_json(read_text(path, hint), str(path), hint)
+
+
+def read_text(path: Path, hint: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be read.", [Problem(error.strerror or str(error))], hint) from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path} cannot be read.", [Problem("it is not text", allowed="JSON in UTF-8")], hint) from error
+
+
+def parse_json(text: str, where: str, hint: str) -> Any:
+    """JSON to values; neither torn text nor NaN is accepted."""
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+        raise RunError(f"{where} cannot be read.", [Problem(str(error), allowed="complete JSON")], hint) from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")

@@ -1,0 +1,38 @@
+"""What ends a run, told as one screen."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from cyberlm.runtime import signals
+from cyberlm.runtime.errors import Problem, RunError, UserError
+from cyberlm.runtime.progress import harmless
+from cyberlm.runtime.redaction import redact
+
+
+def show(error: UserError) -> int:
+    print(f"\n{harmless(redact(error.screen()))}\n", file=sys.stderr)
+    return 1
+
+
+def stopped(stop: signals.Stopped, command: str, folder: Path) -> int:
+    """Says how to go on with what a signal ended."""
+    resumable = command == "train" and (folder / "config.yaml").is_file()
+    how = f"To go on, type:\n{signals.resume_command(folder)}" if resumable else "Type the same command again."
+    print(f"\n{sentence(stop)} {how}\n", file=sys.stderr)
+    return signals.EXIT_STOPPED
+
+
+def sentence(stop: signals.Stopped) -> str:
+    return f"{stop}."[0].upper() + f"{stop}."[1:]
+
+
+def not_made(error: OSError) -> UserError:
+    return RunError("The folder of a run cannot be made.", [Problem(f"{error.filename}: {error.strerror}")])
+
+
+def not_written(error: OSError, folder: Path) -> UserError:
+    return RunError(
+        f"A file could not be written: {error.strerror}.",
+        [Problem(str(error.filename or folder), f"{shutil.disk_usage(folder).free:,} bytes are free in {folder}")],
+    )

@@ -1,0 +1,391 @@
+"""Where a prompt is rendered, tokenised, and given its fingerprint. Nothing else builds a prompt.
+
+A prompt is rendered together with its answer and tokenised once; the answer's tokens are what stands behind the
+prompt's. So a letter's token is found where it really stands ("A" and " A" differ), never guessed.
+
+Control tokens come from the chat template alone: where a question, an option or a message holds the text of one, it is
+tokenised as text.
+"""
+
+import functools
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from cyberlm.config.schema import PromptConfig, PromptStyle, Protocol
+from cyberlm.runtime.errors import ConfigError, DataError, ModelError, Problem
+from cyberlm.runtime.progress import say_once
+from cyberlm.tasks.questions import LETTERS, Question
+
+PROBE = Question("probe", "Which port does HTTPS use by default?", ("80", "443", "22", "8443"), 1)
+
+TEMPLATE_DATE = datetime(2024, 7, 26)
+"""Some chat templates print today's date: a prompt must not change overnight."""
+DATE_CODES = ("-d", "-m", "-H", "-I", "-M", "-S", *"aAbBcdDeFgGHIjmMpPrRSTuUVwWxXyYzZ")
+FROZEN_CLOCK = "".join(
+    [
+        "{% macro strftime_now(format) %}{{ format",
+        *(f" | replace('%{code}', '{TEMPLATE_DATE.strftime(f'%{code}')}')" for code in DATE_CODES),
+        " }}{% endmacro %}\n",
+    ]
+)
+"""Put before a template that asks for the time, in place of the function that transformers gives it."""
+
+BREAK = "\ufdd0"
+"""Noncharacter put inside the text of a control token: what stands on its two sides is tokenised apart."""
+
+
+@dataclass(frozen=True)
+class EncodedQuestion:
+    """One question as token ids.
+
+    Attributes:
+        prompt_ids: Everything before the answer, with exactly one beginning-of-sequence token where the model has one.
+        option_ids: Answer tokens of each option, end of turn left out.
+        option_chars: Characters of each option's answer.
+        gold: Index of the right option.
+    """
+
+    prompt_ids: tuple[int, ...]
+    option_ids: tuple[tuple[int, ...], ...]
+    option_chars: tuple[int, ...]
+    gold: int
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, and what it writes around an answer.
+
+    Attributes:
+        source: The template as the tokenizer has it.
+        takes_system: Whether it writes system messages; where not, they are put before the first user message.
+        opening: Text between generation prompt and answer, a closed thought for example. It is part of the prompt.
+        space: Spaces before an answer, tokenised with it.
+        ending: Text behind an answer.
+
+    Raises:
+        ModelError: If it cannot be rendered, leaves out texts, or answers do not follow its generation prompt.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        try:
+            self.source = tokenizer.get_chat_template()
+        except ValueError as error:  # several named templates, none of them the default
+            raise _template_error(error) from error
+        self._timeless = FROZEN_CLOCK + self.source if "strftime_now" in self.source else self.source
+        self.takes_system = self._writes_system()
+        self.opening, self.space, self.ending = self._around_answer()
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """A conversation as text, up to where the next answer starts."""
+        first, *others = messages
+        if first["role"] == "system" and not self.takes_system and others and others[0]["role"] == "user":
+            texts = filter(None, (first["content"], others[0]["content"]))
+            messages = [{"role": "user", "content": "\n\n".join(texts)}, *others[1:]]
+        return self._begin(messages) + self.opening
+
+    def _begin(self, messages: Sequence[dict[str, str]]) -> str:
+        """Up to the generation prompt, without spaces at its end: they are tokenised with what follows."""
+        return self._write(messages, add_generation_prompt=True).rstrip(" ")
+
+    def _write(self, messages: Sequence[dict[str, str]], **options: Any) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages),
+                chat_template=self._timeless,
+                tokenize=False,
+                date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
+                enable_thinking=False,  # in Qwen3, SmolLM3 and GLM; `thinking` in DeepSeek and Granite
+                thinking=False,
+                **options,
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise _template_error(error) from error
+        assert isinstance(text, str)
+        return text
+
+    def _writes_system(self) -> bool:
+        system = "Answer briefly."
+        asked = [{"role": "system", "content": system}, {"role": "user", "content": PROBE.question}]
+        try:
+            return system in self._begin(asked)
+        except ModelError:
+            return False
+
+    def _around_answer(self) -> tuple[str, str, str]:
+        """What a whole conversation has between its generation prompt and the answer, and behind the answer."""
+        asked, answer = [{"role": "user", "content": PROBE.question}], PROBE.answer
+        prompt = self._begin(asked)
+        whole = self._write([*asked, {"role": "assistant", "content": answer}])
+        if PROBE.question not in prompt:
+            raise _template_error("it leaves out the user's message")
+        thought = None if whole.startswith(prompt) else re.search(r"<([\w:]+)>\s*$", prompt)
+        head = prompt[: thought.start()] if thought else prompt
+        between, found, ending = whole.removeprefix(head).partition(answer)
+        if not (whole.startswith(head) and found):
+            raise _template_error("in a conversation, answers do not follow its generation prompt")
+        if thought:  # opened for the next answer, and left out of the conversation afterwards
+            return ("\n" if prompt.endswith("\n") else "\n\n") + f"</{thought[1]}>\n\n", "", ending
+        opening = between.rstrip(" ")
+        return opening, between[len(opening) :], ending
+
+
+def _template_error(told: object) -> ModelError:
+    return ModelError(
+        "The model's chat template cannot be used for these messages:",
+        [Problem(str(told), "a template for system, user and assistant messages", "prompt.style=plain")],
+    )
+
+
+class Prompt:
+    """Renders and tokenises questions for one tokenizer.
+
+    Args:
+        config: Templates and protocol.
+        tokenizer: With its chat template, where it has one.
+
+    Attributes:
+        template: The chat template, or None for a plain prompt.
+        space: Spaces before an answer, tokenised with it.
+        end_ids: Tokens that close an answer: the end of turn of the chat template, or the end-of-sequence token.
+        stop_ids: Token ids at which generation stops.
+
+    Raises:
+        ConfigError: If prompt.style=chat and the model has no chat template.
+        ModelError: If the chat template cannot be used, or the tokenizer has no token that can close an answer.
+    """
+
+    def __init__(self, config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if config.style is PromptStyle.chat and not has_template:
+            raise ConfigError(
+                "This model has no chat template:",
+                [Problem("prompt.style=chat", "auto or plain, or an instruction-tuned model", "prompt.style=auto")],
+            )
+        self.template = ChatTemplate(tokenizer) if has_template and config.style is not PromptStyle.plain else None
+        self.space = self.template.space if self.template else " "
+        self._control_token = _control_pattern(tokenizer)
+        self.end_ids = self._find_end()
+        eos = tokenizer.eos_token_id
+        self.stop_ids = tuple(dict.fromkeys([self.end_ids[-1], *([eos] if eos is not None else [])]))
+        if self.template and config.system and not self.template.takes_system:
+            say_once("The chat template has no system role: prompt.system is put before the first user message.")
+        if self.template and any(map(self._control_token.search, (config.system, config.question, config.option))):
+            say_once(
+                "The prompt's own text looks like control tokens: encoded as plain text (not with prompt.style=plain)"
+            )
+
+    # ------------------------------------------------------------------------------------------------- text
+
+    def answer_text(self, question: Question, option: int) -> str:
+        """What the model should answer if `option` is right: its letter, or its text."""
+        return LETTERS[option] if self.config.protocol is Protocol.letter else question.options[option]
+
+    def reference(self, question: Question) -> str:
+        """The right answer, which ROUGE compares with."""
+        return self.answer_text(question, question.gold)
+
+    def render(self, question: Question) -> str:
+        """The prompt as text, up to where the answer starts."""
+        return self._render(question).replace(BREAK, "")
+
+    def user_message(self, question: Question) -> str:
+        lines = (
+            self.config.option.format(letter=letter, text=text)
+            for letter, text in zip(LETTERS, question.options, strict=False)
+        )
+        values = {"question": question.question}
+        if self.config.show_options:
+            values["options"] = "\n".join(lines)
+        return self.config.question.format(**values)
+
+    def _render(self, question: Question) -> str:
+        return self._render_messages([{"role": "user", "content": self.user_message(question)}])
+
+    def _render_messages(self, messages: Sequence[dict[str, str]]) -> str:
+        """A conversation up to where the next answer starts; it begins with the prompt's system text or its own."""
+        if self.config.system and (not messages or messages[0]["role"] != "system"):
+            messages = [{"role": "system", "content": self.config.system}, *messages]
+        if self.template:
+            return self.template.render([{**item, "content": self._as_text(item["content"])} for item in messages])
+        return "\n\n".join(message["content"] for message in messages) + f"\n{self.config.plain_cue}"
+
+    def _as_text(self, text: str) -> str:
+        """The text with a `BREAK` in each control token."""
+        return self._control_token.sub(rf"\g<0>{BREAK}", text)
+
+    def _questions_as_text(self, questions: Sequence[Question]) -> list[Question]:
+        return [
+            replace(item, question=self._as_text(item.question), options=tuple(map(self._as_text, item.options)))
+            if self.holds_control_token(item)
+            else item
+            for item in questions
+        ]
+
+    def holds_control_token(self, question: Question) -> bool:
+        """Whether the question or an option has the text of a control token in it."""
+        return any(self._control_token.search(text) for text in (question.question, *question.options))
+
+    # ------------------------------------------------------------------------------------------------ tokens
+
+    def encode(self, questions: Sequence[Question]) -> list[EncodedQuestion]:
+        """Tokenises questions, all in one call.
+
+        Raises:
+            DataError: If a tokenizer merges the end of a prompt with the start of its answer.
+            ModelError: If the letter protocol meets a letter of more than one token.
+        """
+        texts: list[str] = []
+        for question in self._questions_as_text(questions):
+            prompt = self._render(question)
+            answers = (self.answer_text(question, k) for k in range(len(question.options)))
+            texts += [prompt, *(f"{prompt}{self.space}{answer}" for answer in answers)]
+        rows = iter(self._ids(texts) if texts else [])
+        encoded = []
+        for question in questions:
+            prompt_ids = next(rows)
+            options = tuple(self._behind(prompt_ids, next(rows), question) for _ in question.options)
+            if self.config.protocol is Protocol.letter and any(len(ids) != 1 for ids in options):
+                raise ModelError(
+                    "The letter protocol needs letters of one token each, and this tokenizer splits them:",
+                    [Problem(f"{question.id}: {options}", fix="prompt=text")],
+                )
+            chars = tuple(len(self.answer_text(question, k)) for k in range(len(options)))
+            encoded.append(EncodedQuestion(tuple(prompt_ids), options, chars, question.gold))
+        return encoded
+
+    def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, up to where the next answer starts.
+
+        Args:
+            messages: Each with a role and a content; the system message is put first unless they begin with their own.
+
+        Raises:
+            ModelError: If the chat template refuses them.
+        """
+        as_text = [{**message, "content": self._as_text(message["content"])} for message in messages]
+        return self._ids([self._render_messages(as_text)])[0]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Token ids; a chat template already holds its special tokens, a plain prompt gets one BOS."""
+        whole = [text for text in texts if BREAK not in text]
+        tokenised = iter(self.tokenizer(whole, add_special_tokens=False)["input_ids"] if whole else [])
+        rows = [self._ids_in_parts(text) if BREAK in text else next(tokenised) for text in texts]
+        bos = self.tokenizer.bos_token_id
+        if not self.template and bos is not None and self.adds_bos():
+            rows = [[bos, *row] for row in rows]
+        return rows
+
+    def _ids_in_parts(self, text: str) -> list[int]:
+        """Token ids of the parts between breaks, one after the other."""
+        first, *parts = text.split(BREAK)
+        ids = list(self.tokenizer(first, add_special_tokens=False)["input_ids"])
+        for part in parts:
+            ids += self._ids_inside(part)
+        return ids
+
+    def _ids_inside(self, part: str) -> list[int]:
+        """Token ids of a part that does not begin its text: SentencePiece puts a space before what does."""
+        for before in ("\n", ";", "0"):
+            lead, both = self.tokenizer([before, before + part], add_special_tokens=False)["input_ids"]
+            if lead and both[: len(lead)] == lead:
+                return list(both[len(lead) :])
+        return list(self.tokenizer(part, add_special_tokens=False)["input_ids"])
+
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer itself puts a beginning-of-sequence token before a text."""
+        return self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+
+    def _behind(self, prompt_ids: list[int], whole: list[int], question: Question) -> tuple[int, ...]:
+        cut = len(prompt_ids)
+        if whole[:cut] != prompt_ids or len(whole) == cut:
+            raise DataError(
+                "The answer's tokens cannot be told from the prompt's:",
+                [
+                    Problem(
+                        f"{question.id}: the tokenizer merges the end of the prompt with the start of the answer",
+                        fix="another prompt.plain_cue, or prompt.style=chat",
+                    )
+                ],
+            )
+        return tuple(whole[cut:])
+
+    def _find_end(self) -> tuple[int, ...]:
+        """Tokens that the chat template puts behind an answer, up to its first special token."""
+        eos = self.tokenizer.eos_token_id
+        if self.template:
+            ids = self.tokenizer(self.template.ending, add_special_tokens=False)["input_ids"]
+            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
+            for k, token in enumerate(ids):
+                if token in special:
+                    return tuple(ids[: k + 1])
+        if eos is None:
+            raise ModelError("This tokenizer has no end-of-sequence token: an answer could not be ended.")
+        return (eos,)
+
+    def fingerprint(self) -> str:
+        """SHA-256 (first 16 hex digits) over the templates and what this tokenizer makes of one question."""
+        encoded = self.encode([PROBE])[0]
+        settings = {k: v.value if hasattr(v, "value") else v for k, v in asdict(self.config).items() if k != "name"}
+        text = json.dumps(
+            [settings, self.render(PROBE), encoded.prompt_ids, encoded.option_ids, self.end_ids, len(self.tokenizer)],
+            sort_keys=True,
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def tokenizer_hash(self) -> str:
+        """SHA-256 (first 16 hex digits) of the whole tokenizer: vocabulary, merges, added tokens, chat template."""
+        tokenizer = self.tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            state = json.loads(backend.to_str())
+            state.pop("padding"), state.pop("truncation")  # those of the last call
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                files = tokenizer.save_vocabulary(folder)
+                state = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+        added = {number: repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
+        special = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
+        template = self.template.source if self.template else None
+        text = json.dumps([state, added, special, template], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def identity(self) -> dict[str, str]:
+        """What is saved beside a tuned model, to know its prompt again."""
+        return {"fingerprint": self.fingerprint(), "tokenizer": self.tokenizer_hash}
+
+
+def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Matches the first character of each control token: special tokens, and added ones that chat templates write."""
+    template = str(getattr(tokenizer, "chat_template", None))
+    tokens = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if token.special or (token.content in template and not token.content[0].isalnum())
+    ]
+    breakable = sorted(token for token in tokens if len(token.strip()) > 1)
+    by_first = groupby(breakable, key=lambda token: token[0])  # thousands of alternatives are then tried at few places
+    return re.compile(
+        "|".join(
+            f"{re.escape(first)}(?={'|'.join(re.escape(token[1:]) for token in group)})" for first, group in by_first
+        )
+        or "(?!)"
+    )
+
+
+def prompt_hash(rendered: str) -> str:
+    """SHA-256 (first 16 hex digits) of a rendered prompt."""
+    return hashlib.sha256(rendered.encode()).hexdigest()[:16]

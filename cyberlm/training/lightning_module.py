@@ -1,0 +1,165 @@
+"""The LightningModule: one training step, one validation step, and checkpoints that hold what trains."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from cyberlm.config.schema import OptimConfig, OptionScore
+from cyberlm.data.batches import AnswerBatch, ScoringBatch
+from cyberlm.evaluation.scores import option_scores, pick_best, validation_metrics
+from cyberlm.evaluation.scoring import answering, option_log_probs
+from cyberlm.models.adapters import trainable_names
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.sharding import shard
+from cyberlm.runtime import distributed
+from cyberlm.runtime.errors import Problem, RunError
+from cyberlm.training.losses import answer_nll_sum, hidden_states, step_loss
+from cyberlm.training.optim import build_optimizer, build_schedule
+
+
+class FineTuningModule(L.LightningModule):
+    """Trains what requires gradients in a loaded model.
+
+    Args:
+        loaded: With its adapter, or with all weights trainable.
+        optim: Optimizer and schedule.
+        option_score: How an option's log-probabilities become its score in validation (text protocol).
+        share_validation: Whether each process validates on its share of the questions, or on all.
+        sharded: Whether the weights are spread over the processes (FSDP2).
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        optim: OptimConfig,
+        option_score: OptionScore,
+        *,
+        share_validation: bool = False,
+        sharded: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = loaded.model
+        self.loaded = loaded
+        self.optim = optim
+        self.option_score = option_score
+        self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` compares the names itself
+        self.metrics = validation_metrics(over_processes=share_validation)
+        self.nll = MeanMetric(sync_on_compute=share_validation)
+        # nan_strategy: a model that has diverged must not be judged by the questions it can still be scored on
+        self.option_nll = MeanMetric(nan_strategy="disable", sync_on_compute=share_validation)
+        self.sharded = sharded
+        self.within: Callable[..., Any] = _alone
+        self.loss_share = torch.zeros(())  # of the newest micro-batch, in the loss of its optimizer step
+        self._norm: Tensor | None = None
+
+    def configure_model(self) -> None:
+        """Lightning calls this once the processes have met, and again before a validation on its own."""
+        if self.sharded and self.within is _alone:
+            assert self.device_mesh is not None
+            self.within = shard(self.loaded, self.device_mesh["data_parallel"])
+
+    def on_train_start(self) -> None:
+        self.model.train()  # transformers loads in eval mode, and Lightning leaves it so: dropout would be off
+
+    def on_train_end(self) -> None:
+        """Lets go of the optimizer and its states, which Lightning would otherwise copy to host memory."""
+        self.trainer.optimizers = []
+        self.trainer.strategy.lr_scheduler_configs = []
+
+    def cpu(self) -> Self:
+        """Stays on its device: Lightning calls this when training ends, but the model is about to be scored."""
+        return self
+
+    def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
+        nll: Tensor = self.within(self._nll_sum, batch)
+        self.loss_share, self._norm = nll.detach() / batch.step_label_tokens, None
+        labels = max(batch.targets.numel(), 1)  # a filler (`cyberlm.data.batches`) has none
+        # the callback MetricRows hands it to the loggers
+        self.log("train/loss", nll.detach() / labels, batch_size=labels, logger=False)
+        return step_loss(nll, batch, self.trainer.accumulate_grad_batches * distributed.world_size())
+
+    def _nll_sum(self, batch: AnswerBatch) -> Tensor:
+        hidden = hidden_states(self.loaded.backbone, self.loaded.causal.config, batch)
+        return answer_nll_sum(hidden, self.loaded.head, batch)
+
+    def validation_step(self, batch: ScoringBatch, batch_idx: int) -> Tensor:
+        with answering(self.model):
+            log_probs = self.within(option_log_probs, self.loaded, batch)  # (B, K)
+        tokens = batch.option_mask.sum(-1)  # (B, K)
+        scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
+        chosen, _ = pick_best(scores, batch.prompt_ids.sum(-1))  # (B,)
+        self.metrics.update(chosen, batch.gold)
+        among_options = torch.log_softmax(scores, dim=-1)  # (B, K); padding has the probability 0
+        self.option_nll.update(-among_options.gather(1, batch.gold[:, None]))
+        per_token = option_scores(log_probs, tokens, batch.option_chars, OptionScore.per_token)
+        self.nll.update(-per_token.gather(1, batch.gold[:, None]))
+        return chosen
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in self.metrics.compute().items():
+            self.log(f"val/{name}", value)
+        self.log("val/nll", self.nll.compute())
+        self.log("val/option_nll", self.option_nll.compute())
+        for metric in (self.metrics, self.nll, self.option_nll):
+            metric.reset()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.model, self.optim, fused=not self._scales_gradients())
+        schedule = build_schedule(optimizer, self.optim, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips by the norm that is logged; Lightning would refuse to before a fused step in mixed precision."""
+        if gradient_clip_val:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, self.gradient_norm())
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of all gradients together, before they are clipped; computed once a step."""
+        if self._norm is None:
+            self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        return self._norm
+
+    def _scales_gradients(self) -> bool:
+        return self.trainer.precision == "16-mixed"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {f"model.{name}" for name in trainable_names(self.model)}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not self.sharded:  # else Lightning has taken the weights out already, and `fit` has compared the names
+            self.check_names(checkpoint)
+
+    def check_names(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that does not hold exactly what this model trains.
+
+        Raises:
+            RunError: With names that are missing or not expected, or of another shape.
+        """
+        trained = {f"model.{name}" for name in trainable_names(self.model)}
+        found = set(checkpoint["state_dict"])
+        if found != trained:
+            odd = sorted(found ^ trained)
+            raise RunError(
+                f"The checkpoint does not fit this model: {len(trained - found)} tensors are missing and "
+                f"{len(found - trained)} are not expected, for example {odd[0]}."
+            )
+        for name, parameter in self.named_parameters():
+            shape = checkpoint["state_dict"][name].shape if name in found else parameter.shape
+            if shape != parameter.shape:
+                raise RunError(
+                    "The checkpoint does not fit this model:",
+                    [Problem(f"{name} has the shape {tuple(shape)}", str(tuple(parameter.shape)))],
+                )
+
+
+def _alone(compute: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function: a model that is not sharded needs nothing around it (`cyberlm.models.sharding.shard`)."""
+    return compute(*arguments)

@@ -1,0 +1,63 @@
+"""Where loss is computed: cross-entropy on answer tokens only, normalised over the whole optimizer step."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PretrainedConfig, masking_utils
+
+from cyberlm.data.batches import AnswerBatch
+from cyberlm.models.prefix_cache import encode_prefix
+
+
+def hidden_states(backbone: nn.Module, config: PretrainedConfig, batch: AnswerBatch) -> Tensor:
+    """Hidden states (B, T, H) of what follows the shared tokens, which go through the model once.
+
+    Args:
+        backbone: Token ids to hidden states.
+        config: Of the model.
+    """
+    past = encode_prefix(backbone, config, batch.prefix_ids, rows=len(batch.input_ids))
+    with _nothing_packed():
+        output = backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+@contextlib.contextmanager
+def _nothing_packed() -> Iterator[None]:
+    """Spares transformers its search for packed sequences, whose outcome the host would wait for."""
+    search = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = search
+
+
+def answer_nll_sum(hidden: Tensor, head: nn.Module, batch: AnswerBatch) -> Tensor:
+    """Summed negative log-likelihood of the answer tokens; the output head is applied to their places only.
+
+    Args:
+        hidden: (B, T, H) hidden states of the backbone.
+        head: Maps (N, H) to logits (N, V).
+
+    Returns:
+        Scalar, float32.
+    """
+    chosen = hidden.flatten(0, 1)[batch.answer_index]  # (N, H)
+    return F.cross_entropy(head(chosen).float(), batch.targets, reduction="sum")
+
+
+def step_loss(nll_sum: Tensor, batch: AnswerBatch, accumulate: int) -> Tensor:
+    """This micro-batch's share of the optimizer step's mean over answer tokens.
+
+    Lightning divides every micro-batch's loss by its own accumulation, in a last partial window too, and several
+    processes average their gradients; multiplying by both here leaves exactly sum(nll) / sum(tokens) over the step,
+    however its questions are laid out in batches and processes.
+
+    Args:
+        accumulate: Micro-batches in a full optimizer step, those of all processes.
+    """
+    return nll_sum * (accumulate / batch.step_label_tokens)

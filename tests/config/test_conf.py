@@ -1,0 +1,105 @@
+"""Every YAML file under conf/ is composed, resolved and built."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import hydra
+import pytest
+import yaml
+from omegaconf import OmegaConf
+from support import compose
+
+from cyberlm.config.commands import SCHEMAS
+from cyberlm.config.compose import conf_folder
+from cyberlm.config.rules import build_config
+
+CONF = conf_folder()
+FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_file())
+NEEDS = {"model/local": ["model.path=."], "data/mcq": [f"data.path={CONF / 'train.yaml'}"]}
+"""What a choice cannot do without."""
+A_RUN = tempfile.TemporaryDirectory()
+(Path(A_RUN.name) / "config.yaml").touch()
+BARE = {"export": [f"run={A_RUN.name}"], "chat": ["model=tiny_random"], "serve": ["model=tiny_random"]}
+"""What a command cannot do without; a choice of the same group replaces it."""
+
+
+def defaults(command: str) -> dict[str, bool]:
+    """The groups of a primary configuration, and whether each takes a list."""
+    entries = yaml.safe_load((CONF / f"{command}.yaml").read_text())["defaults"]
+    groups = {}
+    for entry in entries:
+        if isinstance(entry, dict):
+            (key, value), *rest = entry.items()
+            assert not rest
+            groups[key] = isinstance(value, list)
+    return groups
+
+
+GROUPS = {command: defaults(command) for command in SCHEMAS}
+
+
+def choices() -> Iterator[tuple[str, str, list[str]]]:
+    """Each command with the file of each option of each of its groups, and the overrides that choose it."""
+    for command, groups in GROUPS.items():
+        bare = BARE.get(command, [])
+        yield command, command, bare
+        for file in FILES:
+            group, _, option = file.removesuffix(".yaml").rpartition("/")
+            if group == "hydra":
+                continue  # where runs are stored: each command has its own, composed with each row here
+            if group in groups:
+                chosen = f"{group}=[{option}]" if groups[group] else f"{group}={option}"
+                others = [item for item in bare if not item.startswith(f"{group}=")]
+                yield command, f"{group}/{option}", [chosen, *others, *NEEDS.get(f"{group}/{option}", [])]
+
+
+CHOICES = list(choices())
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides"), [(row[0], row[2]) for row in CHOICES], ids=[f"{row[0]}-{row[1]}" for row in CHOICES]
+)
+def test_choice_composes_resolves_and_builds(command: str, overrides: list[str]) -> None:
+    composed = compose(*overrides, command=command)
+    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    assert isinstance(build_config(composed, SCHEMAS[command]), SCHEMAS[command])
+
+
+def test_every_file_is_seen() -> None:
+    seen = {f"{name}.yaml" for _, name, _ in CHOICES}
+    assert set(FILES) == seen | {f"hydra/{name}.yaml" for name in ("train", "evaluate", "command")}
+
+
+def test_every_choice_differs() -> None:
+    """A file that changes nothing is not read: its package or its keys are wrong."""
+    alike = {("logger", "csv"), ("logger", "none")}
+    for command in SCHEMAS:
+        by_group: dict[str, list[tuple[str, str]]] = {}
+        for _, name, overrides in (row for row in CHOICES if row[0] == command):
+            group, _, option = name.rpartition("/")
+            if group and group != "sweep" and (group, option) not in alike:
+                text = OmegaConf.to_yaml(compose(*overrides, command=command), resolve=True)
+                by_group.setdefault(group, []).append((option, text))
+        for group, options in by_group.items():
+            texts = [text for _, text in options]
+            assert len(set(texts)) == len(texts), f"two of {group}: {[option for option, _ in options]} are the same"
+
+
+@pytest.mark.parametrize("sweep", sorted(path.stem for path in (CONF / "sweep").glob("*.yaml")))
+def test_sweep_names_keys_that_exist(sweep: str) -> None:
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        composed = hydra.compose("train", [f"sweep={sweep}"], return_hydra_config=True)
+    assert composed.hydra.mode.name == "MULTIRUN"
+    params = composed.hydra.sweeper.params
+    assert params
+    for key in params:
+        assert OmegaConf.select(composed, key, throw_on_missing=True) is not None
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_file_is_yaml_in_an_allowed_place(file: str) -> None:
+    assert file.endswith(".yaml")
+    assert file.count("/") <= 1, "a group has no folders in it"
+    yaml.safe_load((CONF / file).read_text())

@@ -1,0 +1,368 @@
+"""The label linter: each rule is broken once with a real tokenizer, and sound examples pass."""
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from support import config_of, sample_questions
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from cyberlm.data.batches import AnswerBatch, AnswerCollator
+from cyberlm.data.datamodule import encode_split
+from cyberlm.data.label_check import lint_labels, visible
+from cyberlm.data.splits import Split
+from cyberlm.models.loading import load_tokenizer
+from cyberlm.models.tiny import SPECIAL, tiny_tokenizer
+from cyberlm.runtime import progress
+from cyberlm.runtime.errors import DataError
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.tasks.questions import Question
+
+QUESTIONS = tuple(
+    Question(f"q:{k}", f"Which port is number {k}?", (f"port {k}", "none", "é and ☃", "all of them"), k % 4)
+    for k in range(12)
+)
+LLAMA3_TEMPLATE = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim "
+    "+ '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+"""Of the Llama 3 instruct models."""
+
+
+def llama3_like() -> PreTrainedTokenizerFast:
+    """Bytes, Llama 3's template, and a tokenizer that adds a BOS to every text, as Llama 3's does."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = LLAMA3_TEMPLATE
+    return with_bos(tokenizer)
+
+
+def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    bos = str(tokenizer.bos_token)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+def prompt_of(tokenizer: PreTrainedTokenizerFast, *overrides: str) -> Prompt:
+    return Prompt(config_of(*overrides).prompt, tokenizer)
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    printed = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=printed, soft_wrap=True))
+    return printed
+
+
+def lint(prompt: Prompt, questions=QUESTIONS, collate=None, encoded: list[EncodedQuestion] | None = None) -> None:
+    lint_labels(questions, prompt.encode(questions) if encoded is None else encoded, prompt, collate)
+
+
+def problem(*arguments, **named) -> str:
+    """What the one broken rule says."""
+    with pytest.raises(DataError) as caught:
+        lint(*arguments, **named)
+    (found,) = caught.value.problems
+    return found.what
+
+
+# --------------------------------------------------------------------------------------------------- what passes
+
+
+@pytest.mark.parametrize("protocol", ["letter", "text"])
+@pytest.mark.parametrize("style", ["chat", "plain"])
+@pytest.mark.parametrize("make", [tiny_tokenizer, llama3_like, lambda: with_bos(tiny_tokenizer())])
+def test_sound_examples_pass(make: Callable[[], PreTrainedTokenizerFast], style: str, protocol: str, shown) -> None:
+    lint(prompt_of(make(), f"prompt={protocol}", f"prompt.style={style}"))
+
+
+@pytest.mark.parametrize("protocol", ["letter", "text"])
+@pytest.mark.parametrize("style", ["chat", "plain"])
+def test_embedded_model_and_data_pass(style: str, protocol: str, shown) -> None:
+    """SmolLM2 opens each turn with its beginning-of-sequence token."""
+    config = config_of("model=smollm2_135m", f"prompt={protocol}", f"prompt.style={style}")
+    tokenizer = load_tokenizer(config.model)
+    assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, Prompt(config.prompt, tokenizer).end_ids[-1])
+    lint(Prompt(config.prompt, tokenizer), sample_questions(360))
+    assert "[" in shown.getvalue()
+
+
+def test_padding_may_be_the_end_of_turn_as_long_as_the_loss_leaves_it_out(shown) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = "<|eot_id|>"
+    lint(prompt_of(tokenizer, "prompt=text"))
+
+
+def test_ten_thousand_examples_in_a_second(shown) -> None:
+    prompt = prompt_of(tiny_tokenizer(), "prompt=letter", "prompt.system=", "prompt.question='{question} {options}'")
+    questions = [replace(QUESTIONS[k % 12], id=f"q:{k}") for k in range(10_000)]
+    few = prompt.encode(QUESTIONS)
+    encoded = [few[k % 12] for k in range(10_000)]
+    started = time.process_time()
+    lint_labels(questions, encoded, prompt)
+    assert time.process_time() - started < 2  # 0.5 s on an idle core
+
+
+# ------------------------------------------------------------------------------------------- each rule, broken once
+
+
+def test_two_beginnings() -> None:
+    """The classic: a template that writes one, and a tokenizer that adds another."""
+    prompt = prompt_of(llama3_like(), "prompt=letter")
+    original = prompt._ids
+    prompt._ids = lambda texts: [[prompt.tokenizer.bos_token_id, *row] for row in original(texts)]  # type: ignore
+    assert problem(prompt) == "not exactly one beginning-of-sequence token: 12 examples, q:0, q:1, q:2, ..."
+
+
+def test_no_beginning() -> None:
+    tokenizer = llama3_like()
+    tokenizer.chat_template = LLAMA3_TEMPLATE.replace("bos_token + content", "content")
+    assert problem(prompt_of(tokenizer, "prompt=letter")).startswith("not exactly one beginning-of-sequence token")
+
+
+def test_control_tokens_in_texts_are_texts(shown) -> None:
+    questions = (replace(QUESTIONS[0], question="What is <|begin_of_text|>?", options=("a <|eot_id|> b", "c")),)
+    for make in (llama3_like, tiny_tokenizer):
+        for protocol in ("letter", "text"):
+            lint(prompt_of(make(), f"prompt={protocol}"), questions)
+
+
+def test_beginning_of_sequence_in_a_question() -> None:
+    prompt = prompt_of(llama3_like(), "prompt=letter")
+    encoded = prompt.encode(QUESTIONS)
+    encoded[2] = replace(encoded[2], prompt_ids=(*encoded[2].prompt_ids, prompt.tokenizer.bos_token_id))
+    assert problem(prompt, encoded=encoded) == "not exactly one beginning-of-sequence token: 1 examples, q:2"
+
+
+def test_end_of_turn_in_an_answer() -> None:
+    prompt = prompt_of(llama3_like(), "prompt=text")
+    encoded = prompt.encode(QUESTIONS)
+    gold = QUESTIONS[0].gold
+    options = [(*ids, *prompt.end_ids) if k == gold else ids for k, ids in enumerate(encoded[0].option_ids)]
+    encoded[0] = replace(encoded[0], option_ids=tuple(options))
+    with pytest.raises(DataError) as caught:
+        lint(prompt, encoded=encoded)
+    assert caught.value.problems[0].what == "an end of turn stands inside the answer: 1 examples, q:0"
+
+
+def without_labels_that_are_padding(pad: int) -> Callable[[tuple[list[EncodedQuestion], int]], AnswerBatch]:
+    """A collator that masks labels by the padding token's id, as many do."""
+
+    def collate(fetched: tuple[list[EncodedQuestion], int]) -> AnswerBatch:
+        batch = AnswerCollator((pad,), share_prefix=False)(fetched)
+        kept = batch.targets != pad
+        return batch._replace(answer_index=batch.answer_index[kept], targets=batch.targets[kept])
+
+    return collate
+
+
+def test_end_of_turn_that_is_lost_because_padding_is_the_same_token() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = "<|eot_id|>"
+    prompt = prompt_of(tokenizer, "prompt=text")
+    with pytest.raises(DataError) as caught:
+        lint(prompt, collate=without_labels_that_are_padding(tokenizer.pad_token_id))
+    assert caught.value.problems[0].what.startswith("the end of turn is not trained on: 12 examples")
+
+
+def collator(prompt: Prompt, change: Callable[[AnswerBatch], AnswerBatch]):
+    return lambda fetched: change(AnswerCollator(prompt.end_ids, share_prefix=False)(fetched))
+
+
+def test_padding_in_the_loss() -> None:
+    prompt = prompt_of(tiny_tokenizer(), "prompt=text")
+    pad = prompt.tokenizer.pad_token_id
+
+    def label_padding(batch: AnswerBatch) -> AnswerBatch:
+        empty = (batch.attention_mask == 0).flatten().nonzero().flatten()
+        padding = torch.full((len(empty),), pad)
+        return batch._replace(
+            answer_index=torch.cat([batch.answer_index, empty]), targets=torch.cat([batch.targets, padding])
+        )
+
+    with pytest.raises(DataError) as caught:
+        lint(prompt, collate=collator(prompt, label_padding))
+    assert any(found.what.startswith("padding is trained on: ") for found in caught.value.problems)
+
+
+def test_no_label_at_all() -> None:
+    prompt = prompt_of(tiny_tokenizer(), "prompt=letter")
+
+    def end_only(batch: AnswerBatch) -> AnswerBatch:
+        kept = batch.targets == prompt.end_ids[-1]
+        return batch._replace(answer_index=batch.answer_index[kept], targets=batch.targets[kept])
+
+    assert problem(prompt, collate=collator(prompt, end_only)).startswith("no token of the answer is trained on: 12")
+
+
+def test_answer_that_is_cut() -> None:
+    """Examples cut to a length from the left keep the labels of an answer whose prompt is gone, or lose labels."""
+    prompt = prompt_of(tiny_tokenizer(), "prompt=text")
+
+    def cut(batch: AnswerBatch) -> AnswerBatch:
+        return batch._replace(answer_index=batch.answer_index[1:], targets=batch.targets[1:])
+
+    with pytest.raises(DataError) as caught:
+        lint(prompt, QUESTIONS[:1], collate=collator(prompt, cut))
+    assert [found.what.split(":")[0] for found in caught.value.problems] == [
+        "the answer is cut or stands elsewhere",
+        "the labels do not read as the right answer",
+    ]
+
+
+def test_labels_one_place_off() -> None:
+    prompt = prompt_of(tiny_tokenizer(), "prompt=text")
+    shifted = collator(prompt, lambda batch: batch._replace(answer_index=batch.answer_index - 1))
+    assert problem(prompt, collate=shifted).startswith("the answer is cut or stands elsewhere: 12")
+
+
+def test_letter_of_two_tokens() -> None:
+    prompt = prompt_of(tiny_tokenizer(), "prompt=letter")
+    encoded = prompt.encode(QUESTIONS)
+    a, *rest = encoded[1].option_ids
+    encoded[1] = replace(encoded[1], option_ids=(a + a, *rest))
+    assert problem(prompt, encoded=encoded) == "a letter is not one token of its own: 1 examples, q:1"
+
+
+def lossy_tokenizer() -> PreTrainedTokenizerFast:
+    """Lower-case ASCII only: every capital letter becomes small, everything else one unknown token."""
+    symbols = ["<unk>", *(symbol for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()) if symbol.isascii())]
+    backend = Tokenizer(BPE({symbol: k for k, symbol in enumerate([*symbols, "Ġ", "Ċ"])}, [], unk_token="<unk>"))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIAL))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=SPECIAL[0], eos_token=SPECIAL[1], pad_token=SPECIAL[5], unk_token="<unk>"
+    )
+
+
+def test_tokenizer_that_cannot_say_the_answer() -> None:
+    found = problem(prompt_of(lossy_tokenizer(), "prompt=text"))
+    assert found == "the labels do not read as the right answer: 3 examples, q:2, q:6, q:10"
+
+
+def test_gold_of_another_option() -> None:
+    prompt = prompt_of(tiny_tokenizer(), "prompt=letter")
+    encoded = prompt.encode(QUESTIONS)
+    encoded[4] = replace(encoded[4], gold=2)
+    with pytest.raises(DataError) as caught:
+        lint(prompt, encoded=encoded)
+    assert "the labels do not read as the right answer: 1 examples, q:4" in [p.what for p in caught.value.problems]
+
+
+# ------------------------------------------------------------------------------------------------ what is shown
+
+
+def test_example_without_a_terminal_is_in_brackets(shown: io.StringIO) -> None:
+    lint(prompt_of(tiny_tokenizer(), "prompt=letter", "prompt.system="), QUESTIONS[:3])
+    assert shown.getvalue() == (
+        "First training example; what is trained on is in [brackets]:\n"
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
+        "Which port is number 0?\n\nA) port 0\nB) none\nC) é and ☃\nD) all of them\n\nAnswer with one letter."
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[A<|eot_id|>]\n"
+    )
+
+
+def test_example_on_a_terminal_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = io.StringIO()
+    terminal = Console(file=printed, force_terminal=True, color_system="standard", soft_wrap=True)
+    monkeypatch.setattr(progress, "console", terminal)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    lint(prompt_of(tiny_tokenizer(), "prompt=letter", "prompt.system="), QUESTIONS[:3])
+    assert printed.getvalue().endswith("\x1b[1;30;42mA<|eot_id|>\x1b[0m\n")
+    assert "[A<|eot_id|>]" not in printed.getvalue()
+
+
+def test_what_could_steer_a_terminal_is_shown_as_an_escape(shown: io.StringIO) -> None:
+    nasty = "\x1b]0;owned\x07\x1b[2J\u202egnp.exe\x9b31m [bold]x[/bold] :smile:"
+    question = replace(QUESTIONS[0], question=nasty, options=("\x1b[31mred", "c"))
+    lint(prompt_of(tiny_tokenizer(), "prompt=text"), (question,))
+    printed = shown.getvalue()
+    assert "\x1b" not in printed and "\u202e" not in printed and "\x9b" not in printed
+    assert r"\x1b]0;owned\x07\x1b[2J\u202egnp.exe\x9b31m [bold]x[/bold] :smile:" in printed
+    assert r"[\x1b[31mred<|eot_id|>]" in printed
+    assert visible("a\tb\r\n\ud800") == "a\\tb\\r\n\\ud800"
+
+
+# ------------------------------------------------------------------------------------------------ too long a prompt
+
+
+def split_with_long_questions() -> Split:
+    def question(name: str, words: int) -> Question:
+        return Question(name, "word " * words, ("a", "b"), 0)
+
+    return Split(
+        train=(question("t:1", 5), question("t:2", 90), question("t:3", 5)),
+        validation=(question("v:1", 5),),
+        test=(question("e:1", 5),),
+        sources=(),
+        clusters=5,
+    )
+
+
+def test_long_training_questions_are_left_out_and_listed() -> None:
+    config = config_of("data.max_length=400", "data.on_long_prompt=skip")
+    split, encoded = encode_split(split_with_long_questions(), prompt_of(tiny_tokenizer()), config.data)
+    assert [question.id for question in split.train] == ["t:1", "t:3"]
+    assert len(encoded["train"]) == 2
+    (left_out,) = split.too_long
+    assert left_out.startswith("t:2: ") and left_out.endswith(" tokens")
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_question_that_figures_are_made_of_is_never_left_out(part: str) -> None:
+    split = split_with_long_questions()
+    split = replace(split, train=split.train[:1], **{part: split.train[1:2]})
+    config = config_of("data.max_length=400", "data.on_long_prompt=skip")
+    with pytest.raises(DataError) as caught:
+        encode_split(split, prompt_of(tiny_tokenizer()), config.data)
+    assert caught.value.problems[0].what.startswith("t:2: ")
+    assert f"Questions of the {part} set are never left out" in caught.value.hint
+
+
+@pytest.mark.parametrize("policy", ["error", "skip"])
+def test_long_training_questions_are_refused_unless_asked_for(policy: str) -> None:
+    split = split_with_long_questions()
+    if policy == "skip":  # nothing would be left to train on
+        split = replace(split, train=split.train[1:2])
+    config = config_of("data.max_length=400", f"data.on_long_prompt={policy}")
+    with pytest.raises(DataError, match=r"t:2: \d+ tokens") as caught:
+        encode_split(split, prompt_of(tiny_tokenizer()), config.data)
+    assert "data.on_long_prompt=skip" in caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # between libraries
+def test_a_run_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from cyberlm.data.splits import read_manifest
+    from cyberlm.evaluation.results import read_results
+    from cyberlm.runs.train import train
+
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+    short = "\n".join(
+        f'{{"question": "Port {k} or {k * 7}?", "options": ["x{k}", "y"], "answer": "A"}}' for k in range(20)
+    )
+    long = f'{{"question": "{"long " * 100}?", "options": ["x", "y"], "answer": "A"}}'
+    (tmp_path / "test.jsonl").write_text(short.replace("Port", "Which"))
+    (tmp_path / "q.jsonl").write_text(f"{short}\n{long}\n")
+    config = config_of(
+        *("data=mcq", f"data.path={tmp_path / 'q.jsonl'}", f"data.test_path={tmp_path / 'test.jsonl'}"),
+        *("data.max_length=300", "data.on_long_prompt=skip", "data.near_duplicate_jaccard=1", "data.seed=3"),
+        *("prompt.system=", "evaluation.generate=false", "evaluation.base=false"),
+    )
+    train(config, tmp_path / "run")
+    manifest = read_manifest(tmp_path / "run" / "split_manifest.json")
+    assert [line.split(": ")[0] for line in manifest["too_long"]] == ["q:21"]
+    assert read_results(tmp_path / "run").questions["train"] == len(manifest["parts"]["train"])
+    assert "1 left out: too long (split_manifest.json lists them)" in capsys.readouterr().out

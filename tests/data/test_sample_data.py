@@ -1,0 +1,97 @@
+"""The embedded sample: its size, its balance, and that no surface feature gives the answer away."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cyberlm.config.schema import DataConfig, DataName
+from cyberlm.data import sources
+from cyberlm.data.sources import load_sources
+from cyberlm.data.splits import near_duplicate_clusters, split_questions
+from cyberlm.tasks.questions import Question
+
+DATASHEET = Path(__file__).parents[2] / "docs" / "sample_data.md"
+QUESTIONS = load_sources(DataConfig(name=DataName.sample))[0].questions
+
+
+def domain(question: Question) -> str:
+    return question.topic.split(": ")[0]
+
+
+def lengths(question: Question) -> tuple[int, list[int]]:
+    """Characters of the right option, and of the others."""
+    others = [len(option) for k, option in enumerate(question.options) if k != question.gold]
+    return len(question.answer), others
+
+
+def test_nine_domains_of_forty_with_ten_of_each_letter() -> None:
+    counts = Counter((domain(question), question.letter) for question in QUESTIONS)
+    assert len(QUESTIONS) == 360
+    assert len({name for name, _ in counts}) == 9
+    assert len(counts) == 36
+    assert set(counts.values()) == {10}
+    assert {len(question.options) for question in QUESTIONS} == {4}
+
+
+def test_ids_and_hashes_do_not_move() -> None:
+    assert [question.id for question in QUESTIONS] == [f"sample:{row}" for row in range(1, 361)]
+    content = json.dumps([[question.id, question.hash] for question in QUESTIONS])
+    assert (
+        hashlib.sha256(content.encode()).hexdigest()
+        == "c9573e40251648aae87b7baf1e3d9643516b7441d595401b3b29ea0cfb7150ef"
+    )
+
+
+def test_the_right_option_is_strictly_longest_no_more_often_than_chance() -> None:
+    right_longest = sum(right > max(others) for right, others in map(lengths, QUESTIONS))
+    assert right_longest / 360 <= 0.25
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        pytest.param(lambda question: max(range(4), key=lambda k: len(question.options[k])), id="longest"),
+        pytest.param(lambda question: min(range(4), key=lambda k: len(question.options[k])), id="shortest"),
+        pytest.param(lambda question: 0, id="always A"),
+        pytest.param(
+            lambda question: max(
+                range(4),
+                key=lambda k: len(set(question.options[k].lower().split()) & set(question.question.lower().split())),
+            ),
+            id="most words of the question",
+        ),
+    ],
+)
+def test_rules_that_know_nothing_score_like_chance(choose: Callable[[Question], int]) -> None:
+    # 25% of 360 has a standard error of 2.3 points.
+    assert sum(choose(question) == question.gold for question in QUESTIONS) / 360 < 0.30
+
+
+def test_no_question_repeats_another_and_none_refers_to_its_options() -> None:
+    assert len(set(near_duplicate_clusters([question.question for question in QUESTIONS], 0.7))) == 360
+    texts = [option.lower() for question in QUESTIONS for option in question.options]
+    assert not [text for text in texts if text.startswith(("all of", "none of", "both "))]
+    assert all(text.isascii() for question in QUESTIONS for text in (question.question, *question.options))
+    assert all(question.question.endswith("?") for question in QUESTIONS)
+
+
+def test_the_default_split() -> None:
+    main, held_out = load_sources(DataConfig(name=DataName.sample))
+    split = split_questions(DataConfig(name=DataName.sample), main, held_out)
+    assert {name: len(part) for name, part in split.parts().items()} == {"train": 252, "validation": 36, "test": 72}
+
+
+def test_the_datasheet_gives_the_hash_and_the_figures_of_the_file() -> None:
+    page = DATASHEET.read_text("utf-8")
+    content = (Path(sources.__file__).parent / "sample.json").read_bytes()
+    assert hashlib.sha256(content).hexdigest() in page
+    right_longest = sum(right > max(others) for right, others in map(lengths, QUESTIONS))
+    right_shortest = sum(right < min(others) for right, others in map(lengths, QUESTIONS))
+    assert f"strictly longest in {right_longest} of 360" in page
+    assert f"strictly shortest in {right_shortest} of 360" in page
+    for name in {domain(question) for question in QUESTIONS}:
+        assert f"| {name} | 40 |" in page

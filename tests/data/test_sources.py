@@ -1,0 +1,255 @@
+"""Where questions come from. Downloads go to a local server; nothing here touches the network."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cyberlm.config.schema import DataConfig, DataName, OnBadRow
+from cyberlm.data import sources
+from cyberlm.data.sources import CYBERMETRIC_FILES, CyberMetricFile, load_sources
+from cyberlm.runtime import cache as cache_module
+from cyberlm.runtime.errors import ConfigError, DataError
+
+DATA_DIR = os.environ.get("CYBERLM_DATA_DIR")
+needs_files = pytest.mark.skipif(DATA_DIR is None, reason="CYBERLM_DATA_DIR names no folder with the CyberMetric files")
+
+ROW = {"question": "Which port does HTTPS use?", "answers": {"A": "80", "B": "443"}, "solution": "B"}
+CONTENT = json.dumps(
+    {"questions": [ROW | {"question": f"Which port does service {i} use?"} for i in range(2000)]}
+).encode()
+
+
+def cybermetric(**settings: Any) -> DataConfig:
+    return DataConfig(**({"name": DataName.cybermetric, "size": 2000} | settings))
+
+
+def refusal(config: DataConfig) -> str:
+    with pytest.raises(DataError) as caught:
+        load_sources(config)
+    return caught.value.screen()
+
+
+class Server:
+    """Serves `content` at every path. `announced` is the Content-Length it claims (None for none)."""
+
+    def __init__(self) -> None:
+        self.content, self.announced, self.status = CONTENT, len(CONTENT), 200
+        self.paths: list[str] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.paths.append(self.path)
+                self.send_response(outer.status)
+                if outer.announced is not None:
+                    self.send_header("Content-Length", str(outer.announced))
+                self.end_headers()
+                self.wfile.write(outer.content)
+
+            def log_message(self, *args: Any) -> None: ...
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    server = Server()
+    thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    file = CyberMetricFile("CyberMetric-2000-v1", "2f5818b", hashlib.sha256(CONTENT).hexdigest())
+    monkeypatch.setattr(sources, "CYBERMETRIC_ADDRESS", server.address)
+    monkeypatch.setattr(sources, "CYBERMETRIC_FILES", {2000: file})
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "new" / "cache"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+    thread.join()
+
+
+def cache() -> Path:
+    return Path(os.environ["CYBERLM_CACHE_DIR"])
+
+
+# --- downloading ---
+
+
+def test_a_file_is_downloaded_once_and_read_from_the_cache_after(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, held_out = load_sources(cybermetric())
+    assert held_out is None
+    assert (main.name, len(main.questions)) == ("CyberMetric-2000-v1", 2000)
+    assert main.source == f"{server.address}/2f5818b/CyberMetric-2000-v1.json"
+    assert main.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert main.questions[6].id == "CyberMetric-2000-v1:7"
+    assert f"Downloading CyberMetric-2000-v1.json: {len(CONTENT)}/{len(CONTENT)} bytes" in capsys.readouterr().out
+    assert load_sources(cybermetric()) == (main, None)
+    assert server.paths == ["/2f5818b/CyberMetric-2000-v1.json"]
+    assert [path.name for path in cache().iterdir()] == ["CyberMetric-2000-v1.json"], "no partial file stays behind"
+
+
+def test_a_server_need_not_say_the_length(server: Server) -> None:
+    server.announced = None
+    assert len(load_sources(cybermetric())[0].questions) == 2000
+
+
+def test_a_torn_download_leaves_nothing_and_the_next_run_starts_afresh(server: Server) -> None:
+    server.content = CONTENT[:-100]
+    screen = refusal(cybermetric())
+    assert f"the connection closed after {len(CONTENT) - 100} of {len(CONTENT)} bytes" in screen
+    assert list(cache().iterdir()) == []
+    server.content = CONTENT
+    assert len(load_sources(cybermetric())[0].questions) == 2000
+
+
+def test_a_torn_download_of_unknown_length_is_refused_by_its_hash(server: Server) -> None:
+    server.content, server.announced = CONTENT[:-100], None
+    assert hashlib.sha256(CONTENT[:-100]).hexdigest() in refusal(cybermetric())
+    assert list(cache().iterdir()) == []
+
+
+def test_a_download_with_another_hash_is_refused_with_both_and_not_kept(server: Server) -> None:
+    server.content = CONTENT.replace(b'"B"}', b'"A"}', 1)
+    screen = refusal(cybermetric())
+    assert f"What {server.address}/2f5818b/CyberMetric-2000-v1.json sent is not the CyberMetric-2000-v1" in screen
+    assert f"its sha256 is {hashlib.sha256(server.content).hexdigest()}" in screen
+    assert f"allowed: {hashlib.sha256(CONTENT).hexdigest()}" in screen
+    assert list(cache().iterdir()) == []
+
+
+def test_a_cached_file_that_changed_is_refused_and_left_for_the_user_to_remove(server: Server) -> None:
+    load_sources(cybermetric())
+    path = cache() / "CyberMetric-2000-v1.json"
+    path.write_bytes(CONTENT + b"\n")
+    screen = refusal(cybermetric())
+    assert f"its sha256 is {hashlib.sha256(path.read_bytes()).hexdigest()}" in screen
+    assert f"rm '{path}'" in screen
+    assert path.is_file()
+
+
+def test_an_error_page_is_named(server: Server) -> None:
+    server.status = 404
+    assert "HTTP Error 404: Not Found" in refusal(cybermetric())
+
+
+def test_no_network_gives_the_address_and_every_way_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "CYBERMETRIC_ADDRESS", "http://127.0.0.1:9")
+    screen = refusal(cybermetric())
+    assert "http://127.0.0.1:9/2f5818b/CyberMetric-2000-v1.json" in screen
+    for way in ("data.dir=FOLDER", "CYBERLM_DATA_DIR=FOLDER", "CYBERLM_CACHE_DIR", "python train.py data=sample"):
+        assert way in screen
+
+
+def test_a_cache_folder_that_cannot_be_made_is_an_error_not_a_traceback(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(ConfigError, match="is not a folder") as caught:
+        load_sources(cybermetric())
+    assert caught.value.problems[0].fix == "CYBERLM_CACHE_DIR=FOLDER"
+
+
+def test_without_a_variable_the_cache_is_the_users(
+    monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CYBERLM_CACHE_DIR")
+    monkeypatch.setattr(cache_module, "user_cache_path", lambda name: tmp_path / name)
+    load_sources(cybermetric())
+    assert (tmp_path / "cyberlm" / "CyberMetric-2000-v1.json").read_bytes() == CONTENT
+
+
+def test_the_pinned_addresses() -> None:
+    assert {size: file.address for size, file in CYBERMETRIC_FILES.items()} == {
+        80: "https://raw.githubusercontent.com/cybermetric/CyberMetric/2f5818b/CyberMetric-80-v1.json",
+        500: "https://raw.githubusercontent.com/cybermetric/CyberMetric/2f5818b/CyberMetric-500-v1.json",
+        2000: "https://raw.githubusercontent.com/cybermetric/CyberMetric/2f5818b/CyberMetric-2000-v1.json",
+        10000: "https://raw.githubusercontent.com/cybermetric/CyberMetric/205262cdf5022ba890e792efd176fb19d42913fa/"
+        "CyberMetric-10000-v1.json",
+    }
+    assert all(len(file.sha256) == 64 for file in CYBERMETRIC_FILES.values())
+
+
+def test_a_size_that_does_not_exist() -> None:
+    assert "allowed: 80, 500, 2000, 10000" in refusal(cybermetric(size=1000))
+
+
+# --- files at hand ---
+
+
+def test_a_folder_without_the_file_is_refused_and_nothing_is_downloaded(server: Server, tmp_path: Path) -> None:
+    screen = refusal(cybermetric(dir=str(tmp_path)))
+    assert "there is no CyberMetric-2000-v1.json in it" in screen
+    assert f"curl -fLo '{tmp_path}/CyberMetric-2000-v1.json' {server.address}" in screen
+    assert server.paths == []
+
+
+def test_the_pinned_hash_of_the_10000_file_is_enforced(tmp_path: Path) -> None:
+    (tmp_path / "CyberMetric-10000-v1.json").write_bytes(CONTENT)
+    screen = refusal(cybermetric(size=10000, dir=str(tmp_path)))
+    assert f"its sha256 is {hashlib.sha256(CONTENT).hexdigest()}" in screen
+    assert "allowed: 4e35bb62c73b60bd27e54512b2ace6f9286ff2921a45a3d5fe2da22401e04bbb" in screen
+
+
+@needs_files
+def test_the_real_files_pass_and_one_changed_byte_is_refused_with_both_hashes(tmp_path: Path) -> None:
+    main, held_out = load_sources(cybermetric(dir=DATA_DIR, test_size=500))
+    assert held_out is not None
+    assert (len(main.questions), len(held_out.questions)) == (2000, 500)
+    assert main.source == f"{DATA_DIR}/CyberMetric-2000-v1.json"
+    path = Path(shutil.copy(f"{DATA_DIR}/CyberMetric-80-v1.json", tmp_path))
+    path.chmod(0o644)
+    changed = path.read_bytes().replace(b'"solution": "B"', b'"solution": "C"', 1)
+    path.write_bytes(changed)
+    screen = refusal(cybermetric(size=80, dir=str(tmp_path)))
+    assert hashlib.sha256(changed).hexdigest() in screen
+    assert CYBERMETRIC_FILES[80].sha256 in screen
+
+
+# --- your own files and the sample ---
+
+
+def test_your_own_file_alone_and_with_a_test_file(tmp_path: Path) -> None:
+    train, test, same_name = tmp_path / "train.jsonl", tmp_path / "test.jsonl", tmp_path / "held" / "train.json"
+    same_name.parent.mkdir()
+    train.write_text(json.dumps(ROW))
+    test.write_text(json.dumps(ROW))
+    same_name.write_text(json.dumps([ROW]))
+    config = DataConfig(name=DataName.mcq, path=str(train))
+    main, held_out = load_sources(config)
+    assert (main.name, main.source, held_out) == ("train", str(train), None)
+    for path, name in [(test, "test"), (same_name, "train-test")]:
+        main, held_out = load_sources(dataclasses.replace(config, test_path=str(path)))
+        assert held_out is not None
+        assert (main.questions[0].id, held_out.questions[0].id) == ("train:1", f"{name}:1")
+
+
+def test_bad_rows_of_your_own_file_follow_the_setting(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_text(json.dumps([ROW, ROW | {"solution": "C"}]))
+    assert "row 2" in refusal(DataConfig(name=DataName.mcq, path=str(path)))
+    main, _ = load_sources(DataConfig(name=DataName.mcq, path=str(path), on_bad_row=OnBadRow.skip))
+    assert (len(main.questions), len(main.skipped)) == (1, 1)
+
+
+def test_your_own_file_must_be_named() -> None:
+    assert "data.path=FILE" in refusal(DataConfig(name=DataName.mcq))
+
+
+def test_the_sample_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    main, held_out = load_sources(DataConfig(name=DataName.sample))
+    assert (main.name, main.source, len(main.questions)) == ("sample", "cyberlm/data/sample.json", 360)
+    assert held_out is None

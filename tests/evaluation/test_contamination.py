@@ -1,0 +1,366 @@
+"""The leak audit: each planted leak is found by the checks that should find it and by no other, in any order."""
+
+import os
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cyberlm.config.schema import DataConfig, DataName, OnBadRow
+from cyberlm.data.near_duplicates import alike, alike_between, words_of
+from cyberlm.data.readers import QuestionSet, read_questions
+from cyberlm.data.splits import split_questions
+from cyberlm.evaluation.metrics.contamination import (
+    CHECKS,
+    COMMON_NGRAM,
+    JACCARD,
+    MAX_NAMED,
+    NGRAM,
+    CleanAccuracy,
+    Leak,
+    LeakAudit,
+    accuracy_clean_and_dirty,
+    audit_leaks,
+    refuse_leaked,
+)
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.runtime.errors import RunError
+from cyberlm.tasks.questions import Question
+
+DATA_DIR = os.environ.get("CYBERLM_DATA_DIR")
+needs_files = pytest.mark.skipif(DATA_DIR is None, reason="CYBERLM_DATA_DIR names no folder with the CyberMetric files")
+
+TEXT = "Which attack floods a server with more requests than allowed?"  # 10 words
+OPTIONS = ("Denial of service", "Phishing by mail", "Shoulder surfing", "A rainbow table")
+OTHERS = ("Key escrow", "Port knocking", "Salting", "Zone transfer")
+ORIGINAL = Question("train:1", TEXT, OPTIONS, 0)
+TRAIN = (
+    Question("train:0", "What does a certificate authority sign?", ("Certificates", "Mail", "Logs", "Keys"), 0),
+    ORIGINAL,
+    Question("train:2", "How long is an IPv6 address?", ("128 bits", "64 bits", "32 bits", "48 bits"), 0),
+)
+
+
+def prediction(question: Question, choice: int) -> Prediction:
+    n = len(question.options)
+    logprobs = tuple(0.0 if k == choice else -1.0 for k in range(n))
+    return Prediction(
+        question.id, question.hash, question.gold, n, logprobs, (1,) * n, (1,) * n, choice, 1.0, None, None, "A", "p"
+    )
+
+
+def found_by(audit: LeakAudit) -> set[str]:
+    return {check for check, leaks in audit.leaks.items() if leaks}
+
+
+def numbered(prefix: str, count: int) -> str:
+    return " ".join(f"{prefix}{k}" for k in range(count))
+
+
+# --- one planted leak of each kind ---
+
+
+@pytest.mark.parametrize(
+    ("planted", "checks"),
+    [
+        (Question("test:0", TEXT, OPTIONS, 0), {"identical", "question", "normalised", "jaccard", "ngram"}),
+        # another key, as when the authors correct one
+        (Question("test:0", TEXT, OPTIONS, 1), {"question", "normalised", "jaccard", "ngram"}),
+        (Question("test:0", TEXT, OPTIONS[::-1], 3), {"question", "normalised", "jaccard"}),
+        (Question("test:0", TEXT, OTHERS, 0), {"question", "normalised", "jaccard"}),
+        (Question("test:0", TEXT.upper(), OTHERS, 0), {"normalised", "jaccard"}),
+        (
+            Question(
+                "test:0", "Which attack \u201cfloods\u201d a server \u2014 with more requests than allowed", OTHERS, 0
+            ),
+            {"normalised", "jaccard"},
+        ),
+        (Question("test:0", TEXT.replace(" ", " \u00a0\t"), OTHERS, 0), {"normalised", "jaccard"}),
+        (Question("test:0", TEXT.replace("fl", "\ufb02"), OTHERS, 0), {"normalised", "jaccard"}),  # a ligature
+        (Question("test:0", TEXT.lower(), OPTIONS, 0), {"normalised", "jaccard", "ngram"}),
+        (Question("test:0", TEXT.replace("server", "host"), OTHERS, 0), {"jaccard"}),  # 9 of 11 words
+        (Question("test:0", "A server with more requests than allowed: which attack floods?", OTHERS, 0), {"jaccard"}),
+        (Question("test:0", "Which flood, and which attack a server?", OPTIONS, 0), set()),
+        (Question("test:0", TEXT.replace("server with", "host by"), OTHERS, 0), set()),  # 8 of 12 words
+        (Question("test:0", "Which key is public?", OTHERS, 0), set()),
+        (Question("test:0", "???", OTHERS, 0), set()),
+    ],
+)
+def test_a_planted_leak_is_found_by_the_checks_that_should(planted: Question, checks: set[str]) -> None:
+    audit = audit_leaks([planted, Question("test:1", "What is a nonce?", ("A number", "A user"), 0)], TRAIN)
+    assert found_by(audit) == checks
+    pair = (Leak("test:0", "train:1"),)
+    assert audit.leaks == {check: pair if check in checks else () for check in CHECKS}
+    assert (audit.n_test, audit.n_train) == (2, 3)
+    assert audit.n_exact == int("question" in checks)
+    assert audit.n_near == int(bool(checks) and "question" not in checks)
+    assert audit.flagged == ((planted.hash,) if checks else ())
+    assert audit.tested[0] == planted.hash
+
+
+@pytest.mark.parametrize(("shared", "checks"), [(NGRAM - 1, set()), (NGRAM, {"ngram"}), (NGRAM + 5, {"ngram"})])
+def test_thirteen_words_running_are_a_leak_and_twelve_are_not(shared: int, checks: set[str]) -> None:
+    planted = Question("test:0", f"Complete this: {numbered('w', shared)}", ("x", "y"), 0)
+    train = Question("train:0", "What is this?", (f"It is {numbered('w', shared)}, no more", "z"), 0)
+    assert found_by(audit_leaks([planted], [train])) == checks
+
+
+def test_words_running_from_the_question_into_its_options_count() -> None:
+    planted = Question("test:0", numbered("w", 7), (numbered("v", 6), "x"), 0)
+    train = Question("train:0", f"Now, {numbered('w', 7)}", (numbered("v", 6), "y"), 1)
+    assert "ngram" in found_by(audit_leaks([planted], [train]))
+
+
+def test_a_common_phrase_is_no_leak_but_copies_of_one_text_are_not_common() -> None:
+    planted = Question("test:0", numbered("w", 13), ("x", "y"), 0)
+
+    def holders(count: int) -> list[Question]:
+        return [
+            Question(f"train:{k}", f"{numbered('w', 13)} {numbered(f'v{k}', 9)}", ("x", "y"), 0) for k in range(count)
+        ]
+
+    assert len(audit_leaks([planted], holders(COMMON_NGRAM)).leaks["ngram"]) == COMMON_NGRAM
+    assert found_by(audit_leaks([planted], holders(COMMON_NGRAM + 1))) == set()
+    assert found_by(audit_leaks([planted], holders(1) * (COMMON_NGRAM + 1))) == {"ngram"}
+
+
+def test_several_matches_are_all_named_up_to_a_limit() -> None:
+    tests = [replace(ORIGINAL, id=f"test:{k}") for k in range(2)]
+    train = [replace(ORIGINAL, id=f"train:{k}") for k in range(MAX_NAMED + 5)]
+    audit = audit_leaks(tests, train[:2])
+    assert audit.leaks["question"] == tuple(Leak(f"test:{i}", f"train:{j}") for i in range(2) for j in range(2))
+    audit = audit_leaks(tests, train)
+    for check in CHECKS:
+        assert len(audit.leaks[check]) == 2 * MAX_NAMED
+    assert (audit.n_exact, audit.n_near, audit.flagged) == (2, 0, (ORIGINAL.hash,))
+
+
+def test_nothing_is_compared_with_nothing() -> None:
+    for test, train in (((), TRAIN), (TRAIN, ()), ((), ())):
+        audit = audit_leaks(test, train)
+        assert (audit.n_exact, audit.n_near, audit.flagged) == (0, 0, ())
+        assert list(audit.leaks) == list(CHECKS)
+
+
+# --- properties ---
+
+SOME_WORDS = st.lists(st.sampled_from(["a", "b", "C", "d,", "e"]), min_size=1, max_size=7).map(" ".join)
+QUESTIONS = st.lists(
+    st.builds(
+        lambda text, options, gold: Question("", text, tuple(options), gold),
+        st.one_of(SOME_WORDS, st.text(max_size=8)),
+        st.lists(SOME_WORDS, min_size=2, max_size=3),
+        st.integers(0, 1),
+    ),
+    max_size=8,
+)
+
+
+def with_ids(questions: Sequence[Question], name: str) -> list[Question]:
+    return [replace(question, id=f"{name}:{k}") for k, question in enumerate(questions)]
+
+
+def by_comparing_all(test: Sequence[Question], train: Sequence[Question]) -> dict[str, set[Leak]]:
+    """The definitions, pair by pair."""
+
+    def grams(question: Question) -> set[tuple[str, ...]]:
+        words = words_of(f"{question.question} {' '.join(question.options)}")
+        return {words[k : k + 13] for k in range(len(words) - 12)}
+
+    def jaccard(a: Question, b: Question) -> float:
+        left, right = set(words_of(a.question)), set(words_of(b.question))
+        return len(left & right) / len(left | right)
+
+    same = {
+        "identical": lambda a, b: (a.question, a.options, a.gold) == (b.question, b.options, b.gold),
+        "question": lambda a, b: a.question == b.question,
+        "normalised": lambda a, b: words_of(a.question) == words_of(b.question),
+        "jaccard": lambda a, b: jaccard(a, b) >= JACCARD,
+        "ngram": lambda a, b: bool(grams(a) & grams(b)),
+    }
+    return {check: {Leak(a.id, b.id) for a in test for b in train if is_same(a, b)} for check, is_same in same.items()}
+
+
+@settings(deadline=None)
+@given(QUESTIONS, QUESTIONS, st.randoms(use_true_random=False))
+def test_it_is_what_comparing_every_pair_finds_in_any_order(
+    test: list[Question], train: list[Question], rng: random.Random
+) -> None:
+    test, train = with_ids(test, "test"), with_ids(train, "train")
+    expected = by_comparing_all(test, train)
+    audit = audit_leaks(test, train)
+    assert {check: set(leaks) for check, leaks in audit.leaks.items()} == expected
+    assert expected["identical"] <= expected["question"] <= expected["normalised"] <= expected["jaccard"]
+    exact = {leak.test for leak in expected["question"]}
+    assert (audit.n_exact, audit.n_near) == (
+        len(exact),
+        len({leak.test for leaks in expected.values() for leak in leaks} - exact),
+    )
+    again = audit_leaks(rng.sample(test, len(test)), rng.sample(train, len(train)))
+    assert {check: set(leaks) for check, leaks in again.leaks.items()} == expected
+    assert (again.n_exact, again.n_near, set(again.flagged)) == (audit.n_exact, audit.n_near, set(audit.flagged))
+
+
+@settings(deadline=None)
+@given(QUESTIONS)
+def test_every_question_leaks_into_itself(questions: list[Question]) -> None:
+    audit = audit_leaks(with_ids(questions, "test"), with_ids(questions, "train"))
+    assert (audit.n_exact, audit.n_near) == (len(questions), 0)
+    assert set(audit.flagged) == set(audit.tested)
+
+
+# --- accuracy ---
+
+
+def test_accuracy_of_clean_and_dirty_questions() -> None:
+    clean = [Question(f"test:{k}", numbered(f"w{k}", 9), ("x", "y"), 0) for k in range(3)]
+    dirty = [replace(question, id=f"test:{k}") for k, question in enumerate(TRAIN[:2], start=3)]
+    audit = audit_leaks([*clean, *dirty], TRAIN)
+    predictions = [
+        prediction(question, choice) for question, choice in zip([*clean, *dirty], (0, 1, 0, 0, 1), strict=True)
+    ]
+    expected = CleanAccuracy(2 / 3, 2, 3, 1 / 2, 1, 2)
+    assert accuracy_clean_and_dirty(audit, predictions) == expected
+    assert accuracy_clean_and_dirty(audit, predictions[::-1]) == expected
+    only_clean = accuracy_clean_and_dirty(audit_leaks(clean, TRAIN), predictions[:3])
+    assert only_clean == CleanAccuracy(2 / 3, 2, 3, None, 0, 0)
+    only_dirty = accuracy_clean_and_dirty(audit_leaks(dirty, TRAIN), predictions[3:])
+    assert only_dirty == CleanAccuracy(None, 0, 0, 1 / 2, 1, 2)
+
+
+def test_predictions_of_other_questions_are_refused() -> None:
+    audit = audit_leaks(TRAIN[:2], TRAIN)
+    for predictions, expected in (
+        ([TRAIN[0]], "1 of 2 audited questions have no prediction, 0 of 1 predictions are of other questions"),
+        (
+            [TRAIN[0], TRAIN[2]],
+            "1 of 2 audited questions have no prediction, 1 of 2 predictions are of other questions",
+        ),
+        (
+            [TRAIN[0], TRAIN[0]],
+            "1 of 2 audited questions have no prediction, 1 of 2 predictions are of other questions",
+        ),
+        ([], "2 of 2 audited questions have no prediction, 0 of 0 predictions are of other questions"),
+    ):
+        with pytest.raises(RunError) as caught:
+            accuracy_clean_and_dirty(audit, [prediction(question, 0) for question in predictions])
+        assert expected in caught.value.screen()
+
+
+# --- refusal ---
+
+
+def test_the_screen_of_a_refusal() -> None:
+    test = (
+        replace(ORIGINAL, id="test:0"),
+        Question("test:1", "What does a certificate authority sign", ("x", "y"), 0),
+        Question("test:2", "How long is an IPv6 address?", ("64 bits", "128 bits"), 1),
+        Question("test:3", "What is a nonce?", ("A number", "A user"), 0),
+    )
+    with pytest.raises(RunError) as caught:
+        refuse_leaked(test, TRAIN, "outputs/mine")
+    assert caught.value.screen() == (
+        "3 of 4 questions were trained on or validated on in outputs/mine: scoring them would measure memory.\n"
+        "  - test:0 is train:1 of the run: the same question, options and gold option\n"
+        "  - test:2 is train:2 of the run: the same question text\n"
+        "  - test:1 is train:0 of the run: "
+        "the same question text but for case, punctuation, white space and Unicode form\n"
+        "\n"
+        "The run's own test questions: python evaluate.py run=outputs/mine\n"
+        "A file held out from the start: python train.py data=cybermetric data.size=2000 data.test_size=500"
+    )
+
+
+def test_what_is_only_nearly_the_same_is_counted_and_not_refused() -> None:
+    near = Question("test:0", TEXT.replace("server", "host"), OTHERS, 0)
+    audit = audit_leaks([near], TRAIN)
+    assert (audit.n_exact, audit.n_near) == (0, 1)
+    refuse_leaked([near], TRAIN, "outputs/mine")
+
+
+# --- the search for pairs of word sets ---
+
+WORD_SETS = st.lists(st.frozensets(st.sampled_from("abcdefghijkl"), min_size=1), max_size=12)
+THRESHOLDS = st.one_of(st.sampled_from([0.5, 2 / 3, 0.75, 0.8, 1.0]), st.floats(0.5, 1.0))
+
+
+def is_alike(left: frozenset[str], right: frozenset[str], threshold: float) -> bool:
+    return len(left & right) / len(left | right) >= threshold
+
+
+@settings(deadline=None, derandomize=True)  # one pair in 10,000 just at the threshold may be missed
+@given(WORD_SETS, WORD_SETS, THRESHOLDS)
+def test_no_pair_of_word_sets_is_missed_or_guessed(
+    left: list[frozenset[str]], right: list[frozenset[str]], threshold: float
+) -> None:
+    within = [(i, j) for i, a in enumerate(left) for j, b in enumerate(left[:i]) if is_alike(a, b, threshold)]
+    assert list(alike(left, threshold)) == within
+    between = [(i, j) for i, a in enumerate(left) for j, b in enumerate(right) if is_alike(a, b, threshold)]
+    assert list(alike_between(left, right, threshold)) == between
+
+
+def test_words_of_a_text() -> None:
+    assert words_of("What\u2019s TLS\u00a01.3, \ufb01nally?") == ("what", "s", "tls", "1", "3", "finally")
+    assert words_of(" ?  ! ") == ("? !",)
+    assert words_of("") == ("",)
+
+
+# --- the real files ---
+
+
+def real(size: int) -> QuestionSet:
+    return read_questions(Path(str(DATA_DIR)) / f"CyberMetric-{size}-v1.json", f"CyberMetric-{size}-v1", OnBadRow.error)
+
+
+@needs_files
+def test_500_and_2000_share_130_questions_a_quarter_of_them_in_other_dress() -> None:
+    audit = audit_leaks(real(500).questions, real(2000).questions)
+    assert {check: len({leak.test for leak in leaks}) for check, leaks in audit.leaks.items()} == {
+        "identical": 96,
+        "question": 130,
+        "normalised": 130,
+        "jaccard": 134,
+        "ngram": 128,
+    }
+    assert (audit.n_exact, audit.n_near, len(audit.flagged)) == (130, 5, 135)
+    with pytest.raises(RunError, match="130 of 500 questions were trained on"):
+        refuse_leaked(real(500).questions, real(2000).questions, "outputs/mine")
+
+
+@needs_files
+def test_80_lies_inside_500() -> None:
+    audit = audit_leaks(real(80).questions, real(500).questions)
+    assert (audit.n_test, audit.n_exact, audit.n_near) == (80, 80, 0)
+
+
+@needs_files
+def test_a_split_by_cluster_passes() -> None:
+    held_out = split_questions(DataConfig(name=DataName.mcq), real(2000), real(500))
+    audit = audit_leaks(held_out.test, held_out.train + held_out.validation)
+    assert found_by(audit) == {"ngram"}  # of one test question: an option that is the text of another question
+    assert (audit.n_exact, audit.n_near) == (0, 1)
+    refuse_leaked(held_out.test, held_out.train + held_out.validation, "outputs/mine")
+
+
+@needs_files
+def test_2000_questions_are_audited_against_10000_in_seconds() -> None:
+    rng = random.Random(0)
+    test = real(2000).questions
+    words = sorted({word for question in test for word in question.question.split()})
+    train = []
+    for k in range(10_000):
+        source = rng.choice(test)
+        changed = source.question.split()
+        for _ in range(rng.randint(1, 4)):
+            changed[rng.randrange(len(changed))] = rng.choice(words)
+        options = tuple(rng.sample(source.options, len(source.options)))
+        train.append(replace(source, id=f"train:{k}", question=" ".join(changed), options=options))
+    begun = time.monotonic()
+    audit = audit_leaks(test, train)
+    assert time.monotonic() - begun < 20
+    assert 1000 < len(audit.flagged) < 2000

@@ -1,0 +1,289 @@
+"""Files of a run folder: what is written is what is read, and nothing else is read."""
+
+import json
+import os
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import parquet
+
+from cyberlm.evaluation import results as results_module
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.records import Comparison, Cost, ModelScores, Proportion, Results, RougeScores, ScoredModel
+from cyberlm.evaluation.results import (
+    PACKAGES,
+    SCHEMA_VERSION,
+    Status,
+    environment,
+    read_predictions,
+    read_results,
+    read_status,
+    write_predictions,
+    write_results,
+    write_status,
+)
+from cyberlm.runtime.errors import RunError
+from cyberlm.runtime.files import write_json
+
+HALF = Proportion(0.5, 1, 2, 0.0945, 0.9055)
+SCORES = ModelScores(
+    likelihood=HALF,
+    per_letter={"A": HALF},
+    gold_nll=2.5,
+    generation=None,
+    generation_note="no answers were generated",
+    parse_fail_rate=None,
+    rouge=RougeScores(0.25, None, 0.25, 2, "undefined"),
+)
+RESULTS = Results(
+    schema_version=SCHEMA_VERSION,
+    kind="train",
+    model="smollm2_135m",
+    method="qlora",
+    quant="nf4",
+    prompt="text",
+    data="sample",
+    questions={"train": 8, "validation": 2, "test": 2},
+    scores={"base": SCORES, "tuned": replace(SCORES, generation=HALF, generation_note="", parse_fail_rate=0.0)},
+    comparison=Comparison(0.0, 1, 1, 1.0, "no significant difference (p = 1): 1 question gained, 1 lost"),
+    objective=0.5,
+    steps=4,
+    cost=Cost(10, 1000, {"load": 6.0, "train": 12.25}, 900, 800, 100, 65.3, 2**30, None, 4096),
+    provenance={"seed": "0", "command": "python train.py model.name='é'"},
+)
+PREDICTION = Prediction(
+    id="sample:1",
+    hash="0123456789abcdef",
+    gold=1,
+    n_options=2,
+    option_logprobs=(-1.5, -0.25),
+    option_tokens=(3, 1),
+    option_chars=(12, 4),
+    choice=1,
+    gold_nll=0.25,
+    generated="“B” \u2028 — naïve",
+    parsed=None,
+    reference="B",
+    prompt_hash="fedcba9876543210",
+    topic="crypto",
+)
+
+
+def damage(folder: Path, **changes: Any) -> None:
+    """Changes fields of results.json; `...` deletes one."""
+    value = json.loads((folder / "results.json").read_text())
+    for key, change in changes.items():
+        if change is ...:
+            del value[key]
+        else:
+            value[key] = change
+    (folder / "results.json").write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        RESULTS,
+        replace(RESULTS, kind="evaluate", scores={"base": SCORES}, comparison=None, objective=None, cost=None),
+        replace(RESULTS, models={"a": ScoredModel("outputs/a", "adapter", "hub/id", "nf4", "0f", "1e", "2d")}),
+    ],
+)
+def test_results_round_trip(tmp_path: Path, results: Results) -> None:
+    write_results(results, tmp_path / "new" / "folder")
+    assert read_results(tmp_path / "new" / "folder") == results
+
+
+def test_results_file_is_for_people_too(tmp_path: Path) -> None:
+    write_results(RESULTS, tmp_path)
+    text = (tmp_path / "results.json").read_text(encoding="utf-8")
+    assert text.startswith('{\n  "schema_version": 1,\n  "kind": "train",\n')
+    assert "model.name='é'" in text
+    assert list(json.loads(text)) == [field.name for field in fields(Results)]
+
+
+def test_nan_becomes_null_only_where_a_number_may_be_missing(tmp_path: Path) -> None:
+    nan = float("nan")
+    write_results(replace(RESULTS, objective=nan), tmp_path)
+    assert read_results(tmp_path).objective is None
+    before = (tmp_path / "results.json").read_bytes()
+    for bad in (nan, float("inf"), float("-inf")):
+        diverged = replace(RESULTS, scores={"tuned": replace(SCORES, gold_nll=bad)})
+        with pytest.raises(RunError, match=r"results\.json: scores\.tuned: gold_nll"):
+            write_results(diverged, tmp_path)
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_missing_results_say_why(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"There is no results\.json"):
+        read_results(tmp_path)
+    write_status(tmp_path, "failed", reason="out of memory")
+    with pytest.raises(RunError, match="failed: out of memory"):
+        read_results(tmp_path)
+
+
+def test_torn_results_are_refused(tmp_path: Path) -> None:
+    write_results(RESULTS, tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text(path.read_text()[:200])
+    with pytest.raises(RunError, match=r"results\.json cannot be read(.|\n)*python evaluate\.py run="):
+        read_results(tmp_path)
+
+
+def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
+    write_results(RESULTS, tmp_path)
+    path = tmp_path / "results.json"
+    path.write_text(path.read_text().replace('"objective": 0.5', '"objective": NaN'))
+    with pytest.raises(RunError, match="NaN is not a JSON number"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, ...])
+def test_other_versions_are_refused(tmp_path: Path, version: Any) -> None:
+    write_results(RESULTS, tmp_path)
+    damage(tmp_path, schema_version=version)
+    with pytest.raises(RunError, match="schema_version"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objektive": 1.0}, r"objektive is not a field. Did you mean 'objective'\?"),
+        ({"steps": ...}, "steps is missing"),
+        ({"steps": "4"}, 'steps is "4"(.|\n)*allowed: int'),
+        ({"steps": True}, "steps is true"),
+        ({"steps": 4.0}, "steps is 4.0"),
+        ({"steps": None}, "steps is null"),
+        ({"model": 1}, "model is 1"),
+        ({"questions": []}, r"questions is \[\]"),
+        ({"questions": {"test": 1.5}}, r"questions\.test is 1\.5"),
+        ({"scores": {"base": {}}}, r"scores\.base\.likelihood is missing"),
+        ({"comparison": {"difference": "x"}}, r"comparison\.difference is (.|\n)*comparison\.p_value is missing"),
+    ],
+)
+def test_wrong_fields_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_results(RESULTS, tmp_path)
+    damage(tmp_path, **changes)
+    with pytest.raises(RunError, match=message):
+        read_results(tmp_path)
+
+
+def test_whole_number_is_read_as_a_float(tmp_path: Path) -> None:
+    write_results(RESULTS, tmp_path)
+    damage(tmp_path, objective=1)
+    assert type(read_results(tmp_path).objective) is float
+
+
+def test_predictions_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    by_model = {
+        "base": [PREDICTION, replace(PREDICTION, id="sample:2", generated=None)],
+        "tuned": [replace(PREDICTION, choice=0, parsed=1)],
+    }
+    write_predictions(path, by_model)
+    assert read_predictions(path) == by_model
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [next(iter(row)) for row in rows] == ["model"] * 3
+    assert [(row["correct"], row["generated_correct"]) for row in rows] == [(True, False), (True, None), (False, True)]
+    assert "naïve" in path.read_text(encoding="utf-8")
+
+
+def test_parquet_holds_the_rows_of_the_lines(tmp_path: Path) -> None:
+    by_model = {
+        "base": [PREDICTION, replace(PREDICTION, id="sample:2", generated=None, parsed=None)],
+        "tuned": [replace(PREDICTION, choice=0, parsed=1)],
+    }
+    for name in ("predictions.jsonl", "predictions.parquet"):
+        write_predictions(tmp_path / name, by_model)
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    table = parquet.read_table(tmp_path / "predictions.parquet")
+    assert table.to_pylist() == [json.loads(line) for line in lines]
+    assert table.column_names == list(json.loads(lines[0]))
+    nothing = {"base": [replace(PREDICTION, generated=None, parsed=None)]}
+    write_predictions(tmp_path / "none.parquet", nothing)  # columns keep their types where all are null
+    assert parquet.read_schema(tmp_path / "none.parquet") == table.schema
+    bad = replace(PREDICTION, gold_nll=float("inf"))
+    with pytest.raises(RunError, match=r"bad\.parquet, prediction 1 of base: gold_nll"):
+        write_predictions(tmp_path / "bad.parquet", {"base": [bad]})
+    assert not (tmp_path / "bad.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"model": "base", "id": "x"', r"line 2 cannot be read(.|\n)*complete JSON"),
+        ('{"model": "base", "id": "x"}', r"line 2 cannot be read(.|\n)*hash is missing"),
+        ('{"id": "x"}', r"line 2 cannot be read(.|\n)*names no model"),
+        ("[]", "names no model"),
+    ],
+)
+def test_bad_prediction_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "predictions.jsonl"
+    write_predictions(path, {"base": [PREDICTION]})
+    path.write_text(path.read_text(encoding="utf-8") + line, encoding="utf-8")
+    with pytest.raises(RunError, match=message):
+        read_predictions(path)
+
+
+def test_missing_predictions(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"There is no .*predictions\.jsonl"):
+        read_predictions(tmp_path / "predictions.jsonl")
+
+
+def test_prediction_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
+    bad = replace(PREDICTION, option_logprobs=(float("nan"), -1.0))
+    with pytest.raises(RunError, match=r"prediction 2 of base: option_logprobs"):
+        write_predictions(tmp_path / "predictions.jsonl", {"base": [PREDICTION, bad]})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status(tmp_path: Path) -> None:
+    assert read_status(tmp_path) is None
+    write_status(tmp_path, "running")
+    assert read_status(tmp_path) == Status("running", None, "")
+    write_status(tmp_path, "finished", 0.75)
+    assert read_status(tmp_path) == Status("finished", 0.75, "")
+    write_status(tmp_path, "failed", float("nan"), "diverged")
+    assert read_status(tmp_path) == Status("failed", None, "diverged")
+    with pytest.raises(ValueError, match="running, finished, failed"):
+        write_status(tmp_path, "done")
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"b": 1, "a": "é"})
+    assert path.read_text(encoding="utf-8") == '{\n  "b": 1,\n  "a": "é"\n}\n'
+    with pytest.raises(RunError, match=r"value\.json"):
+        write_json(path, {"b": float("nan")})
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"b": 2})
+    assert json.loads(path.read_text())["b"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = environment()
+    assert found["python"] == sys.version.split()[0]
+    assert {*PACKAGES, "cyberlm", "platform", "cpu_count"} <= found.keys()
+    assert all(isinstance(value, str) and value for value in found.values())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert "git_commit" not in environment()
+    monkeypatch.setattr(results_module, "PACKAGES", ("no-such-package",))
+    monkeypatch.setenv("PATH", "")
+    assert environment()["no-such-package"] == "not installed"
+
+
+def test_every_field_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+    records = (Results, ScoredModel, ModelScores, Proportion, RougeScores, Comparison, Cost, Prediction, Status)
+    names = {field.name for record in records for field in fields(record)} | {"model", "correct", "generated_correct"}
+    assert {name for name in names if f"`{name}`" not in text} == set()

@@ -1,0 +1,411 @@
+"""Exports: what is written loads without cyberlm and answers as the run's own model does, or is not written at all."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import bitsandbytes
+import gguf
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from support import config_of, tuned_run
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+from cyberlm.config.commands import ChatConfig, ExportConfig, ExportForm, GgufType, ServeConfig
+from cyberlm.config.saved import config_of as config_of_run
+from cyberlm.evaluation.agreement import compare_answers
+from cyberlm.evaluation.results import read_predictions
+from cyberlm.evaluation.scoring import answering
+from cyberlm.export.gguf import CONVERTER, LLAMA3_SPLIT, PRE_TOKENIZERS, load_gguf, write_gguf, write_llama
+from cyberlm.models.adapters import load_adapter
+from cyberlm.models.loading import load_base
+from cyberlm.models.tiny import tiny_model, tiny_tokenizer
+from cyberlm.runs import serving
+from cyberlm.runs.export import export
+from cyberlm.runs.open_run import load_tuned, open_model
+from cyberlm.runtime.errors import ModelError, RunError
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+IDS = torch.arange(5, 45)[None]
+RUNS = {"sft": ("method=sft",), "lora": ("method=lora",), "qlora": ("method=qlora",)}
+RUNS["dora"] = ("method=lora", "method.lora.use_dora=true", "method.lora.target_modules=[q_proj,down_proj]")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CYBERLM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("LLAMA_CPP_DIR", raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(cache, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: tuned_run(folder / name, *overrides) for name, overrides in RUNS.items()}
+
+
+def exported(run: Path, out: Path, to: str = "merged", **values) -> Path:
+    return export(ExportConfig(run=str(run), to=ExportForm(to), out=str(out), accelerator="cpu", **values))
+
+
+def tuned_logits(run: Path) -> torch.Tensor:
+    """Of the run's own model: the adapter on its base, plain or in 4 bits."""
+    config = config_of_run(run)
+    loaded = load_tuned(config, run, CPU)
+    with answering(loaded.model):
+        return loaded.model(input_ids=IDS).logits
+
+
+def plain_logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.eval()(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_merged_folder_is_plain_transformers_and_answers_the_same(name: str, runs: dict[str, Path], tmp_path: Path):
+    folder = exported(runs[name], tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(model) is LlamaForCausalLM
+    torch.testing.assert_close(plain_logits(model), tuned_logits(runs[name]), atol=2e-5, rtol=0)
+    config = json.loads((folder / "config.json").read_text())
+    assert "quantization_config" not in config and config["dtype"] == "float32"
+    assert all(file.suffix in (".json", ".safetensors", ".jinja", ".md") for file in folder.iterdir())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == tiny_tokenizer().chat_template
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|end_of_text|>"])
+    tuned = runs[name] / ("model" if name == "sft" else "adapter")
+    assert (folder / "prompt.json").read_text() == (tuned / "prompt.json").read_text()
+    record = json.loads((folder / "export.json").read_text())
+    assert record["agreement"][0]["flips"] == [] and record["agreement"][0]["questions"] == 16
+    assert 0 <= record["agreement"][0]["largest_logit_difference"] < 1e-4
+    card = (folder / "README.md").read_text()
+    for words in (
+        "library_name: transformers",
+        "licence: none (random weights)",
+        "(95% ",
+        "optimizer steps",
+        "## Cost",
+    ):
+        assert words in card
+    assert "0 of 16 answers differ" in card
+
+
+def test_a_4bit_base_is_merged_as_what_its_4_bits_stand_for(runs: dict[str, Path], tmp_path: Path):
+    """By hand: the expanded weight plus (alpha / rank) B A. Rounding to 4 bits again would lose what was learned."""
+    run = runs["qlora"]
+    config = config_of_run(run)
+    base = load_base(config.model, config.quant, CPU)
+    layer = base.causal.model.layers[0].self_attn.q_proj.weight
+    expanded = bitsandbytes.functional.dequantize_4bit(layer.data, layer.quant_state)
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    place = "base_model.model.model.layers.0.self_attn.q_proj"
+    update = 2.0 * adapter[f"{place}.lora_B.weight"] @ adapter[f"{place}.lora_A.weight"]  # alpha 32, rank 16
+    merged = load_file(exported(run, tmp_path / "m") / "model.safetensors")
+    torch.testing.assert_close(merged["model.layers.0.self_attn.q_proj.weight"], expanded + update, atol=1e-6, rtol=0)
+
+    tuned = load_adapter(base, run / "adapter")
+    with pytest.warns(UserWarning, match="rounding errors"):
+        rounded = tuned.model.merge_and_unload()
+    right = tuned_logits(run)
+    exact = (plain_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "m")) - right).abs().max()
+    assert (plain_logits(rounded) - right).abs().max() > 1000 * exact
+
+
+def test_exported_adapter_is_plain_peft(runs: dict[str, Path], tmp_path: Path):
+    folder = exported(runs["lora"], tmp_path / "a", "adapter")
+    name = "adapter_model.safetensors"
+    assert (folder / name).read_bytes() == (runs["lora"] / "adapter" / name).read_bytes()
+    config = config_of_run(runs["lora"])
+    model = PeftModel.from_pretrained(tiny_model(config.model.tiny, len(tiny_tokenizer())), str(folder))
+    torch.testing.assert_close(plain_logits(model), tuned_logits(runs["lora"]), atol=1e-5, rtol=0)
+    assert "library_name: peft" in (folder / "README.md").read_text()
+    with pytest.raises(RunError, match="without an adapter"):
+        exported(runs["sft"], tmp_path / "b", "adapter")
+
+
+# ------------------------------------------------------------------------------------------------------------ GGUF
+
+
+@pytest.mark.parametrize(("kind", "atol"), [("f32", 1e-5), ("f16", 1e-2), ("bf16", 5e-2), ("q8_0", 3e-1)])
+def test_gguf_file_reads_back_as_the_merged_model(kind: str, atol: float, runs: dict[str, Path], tmp_path: Path):
+    folder = exported(runs["qlora"], tmp_path / "g", "gguf", gguf_type=GgufType(kind), max_flip_share=1.0)
+    assert {file.name for file in folder.iterdir()} == {"model.gguf", "prompt.json", "export.json", "README.md"}
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
+    torch.testing.assert_close(plain_logits(model), tuned_logits(runs["qlora"]), atol=atol, rtol=0)
+    if kind == "f32":
+        merged = load_file(exported(runs["qlora"], tmp_path / "m") / "model.safetensors")
+        assert all(torch.equal(value, merged[name]) for name, value in model.state_dict().items())
+
+
+def test_gguf_metadata_and_tokens(runs: dict[str, Path], tmp_path: Path):
+    reader = gguf.GGUFReader(exported(runs["lora"], tmp_path / "g", "gguf") / "model.gguf")
+    said = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF")}
+    tokenizer = tiny_tokenizer()
+    assert said["general.architecture"] == "llama" and said["general.name"] == "lora"
+    assert (said["llama.attention.head_count"], said["llama.attention.head_count_kv"]) == (4, 2)
+    assert said["llama.vocab_size"] == len(tokenizer) == len(said["tokenizer.ggml.tokens"])
+    assert said["tokenizer.ggml.pre"] == "gpt-2" and said["tokenizer.chat_template"] == tokenizer.chat_template
+    assert said["tokenizer.ggml.bos_token_id"] == tokenizer.bos_token_id
+    assert said["tokenizer.ggml.tokens"][tokenizer.eos_token_id] == "<|end_of_text|>"
+    types = said["tokenizer.ggml.token_type"]
+    assert types[tokenizer.eos_token_id] == gguf.TokenType.CONTROL and types[0] == gguf.TokenType.NORMAL
+    assert said["tokenizer.ggml.merges"][0] == "Ġ A"
+    assert {tensor.tensor_type.name for tensor in reader.tensors} == {"F16", "F32"}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gguf_keeps_the_rotary_frequencies_of_llama_3_1(tied: bool, tmp_path: Path):
+    """The factors are those of Meta's formula; without them, the file would answer otherwise."""
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    tokenizer = tiny_tokenizer()
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 3,  # rows that no token has
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        rope_parameters=rope,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        **shape,
+        **ends,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    file = tmp_path / "model.gguf"
+    write_llama(tmp_path / "m", file, GgufType.f32, "m", "none")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    assert ("output.weight" in tensors) != tied
+    plain = 500000.0 ** -(np.arange(0, 16, 2) / 16)
+    waves = 2 * np.pi / plain
+    smooth = (64 / waves - 1) / 3
+    factors = np.where(waves < 16, 1, np.where(waves > 64, 8, 1 / ((1 - smooth) / 8 + smooth)))
+    np.testing.assert_allclose(tensors["rope_freqs.weight"].data, factors, rtol=1e-5)
+    again, read = load_gguf(file, CPU, torch.float32, tmp_path / "m")
+    torch.testing.assert_close(plain_logits(again.causal), plain_logits(model), atol=1e-5, rtol=0)
+    assert read("Which port? A 443")["input_ids"] == tokenizer("Which port? A 443")["input_ids"]
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_gguf_names_how_text_is_cut(name: str, tmp_path: Path):
+    steps, ignores_merges = PRE_TOKENIZERS[name]
+    steps = [{"trim_offsets": True, **step} if step["type"] == "ByteLevel" else step for step in steps]
+    cut = {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0]
+    model = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"] | {"ignore_merges": ignores_merges}
+    folder = saved(tmp_path / "m", pre_tokenizer=cut, model=model)
+    write_llama(folder, tmp_path / "x.gguf", GgufType.f16, "x", "none")
+    assert gguf.GGUFReader(tmp_path / "x.gguf").get_field("tokenizer.ggml.pre").contents() == name
+    _, read = load_gguf(tmp_path / "x.gguf", CPU, torch.float32, folder)
+    ours = AutoTokenizer.from_pretrained(folder).backend_tokenizer.pre_tokenizer
+    text = "Port 4433, it's  A\n\nB"
+    assert read.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text) == ours.pre_tokenize_str(text)
+    assert GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"] == LLAMA3_SPLIT
+
+
+def saved(folder: Path, network=None, **changes) -> Path:
+    """A model's folder whose tokenizer.json or config is changed."""
+    tokenizer = tiny_tokenizer()
+    (network or tiny_model(config_of().model.tiny, len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    described = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps(described | changes))
+    return folder
+
+
+def test_what_only_llama_cpp_can_write_names_its_converter(tmp_path: Path):
+    qwen = AutoModelForCausalLM.from_config(
+        Qwen2Config(vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    )
+    spaced = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    folders = {
+        "model_type is qwen2": saved(tmp_path / "q", qwen),
+        "cuts text in a way": saved(tmp_path / "t", pre_tokenizer=spaced),
+        "a way that has no name": saved(tmp_path / "n", normalizer={"type": "NFC"}),
+    }
+    for words, folder in folders.items():
+        with pytest.raises(ModelError, match=r"only by llama\.cpp's converter") as caught:
+            write_gguf(folder, tmp_path / "x.gguf", GgufType.f16, "x", "none")
+        assert words in caught.value.screen()
+        assert "LLAMA_CPP_DIR=FOLDER" in caught.value.screen() and CONVERTER in caught.value.screen()
+        assert not (tmp_path / "x.gguf").exists()
+
+
+TORN = """
+import json
+stored = Path(folder) / "tokenizer.json"
+described = json.loads(stored.read_text())
+described["model"]["merges"] = described["model"]["merges"][13:]
+stored.write_text(json.dumps(described))
+(Path(folder) / "chat_template.jinja").write_text("{{ messages }}")
+"""
+"""A converter that loses half of the merges, and the chat template."""
+
+
+def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: dict[str, Path]):
+    script = tmp_path / CONVERTER
+    monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
+    with pytest.raises(ModelError, match=f"holds no {CONVERTER}"):
+        exported(runs["lora"], tmp_path / "g", "gguf")
+    script.write_text("import sys; print('tokens of Klingon', file=sys.stderr); sys.exit(3)")
+    with pytest.raises(ModelError, match=r"failed \(exit code 3\):\n  - tokens of Klingon"):
+        exported(runs["lora"], tmp_path / "g", "gguf")
+    script.write_text(
+        "import sys; from pathlib import Path; from cyberlm.config import GgufType\n"
+        "from cyberlm.export.gguf import write_llama\n"
+        "folder, _, file, _, kind = sys.argv[1:]\n"
+        "write_llama(Path(folder), Path(file), GgufType(kind), 'by the converter', 'none')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    right = script.read_text()
+    script.write_text(right.replace("write_llama(", TORN + "write_llama("))
+    with pytest.raises(ModelError, match="is not the run's own") as caught:
+        exported(runs["lora"], tmp_path / "g", "gguf")
+    assert "texts are cut otherwise" in caught.value.screen() and "chat template" in caught.value.screen()
+    assert not (tmp_path / "g").exists() and list(tmp_path.glob(".*-*")) == []
+    script.write_text(right)
+    folder = exported(runs["lora"], tmp_path / "g", "gguf", gguf_type=GgufType.q8_0)
+    reader = gguf.GGUFReader(folder / "model.gguf")
+    assert reader.get_field("general.name").contents() == "by the converter"
+    assert "Q8_0" in {tensor.tensor_type.name for tensor in reader.tensors}
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_flips_are_shown_and_too_many_leave_nothing(tmp_path: Path, capsys):
+    """The run's record is changed, so that the adapter no longer answers what it says."""
+    run = tuned_run(tmp_path / "run", "method=lora")
+    rows = read_predictions(run / "predictions.jsonl")["tuned"]
+    lines = (run / "predictions.jsonl").read_text().splitlines()
+    other = [{**json.loads(line), "choice": (json.loads(line)["choice"] + 1) % 4} for line in lines[:3]]
+    (run / "predictions.jsonl").write_text("\n".join([*map(json.dumps, other), *lines[3:]]) + "\n")
+    with pytest.raises(RunError, match="3 of 16 answers") as caught:
+        exported(run, run / "export" / "a", "adapter")
+    printed = capsys.readouterr().out
+    assert all(f"{row.id}: " in caught.value.screen() and f"{row.id}: " in printed for row in rows[:3])
+    assert "max_flip_share=0.188" in caught.value.screen()
+    assert not (run / "export").exists()
+    folder = exported(run, run / "export" / "a", "adapter", max_flip_share=0.2)
+    assert len(json.loads((folder / "export.json").read_text())["agreement"][0]["flips"]) == 3
+
+
+def test_agreement_counts_flips_and_differences(runs: dict[str, Path]):
+    rows = read_predictions(runs["lora"] / "predictions.jsonl")["tuned"]
+    first, second = rows[0], replace(rows[1], choice=1, option_logprobs=(-1.0, -1.25, -3.0, -4.0))
+    changed = replace(second, choice=0, option_logprobs=(-1.0, -1.5, -3.0, -4.0))
+    found = compare_answers(("a", "b"), [first, second], [first, changed], 0.5)
+    assert found.questions == 2 and found.largest_logprob_difference == 0.25
+    (flip,) = found.flips
+    assert (flip.before, flip.after, flip.margin) == ("B", "A", -0.25)
+    assert found.sentence().startswith("b against a: 1 of 2 answers differ")
+
+
+def test_what_is_not_finished_or_not_the_same_is_refused(runs: dict[str, Path], tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for item in runs["lora"].iterdir():
+        (run / item.name).symlink_to(item)
+    (run / "results.json").unlink()
+    with pytest.raises(RunError, match=r"no results\.json"):
+        exported(run, tmp_path / "m")
+    (run / "results.json").symlink_to(runs["lora"] / "results.json")
+    provenance = json.loads((runs["lora"] / "provenance.json").read_text())
+    (run / "provenance.json").unlink()
+    (run / "provenance.json").write_text(json.dumps(provenance | {"weights": "0" * 64}))
+    with pytest.raises(RunError, match="base weights are not those"):
+        exported(run, tmp_path / "m")
+    assert not (tmp_path / "m").exists() and list(tmp_path.glob(".m-*")) == []
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RunError, match="there already"):
+        exported(runs["lora"], tmp_path / "there")
+
+
+def command(folder: Path, *line: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, *line], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_command_says_what_is_wrong_on_one_screen_and_writes_nothing(tmp_path: Path):
+    done = command(tmp_path, "-m", "cyberlm", "export", "run=nowhere", "questions=0", "max_flip_share=2", "out=.")
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    for words in ("4 problems", "run=nowhere is not a folder", "questions=0", "max_flip_share=2", "out=. is there"):
+        assert words in done.stderr
+    done = command(tmp_path, "-m", "cyberlm", "export", "too=merged")
+    assert "there is no key 'too'. Did you mean 'to'?" in done.stderr
+    assert done.stderr.strip().endswith("All keys and values: python -m cyberlm export --cfg job")
+    done = command(tmp_path, "-m", "cyberlm", "export", "to=onnx")
+    assert "expected one of [merged, gguf, adapter]" in done.stderr and done.returncode == 1
+    done = command(tmp_path, "-m", "cyberlm", "export", "-m", "run=a,b")
+    assert done.returncode == 1 and "leave -m out" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_exports(runs: dict[str, Path], tmp_path: Path):
+    done = command(
+        tmp_path, "-m", "cyberlm", "export", f"run={runs['lora']}", "questions=4", "out=m", "accelerator=cpu"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "merged against adapter: 0 of 4 answers differ" in done.stdout and "Files: m" in done.stdout
+    assert [item.name for item in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.fixture(scope="module")
+def without_questions(cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose question file and list of doubtful items have been deleted since."""
+    folder = tmp_path_factory.mktemp("gone")
+    source, suspects = folder / "mine.json", folder / "suspects.json"
+    source.write_text((ROOT / "cyberlm/data/sample.json").read_text().replace("What ", "Tell me what "))
+    suspects.write_text('{"version": 1, "items": []}')
+    named = ("data=mcq", f"data.path={source}", f"evaluation.suspects={suspects}")
+    run = tuned_run(folder / "run", "method=lora", *named)
+    source.unlink()
+    suspects.unlink()
+    return run
+
+
+@pytest.mark.parametrize("to", ["merged", "adapter"])
+def test_a_run_whose_questions_are_gone_is_exported_all_the_same(
+    to: str, without_questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = exported(without_questions, tmp_path / to, to)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mine.json" in said and "on the embedded sample questions instead of the run's own" in said
+    (agreement, *_) = json.loads((folder / "export.json").read_text())["agreement"]
+    assert agreement["questions"] == ExportConfig(run="").questions and agreement["flips"] == []
+
+
+def test_a_run_whose_questions_are_gone_still_answers(without_questions: Path) -> None:
+    opened = open_model(ChatConfig(run=str(without_questions), accelerator="cpu"))
+    assert opened.name == "run" and opened.run is not None
+    assert serving._fits_vllm(ServeConfig(run=str(without_questions))) is False
+
+
+def test_a_model_with_several_templates_is_exported_with_the_one_in_use(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    template = tokenizer.chat_template
+    tokenizer.chat_template = {"default": template, "tool_use": template.replace("user", "tool")}
+    model = saved(tmp_path / "model")
+    tokenizer.save_pretrained(model)
+    run = tuned_run(tmp_path / "run", "method=lora", "model=local", f"model.path={model}")
+    file = exported(run, tmp_path / "gguf", "gguf") / "model.gguf"
+    assert gguf.GGUFReader(file).get_field("tokenizer.chat_template").contents() == template

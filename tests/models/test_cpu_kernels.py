@@ -1,0 +1,209 @@
+"""oneDNN's products against a reference in float64, and against PyTorch's own layers."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import LoraConfig, get_peft_model
+from peft.tuners import lora
+from safetensors.torch import load_file, save_file
+from support import config_of, tiny
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from cyberlm.models import cpu_kernels
+from cyberlm.models.cpu_kernels import (
+    CACHE_LINE,
+    CACHE_SIZES,
+    OneDnnLinear,
+    OneDnnLinear4bit,
+    OneDnnLora,
+    align_weights,
+    onednn_is_faster,
+    use_fast_products,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
+
+
+@pytest.fixture(autouse=True)
+def _as_on_a_processor_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: True)
+
+
+def test_layers_on_a_gpu_are_left_as_they_are() -> None:
+    with FakeTensorMode():
+        layer = nn.Sequential(nn.Linear(8, 8, device="meta"))
+        layer[0].weight = nn.Parameter(torch.empty(8, 8, device="cuda"))
+        use_fast_products(layer)
+    assert type(layer[0]) is nn.Linear
+
+
+def test_mapped_weights_are_moved_to_whole_cache_lines_with_what_is_tied(tmp_path) -> None:
+    torch.manual_seed(0)
+    values = {"a": torch.randn(5), "b": torch.randn(48, 16)}
+    save_file(values, tmp_path / "w.safetensors")
+    mapped = load_file(tmp_path / "w.safetensors")
+    model = nn.ModuleDict({"one": nn.Linear(16, 48, bias=False), "two": nn.Linear(16, 48, bias=False)})
+    model["one"].weight = model["two"].weight = nn.Parameter(mapped["b"], requires_grad=False)
+    assert model["one"].weight.data_ptr() % CACHE_LINE
+    align_weights(model)
+    assert model["one"].weight.data_ptr() % CACHE_LINE == 0
+    assert model["one"].weight is model["two"].weight
+    assert torch.equal(model["one"].weight, values["b"])
+    place = model["one"].weight.data_ptr()
+    align_weights(model)
+    assert model["one"].weight.data_ptr() == place
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_layer_and_its_gradients_equal_float64(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(96, 160, bias=bias))
+    exact = copy.deepcopy(layer).double()
+    use_fast_products(layer)
+    assert isinstance(layer[0], OneDnnLinear)
+    x = torch.randn(3, 7, 96, requires_grad=True)
+    y = x.detach().double().requires_grad_()
+    out, expected = layer(x), exact(y)
+    torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
+    (out**2).sum().backward()
+    (expected**2).sum().backward()
+    torch.testing.assert_close(x.grad.double(), y.grad, atol=1e-4, rtol=1e-4)
+    for got, reference in zip(layer.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(got.grad.double(), reference.grad, atol=2e-4, rtol=1e-4)
+
+
+def test_what_a_layer_gives_may_be_changed_in_place() -> None:
+    """Llama 4 adds its experts' output to that of a linear layer."""
+    layer = nn.Sequential(nn.Linear(96, 80))
+    use_fast_products(layer)
+    x = torch.randn(3, 7, 96)
+    gradients = []
+    for changed in (layer(x).mul_(2).add_(1), 2 * layer(x) + 1):
+        gradients.append(torch.autograd.grad((changed**2).sum(), list(layer.parameters())))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_4bit_layer_and_its_gradient_equal_bitsandbytes(double_quant: bool) -> None:
+    loaded, _ = tiny(config_of("method=qlora", f"quant.double_quant={str(double_quant).lower()}"))
+    layer = next(module for module in loaded.model.modules() if isinstance(module, OneDnnLinear4bit))
+    x = torch.randn(4, 5, layer.in_features, requires_grad=True)
+    out = layer(x)
+    (gradient,) = torch.autograd.grad((out**2).sum(), x)
+    layer.__class__ = Linear4bit
+    expected = layer(x)
+    (reference,) = torch.autograd.grad((expected**2).sum(), x)
+    assert out.grad_fn is not None and "_Linear4bit" in out.grad_fn.next_functions[0][0].name()  # behind a view
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient, reference, atol=1e-4, rtol=1e-4)
+
+
+def adapted(**settings) -> nn.Module:
+    torch.manual_seed(1)
+    model = nn.Sequential()
+    model.add_module("q", nn.Linear(64, 48))
+    model.add_module("act", nn.SiLU())
+    model.add_module("v", nn.Linear(48, 80, bias=False))
+    config = LoraConfig(r=4, lora_alpha=12, target_modules=["q", "v"], init_lora_weights=False, **settings)
+    return get_peft_model(model, config)
+
+
+def gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    out = model(x)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return out, list(torch.autograd.grad((out**2).sum(), [x, *trained]))
+
+
+def test_lora_layer_and_its_gradients_equal_pefts() -> None:
+    plain = adapted()
+    fast = copy.deepcopy(plain)
+    use_fast_products(fast)
+    assert sum(isinstance(module, OneDnnLora) for module in fast.modules()) == 2
+    x = torch.randn(5, 9, 64, requires_grad=True)
+    (out, grads), (expected, references) = gradients(fast, x), gradients(plain, x)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    for got, reference in zip(grads, references, strict=True):
+        torch.testing.assert_close(got, reference, atol=1e-3, rtol=1e-4)
+
+
+def test_what_is_more_than_plain_lora_stays_with_peft() -> None:
+    for settings in ({"lora_dropout": 0.5}, {"use_dora": True}):
+        model = adapted(**settings)
+        use_fast_products(model)
+        assert any(type(module) is lora.Linear for module in model.modules())
+        assert not any(isinstance(module, OneDnnLora) for module in model.modules())
+
+
+def test_adapters_can_be_switched_off_and_merged() -> None:
+    plain = adapted()
+    fast = copy.deepcopy(plain)
+    use_fast_products(fast)
+    x = torch.randn(4, 64)
+    with plain.disable_adapter(), fast.disable_adapter():
+        torch.testing.assert_close(fast(x), plain(x), atol=1e-5, rtol=1e-5)
+    tuned = fast(x)
+    merged = fast.merge_and_unload()
+    torch.testing.assert_close(merged(x), tuned, atol=1e-4, rtol=1e-4)
+
+
+MANY_SHAPES = """
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from cyberlm import kernels
+from cyberlm.planning import resident_bytes
+
+torch.set_num_threads(1)
+cpu_kernels.onednn_is_faster = lambda: True
+layer = nn.Sequential(nn.Linear(64, 64))
+cpu_kernels.use_fast_products(layer)
+with torch.inference_mode():
+    for rows in range(1, 1001):
+        layer(torch.zeros(rows, 64))
+        if rows in (500, 1000):
+            print(resident_bytes())
+"""
+
+
+def test_new_shapes_do_not_fill_memory() -> None:
+    """400 more of them took 228 MiB where 1,024 compiled products were kept."""
+    environment = {name: value for name, value in os.environ.items() if name not in CACHE_SIZES}
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_SHAPES], env=environment, capture_output=True, text=True, check=True
+    )
+    before, after = map(int, done.stdout.split())
+    assert after - before < 60 * 2**20
+
+
+def test_other_types_and_autocast_are_left_to_pytorch() -> None:
+    layer = nn.Sequential(nn.Linear(32, 32))
+    use_fast_products(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 32)).dtype is torch.bfloat16
+    assert layer.double()(torch.randn(2, 32, dtype=torch.float64)).dtype is torch.float64
+    assert layer.float()(torch.empty(0, 32)).shape == (0, 32)
+
+
+def test_loaded_models_use_them_only_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, _ = tiny(config_of("method=lora"))
+    assert any(isinstance(module, OneDnnLora) for module in loaded.model.modules())
+    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: False)
+    loaded, _ = tiny(config_of("method=lora"))
+    assert not any(isinstance(module, OneDnnLora | OneDnnLinear) for module in loaded.model.modules())
+
+
+def test_the_choice_is_the_processors(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for vendor, expected in (("AuthenticAMD", torch.backends.mkldnn.is_available()), ("GenuineIntel", False)):
+        info = tmp_path / vendor
+        info.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+        monkeypatch.setattr(cpu_kernels, "CPU_INFO", info)
+        assert onednn_is_faster.__wrapped__() is expected
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert onednn_is_faster.__wrapped__() is False

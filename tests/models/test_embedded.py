@@ -1,0 +1,81 @@
+"""The embedded pretrained Llama: it is the real thing, plain and in 4 bits, and its adapter opens with PEFT alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from support import compose
+
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import TrainConfig
+from cyberlm.data.sources import load_sources
+from cyberlm.evaluation.scoring import answering, generate
+from cyberlm.models.adapters import save_tuned
+from cyberlm.models.loading import load_base, load_tokenizer
+from cyberlm.tasks.prompts import Prompt
+from cyberlm.training.callbacks.meters import CostMeter
+from cyberlm.training.fit import fit, prepare
+
+CPU = torch.device("cpu")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
+]
+
+
+def config_of(*overrides: str) -> TrainConfig:
+    return build_config(compose("logger=none", "callbacks=none", *overrides), TrainConfig)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    """One conversion for all tests here, made anew: the user's cache must not hide a broken one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CYBERLM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_it_knows_a_capital(method: str) -> None:
+    config = config_of(f"method={method}")
+    loaded = load_base(config.model, config.quant, CPU)
+    tokenizer = load_tokenizer(config.model)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    with answering(loaded.model):
+        new = generate(loaded, [ids], [tokenizer.eos_token_id], 16)[0]
+    assert "Paris" in tokenizer.decode(new)
+
+
+def test_its_prompt_has_the_system_message_and_ends_its_turn() -> None:
+    config = config_of()
+    tokenizer = load_tokenizer(config.model)
+    prompt = Prompt(config.prompt, tokenizer)
+    question = load_sources(config.data)[0].questions[0]
+    assert prompt.render(question) == (
+        "<|im_start|>system\nYou are a cybersecurity expert. Answer the question briefly.<|im_end|>\n"
+        f"<|im_start|>user\n{question.question}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.convert_ids_to_tokens(prompt.end_ids) == ["<|im_end|>"]
+
+
+def test_its_adapter_opens_with_peft_alone_and_answers_the_same(tmp_path: Path) -> None:
+    config = config_of("data.micro_batch_size=2", "optim.learning_rate=1e-3", "method.lora.rank=4")
+    questions = load_sources(config.data)[0].questions[:4]
+    loaded = prepare(load_base(config.model, config.quant, CPU), config)
+    prompt = Prompt(config.prompt, load_tokenizer(config.model))
+    encoded = prompt.encode(questions)
+    fit(config, tmp_path, loaded, prompt, {"train": encoded, "validation": encoded[:2]}, [], CostMeter())
+    folder = save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
+
+    base = load_base(config.model, config.quant, CPU)
+    ids = torch.tensor([encoded[0].prompt_ids])
+    with answering(base.model):
+        untuned = base.model(input_ids=ids).logits
+    outside = PeftModel.from_pretrained(base.causal, str(folder)).eval()
+    with answering(loaded.model), torch.inference_mode():
+        ours = loaded.model(input_ids=ids).logits
+        torch.testing.assert_close(ours, outside(input_ids=ids).logits, atol=1e-4, rtol=1e-5)
+        assert not torch.allclose(ours, untuned, atol=1e-2)  # it did learn something

@@ -1,0 +1,158 @@
+"""Every supported architecture answers and learns in batches as it does alone, by a plain pass of transformers."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, PLAIN, RECURRENT, save_family
+from support import config_of, sample_questions
+from transformers import PreTrainedModel
+
+from cyberlm.data.batches import AnswerCollator, make_scoring_batch
+from cyberlm.evaluation.scoring import answering, generate, next_logits, option_log_probs
+from cyberlm.models.adapters import add_adapter
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.loading import load_base, load_tokenizer
+from cyberlm.runtime.errors import ModelError
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.tasks.questions import Question
+from cyberlm.training.fit import shares_prefix
+from cyberlm.training.losses import answer_nll_sum, hidden_states
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
+CPU = torch.device("cpu")
+NEW = 6
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, save_family(request.param, tmp_path_factory.mktemp("families") / request.param)
+
+
+def opened(folder: Path, *overrides: str) -> tuple[LoadedModel, Prompt]:
+    config = config_of("model=local", f"model.path={folder}", *overrides)
+    return load_base(config.model, config.quant, CPU), Prompt(config.prompt, load_tokenizer(config.model))
+
+
+def uneven_questions() -> list[Question]:
+    """One system prompt, questions of different lengths, 2 to 4 options of 1 to 40 characters."""
+    texts = ("a firewall", "some longer answer about key rotation", "TLS", "x")
+    return [Question(f"u:{k}", "What is it? " * (1 + 5 * k % 7), texts[: 2 + k % 3], k % 2) for k in range(6)]
+
+
+def plain_logits(causal: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """Logits (T, V) of one row, without a cache."""
+    return causal(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+
+
+def plain_score(causal: PreTrainedModel, item: EncodedQuestion, option: tuple[int, ...]) -> float:
+    log_probs = plain_logits(causal, [*item.prompt_ids, *option]).log_softmax(-1)
+    start = len(item.prompt_ids) - 1
+    return sum(float(log_probs[start + k, token]) for k, token in enumerate(option))
+
+
+def batch_scores(loaded: LoadedModel, encoded: list[EncodedQuestion]) -> torch.Tensor:
+    options, chars = [item.option_ids for item in encoded], [item.option_chars for item in encoded]
+    batch = make_scoring_batch([item.prompt_ids for item in encoded], options, chars, [item.gold for item in encoded])
+    return option_log_probs(loaded, batch)
+
+
+@pytest.mark.parametrize("protocol", ["letter", "text"])
+def test_scores_in_a_batch_are_those_of_one_row_alone(family: tuple[str, Path], protocol: str) -> None:
+    loaded, prompt = opened(family[1], f"prompt={protocol}")
+    encoded = prompt.encode(uneven_questions())
+    with answering(loaded.model):
+        together = batch_scores(loaded, encoded)
+        logits = next_logits(loaded, [item.prompt_ids for item in encoded])
+        for row, item in enumerate(encoded):
+            expected = [plain_score(loaded.causal, item, option) for option in item.option_ids]
+            assert together[row, : len(expected)].tolist() == pytest.approx(expected, abs=1e-3)
+            assert torch.isinf(together[row, len(expected) :]).all()
+            alone = batch_scores(loaded, [item])[0, : len(expected)]
+            assert alone.tolist() == pytest.approx(expected, abs=1e-3)
+            last = plain_logits(loaded.causal, list(item.prompt_ids))[-1]
+            torch.testing.assert_close(logits[row], last, atol=1e-3, rtol=1e-3)
+
+
+def test_completions_in_a_batch_are_those_of_one_row_alone(family: tuple[str, Path]) -> None:
+    loaded, prompt = opened(family[1], "prompt=text")
+    loaded.causal.generation_config.repetition_penalty = 1.5  # of the model's own settings none is used
+    prompts = [item.prompt_ids for item in prompt.encode(uneven_questions())]
+    prompts.append(prompts[0])
+    with answering(loaded.model):
+        expected = []
+        for ids in prompts:
+            row = list(ids)
+            for _ in range(NEW):
+                row.append(int(plain_logits(loaded.causal, row)[-1].argmax()))
+            expected.append(row[len(ids) :])
+        stop = expected[2][NEW // 2]
+        cut = [row[: row.index(stop)] if stop in row else row for row in expected]
+        assert generate(loaded, prompts, [], NEW) == expected
+        assert generate(loaded, prompts, [stop], NEW) == cut
+
+
+@pytest.mark.parametrize(("protocol", "method"), [("letter", "sft"), ("text", "lora")])
+def test_training_in_a_batch_gives_the_gradients_of_whole_rows(
+    family: tuple[str, Path], protocol: str, method: str
+) -> None:
+    config = config_of("model=local", f"model.path={family[1]}", f"prompt={protocol}", f"method={method}")
+    loaded, prompt = opened(family[1], f"prompt={protocol}")
+    if config.method.lora is not None:
+        if family[0] == "mamba":
+            config.method.lora.target_modules = ["in_proj", "x_proj"]
+        loaded = add_adapter(loaded, config.method.lora, gradient_checkpointing=False)
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    loaded.model.train()
+    encoded = prompt.encode(sample_questions(5))
+    share = shares_prefix(config, loaded.causal.config, encoded, len(prompt.end_ids), loaded.reach)
+    assert share == (family[0] in PLAIN)
+    trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+
+    batch = AnswerCollator(prompt.end_ids, share_prefix=share)((encoded, 1))
+    loss = answer_nll_sum(hidden_states(loaded.backbone, loaded.causal.config, batch), loaded.head, batch)
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+
+    expected = torch.zeros(())
+    for item in encoded:
+        answer = [*item.option_ids[item.gold], *prompt.end_ids]
+        log_probs = plain_logits(loaded.causal, [*item.prompt_ids, *answer])[-len(answer) - 1 : -1].log_softmax(-1)
+        expected = expected - log_probs[range(len(answer)), answer].sum()
+    references = torch.autograd.grad(expected, trained, allow_unused=True)
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+    for gradient, reference in zip(gradients, references, strict=True):
+        if reference is None:
+            assert gradient is None
+            continue
+        scale = float(reference.abs().max())
+        torch.testing.assert_close(gradient, reference, atol=2e-4 * scale + 1e-6, rtol=1e-3)
+
+
+def test_a_model_with_dropout_of_its_own_shares_no_prefix(tmp_path: Path) -> None:
+    loaded, prompt = opened(save_family("gpt2", tmp_path))
+    given = (config_of(), loaded.causal.config, prompt.encode(sample_questions(2)), 1, sys.maxsize)
+    assert shares_prefix(*given)
+    loaded.causal.config.resid_pdrop = 0.1
+    assert not shares_prefix(*given)
+
+
+def test_target_modules_that_peft_refuses_are_shown_before_any_work(tmp_path: Path) -> None:
+    loaded, _ = opened(save_family("mamba", tmp_path))
+    with pytest.raises(ModelError, match="out_proj"):
+        add_adapter(loaded, config_of().method.lora, gradient_checkpointing=False)
+
+
+def test_a_router_of_experts_gets_no_adapter(tmp_path: Path) -> None:
+    loaded, _ = opened(save_family("llama4", tmp_path))
+    adapted = add_adapter(loaded, config_of().method.lora, gradient_checkpointing=False)
+    names = [name for name, _ in adapted.model.named_parameters() if "lora_" in name]
+    assert any("shared_expert" in name for name in names) and not any("router" in name for name in names)
+
+
+def test_the_reach_of_a_cache_is_found_when_a_model_is_loaded(family: tuple[str, Path]) -> None:
+    loaded, _ = opened(family[1])
+    windows = {"mistral_16": 16, "mistral_64": 64, "gemma3": 32, "llama4": 32}
+    assert loaded.reach == windows.get(family[0], 0 if family[0] in RECURRENT else sys.maxsize)

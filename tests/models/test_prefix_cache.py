@@ -1,0 +1,74 @@
+"""Tokens that all prompts share, encoded once: the same results and gradients as whole prompts, with less work."""
+
+import pytest
+import torch
+from support import config_of, sample_questions, tiny
+
+from cyberlm.data.batches import AnswerBatch, AnswerCollator, make_scoring_batch
+from cyberlm.evaluation.scoring import answering, generate
+from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.prefix_cache import shared_length
+from cyberlm.training.losses import answer_nll_sum, hidden_states
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
+
+
+def test_what_all_rows_begin_with_is_shared() -> None:
+    begin = tuple(range(20))
+    assert shared_length([(*begin, 5, 6), (*begin, 7), (*begin, 5)]) == 20
+    assert shared_length([(*begin, 5), begin]) == 19, "every row keeps a token"
+    assert shared_length([begin]) == 0, "nothing is saved with one row"
+    assert shared_length([(1, 2, 3), (1, 2, 4)]) == 0, "so few are not worth a pass of their own"
+    assert shared_length([(1, *begin), (2, *begin)]) == 0
+
+
+def loss_and_gradients(loaded: LoadedModel, batch: AnswerBatch) -> tuple[float, list[torch.Tensor]]:
+    trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+    hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
+    loss = answer_nll_sum(hidden, loaded.head, batch)
+    return float(loss.detach()), list(torch.autograd.grad(loss, trained))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
+@pytest.mark.parametrize("protocol", ["letter", "text"])
+def test_loss_and_gradients_are_those_of_whole_prompts(protocol: str, method: str, attention: str) -> None:
+    loaded, prompt = tiny(config_of(f"method={method}", f"prompt={protocol}", f"model.attention={attention}"))
+    for name, parameter in loaded.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    questions = prompt.encode(sample_questions(6))
+    shared = AnswerCollator(prompt.end_ids, share_prefix=True)((questions, 1))
+    whole = AnswerCollator(prompt.end_ids, share_prefix=False)((questions, 1))
+    assert len(shared.prefix_ids) > 50 and not len(whole.prefix_ids)
+    assert shared.tokens == whole.tokens and shared.computed_tokens < whole.computed_tokens
+
+    loss, gradients = loss_and_gradients(loaded, shared)
+    expected, expected_gradients = loss_and_gradients(loaded, whole)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, reference, atol=1e-5 * float(reference.abs().max()) + 1e-6, rtol=1e-4)
+
+
+def test_a_batch_keeps_what_is_not_shared() -> None:
+    _, prompt = tiny(config_of())
+    encoded = prompt.encode(sample_questions(5))
+    batch = make_scoring_batch(
+        [item.prompt_ids for item in encoded],
+        [item.option_ids for item in encoded],
+        [item.option_chars for item in encoded],
+        [item.gold for item in encoded],
+    )
+    for row, item in enumerate(encoded):
+        kept = batch.prompt_ids[row][batch.prompt_mask[row].bool()]
+        assert (*batch.prefix_ids.tolist(), *kept.tolist()) == item.prompt_ids
+
+
+def test_completions_are_those_of_one_prompt_alone() -> None:
+    loaded, prompt = tiny(config_of("prompt=letter"))
+    prompts = [item.prompt_ids for item in prompt.encode(sample_questions(7))]
+    assert shared_length(prompts) > 50
+    with answering(loaded.model):
+        together = generate(loaded, prompts, prompt.stop_ids, 12)
+        alone = [generate(loaded, [ids], prompt.stop_ids, 12)[0] for ids in prompts]
+    assert together == alone

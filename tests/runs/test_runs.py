@@ -1,0 +1,332 @@
+"""A whole run and its evaluation, end to end, on the tiny model and the embedded questions."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+from pyarrow import parquet
+from support import TINY, compose, config_of, sample_questions
+
+from cyberlm.config.rules import build_config
+from cyberlm.config.saved import config_of as saved_by
+from cyberlm.config.saved import save_config
+from cyberlm.config.schema import EvaluateConfig, Protocol, TrainConfig
+from cyberlm.data.sources import load_sources
+from cyberlm.data.splits import split_questions
+from cyberlm.evaluation.evidence import read_evidence
+from cyberlm.evaluation.results import read_predictions, read_results, read_status
+from cyberlm.evaluation.scores import score_predictions
+from cyberlm.evaluation.verdict import compare
+from cyberlm.runs.eval_set import pose
+from cyberlm.runs.evaluate import evaluate
+from cyberlm.runs.recompute import recompute
+from cyberlm.runs.train import train
+from cyberlm.runtime.errors import ConfigError, RunError
+from cyberlm.tasks.questions import LETTERS, Question
+
+SMALL = (
+    *("data.max_train=24", "data.max_validation=8", "data.max_test=16", "evaluation.max_new_tokens=4"),
+    *("optim.learning_rate=1e-2", "trainer.max_epochs=2"),
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def small(*overrides: str) -> TrainConfig:
+    return config_of(*SMALL, *overrides)
+
+
+def scoring(*overrides: str) -> EvaluateConfig:
+    composed = compose("logger=none", "evaluation.max_new_tokens=4", *overrides, command="evaluate")
+    return build_config(composed, EvaluateConfig)
+
+
+@pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
+def test_a_run_leaves_everything_it_promises(method: str, tmp_path: Path) -> None:
+    objective = train(small(f"method={method}"), tmp_path / "run")
+    run = tmp_path / "run"
+    results = read_results(run)
+    status = read_status(run)
+    assert status is not None and (status.state, status.objective) == ("finished", objective)
+    assert results.questions == {"train": 24, "validation": 8, "test": 16}
+    assert results.objective == objective and results.steps == 6
+    assert results.monitor == "option_nll" and results.validation["option_nll"] == objective
+    assert set(results.validation) == {"accuracy", "nll", "option_nll"}
+    assert set(results.scores) == {"base", "tuned"}
+    assert results.cost is not None and 0 < results.cost.label_tokens < results.cost.processed_tokens
+    assert results.cost.label_tokens == 2 * 2 * 24  # letter and end of turn, two epochs
+    tuned = run / ("model" if method == "sft" else "adapter")
+    for file in (
+        "prompt.json",
+        "tokenizer.json",
+        "README.md",
+        "config.json" if method == "sft" else "adapter_config.json",
+    ):
+        assert (tuned / file).is_file(), file
+    for file in ("config.yaml", "environment.json", "split_manifest.json", "metrics.csv", "provenance.json"):
+        assert (run / file).is_file(), file
+    header = (run / "metrics.csv").read_text().splitlines()[0]
+    assert {"train/loss", "val/accuracy", "val/nll"} <= set(header.split(","))
+    assert results.provenance["weights"] and results.provenance["prompt"]
+
+    # every figure comes again from predictions.jsonl
+    predictions = read_predictions(run / "predictions.jsonl")
+    for name, rows in predictions.items():
+        assert score_predictions(rows, Protocol.letter, True) == results.scores[name]
+        right = sum(row.choice == row.gold for row in rows)
+        assert results.scores[name].likelihood.value == right / 16
+    assert compare(read_evidence(run).pairs) == results.comparison
+    assert results.comparison is not None and results.comparison.metric == "generation"
+    assert "\n".join(results.comparison.sentences()) in (tuned / "README.md").read_text()
+    assert results.comparison.only_tuned_right == sum(
+        tuned.generated_correct and not base.generated_correct
+        for base, tuned in zip(predictions["base"], predictions["tuned"], strict=True)
+    )
+
+    # the same figures from evaluate.py
+    evaluate(scoring(f"run={run}"), tmp_path / "again")
+    again = read_results(tmp_path / "again")
+    assert again.scores == results.scores
+    assert again.comparison == results.comparison
+    assert read_predictions(tmp_path / "again" / "predictions.jsonl") == predictions
+
+
+@pytest.mark.parametrize("prompt", ["letter", "text"])
+def test_every_figure_comes_again_from_the_rows(prompt: str, tmp_path: Path) -> None:
+    """With all passes, of a training run and of an evaluation of it; and a changed row is found."""
+    run, again = tmp_path / "run", tmp_path / "again"
+    train(small(f"prompt={prompt}", "evaluation=full", "evaluation.prior_share=0.2"), run)
+    evaluate(scoring(f"run={run}", "evaluation=full", "evaluation.prior_share=0.2"), again)
+    evidence = json.loads((run / "evidence.json").read_text())
+    for model in evidence["models"].values():
+        assert (model["permutations"] is not None) == (prompt == "letter")
+        assert "no_question" in model["floors"]["floors"]
+        assert model["calibration"]["scaled"] is not None
+    outcomes = [pair["outcome"] for pair in evidence["pairs"]]
+    assert outcomes[0] == "likelihood" and ("generation" in outcomes) == (prompt == "letter")
+    assert {pair["family"] for pair in evidence["pairs"]} == {"each tuned model against its base"}
+    assert {row["outcome"] for row in evidence["differences"]} >= {"gold_nll", "option_nll", "rouge1", "rougeL"}
+    assert evidence["leaks"]["n_exact"] == 0
+    assert recompute(run) == []
+    assert recompute(again) == []
+    rows = (run / "predictions.jsonl").read_text().splitlines()
+    row = json.loads(rows[0])
+    row["choice"] = (row["choice"] + 1) % 4
+    (run / "predictions.jsonl").write_text("\n".join([json.dumps(row), *rows[1:]]) + "\n")
+    assert any(name.startswith("evidence.") for name in recompute(run))
+
+
+def test_text_prompt_has_rouge_and_says_why_there_is_no_generation_accuracy(tmp_path: Path) -> None:
+    train(small("prompt=text", "evaluation.base=false", "evaluation.parquet=true"), tmp_path / "run")
+    rows = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
+    assert parquet.read_table(tmp_path / "run" / "predictions.parquet").to_pylist() == list(map(json.loads, rows))
+    results = read_results(tmp_path / "run")
+    assert set(results.scores) == {"tuned"} and results.comparison is None
+    tuned = results.scores["tuned"]
+    assert tuned.generation is None and "not shown" in tuned.generation_note
+    assert tuned.rouge is not None and tuned.rouge.rouge2 is not None
+
+
+def test_a_model_as_it_is_is_scored_on_the_whole_file(tmp_path: Path) -> None:
+    config = scoring("model=tiny_random", "data.max_test=20", "prompt=letter", "evaluation.generate=false")
+    evaluate(config, tmp_path / "e")
+    results = read_results(tmp_path / "e")
+    assert results.kind == "evaluate" and set(results.scores) == {"base"} and results.questions == {"test": 20}
+    assert results.scores["base"].rouge is None
+    status = read_status(tmp_path / "e")
+    assert status is not None and status.objective is None
+
+
+def test_scoring_refuses_questions_that_were_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cyberlm.runs import evaluate as evaluating
+
+    train(small(), tmp_path / "run")
+    monkeypatch.setattr(evaluating, "_groups_given", lambda: {"data", "run"})
+    with pytest.raises(RunError, match="were trained on or validated on"):
+        evaluate(scoring(f"run={tmp_path / 'run'}", "data=sample"), tmp_path / "e")
+    status = read_status(tmp_path / "e")
+    assert status is not None and status.state == "failed"
+    monkeypatch.setattr(evaluating, "_groups_given", lambda: {"model", "run"})
+    with pytest.raises(ConfigError, match="belong to the run"):
+        evaluate(scoring(f"run={tmp_path / 'run'}"), tmp_path / "e2")
+
+
+def questions_file(path: Path, questions: Sequence[Question]) -> Path:
+    rows = [
+        {"question": q.question, "answers": dict(zip(LETTERS, q.options, strict=False)), "solution": q.letter}
+        for q in questions
+    ]
+    path.write_text(json.dumps({"questions": rows}))
+    return path
+
+
+def test_training_and_evaluation_choose_the_same_questions_of_a_file(tmp_path: Path) -> None:
+    train_file = questions_file(tmp_path / "train.json", sample_questions(60)[20:])
+    test_file = questions_file(tmp_path / "test.json", sample_questions(60)[:20])
+    held_out = ("data=mcq", f"data.path={train_file}", f"data.test_path={test_file}", "data.max_test=5")
+    data = small(*held_out).data
+    trained = [question.hash for question in split_questions(data, *load_sources(data)).test]
+    for given in (held_out, ("data=mcq", f"data.path={test_file}", "data.max_test=5")):
+        assert [question.hash for question in pose(scoring(*given), {}, own_data=True).questions] == trained
+    assert trained != [question.hash for question in sample_questions(60)[:5]]
+
+
+def test_what_is_read_back_is_never_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that speaks of secrets, and a password that is a common word; a logger's token stays in its variable."""
+    monkeypatch.setenv("DB_PASSWORD", "security")
+    monkeypatch.setenv("TRACKER", "http://me:pa55word@localhost")
+    about = "prompt.system='A security question. Keep the secret: the key, password=none.'"
+    mine = "+logger.mine={_target_:test_runs.tracker,save_dir:'${run_dir:}',uri:'${oc.env:TRACKER}'}"
+    composed = compose(*TINY, *SMALL, about, mine)
+    config = build_config(composed, TrainConfig)
+    config.logger["mine"]["save_dir"] = str(tmp_path / "run")
+    train(config, tmp_path / "run")
+    assert saved_by(tmp_path / "run") == config
+    assert "pa55word" not in (tmp_path / "run" / "config.yaml").read_text()
+    assert (tmp_path / "run" / "proof").read_text() == "http://me:pa55word@localhost"
+    monkeypatch.delenv("TRACKER")  # not needed to score
+    evaluate(scoring(f"run={tmp_path / 'run'}"), tmp_path / "evaluated")
+    tuned = [read_results(tmp_path / name).scores["tuned"] for name in ("run", "evaluated")]
+    assert tuned[0].likelihood == tuned[1].likelihood
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${x}",
+        "\\${x}",
+        "\\\\\\${oc.env:HOME}",
+        "a\x85b",
+        "a\u2028b \u2029c",
+        "$",
+        "1e3",
+        "null",
+        "{x: 1}",
+        "größer",
+        "\a\n",
+    ],
+)
+def test_every_text_of_a_configuration_is_read_back_as_it_was(text: str, tmp_path: Path) -> None:
+    config = config_of()
+    config = replace(config, prompt=replace(config.prompt, system=text), model=replace(config.model, path=f"{text}/m"))
+    save_config(tmp_path, config)
+    assert saved_by(tmp_path) == config
+
+
+def tracker(save_dir: str, uri: str) -> CSVLogger:
+    (Path(save_dir) / "proof").write_text(uri)
+    return CSVLogger(save_dir, name="tracker", version="")
+
+
+def test_brackets_are_never_read_as_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the names of folders and files, in questions, options and the names of models."""
+    odd = [replace(q, question=f"[/b] {q.question} :smile:", options=tuple(f"[red]{o}[/]" for o in q.options))
+           for q in sample_questions(48)]  # fmt: skip
+    file = questions_file(tmp_path / "q[i]:x:.json", odd)
+    run = tmp_path / "x[/b]y:smile:"
+    train(small("data=mcq", f"data.path='{file}'", "optim.learning_rate=1e-3"), run)
+    told = capsys.readouterr().out
+    assert f"Folder {run}\n" in told and f"Files: {run}\n" in told
+    assert "[/b]" in told and ":smile:" in told
+    evaluate(scoring(f"runs=['{run}',tiny_random]", f"data.path='{file}'", "data=mcq"), tmp_path / "[evaluated]")
+    told = capsys.readouterr().out
+    assert f"Model {run.name}: adapter {run}" in told and f"Files: {tmp_path / '[evaluated]'}\n" in told
+
+
+def test_test_questions_are_never_trained_on(tmp_path: Path) -> None:
+    """Copies of test questions in the training file, in four dresses, are left out of training, and counted."""
+    held_out, rest = sample_questions(60)[:8], sample_questions(60)[8:]
+    first, second, third, fourth = held_out[:4]
+    copies = [
+        first,
+        replace(second, options=second.options[::-1], gold=3 - second.gold),
+        replace(third, question=third.question.upper()),
+        replace(fourth, question=f"Now, {fourth.question}"),
+    ]
+    train_file = questions_file(tmp_path / "train.json", [*copies, *rest])
+    test_file = questions_file(tmp_path / "test.json", held_out)
+    data = ("data=mcq", f"data.path={train_file}", f"data.test_path={test_file}", "data.max_train=null")
+    train(small(*data, "data.max_validation=null", "data.max_test=null", "trainer.max_steps=1"), tmp_path / "run")
+    manifest = json.loads((tmp_path / "run" / "split_manifest.json").read_text())
+    assert manifest["dropped"]["near-duplicate of a test question"] >= 4
+    seen = {row["hash"] for part in ("train", "validation") for row in manifest["parts"][part]}
+    assert not seen & {copy.hash for copy in copies}
+    leaks = read_evidence(tmp_path / "run").leaks
+    assert leaks is not None and (leaks.n_test, leaks.n_exact, leaks.n_near) == (8, 0, 0)
+
+
+def test_a_test_question_slipped_among_those_that_were_trained_on_is_refused(tmp_path: Path) -> None:
+    """Also where the split itself says that it is a test question."""
+    run = tmp_path / "run"
+    train(small("trainer.max_steps=1", "evaluation.generate=false"), run)
+    manifest = json.loads((run / "split_manifest.json").read_text())
+    manifest["parts"]["test"][0] = manifest["parts"]["train"][0]
+    (run / "split_manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="1 of 16 questions were trained on or validated on"):
+        evaluate(scoring(f"run={run}"), tmp_path / "e")
+
+
+def test_scoring_refuses_another_prompt_and_another_base(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(small(), run)
+    prompt = run / "adapter" / "prompt.json"
+    saved = prompt.read_text()
+    prompt.write_text(json.dumps({"fingerprint": "0" * 16}))
+    with pytest.raises(RunError, match="prompt is not the one"):
+        evaluate(scoring(f"run={run}"), tmp_path / "e")
+    prompt.write_text(saved)
+    config = run / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("    seed: 0\n", "    seed: 5\n"))
+    assert config.read_text() != text
+    with pytest.raises(RunError, match="base weights are not those"):
+        evaluate(scoring(f"run={run}"), tmp_path / "e2")
+
+
+def test_validation_that_would_never_come_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Validation would never come"):
+        train(small("trainer.val_check_interval=40"), tmp_path / "run")
+    status = read_status(tmp_path / "run")
+    assert status is not None and status.state == "failed"
+
+
+def test_max_steps_before_the_first_validation_still_has_an_objective(tmp_path: Path) -> None:
+    objective = train(small("trainer.max_steps=1", "evaluation.base=false"), tmp_path / "run")
+    assert objective == read_results(tmp_path / "run").validation["option_nll"] > 0
+    assert read_results(tmp_path / "run").steps == 1
+
+
+@pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
+def test_mixed_precision_trains_and_clips(method: str, tmp_path: Path) -> None:
+    """bf16-mixed is the default on a GPU; here it runs on the CPU."""
+    overrides = (f"method={method}", "trainer.precision=bf16-mixed", "optim.max_grad_norm=0.1", "trainer.max_steps=3")
+    train(small(*overrides, "evaluation.generate=false"), tmp_path / "run")
+    scores = read_results(tmp_path / "run").scores
+    assert scores["tuned"].gold_nll < scores["base"].gold_nll
+
+
+def test_8bit_states_on_a_cpu_are_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    config = small("optim=paged_adamw_8bit", "trainer.accelerator=auto")
+    with pytest.raises(ConfigError, match="need a GPU"):
+        train(config, tmp_path / "run")
+    status = read_status(tmp_path / "run")
+    assert status is not None and "optim.name=paged_adamw_8bit" in status.reason
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+    for name in ("false", "true"):
+        overrides = ("trainer.max_steps=2", f"trainer.gradient_checkpointing={name}", "evaluation.generate=false")
+        train(small(*overrides), tmp_path / name)
+    plain, checkpointed = (read_results(tmp_path / name).scores["tuned"].gold_nll for name in ("false", "true"))
+    assert plain == pytest.approx(checkpointed, abs=1e-5)

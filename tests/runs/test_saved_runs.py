@@ -1,0 +1,89 @@
+"""Run folders that an earlier version wrote are evaluated, exported and resumed as they were then."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from support import compose, config_of
+
+from cyberlm.config.commands import ExportConfig, ExportForm
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import EvaluateConfig
+from cyberlm.evaluation.evidence import read_evidence
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.results import read_predictions, read_results
+from cyberlm.runs.evaluate import evaluate
+from cyberlm.runs.export import export
+from cyberlm.runs.recompute import recompute
+from cyberlm.runs.train import train
+
+SAVED = Path(__file__).parents[1] / "saved_runs"
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
+]
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folders where they were written, in outputs/ of the working directory."""
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(SAVED, "outputs"))
+
+
+def assert_same_answers(found: list[Prediction], saved: list[Prediction]) -> None:
+    assert [(row.hash, row.choice, row.generated) for row in found] == [
+        (row.hash, row.choice, row.generated) for row in saved
+    ]
+    for one, other in zip(found, saved, strict=True):
+        assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("run", ["lora", "qlora", "sft"])
+def test_a_saved_run_answers_as_it_did(run: str, outputs: Path) -> None:
+    overrides = (f"run={outputs / run}", "logger=none", "trainer.accelerator=cpu", "evaluation.max_new_tokens=8")
+    evaluate(build_config(compose(*overrides, command="evaluate"), EvaluateConfig), outputs / "again")
+    saved = read_predictions(outputs / run / "predictions.jsonl")
+    found = read_predictions(outputs / "again" / "predictions.jsonl")
+    assert found.keys() == saved.keys() == {"base", "tuned"}
+    for name in saved:
+        assert_same_answers(found[name], saved[name])
+        then, now = (read_results(outputs / folder).scores[name] for folder in (run, "again"))
+        assert now.likelihood == then.likelihood and now.gold_nll == pytest.approx(then.gold_nll, abs=1e-4)
+
+
+@pytest.mark.parametrize("folder", ["lora", "qlora", "sft", "evaluation"])
+def test_saved_figures_are_read(folder: str, outputs: Path) -> None:
+    results, evidence = read_results(outputs / folder), read_evidence(outputs / folder)
+    assert set(results.scores) == set(evidence.models) == {"base", "tuned"}
+    assert recompute(outputs / folder) == []
+    assert results.comparison is not None and evidence.pairs[0].n == 8
+
+
+@pytest.mark.parametrize("run", ["lora", "sft"])
+def test_a_saved_run_is_exported(run: str, outputs: Path) -> None:
+    folder = export(ExportConfig(run=str(outputs / run), to=ExportForm.merged, accelerator="cpu"))
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_a_stopped_run_ends_as_the_unbroken_one_did(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": ["trainer.resume=x"]}}))
+    config = config_of()
+    config.trainer.resume = str(outputs / "stopped")
+    train(config, outputs / "stopped")
+    whole, again = (load_file(outputs / name / "adapter/adapter_model.safetensors") for name in ("unbroken", "stopped"))
+    torch.testing.assert_close(again, whole, atol=1e-6, rtol=0)
+    rows = [
+        list(csv.DictReader((outputs / name / "metrics.csv").read_text().splitlines()))
+        for name in ("unbroken", "stopped")
+    ]
+    for key in ("step", "train/loss", "val/accuracy", "val/nll"):
+        whole, again = ([float(row[key]) for row in table if row[key]] for table in rows)
+        assert again == pytest.approx(whole, abs=1e-5), key

@@ -1,0 +1,160 @@
+"""Progress as lines and as a bar."""
+
+import ast
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from cyberlm.runtime import progress
+from cyberlm.runtime.progress import clock, rendered, say, track
+
+PACKAGE = Path(progress.__file__).parents[1]
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    seconds = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: seconds[0])
+    return seconds
+
+
+def console_to(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
+    screen = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=screen, force_terminal=terminal, width=120))
+    return screen
+
+
+def test_lines_have_rates_and_eta_and_come_every_ten_seconds(monkeypatch, now) -> None:
+    screen = console_to(monkeypatch, terminal=False)
+    with track("Scoring", 100, "questions") as advance:
+        for _ in range(4):
+            now[0] += 6
+            advance(20, tokens=600)
+        now[0] += 6
+        advance(20, tokens=600, note="loss 1.000")
+    assert screen.getvalue().splitlines() == [
+        "Scoring: 40/100 questions, 3.33 questions/s, 100 tokens/s, ETA 0:18",
+        "Scoring: 80/100 questions, 3.33 questions/s, 100 tokens/s, ETA 0:06",
+        "Scoring: 100/100 questions in 0:30, 3.33 questions/s, 100 tokens/s",
+    ]
+
+
+def test_nothing_done_yet_has_no_eta(monkeypatch, now) -> None:
+    screen = console_to(monkeypatch, terminal=False)
+    with track("Loading", 10, "files") as advance:
+        now[0] += 60
+        advance(0)
+    assert "ETA unknown" in screen.getvalue()
+
+
+def test_a_terminal_gets_a_bar(monkeypatch) -> None:
+    screen = console_to(monkeypatch, terminal=True)
+    with track("Training", 10, "questions") as advance:
+        advance(10, tokens=50)
+    assert "10/10" in screen.getvalue() and "ETA" in screen.getvalue()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (83.4, "1:23"), (4000, "1:06:40")])
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+# ------------------------------------------------------------------------------------------------------- no markup
+
+FOREIGN = ("x[/b]y", "[bold]x[/bold] [link=http://h]l[/link]", ":smile: :warning:", "[1, 2]", "\\[red]", "[/]", "100%")
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_others_wrote_is_printed_as_it_is(monkeypatch, text: str, terminal: bool) -> None:
+    screen = console_to(monkeypatch, terminal)
+    say(text)
+    say(text, wrap=True)
+    with track(text, 1, text) as advance:
+        advance(1, note=text)
+    table = Table(title=text)
+    table.add_column(text)
+    table.add_row(text)
+    assert screen.getvalue().count(text) >= 4
+    assert rendered(table, 80).count(text) == 3
+
+
+def test_control_characters_reach_no_terminal(monkeypatch) -> None:
+    text = "clear \x1b[2J, title \x1b]0;x\x07, back \r and \x9b1A; tab\t, line\n end"
+    screen = console_to(monkeypatch, True)
+    say(text)
+    assert "clear \\x1b[2J, title \\x1b]0;x\\x07, back \\r and \\x9b1A; tab" in screen.getvalue()
+    assert not set("\x1b\x07\r\x9b") & set(screen.getvalue())
+
+
+def printers(source: str) -> list[int]:
+    """Lines that print through rich, or make something of markup, elsewhere than in `progress`."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in ("print", "from_markup"):
+            found.append(node.lineno)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich":
+            found += [node.lineno for name in node.names if name.name in ("Console", "print", "Progress")]
+    return found
+
+
+def test_nothing_else_prints_through_rich() -> None:
+    modules = [path for path in PACKAGE.rglob("*.py") if path.name != "progress.py"]
+    assert {path.name: lines for path in modules if (lines := printers(path.read_text("utf-8")))} == {}
+
+
+@pytest.mark.parametrize(
+    "source", ["console.print(x)", "from rich.console import Console", "Text.from_markup(x)", "from rich import print"]
+)
+def test_the_search_itself(source: str) -> None:
+    assert printers(source) == [1]
+
+
+# ------------------------------------------------------------------------------------------- output that gets lost
+
+CODE = """
+import sys
+from cyberlm.runtime.progress import keep_output, output_lost, say
+keep_output()
+for number in range(20_000):
+    say(f"line {number} é ☃ {chr(0xdc80)}")
+    print("more", file=sys.stderr)
+open("done", "w").write(str(output_lost()))
+"""
+
+
+def python(folder: Path, redirected: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    """CODE in a shell, which loses its output."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), **variables}
+    line = ["bash", "-c", f"set -o pipefail; {sys.executable} -c '{CODE}' {redirected}"]
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "lost"),
+    [
+        ("| head -1", "True"),
+        ("2>&1 | head -1", "True"),
+        ("> /dev/full 2> /dev/full", "True"),
+        (">&- 2>&-", "False"),
+        ("<&- >&- 2>&-", "False"),
+        ("> log", "False"),
+    ],
+)
+def test_work_goes_on_without_a_reader(tmp_path: Path, redirected: str, lost: str) -> None:
+    done = python(tmp_path, redirected)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "done").read_text() == lost
+
+
+def test_what_an_encoding_lacks_is_replaced(tmp_path: Path) -> None:
+    done = python(tmp_path, "2>&1 | head -2", PYTHONIOENCODING="ascii")
+    assert done.stdout == b"line 0 ? ? ?\nmore\n"
+    done = python(tmp_path, "2> /dev/null | head -1", PYTHONIOENCODING="utf-8")
+    assert done.stdout.decode() == "line 0 é ☃ ?\n"

@@ -1,0 +1,339 @@
+"""Experiment loggers: wandb asks nothing and loses nothing, a missing package is said, metrics.csv is kept."""
+
+import builtins
+import getpass
+import importlib.util
+import io
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import wandb
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from rich.console import Console
+from support import compose, config_of
+from wandb_support import wandb_run
+
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.evaluation.results import read_status
+from cyberlm.runs.train import train
+from cyberlm.runtime import progress
+from cyberlm.runtime.errors import ConfigError, Problem
+from cyberlm.training import loggers
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Terminal(io.StringIO):
+    """A keyboard at which nobody sits: whoever asks has to be told no."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def read(self, *_: object) -> str:
+        raise AssertionError("somebody is asked something")
+
+    readline = read  # type: ignore[assignment]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[io.StringIO]:
+    """wandb without a login, at a terminal; what is printed."""
+
+    def ask(*_: object, **__: object) -> str:
+        raise AssertionError("somebody is asked something")
+
+    wandb.teardown()  # its settings are read from the environment once a process
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(builtins, "input", ask)
+    monkeypatch.setattr(getpass, "getpass", ask)
+    printed = io.StringIO()
+    monkeypatch.setattr(progress, "console", Console(file=printed, soft_wrap=True))
+    yield printed
+    wandb.teardown()
+
+
+def written(folder: Path) -> dict[str, object]:
+    """The run in a folder, once wandb's own process has written the last of it."""
+    wandb.teardown()
+    return wandb_run(folder)
+
+
+def test_wandb_without_a_login_is_offline(
+    shown: io.StringIO, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep" / "3"
+    logger = loggers.wandb_logger(str(folder), "cyberlm", group="sweep")
+    loggers.log_config([logger], {"method": {"lora": {"rank": 4}}})
+    logger.log_metrics({"val/accuracy": 0.5}, step=1)
+    loggers.log_results([logger], {"test/accuracy": 0.25}, [{"question": "q", "right": True}])
+    loggers.finish([logger], succeeded=True)
+    run = written(folder)
+    assert (run["group"], run["name"], run["exit"]) == ("sweep", "sweep/3", 0)
+    assert run["config"]["method"] == {"lora": {"rank": 4}}  # type: ignore[index]
+    assert shown.getvalue() == (f"wandb is offline. To send this run later: wandb login; wandb sync {run['folder']}\n")
+    assert capfd.readouterr() == ("", "")
+    assert "WANDB_MODE" not in os.environ, "the next run of this process must be free to choose"
+
+
+def test_wandb_run_that_failed_is_marked(shown: io.StringIO, tmp_path: Path) -> None:
+    loggers.finish([loggers.wandb_logger(str(tmp_path / "run"), "cyberlm")], succeeded=False)
+    run = written(tmp_path / "run")
+    assert (run["group"], run["name"], run["exit"]) == ("", "run", 1)
+    assert wandb.run is None
+
+
+def test_wandb_run_is_one_for_each_folder(shown: io.StringIO, tmp_path: Path) -> None:
+    """A job never logs into the run of the job before it, even one that was left open; a resumed run goes on."""
+    first = loggers.wandb_logger(str(tmp_path / "1"), "cyberlm")
+    ids = [first.experiment.id]
+    ids += [loggers.wandb_logger(str(tmp_path / name), "cyberlm").experiment.id for name in ("2", "1")]
+    loggers.finish([first], succeeded=True)
+    assert ids[0] != ids[1]
+    assert ids[0] == ids[2]
+
+
+def test_what_sends_a_run_later_can_be_typed_for_any_folder(shown: io.StringIO, tmp_path: Path) -> None:
+    logger = loggers.wandb_logger(str(tmp_path / "its [/b] $a; b"), "cyberlm")
+    loggers.finish([logger], succeeded=True)
+    *_, wandb_, sync, folder = shlex.split(shown.getvalue())
+    assert (wandb_, sync) == ("wandb", "sync")
+    assert list(Path(folder).glob("*.wandb"))
+
+
+def test_wandb_that_is_disabled_stays_disabled(
+    shown: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    logger = loggers.wandb_logger(str(tmp_path / "run"), "cyberlm")
+    loggers.log_config([logger], {"seed": 0})
+    loggers.finish([logger], succeeded=True)
+    assert shown.getvalue() == ""
+    assert not list(tmp_path.rglob("*.wandb"))
+
+
+@pytest.mark.parametrize(("key", "reason"), [("short", "WANDB_API_KEY invalid"), (KEY, "context deadline exceeded")])
+def test_wandb_that_cannot_be_reached_is_offline(
+    shown: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, reason: str
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(loggers, "WANDB_INIT_SECONDS", 2.0)
+    logger = loggers.wandb_logger(str(tmp_path / "run"), "cyberlm")
+    loggers.finish([logger], succeeded=True)
+    first, second = shown.getvalue().splitlines()
+    assert first.startswith("wandb cannot be used online (")
+    assert reason in first
+    assert second.endswith(f"wandb sync {written(tmp_path / 'run')['folder']}")
+    assert key not in shown.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------- the other loggers
+
+
+@pytest.mark.parametrize(
+    ("make", "package"),
+    [
+        (lambda folder: loggers.tensorboard_logger(folder), "tensorboard"),
+        (lambda folder: loggers.mlflow_logger(folder, "cyberlm", f"sqlite:///{folder}/mlflow.db"), "mlflow"),
+    ],
+)
+def test_missing_package(make, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    with pytest.raises(ConfigError) as caught:
+        make(str(tmp_path))
+    assert caught.value.title == f"logger={package} needs a package that is not installed:"
+    assert caught.value.problems == (Problem(f"{package} is missing", fix=f"pip install 'cyberlm[{package}]'"),)
+
+
+def test_metrics_of_a_resumed_run_go_on_after_the_rows_of_its_checkpoint(tmp_path: Path) -> None:
+    """With a column that comes later, and a torn last line as a kill leaves it."""
+    file = tmp_path / "metrics.csv"
+    first = loggers.MetricsFile(tmp_path)
+    first.keep(0)
+    first.log_metrics({"train/loss": 1.5}, step=0)
+    first.log_metrics({"train/loss": 1.25}, step=1)
+    assert first.rows == 2
+    first.log_metrics({"val/accuracy": 0.5}, step=1)
+    whole = file.read_bytes()
+    assert whole.decode().split() == ["step,train/loss,val/accuracy", "0,1.5,", "1,1.25,", "1,,0.5"]
+    file.write_bytes(whole + b"2,0.")
+    again = loggers.MetricsFile(tmp_path)
+    again.keep(2)
+    assert file.read_text().split() == ["step,train/loss", "0,1.5", "1,1.25"]
+    again.log_metrics({"val/accuracy": 0.5}, step=1)
+    assert file.read_bytes() == whole
+    loggers.MetricsFile(tmp_path).keep(0)
+    assert not file.exists()
+
+
+class Recorder(CSVLogger):
+    """A logger other than wandb's that remembers how it was closed."""
+
+    status = ""
+
+    def finalize(self, status: str) -> None:
+        self.status = status
+
+
+@pytest.mark.parametrize(("succeeded", "status"), [(True, "success"), (False, "failed")])
+def test_loggers_are_told_how_the_run_ended(tmp_path: Path, succeeded: bool, status: str) -> None:
+    both = [Recorder(str(tmp_path), name="a"), Recorder(str(tmp_path), name="b")]
+    loggers.finish(both, succeeded)
+    assert [logger.status for logger in both] == [status, status]
+
+
+# ------------------------------------------------------------------------------------------------ loggers that fail
+
+
+class Failing(Logger):
+    """Fails in one of its methods, as a logger does whose disk is full or whose server is gone."""
+
+    name = version = "failing"
+
+    def __init__(self, fails: str) -> None:
+        self.fails = fails
+        self._call("__init__")
+
+    def _call(self, method: str) -> None:
+        if method == self.fails:
+            raise OSError("no space left\non device")
+
+    @property
+    def experiment(self) -> None:
+        self._call("experiment")
+
+    def log_metrics(self, *_: object, **__: object) -> None:
+        self._call("log_metrics")
+
+    def log_hyperparams(self, *_: object, **__: object) -> None:
+        self._call("log_hyperparams")
+
+    def save(self) -> None:
+        self._call("save")
+
+    def finalize(self, status: str) -> None:
+        self._call("finalize")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("fails", ["__init__", "experiment", "log_hyperparams", "log_metrics", "save", "finalize"])
+def test_a_logger_that_fails_fails_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fails: str
+) -> None:
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+    small = ("data.max_train=8", "data.max_validation=4", "data.max_test=4", "evaluation.generate=false")
+    config = config_of(*small)
+    config.logger = {"mine": {"_target_": "test_loggers.Failing", "fails": fails}}
+    train(config, tmp_path / "run")
+    told = capsys.readouterr().out
+    assert told.count("has failed (OSError: no space left). The run goes on without it") == 1
+    status = read_status(tmp_path / "run")
+    assert status is not None and status.state == "finished"
+
+
+DYING = """
+import psutil
+from cyberlm import loggers
+logger = loggers.lenient(loggers.wandb_logger("run", "cyberlm"))
+logger.log_metrics({"val/accuracy": 0.5}, step=1)
+for process in psutil.Process().children(recursive=True):
+    process.kill()
+    process.wait()
+loggers.log_results([logger], {"test/accuracy": 0.25}, [{"question": "q", "right": True}])
+loggers.finish([logger], succeeded=True)
+print("finished")
+"""
+
+
+def test_wandb_whose_process_has_died_fails_no_run(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path)}
+    line = [sys.executable, "-c", DYING]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("WandbLogger has failed (") == 1 and done.stdout.endswith("finished\n")
+
+
+def test_wandb_without_a_folder_of_its_own_stages_in_the_run(
+    shown: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null/wandb")
+    logger = loggers.lenient(loggers.wandb_logger(str(tmp_path / "run"), "cyberlm"))
+    loggers.log_results([logger], {"test/accuracy": 0.25}, [{"question": "q", "right": True}])
+    loggers.finish([logger], succeeded=True)
+    assert "has failed" not in shown.getvalue()
+    assert list((tmp_path / "run" / "wandb" / "artifacts" / "staging").iterdir())
+
+
+@pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="only root can be somebody else")
+@pytest.mark.parametrize("home", [None, "/nowhere", "/"])
+def test_a_user_without_a_home_and_a_name(tmp_path: Path, home: str | None) -> None:
+    """As in a container: a number without an entry in /etc/passwd, no home or one that cannot be written to."""
+    (tmp_path / "mine").mkdir()
+    os.chown(tmp_path / "mine", 12345, 12345)
+    keep = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")  # reads what root alone may
+    line = ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", *keep, sys.executable]
+    line += [str(Path(__file__).parents[2] / "train.py"), "model=tiny_random", "data.max_train=8", "data.max_test=4"]
+    line += ["data.max_validation=4", "evaluation.generate=false", "prompt=letter", "hydra.run.dir=run"]
+    dropped = ("HOME", "USER", "LOGNAME", "CYBERLM_CACHE_DIR")
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
+    environment |= {"HOME": home, "TMPDIR": str(tmp_path / "mine")} if home else {"TMPDIR": str(tmp_path / "mine")}
+    done = subprocess.run(
+        line, cwd=tmp_path / "mine", env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "has failed" not in done.stdout and "wandb is offline" in done.stdout
+    assert not (tmp_path / "mine" / "~").exists()
+
+
+# --------------------------------------------------------------------------------------------------- configuration
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("logger=none", []),
+        ("logger=csv", []),
+        ("logger=[]", []),
+        ("logger=wandb", ["wandb"]),
+        ("logger=tensorboard", ["tensorboard"]),
+        ("logger=mlflow", ["mlflow"]),
+        ("logger=[wandb,tensorboard]", ["wandb", "tensorboard"]),
+        ("logger=[none,mlflow]", ["mlflow"]),
+        ("logger=[wandb,tensorboard,mlflow,csv]", ["wandb", "tensorboard", "mlflow"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_loggers_compose(command: str, override: str, names: list[str]) -> None:
+    schema = {"train": TrainConfig, "evaluate": EvaluateConfig}[command]
+    config = build_config(compose(override, "group=mine", command=command), schema)
+    assert sorted(config.logger) == sorted(names)
+    for name, entry in config.logger.items():
+        assert callable(getattr(loggers, entry["_target_"].rpartition(".")[2]))
+        assert entry.get("group", "mine") == "mine", name
+        assert entry["save_dir"] == "<run folder>"
+
+
+def test_wandb_takes_its_project_and_entity() -> None:
+    line = ("logger=wandb", "logger.wandb.project=mine", "logger.wandb.entity=us")
+    entry = build_config(compose(*line), TrainConfig).logger["wandb"]
+    assert (entry["project"], entry["entity"]) == ("mine", "us")
+
+
+def test_wandb_logger_is_lightnings(shown: io.StringIO, tmp_path: Path) -> None:
+    logger = loggers.wandb_logger(str(tmp_path / "run"), "mine", entity="us")
+    assert isinstance(logger, WandbLogger)
+    assert (logger.experiment.project, logger.experiment.entity) == ("mine", "us")
+    assert Path(logger.experiment.dir).is_relative_to(tmp_path / "run")
+    loggers.finish([logger], succeeded=True)

@@ -1,0 +1,245 @@
+"""Numbers that go wrong: a NaN stops before it does harm and can be made again; what is doubtful is said, once."""
+
+import csv
+import traceback
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from resume_support import run_config
+from safetensors import safe_open
+from safetensors.torch import load_file
+from support import SHORT, config_of, fit_tiny, sample_questions, short_questions, tiny
+from torch.nn.utils import get_total_norm
+from torch.optim import AdamW
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cyberlm.data.batches import AnswerBatch
+from cyberlm.runtime.errors import RunError
+from cyberlm.training.callbacks.meters import CostMeter
+from cyberlm.training.callbacks.numbers import BAD_BATCH, LearningWatch
+from cyberlm.training.callbacks.steps import StepNumbers
+from cyberlm.training.checkpointing import damage
+from cyberlm.training.lightning_module import FineTuningModule
+from cyberlm.training.losses import answer_nll_sum, hidden_states
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
+]
+
+
+class Poison(L.Callback):
+    """Makes one trained weight infinite before a micro-batch, or a gradient NaN after its backward pass."""
+
+    def __init__(self, batch: int, gradient: bool) -> None:
+        self.batch, self.gradient = batch, gradient
+        self.count = 0
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.count += 1
+        if self.count == self.batch and not self.gradient:
+            next(p for p in pl_module.parameters() if p.requires_grad).data.view(-1)[0] = float("inf")
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.count == self.batch and self.gradient:
+            next(p for p in pl_module.parameters() if p.requires_grad).grad.view(-1)[0] = float("nan")
+
+
+def stopped(folder: Path, gradient: bool, *overrides: str) -> str:
+    config = run_config("lora", *overrides)
+    config.callbacks["poison"] = {"_target_": "test_numbers.Poison", "batch": 6, "gradient": gradient}
+    with pytest.raises(RunError) as caught:
+        fit_tiny(config, short_questions(32), folder)
+    return caught.value.screen()
+
+
+def test_a_loss_that_is_no_number_stops_and_comes_again_from_the_file(tmp_path: Path) -> None:
+    screen = stopped(tmp_path, gradient=False)
+    assert screen.startswith("The loss is nan in optimizer step 5; the step was not taken.")
+    assert "the weights were not finite before it" in screen and str(tmp_path / BAD_BATCH) in screen
+    newest = max((tmp_path / "checkpoints").glob("step_*.ckpt"))
+    assert newest.name == "step_000005.ckpt" and damage(newest) == ""
+    weights = torch.load(newest, weights_only=True)["state_dict"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+    saved = load_file(tmp_path / BAD_BATCH)
+    with safe_open(tmp_path / BAD_BATCH, "pt") as file:
+        about = file.metadata()
+    assert (about["step"], about["seed"], about["what"], about["batches"]) == ("5", "0", "loss", "1")
+    loaded, _ = tiny(run_config("lora"))
+    for name, parameter in loaded.model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = saved[f"weights.model.{name}"]
+    parts = [saved[f"batch0.{name}"] for name in AnswerBatch._fields]
+    batch = AnswerBatch(*(part if part.dim() else int(part) for part in parts))
+    torch.set_rng_state(saved["batch0.random_cpu"])
+    hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
+    assert not torch.isfinite(answer_nll_sum(hidden, loaded.head, batch))
+
+
+def test_a_gradient_that_is_no_number_stops_with_all_batches_of_the_step(tmp_path: Path) -> None:
+    screen = stopped(tmp_path, True, "trainer.accumulate_grad_batches=4")
+    assert screen.startswith("The gradient norm is nan in optimizer step 1; the step was not taken.")
+    assert "the weights were finite" in screen
+    saved = load_file(tmp_path / BAD_BATCH)
+    assert {name.partition(".")[0] for name in saved} == {"batch0", "batch1", "batch2", "batch3", "weights"}
+
+
+def test_the_micro_batch_that_is_no_number_is_found_among_those_of_its_step(tmp_path: Path) -> None:
+    screen = stopped(tmp_path, False, "trainer.accumulate_grad_batches=4")
+    assert screen.startswith("The loss is nan in optimizer step 1; the step was not taken.")
+    saved = load_file(tmp_path / BAD_BATCH)
+    assert {name.partition(".")[0] for name in saved} == {"batch0", "weights"}
+
+
+# --------------------------------------------------------------------------------- how often the host waits
+
+
+class Waits(TorchDispatchMode):
+    """Where a tensor's value is read on the host, in training steps alone: on a GPU each of them waits for it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.training = False
+        self.found: list[list[str]] = []
+        for name in ("tolist", "numpy"):
+            original = getattr(torch.Tensor, name)
+            monkeypatch.setattr(torch.Tensor, name, lambda t, _o=original, _n=name, **k: (self.note(_n), _o(t, **k))[1])
+
+    def note(self, what: str) -> None:
+        if self.training:
+            frame = [
+                f for f in traceback.extract_stack()[:-1] if f.filename != __file__ and "/torch/" not in f.filename
+            ][-1]
+            self.found[-1].append(f"{what} in {Path(frame.filename).name}:{frame.name}")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__.partition(".")[0]
+        reads = name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero")
+        masked = name == "index" and any(part is not None and part.dtype == torch.bool for part in args[1])
+        if reads or masked:
+            self.note(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("overrides", [[], ["prompt.system=", "method.lora.dropout=0.1"]], ids=["shared", "dropout"])
+@pytest.mark.parametrize("method", ["sft", "lora"])
+def test_the_host_waits_once_a_step(
+    method: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three micro-batches a step, with all callbacks of a run: once, for the numbers of the step."""
+    waits = Waits(monkeypatch)
+    start, end = CostMeter.on_train_batch_start, FineTuningModule.on_train_batch_end
+
+    def begin(self, trainer, module, batch, batch_idx):
+        if batch_idx % 3 == 0:
+            waits.found.append([])
+        waits.training = True
+        start(self, trainer, module, batch, batch_idx)
+
+    def finish(self, *given):  # behind those of all callbacks
+        waits.training = False
+        end(self, *given)
+
+    monkeypatch.setattr(CostMeter, "on_train_batch_start", begin)
+    monkeypatch.setattr(FineTuningModule, "on_train_batch_end", finish)
+    config = config_of(
+        *(f"method={method}", "callbacks=default", "trainer.accumulate_grad_batches=3", "data.micro_batch_size=2"),
+        *("trainer.log_every_n_steps=1", *(item for item in overrides if method == "lora" or "lora" not in item)),
+    )
+    with waits:
+        fit_tiny(config, sample_questions(18), tmp_path)
+    assert waits.found == [["tolist in numbers.py:on_before_optimizer_step"]] * 3
+
+
+def test_the_norm_that_is_logged_is_the_one_that_clips(tmp_path: Path) -> None:
+    """In the file, the norm before clipping; the gradients that the optimizer gets have at most `max_grad_norm`."""
+    norms: list[float] = []
+
+    class Stepped(AdamW):
+        def step(self, closure=None):
+            loss = closure()
+            norms.append(float(get_total_norm([p.grad for group in self.param_groups for p in group["params"]])))
+            super().step()
+            return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cyberlm.training.optim.torch.optim.AdamW", Stepped)
+        fit_tiny(
+            config_of("method=lora", "optim.max_grad_norm=0.25", "trainer.log_every_n_steps=1", *SHORT),
+            short_questions(16),
+            tmp_path,
+        )
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    logged = [float(row["train/gradient_norm"]) for row in rows if row["train/gradient_norm"]]
+    assert len(logged) == len(norms) == 2 and min(logged) > 0.25
+    assert norms == pytest.approx([0.25, 0.25], rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ what is said
+
+
+class Told:
+    """What a trainer tells the watch about one step; the losses are given."""
+
+    accumulate_grad_batches, is_last_batch, estimated_stepping_batches = 1, False, 100
+    global_step = 0
+
+
+def watch_losses(losses: list[float], warmup: float = 0.0) -> LearningWatch:
+    numbers, trainer = StepNumbers(), Told()
+    watch = LearningWatch(numbers, warmup)
+    for step, loss in enumerate(losses):
+        trainer.global_step, numbers.loss = step + 1, loss
+        watch.on_train_batch_end(trainer, None, None, None, step)
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("losses", "exploded"),
+    [
+        ([1.0] * 30 + [5.0] * 6, True),
+        ([1.0] * 30 + [50.0] + [1.0] * 6, True),  # one step that is ten times the mean moves the mean of five
+        ([1.0] * 30 + [9.0] + [1.0] * 6, False),  # a single bad batch
+        ([1.0] * 10 + [5.0] * 6, False),  # too early to tell
+        ([0.01] * 30 + [0.2] * 20, False),  # noise of a loss near 0
+        ([6.0 - 0.1 * k for k in range(50)], False),
+        ([1.0 + k % 3 for k in range(90)], False),
+    ],
+)
+def test_a_loss_that_explodes_is_said_once(
+    losses: list[float], exploded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    watch_losses([*losses, *losses] if exploded else losses)
+    assert caplog.text.count("The loss has exploded") == exploded
+
+
+def test_warm_up_is_not_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+    watch_losses([1.0] * 30 + [5.0] * 6, warmup=0.4)
+    assert caplog.text == ""
+
+
+def findings(right: list[int], asked: int, answers: list[int]) -> list[str]:
+    watch = LearningWatch(StepNumbers(), 0.0)
+    watch.validations = [[count, asked] for count in right]
+    watch.chances, watch.answers = [0.25] * asked, answers
+    watch.golds = [k % 4 for k in range(asked)]
+    return watch.findings({"option_nll": 1.4567})
+
+
+def test_chance_and_a_constant_answer_are_said() -> None:
+    mixed = [k % 3 for k in range(40)]
+    assert findings([10, 20], 40, mixed) == []
+    (chance,) = findings([10, 14], 40, mixed)  # p = 0.10 for 14 of 40, twice that for the better of two
+    assert chance.startswith("Validation accuracy stayed at chance: at best 14 of 40 right, where guessing gives 25%")
+    assert chance.endswith("p = 0.21). The option NLL of the weights that are kept is 1.46, that of guessing 1.39.")
+    constant = findings([10], 40, [2] * 40)
+    assert len(constant) == 2 and "one answer to all 40 questions: option C" in constant[1]
+
+
+def test_a_run_that_learns_nothing_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit_tiny(run_config("lora", "optim.learning_rate=1e-9"), short_questions(32), tmp_path)
+    assert caplog.text.count("Validation accuracy stayed at chance") == 1

@@ -1,0 +1,464 @@
+"""Training does what it says: it overfits, follows a frozen curve, resumes, and its loss is the plain one."""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+import lightning.pytorch as L
+import pytest
+import torch
+from bitsandbytes.optim import PagedAdamW8bit
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from peft import PeftModel
+from support import SHORT, config_of, fit_tiny, short_questions, tiny
+from torch import nn
+from torch.optim import Optimizer
+from transformers import LlamaForCausalLM
+
+from cyberlm.config.schema import Monitor, OptimizerName, OptionScore
+from cyberlm.data.batches import AnswerCollator, plan_epoch
+from cyberlm.evaluation.inference import predict
+from cyberlm.evaluation.metrics.calibration import calibrate
+from cyberlm.models.adapters import trainable_names
+from cyberlm.models.loading import load_base, load_tokenizer
+from cyberlm.models.tiny import tiny_model
+from cyberlm.runs.train import train
+from cyberlm.tasks.prompts import Prompt
+from cyberlm.training.callbacks.meters import CostMeter
+from cyberlm.training.callbacks.resuming import BestWeights
+from cyberlm.training.checkpointing import SealedCheckpoints, damage, read_checkpoint
+from cyberlm.training.fit import fit, restore
+from cyberlm.training.lightning_module import FineTuningModule
+from cyberlm.training.losses import answer_nll_sum, hidden_states, step_loss
+from cyberlm.training.optim import build_optimizer
+
+METHODS = ("sft", "lora", "qlora")
+RATES = {"sft": 3e-3, "lora": 4e-3, "qlora": 4e-3}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
+]
+
+
+def overfit_config(method: str, *overrides: str):
+    return config_of(
+        f"method={method}",
+        f"optim.learning_rate={RATES[method]}",
+        "optim.schedule=linear",
+        f"trainer.max_epochs={40 if method == 'sft' else 70}",
+        *SHORT,
+        *overrides,
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_tiny_llama_overfits_32_questions(method: str, tmp_path: Path) -> None:
+    _, figures, _ = fit_tiny(overfit_config(method), short_questions(32), tmp_path)
+    assert figures["accuracy"] == 1.0
+
+
+def curve(method: str, tmp_path: Path, *overrides: str) -> list[float]:
+    """Training loss of each of 8 optimizer steps."""
+    config = config_of(f"method={method}", "trainer.max_epochs=2", "optim.learning_rate=1e-3", *SHORT, *overrides)
+    fit_tiny(config, short_questions(32), tmp_path)
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    column = rows[0].split(",").index("train/loss")
+    return [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+
+
+FROZEN = {
+    "sft": [6.2277541, 4.8159924, 3.7245119, 3.5840821, 3.1522536, 2.9224076, 3.0075307, 2.7806671],
+    "lora": [6.2277541, 6.2014017, 5.0179515, 5.0542054, 4.645865, 4.415844, 4.4702945, 4.2176571],
+    "qlora": [6.2327638, 5.9961829, 4.9251065, 4.8373775, 4.5238891, 4.3030629, 4.3009176, 4.1179538],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_curve_is_frozen(method: str, tmp_path: Path) -> None:
+    assert curve(method, tmp_path) == pytest.approx(FROZEN[method], abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- its device
+
+
+@pytest.mark.parametrize("overrides", [["trainer.max_epochs=2"], ["trainer.max_steps=1"]])
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_moves_the_model_to_the_cpu(
+    method: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a whole run: base scored, trained, validated (by itself too), saved, tuned model scored and answering."""
+    moves: list[str] = []
+    for name in ("cpu", "to"):
+        original = getattr(nn.Module, name)
+
+        def moved(self, *arguments, _original=original, _name=name, **keywords):
+            if any(isinstance(part, LlamaForCausalLM) for part in self.modules()):
+                moves.append(f"{type(self).__name__}.{_name}")
+            return _original(self, *arguments, **keywords)
+
+        monkeypatch.setattr(nn.Module, name, moved)
+    sizes = ("data.max_train=16", "data.max_validation=8", "data.max_test=8", "evaluation.max_new_tokens=2")
+    train(config_of(f"method={method}", *sizes, *overrides, *SHORT), tmp_path / "run")
+    loading = {"LlamaForCausalLM.to"}  # a random model, once: to the run's device
+    assert set(moves) <= loading | {"FineTuningModule.to"}  # Lightning, before training: to the device that it is on
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [(SingleDeviceStrategy, {}), (DDPStrategy, {"cluster_environment": LightningEnvironment()})],
+)
+def test_the_model_stays_on_its_device_when_training_ends(strategy, options) -> None:
+    """On torch's device without memory, a copy to the CPU is an error."""
+    config = config_of("method=lora", *SHORT)
+    loaded, _ = tiny(config)
+    loaded.model.to("meta")
+    ended = strategy(accelerator=CPUAccelerator(), checkpoint_io=SealedCheckpoints(), **options)
+    ended.connect(FineTuningModule(loaded, config.optim, config.evaluation.option_score))
+    ended.teardown()
+    assert {parameter.device.type for parameter in loaded.model.parameters()} == {"meta"}
+
+
+def test_optimizer_states_go_with_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[list[Optimizer]] = []
+    name = "lightning.pytorch.strategies.strategy._optimizers_to_device"
+    monkeypatch.setattr(name, lambda optimizers, _: moved.append(list(optimizers)))
+    fit_tiny(config_of("method=sft", *SHORT), short_questions(8), tmp_path)
+    assert [len(optimizers) for optimizers in moved] == [1, 0]  # before training to the device, behind it nothing
+
+
+# ---------------------------------------------------------------------------------------- the loss, plainly
+
+
+def plain_step_gradient(config, batches, prompt) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one optimizer step by a reference: full logits of each question alone, no padding."""
+    model = tiny_model(config.model.tiny, len(prompt.tokenizer))
+    total, count = torch.zeros(()), 0
+    for question in [question for batch in batches for question in batch]:
+        answer = list(question.option_ids[question.gold]) + list(prompt.end_ids)
+        ids = torch.tensor([list(question.prompt_ids) + answer])
+        logits = model(input_ids=ids).logits[0, len(question.prompt_ids) - 1 : -1]
+        total = total - torch.log_softmax(logits, -1)[range(len(answer)), answer].sum()
+        count += len(answer)
+    loss = total / count
+    loss.backward()
+    return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_loss_and_gradient_equal_a_plain_reference(accumulate: int) -> None:
+    config = config_of("method=sft", "prompt=text", "prompt.system=", "prompt.question='{question}'")
+    loaded, prompt = tiny(config)
+    loaded.causal.eval()
+    encoded = prompt.encode(short_questions(12))
+    size = 12 // accumulate
+    batches = [encoded[k : k + size] for k in range(0, 12, size)]
+    collator = AnswerCollator(prompt.end_ids, share_prefix=True)
+    labels = sum(collator.example(question)[1] for question in encoded)
+    total = 0.0
+    for batch in batches:
+        examples = collator((batch, labels))
+        hidden = hidden_states(loaded.backbone, loaded.causal.config, examples)
+        loss = step_loss(answer_nll_sum(hidden, loaded.head, examples), examples, accumulate) / accumulate
+        loss.backward()
+        total += float(loss.detach())
+    reference, gradients = plain_step_gradient(config, batches, prompt)
+    assert total == pytest.approx(reference, abs=1e-5)
+    for name, parameter in loaded.causal.named_parameters():
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_accumulation_does_not_change_a_run(tmp_path: Path) -> None:
+    """8 questions at once, or 4 times 2 that make up the same step: the same weights, also in a last partial step."""
+    questions = short_questions(8)
+    weights = []
+    for size, accumulate in ((8, 1), (2, 4), (2, 8)):
+        config = config_of(
+            "method=sft",
+            "trainer.max_epochs=3",
+            "optim.learning_rate=1e-3",
+            f"data.micro_batch_size={size}",
+            f"trainer.accumulate_grad_batches={accumulate}",
+            *SHORT,
+        )
+        loaded, _, steps = fit_tiny(config, questions, tmp_path / f"{size}_{accumulate}")
+        assert steps == 3
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in loaded.causal.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], atol=2e-5, rtol=0)
+    torch.testing.assert_close(weights[0], weights[2], atol=2e-5, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------ batches
+
+
+def test_every_question_once_an_epoch_and_longest_first() -> None:
+    lengths = [10 + 7 * k % 50 for k in range(103)]
+    for epoch in (0, 1):
+        planned = plan_epoch(lengths, [2] * 103, batch_size=8, accumulate=4, seed=3, epoch=epoch)
+        rows = [row for batch in planned for row in batch.rows]
+        assert sorted(rows) == list(range(103))
+        for start in range(0, len(planned), 4):
+            step = planned[start : start + 4]
+            assert {batch.step_label_tokens for batch in step} == {2 * sum(len(batch.rows) for batch in step)}
+    assert max(lengths) in [lengths[row] for row in plan_epoch(lengths, [2] * 103, 8, 4, 3, 0)[0].rows]
+    assert plan_epoch(lengths, [2] * 103, 8, 4, 3, 0) != plan_epoch(lengths, [2] * 103, 8, 4, 3, 1)
+
+
+def test_buckets_hold_little_padding() -> None:
+    lengths = [20 + (k * 37) % 200 for k in range(2000)]
+    planned = plan_epoch(lengths, [2] * 2000, batch_size=8, accumulate=1, seed=0, epoch=1)
+    padded = sum(len(batch.rows) * max(lengths[row] for row in batch.rows) for batch in planned)
+    assert sum(lengths) / padded > 0.95
+
+
+# ------------------------------------------------------------------------------------ checkpoints and resuming
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpoints_hold_what_trains(method: str, tmp_path: Path) -> None:
+    config = config_of(f"method={method}", *SHORT)
+    loaded, _, _ = fit_tiny(config, short_questions(16), tmp_path)
+    saved = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert set(saved) == {f"model.{name}" for name in trainable_names(loaded.model)}
+    if method != "sft":
+        assert all("lora_" in name for name in saved)
+
+
+def test_the_best_weights_are_weights_alone_and_older_files_open(tmp_path: Path) -> None:
+    config = config_of("method=sft", *SHORT)
+    loaded, _, _ = fit_tiny(config, short_questions(16), tmp_path)
+    file = tmp_path / "checkpoints" / "best.ckpt"
+    saved = read_checkpoint(file)
+    assert not {"optimizer_states", "lr_schedulers", "callbacks"} & set(saved)
+    weights = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
+    assert file.stat().st_size < 1.2 * weights
+    tuner = FineTuningModule(tiny(config)[0], config.optim, config.evaluation.option_score)
+    older = {**saved, "optimizer_states": [{"state": {}, "param_groups": []}], "lr_schedulers": [], "callbacks": {}}
+    SealedCheckpoints().save_checkpoint(older, tmp_path / "older.ckpt")
+    restore(tuner, tmp_path / "older.ckpt")
+    for name, value in loaded.model.named_parameters():
+        torch.testing.assert_close(tuner.model.get_parameter(name), value, atol=0, rtol=0)
+
+
+def test_checkpoints_are_mapped_not_read(tmp_path: Path) -> None:
+    """Opened, a file of 64 MiB takes no memory of its own; and what is changed in memory does not change the file."""
+    SealedCheckpoints().save_checkpoint({"state_dict": {"w": torch.ones(2**24)}}, tmp_path / "large.ckpt")
+    before = private_bytes()
+    checkpoint = SealedCheckpoints().load_checkpoint(tmp_path / "large.ckpt", weights_only=True)
+    assert private_bytes() - before < 2**23
+    checkpoint["state_dict"]["w"][0] = 5.0
+    assert damage(tmp_path / "large.ckpt") == ""
+
+
+def private_bytes() -> int:
+    """Memory of this process that no file stands behind."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def test_paged_optimizer_states_are_paged_again_when_they_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU bitsandbytes pages nothing: a buffer that says it is paged stands for one."""
+    pages: list[torch.Tensor] = []
+
+    def get_paged(self, parameter, dtype=torch.float32):
+        pages.append(torch.zeros_like(parameter, dtype=dtype))
+        pages[-1].is_paged = True
+        return pages[-1]
+
+    optim = replace(config_of("method=sft").optim, name=OptimizerName.paged_adamw_8bit)
+    layer = nn.Linear(64, 128)
+    optimizer = build_optimizer(layer, optim, fused=False)
+    layer(torch.randn(3, 64)).sum().backward()
+    with pytest.warns(UserWarning, match="Paged optimizers are not supported on CPU"):
+        optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    again = build_optimizer(layer, optim, fused=False)
+    monkeypatch.setattr(PagedAdamW8bit, "get_state_buffer", get_paged)
+    again.load_state_dict(saved)
+    states = [again.state[parameter][name] for parameter in layer.parameters() for name in ("state1", "state2")]
+    assert len(pages) == 4 and {id(state) for state in states} == {id(page) for page in pages}
+    assert again.state[layer.weight]["state1"].dtype == torch.uint8
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            assert torch.equal(torch.as_tensor(again.state[parameter][name]), torch.as_tensor(value)), name
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    from cyberlm.runtime.errors import RunError
+
+    config = config_of("method=lora", *SHORT)
+    loaded, _ = tiny(config)
+    tuner = FineTuningModule(loaded, config.optim, config.evaluation.option_score)
+    with pytest.raises(RunError, match="does not fit this model"):
+        tuner.check_names({"state_dict": {"model.other": torch.zeros(1)}})
+
+
+class Planted(L.LightningModule):
+    """Validates after each of its steps, with figures given beforehand."""
+
+    def __init__(self, figures: Sequence[tuple[float, float]]) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.figures = figures
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        accuracy, nll = self.figures[self.trainer.global_step - 1]
+        self.log_dict({"val/accuracy": accuracy, "val/option_nll": nll}, batch_size=1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("monitor", "figures", "chosen"),
+    [
+        ("option_nll", [(0.25, 1.4), (0.50, 1.3), (0.75, 1.5)], 2),  # the most accurate one is over-confident
+        ("accuracy", [(0.25, 1.4), (0.50, 1.3), (0.75, 1.5)], 3),
+        ("accuracy", [(0.50, 1.4), (0.50, 1.2), (0.50, 1.3)], 2),  # of equal accuracies the lowest NLL
+        ("option_nll", [(0.25, 1.3), (0.75, 1.3), (0.50, 1.3)], 2),
+        ("option_nll", [(0.25, 1.3), (0.25, 1.3), (0.25, 1.3)], 1),  # alike in both
+        ("option_nll", [(0.75, NAN), (0.25, 1.9), (0.75, NAN)], 2),  # a model that has diverged is never the best
+        ("accuracy", [(0.50, NAN), (0.50, 1.9), (0.25, 1.0)], 2),
+    ],
+)
+def test_the_monitored_figure_chooses_and_equals_go_by_the_other(
+    monitor: str, figures: list[tuple[float, float]], chosen: int, tmp_path: Path
+) -> None:
+    best = BestWeights(tmp_path, Monitor[monitor])
+    loader = torch.utils.data.DataLoader(torch.ones(len(figures), 1))
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(max_epochs=1, val_check_interval=1, num_sanity_val_steps=0, callbacks=[best], **quiet)
+    with warnings.catch_warnings(action="ignore"):
+        trainer.fit(Planted(figures), loader, torch.utils.data.DataLoader(torch.ones(1, 1)))
+    assert torch.load(best.best_model_path, weights_only=True)["global_step"] == chosen
+    assert (best.figures["accuracy"], best.figures["option_nll"]) == pytest.approx(figures[chosen - 1])
+
+
+@pytest.mark.parametrize(("prompt", "how"), [("letter", "per_token"), *(("text", how.name) for how in OptionScore)])
+def test_option_nll_is_that_of_the_evidence(prompt: str, how: str, tmp_path: Path) -> None:
+    """Against softmax and logarithm of scipy, from the predictions of the same weights."""
+    short = SHORT if prompt == "letter" else ("prompt.system=", "prompt.question='{question}'")
+    config = config_of("method=lora", f"prompt={prompt}", f"evaluation.option_score={how}", *short)
+    questions = short_questions(16)
+    loaded, figures, _ = fit_tiny(config, questions, tmp_path)
+    prompted = Prompt(config.prompt, load_tokenizer(config.model))
+    evaluation = replace(config.evaluation, generate=False)
+    rows = predict(loaded, prompted, questions, prompted.encode(questions), evaluation, 4096, "kept")
+    expected = calibrate(rows, (), config.evaluation.option_score).raw.nll
+    assert figures["option_nll"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_early_stopping_follows_the_monitored_figure() -> None:
+    for monitor, mode in (("option_nll", "min"), ("accuracy", "max")):
+        entry = config_of("callbacks=early_stopping", f"trainer.monitor={monitor}").callbacks["early_stopping"]
+        stopping = hydra.utils.instantiate(entry, _convert_="all")
+        assert (stopping.monitor, stopping.mode) == (f"val/{monitor}", mode)
+
+
+class _Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_killed_in_the_middle_ends_the_same(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after 5 of 8 steps in epoch 1, with dropout, then continued from the checkpoint of step 4."""
+    dropout = ["method.lora.dropout=0.2"] if method != "sft" else []
+    overrides = [
+        *(f"method={method}", "trainer.max_epochs=2", "data.micro_batch_size=4", "optim.learning_rate=1e-3"),
+        *("trainer.accumulate_grad_batches=2", "trainer.checkpoint_every_n_steps=3", *SHORT, *dropout),
+    ]
+    questions = short_questions(32)
+    whole, figures, steps = fit_tiny(config_of(*overrides), questions, tmp_path / "whole")
+    assert steps == 8
+
+    killed = tmp_path / "killed"
+    original = CostMeter.on_train_batch_end
+
+    def kill(self, trainer, *arguments) -> None:
+        original(self, trainer, *arguments)
+        if trainer.global_step == 7:
+            raise _Killed
+
+    monkeypatch.setattr(CostMeter, "on_train_batch_end", kill)
+    with pytest.raises(_Killed):
+        fit_tiny(config_of(*overrides), questions, killed)
+    monkeypatch.setattr(CostMeter, "on_train_batch_end", original)
+    newest = max((killed / "checkpoints").glob("step_*.ckpt"))
+    assert torch.load(newest, weights_only=True)["global_step"] == 6
+
+    config = config_of(*overrides)
+    config.trainer.resume = str(killed)
+    torch.manual_seed(12345)
+    loaded, prompt = tiny(config)
+    torch.manual_seed(54321)  # the state of random numbers comes from the checkpoint, not from here
+    encoded = prompt.encode(questions)
+    again, steps = fit(config, killed, loaded, prompt, {"train": encoded, "validation": encoded}, [], CostMeter())
+    assert (again, steps) == (figures, 8)
+    expected = dict(whole.model.named_parameters())
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+
+
+# ------------------------------------------------------------------------------------ adapters outside cyberlm
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapter_opens_with_peft_alone_and_answers_the_same(method: str, tmp_path: Path) -> None:
+    from cyberlm.evaluation.scoring import answering
+    from cyberlm.models.adapters import save_tuned
+
+    config = config_of(f"method={method}", "trainer.max_epochs=3", "optim.learning_rate=1e-2", *SHORT)
+    questions = short_questions(32)
+    loaded, _, _ = fit_tiny(config, questions, tmp_path)
+    prompt = tiny(config)[1]
+    folder = save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
+    assert folder == tmp_path / "adapter"
+    assert not any(str(Path.home()) in file.read_text() for file in folder.glob("*.json"))
+
+    base = load_base(config.model, config.quant, torch.device("cpu"))
+    outside = PeftModel.from_pretrained(base.causal, str(folder)).eval()
+    with answering(loaded.model), torch.inference_mode():
+        for question in prompt.encode(questions):
+            ids = torch.tensor([question.prompt_ids])
+            ours = loaded.model(input_ids=ids).logits[0, -1]
+            theirs = outside(input_ids=ids).logits[0, -1]
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+            assert int(ours.argmax()) == int(theirs.argmax())
+
+
+@pytest.mark.parametrize("switch", ["use_dora", "use_rslora"])
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_adapter_switches_train(switch: str, method: str, tmp_path: Path) -> None:
+    config = config_of(f"method={method}", f"method.lora.{switch}=true", "optim.learning_rate=1e-2", *SHORT)
+    loaded, _, steps = fit_tiny(config, short_questions(16), tmp_path)
+    assert steps == 2
+    moved = [p for name, p in loaded.model.named_parameters() if "lora_B" in name and p.abs().sum() > 0]
+    assert moved
+
+
+def test_dropout_is_active_in_training(tmp_path: Path) -> None:
+    """transformers loads in eval mode; with dropout at 0.9 the first losses of two seeds must differ after B moved."""
+    first = curve("lora", tmp_path / "a", "method.lora.dropout=0.9")
+    without = curve("lora", tmp_path / "b")
+    assert first[0] == pytest.approx(without[0], abs=1e-6)  # B is zero in the first step
+    assert first[3:] != pytest.approx(without[3:], abs=1e-6)
+
+
+def test_resolved_seed_gives_the_same_run(tmp_path: Path) -> None:
+    assert curve("lora", tmp_path / "a") == curve("lora", tmp_path / "b")
+
+
+def test_tokenizer_is_the_tiny_one() -> None:
+    assert len(load_tokenizer(config_of().model)) == 256 + 26 + 6

@@ -1,0 +1,304 @@
+"""Two processes train and score one run as one process does: DDP and FSDP2, on the CPU, alone and in a sweep."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+from support import SHORT, compose, config_of
+from two_ranks import trained
+
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.data.batches import part_of, plan_epoch
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.results import read_predictions, read_results
+from cyberlm.runs.processes import Team
+from cyberlm.runs.train import train
+from cyberlm.runtime import distributed
+from cyberlm.runtime.errors import ConfigError, RunError
+from cyberlm.runtime.signals import EXIT_STOPPED
+from cyberlm.training.callbacks.meters import RandomState
+from cyberlm.training.callbacks.numbers import BAD_BATCH
+
+ROOT = Path(__file__).parents[2]
+QUESTIONS = 33
+"""Odd, and in micro-batches of 4 no multiple of two processes: the last step has a process without a question."""
+
+COMMON = ["trainer.max_epochs=2", "optim.learning_rate=1e-3", "data.micro_batch_size=4", *SHORT]
+EQUAL = {
+    "sft_ddp": (["method=sft"], 1),
+    "lora_ddp": (["method=lora"], 1),
+    "qlora_ddp": (["method=qlora"], 2),
+    "sft_fsdp2": (["method=sft", "trainer.strategy=fsdp2"], 1),
+    "tied_fsdp2": (["method=sft", "trainer.strategy=fsdp2", "model.tiny.tie_word_embeddings=true"], 2),
+    "lora_fsdp2": (["method=lora", "trainer.strategy=fsdp2"], 2),
+}
+"""Overrides, and micro-batches of each process in an optimizer step."""
+
+RESUMED = {
+    "ddp": ["method=lora", "method.lora.dropout=0.2"],
+    "fsdp2": ["method=sft", "trainer.strategy=fsdp2"],
+}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
+]
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case, trained by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    two = [*COMMON, "trainer.devices=2", "trainer.checkpoint_every_n_steps=1"]
+    cases: dict[str, object] = {
+        name: ([*two, *overrides, f"trainer.accumulate_grad_batches={each}"], QUESTIONS, None)
+        for name, (overrides, each) in EQUAL.items()
+    }
+    for name, overrides in RESUMED.items():
+        cases[f"{name}_whole"] = ([*two, *overrides], QUESTIONS, None)
+        cases[f"{name}_killed"] = ([*two, *overrides], QUESTIONS, 8)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    script = str(ROOT / "tests" / "two_ranks.py")
+    processes = []
+    for rank in (0, 1):
+        with (folder / f"said_{rank}").open("w") as said:
+            line = [sys.executable, script, str(rank), str(folder)]
+            process = subprocess.Popen(line, env=environment(LOCAL_RANK=str(rank)), stdout=said, stderr=said)
+            processes.append(process)
+    try:
+        codes = [process.wait(timeout=400) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0, 0], (folder / "said_0").read_text() + (folder / "said_1").read_text()
+    return folder
+
+
+def column(folder: Path, name: str) -> list[float]:
+    """A metric of a run by time, those of a resumed run behind those before."""
+    values = []
+    for file in sorted(folder.glob("**/metrics.csv"), key=lambda path: len(path.parts)):
+        with file.open(newline="") as stream:
+            values += [float(row[name]) for row in csv.DictReader(stream) if row.get(name)]
+    return values
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_two_processes_are_as_one(name: str, both: Path, tmp_path: Path) -> None:
+    """Loss of every step, validation, weights, token counts and answers: those of one process with the same steps."""
+    overrides, each = EQUAL[name]
+    alone = [item for item in overrides if not item.startswith("trainer.strategy")]
+    trained([*COMMON, *alone, f"trainer.accumulate_grad_batches={2 * each}"], QUESTIONS, None, tmp_path / "one")
+    one, two = tmp_path / "one", both / name
+    steps = 2 * -(-9 // (2 * each))
+    assert len(column(two, "train/loss")) == steps
+    for metric in ("train/loss", "val/nll", "val/option_nll", "val/accuracy"):
+        assert column(two, metric) == pytest.approx(column(one, metric), abs=1e-5), metric
+    assert json.loads((two / "tokens.json").read_text()) == json.loads((one / "tokens.json").read_text())
+    weights, expected = torch.load(two / "weights.pt"), torch.load(one / "weights.pt")
+    assert set(weights) == set(expected)
+    for key, value in expected.items():
+        torch.testing.assert_close(weights[key], value, atol=1e-4, rtol=0, msg=key)
+    answers, plain = (json.loads((folder / "answers.json").read_text()) for folder in (two, one))
+    assert [answer["id"] for answer in answers] == [f"short:{k}" for k in range(QUESTIONS)]
+    for answer, right in zip(answers, plain, strict=True):
+        assert answer["option_logprobs"] == pytest.approx(right["option_logprobs"], abs=2e-3)
+        assert (answer["hash"], answer["choice"]) == (right["hash"], right["choice"])
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_run_of_two_processes_ends_the_same(name: str, both: Path) -> None:
+    """Killed inside epoch 1 and resumed: bit-identical weights, with each process's own dropout."""
+    killed, whole = (
+        torch.load(both / f"{name}_{which}" / "checkpoints" / "step_000010.ckpt", weights_only=True)
+        for which in ("killed", "whole")
+    )
+    assert killed["global_step"] == whole["global_step"] == 10
+    assert set(killed["state_dict"]) == set(whole["state_dict"])
+    assert all(torch.equal(killed["state_dict"][key], value) for key, value in whole["state_dict"].items())
+    assert column(both / f"{name}_killed", "train/loss") == column(both / f"{name}_whole", "train/loss")
+
+
+def test_processes_draw_numbers_of_their_own(both: Path) -> None:
+    file = both / "ddp_whole" / "checkpoints" / "step_000010.ckpt"
+    (state,) = [
+        value for key, value in torch.load(file, weights_only=True)["callbacks"].items() if "RandomState" in key
+    ]
+    first, second = state["by_rank"]
+    assert not torch.equal(first["torch"], second["torch"])
+    with pytest.raises(RunError, match=r"trainer.devices=2; it cannot go on with trainer.devices=1"):
+        RandomState(0).load_state_dict(state)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("each", [1, 2])
+def test_each_question_in_one_process(size: int, each: int) -> None:
+    planned = plan_epoch([5] * 46, [2] * 46, batch_size=3, accumulate=each * size, seed=0, epoch=1)
+    parts = [part_of(planned, each * size, rank, size) for rank in range(size)]
+    assert sorted(row for part in parts for batch in part for row in batch.rows) == list(range(46))
+    assert {len(part) for part in parts} == {-(-len(planned) // size)}
+    for k in range(0, len(parts[0]), each):  # a step is the same questions as in one process
+        window = [batch for part in parts for batch in part[k : k + each]]
+        rows = [row for batch in window for row in batch.rows]
+        one = planned[k * size : (k + each) * size]
+        assert sorted(rows) == sorted(row for batch in one for row in batch.rows)
+        assert {batch.step_label_tokens for batch in window} == {2 * len(rows)}
+
+
+# ------------------------------------------------------------------------------------------- whole runs, and sweeps
+
+SMALL = [
+    *("model=tiny_random", "prompt=letter", "logger=none", "trainer.accelerator=cpu", "method=lora"),
+    *("data.max_train=21", "data.max_validation=5", "data.max_test=9", "data.micro_batch_size=4"),
+    *("evaluation.generate=false", "evaluation.base=false", *SHORT),
+]
+
+
+def test_optuna_sweep_with_two_processes_a_job(tmp_path: Path) -> None:
+    """Both processes of a job train with its hyperparameters, and its figures are those of one process."""
+    folder = tmp_path / "sweep"
+    line = [
+        *(sys.executable, "-m", "cyberlm", "train", "-m", "sweep=optuna", *SMALL, "trainer.devices=2"),
+        *("hydra.sweeper.n_trials=2", f"hydra.sweep.dir={folder}", "+callbacks.record._target_=two_ranks.Record"),
+    ]
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout
+    assert "Traceback" not in done.stdout
+    assert done.stdout.count("Training: 21/21 questions") == 2, done.stdout
+    chosen = []
+    for job in ("0", "1"):
+        given = [str(item) for item in OmegaConf.load(folder / job / ".hydra" / "overrides.yaml")]
+        sampled = [item for item in given if item.startswith(("method.lora.rank", "optim.learning_rate"))]
+        rank, rate = (item.split("=")[1] for item in sorted(sampled))
+        chosen.append((rank, rate))
+        for process in (0, 1):
+            seen = json.loads((folder / job / f"process_{process}.json").read_text())
+            assert seen == {"rank": int(rank), "learning_rate": float(rate), "processes": 2}
+        alone = tmp_path / f"alone_{job}"
+        objective = train(config_of(*SMALL, *sampled, "trainer.accumulate_grad_batches=2"), alone)
+        assert read_results(folder / job).objective == pytest.approx(objective, abs=1e-5)  # a mean over processes
+        assert column(folder / job, "train/loss") == pytest.approx(column(alone, "train/loss"), abs=1e-5)
+        assert answered(folder / job) == answered(alone)
+    assert chosen[0] != chosen[1]
+
+
+def answered(folder: Path) -> list[tuple[str, int]]:
+    predictions: list[Prediction] = read_predictions(folder / "predictions.jsonl")["tuned"]
+    return [(answer.hash, answer.choice) for answer in predictions]
+
+
+def typed(folder: Path, *line: str) -> "subprocess.CompletedProcess[str]":
+    words = [sys.executable, "-m", "cyberlm", "train", *line]
+    return subprocess.run(
+        words, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+
+
+def asking(folder: Path, rank: int, batch: int) -> list[str]:
+    target = ["+callbacks.ask._target_=two_ranks.Ask", f"+callbacks.ask.rank={rank}", f"+callbacks.ask.batch={batch}"]
+    return [*SMALL, "trainer.devices=2", "trainer.max_epochs=2", f"hydra.run.dir={folder}", *target]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_signal_to_one_process_stops_both_after_the_same_step(rank: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    told = typed(tmp_path, *asking(folder, rank, 1), f"+callbacks.ask.signum={int(signal.SIGTERM)}")
+    assert told.returncode == EXIT_STOPPED, told.stdout
+    assert "Traceback" not in told.stdout and "SIGTERM" in told.stdout
+    assert [file.name for file in (folder / "checkpoints").iterdir()] == ["step_000002.ckpt"]
+    again = typed(tmp_path, f"trainer.resume={folder}")
+    assert again.returncode == 0, again.stdout
+    alone = tmp_path / "alone"
+    train(config_of(*SMALL, "trainer.max_epochs=2", "trainer.accumulate_grad_batches=2"), alone)
+    assert column(folder, "train/loss") == pytest.approx(column(alone, "train/loss"), abs=1e-5)
+    assert answered(folder) == answered(alone)
+
+
+def test_number_that_goes_wrong_in_one_process_stops_both(tmp_path: Path) -> None:
+    """The first writes what all of them had: a micro-batch of each."""
+    folder = tmp_path / "run"
+    told = typed(tmp_path, *asking(folder, 1, 1))
+    assert told.returncode == 1, told.stdout
+    assert "The loss is nan in optimizer step 1; the step was not taken." in told.stdout
+    assert "Traceback" not in told.stdout
+    saved = load_file(folder / BAD_BATCH)
+    assert {name.partition(".")[0] for name in saved} == {"batch0", "batch1", "weights"}
+
+
+def test_process_that_dies_ends_the_run(tmp_path: Path) -> None:
+    config = config_of("trainer.devices=2")
+    with (
+        pytest.raises(RunError, match="Another process of this run has failed") as caught,
+        Team(config.trainer) as team,
+    ):
+        team.helpers[0].kill()
+        team.call(config, tmp_path)
+        team.join()
+    assert "rank 1 of 2: exit code -9" in caught.value.screen()
+    assert "LOCAL_RANK" not in os.environ
+    assert distributed.world_size() == 1
+
+
+def test_process_that_fails_tells_why(tmp_path: Path) -> None:
+    config = config_of("trainer.devices=2")
+    with pytest.raises(RunError) as caught, Team(config.trainer) as team:
+        config.model.source, config.model.tiny = config.model.source.local, None
+        config.model.path = str(tmp_path / "no_model")
+        team.call(config, tmp_path)
+        team.join()
+    assert "no_model" in caught.value.screen()
+
+
+# ------------------------------------------------------------------------------------------------- what cannot work
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["trainer.devices=0"], "trainer.devices=0"),
+        (["trainer.strategy=fsdp2"], "trainer.strategy=fsdp2 with one device"),
+        (["trainer.strategy=ddp"], "trainer.strategy=ddp with one device"),
+        (["trainer.strategy=fsdp2", "trainer.devices=2", "method=qlora"], "whose weights cannot be cut up"),
+        (["trainer.strategy=fsdp2", "trainer.devices=2", "trainer.gradient_checkpointing=true"], "checkpointing=true"),
+        (["trainer.strategy=fsdp2", "trainer.devices=2", "trainer.precision=16-mixed"], "precision=16-mixed"),
+        (["trainer.strategy=fsdp2", "trainer.devices=2", "optim=paged_adamw_8bit"], "optim.name=paged_adamw_8bit"),
+        (["trainer.strategy=fsdp2", "trainer.devices=2", "method.lora.use_dora=true"], "use_dora=true"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused(overrides: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build_config(compose("model=tiny_random", "logger=none", *overrides), TrainConfig)
+    assert told in caught.value.screen()
+
+
+def test_evaluation_is_one_process() -> None:
+    with pytest.raises(ConfigError, match="a problem") as caught:
+        build_config(compose("model=tiny_random", "trainer.devices=2", command="evaluate"), EvaluateConfig)
+    assert "evaluate.py scores in one process" in caught.value.screen()
+
+
+def test_more_devices_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = config_of("trainer.devices=2")
+    config.trainer.accelerator = "cuda"
+    with pytest.raises(ConfigError) as caught:
+        Team(config.trainer)
+    assert "trainer.devices=2" in caught.value.screen()
+    assert "at most 1" in caught.value.screen()

@@ -2,7 +2,7 @@
 
 import math
 import string
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -42,6 +42,9 @@ LARGEST_SEED = 2**32 - 1
 
 EMBEDDING_MODULES = ("lm_head", "embed_tokens")
 Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
+
+MOVED = {"cyberlm.loggers.": "cyberlm.training.loggers.", "cyberlm.callbacks.": "cyberlm.training.callbacks.resuming."}
+"""Modules of a `_target_` by the names that older configurations have for them."""
 
 
 def build_config(composed: DictConfig, schema: type[Config]) -> Config:
@@ -99,7 +102,18 @@ def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Pro
         problems = unknown or [Problem(str(error).splitlines()[0])]
         raise ConfigError("The configuration cannot be read:", problems) from error
     assert isinstance(built, schema)
+    if isinstance(built, RootConfig):
+        _rename_targets([*built.logger.values(), *(built.callbacks.values() if isinstance(built, TrainConfig) else ())])
     return built, unknown
+
+
+def _rename_targets(entries: Iterable[Any]) -> None:
+    """Writes the module where a class is today into every `_target_` that names where it was."""
+    for entry in entries:
+        target = str(entry.get("_target_", "")) if isinstance(entry, dict) else ""
+        for old, new in MOVED.items():
+            if target.startswith(old) and not target.startswith(new):
+                entry["_target_"] = target.replace(old, new, 1)
 
 
 def _unknown_keys(node: DictConfig, kind: type, prefix: str = "") -> Iterator[Problem]:

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from support import compose, config_of
 
 from cyberlm.config.commands import ExportConfig, ExportForm
 from cyberlm.config.rules import build_config
-from cyberlm.config.schema import EvaluateConfig
+from cyberlm.config.schema import EvaluateConfig, TrainConfig
 from cyberlm.evaluation.evidence import read_evidence
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.results import read_predictions, read_results
@@ -21,6 +22,7 @@ from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.export import export
 from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
+from cyberlm.training.callbacks.resuming import EarlyStopping
 
 SAVED = Path(__file__).parents[1] / "saved_runs"
 
@@ -87,3 +89,15 @@ def test_a_stopped_run_ends_as_the_unbroken_one_did(outputs: Path, monkeypatch: 
     for key in ("step", "train/loss", "val/accuracy", "val/nll"):
         whole, again = ([float(row[key]) for row in table if row[key]] for table in rows)
         assert again == pytest.approx(whole, abs=1e-5), key
+
+
+def test_a_target_by_its_older_name_is_the_class_of_today() -> None:
+    """Configurations name classes by the modules where they once were; what is another's keeps its name."""
+    older = [
+        "+logger.mlflow._target_=cyberlm.loggers.mlflow_logger",
+        "+callbacks.stop._target_=cyberlm.callbacks.EarlyStopping",
+    ]
+    config = build_config(compose(*older, "+callbacks.own._target_=cyberlm_loggers.Own", "callbacks=none"), TrainConfig)
+    assert config.logger["mlflow"]["_target_"] == "cyberlm.training.loggers.mlflow_logger"
+    assert get_class(config.callbacks["stop"]["_target_"]) is EarlyStopping
+    assert config.callbacks["own"]["_target_"] == "cyberlm_loggers.Own"

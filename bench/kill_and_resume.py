@@ -222,7 +222,7 @@ def main() -> None:
     import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
 
-    import cyberlm.runs  # noqa: F401
+    import cyberlm.runs.train  # noqa: F401
 
     shutil.rmtree(chosen.work, ignore_errors=True)
     chosen.work.mkdir(parents=True)

@@ -156,8 +156,8 @@ MANY_SHAPES = """
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from cyberlm import kernels
-from cyberlm.planning import resident_bytes
+from cyberlm.models import cpu_kernels
+from cyberlm.planning.machine import resident_bytes
 
 torch.set_num_threads(1)
 cpu_kernels.onednn_is_faster = lambda: True

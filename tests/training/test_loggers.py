@@ -245,7 +245,7 @@ def test_a_logger_that_fails_fails_no_run(
 
 DYING = """
 import psutil
-from cyberlm import loggers
+from cyberlm.training import loggers
 logger = loggers.lenient(loggers.wandb_logger("run", "cyberlm"))
 logger.log_metrics({"val/accuracy": 0.5}, step=1)
 for process in psutil.Process().children(recursive=True):

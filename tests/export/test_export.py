@@ -268,7 +268,7 @@ def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ModelError, match=r"failed \(exit code 3\):\n  - tokens of Klingon"):
         exported(runs["lora"], tmp_path / "g", "gguf")
     script.write_text(
-        "import sys; from pathlib import Path; from cyberlm.config import GgufType\n"
+        "import sys; from pathlib import Path; from cyberlm.config.commands import GgufType\n"
         "from cyberlm.export.gguf import write_llama\n"
         "folder, _, file, _, kind = sys.argv[1:]\n"
         "write_llama(Path(folder), Path(file), GgufType(kind), 'by the converter', 'none')\n"

@@ -159,7 +159,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from support import config_of
 from cyberlm.runtime.errors import ModelError
-from cyberlm.models import load_base, load_tokenizer, pick_device
+from cyberlm.models.loading import load_base, load_tokenizer, pick_device
 whole, path = Path({whole!r}).read_bytes(), Path({folder!r}) / "x.gguf"
 choose, ended = random.Random(1), []
 limit = 16 << 30

@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TOOLS := .tools
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint types lock audit bench gpu-kit clean
+.PHONY: help install quickstart test test-slow lint types lock audit bench gpu-kit clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,8 +49,11 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	$(BIN)/mypy
 
-test: lint types ## ruff, the type checker, pytest on every core
+test: lint types ## ruff, the type checker, the quick tests on every core
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+test-slow: $(INSTALLED) ## the slow tests: child processes, kills, the embedded model
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m slow
 
 BENCHES := startup training_vs_trl scoring_vs_lm_eval lightning_overhead scale mfu_cpu levers evidence_cost
 

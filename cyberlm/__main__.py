@@ -52,10 +52,10 @@ def export() -> None:
 
 
 def chat() -> None:
-    """Answers what is typed in the terminal."""
+    """Answers what is typed in the terminal, by transformers' chat client."""
 
     def run(config: ChatConfig, _: Path) -> None:
-        from cyberlm.runs.chatting import chat
+        from cyberlm.runs.serving import chat
 
         chat(config)
 
@@ -64,7 +64,7 @@ def chat() -> None:
 
 
 def serve() -> None:
-    """Answers programs that speak OpenAI's chat completions."""
+    """Answers programs that speak OpenAI's chat completions, by vLLM's or transformers' server."""
 
     def run(config: ServeConfig, _: Path) -> None:
         from cyberlm.runs.serving import serve

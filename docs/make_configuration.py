@@ -19,9 +19,9 @@ CONF = ROOT / "conf"
 COMMANDS = {
     "train": "train.py",
     "evaluate": "evaluate.py",
-    "export": "cyberlm.export",
-    "chat": "cyberlm.chat",
-    "serve": "cyberlm.serve",
+    "export": "cyberlm export",
+    "chat": "cyberlm chat",
+    "serve": "cyberlm serve",
 }
 """Each command, and how it is called on the page."""
 
@@ -29,10 +29,10 @@ ROOT_CLASSES = {
     "RootConfig": "train.py and evaluate.py",
     "TrainConfig": "train.py only",
     "EvaluateConfig": "evaluate.py only",
-    "ExportConfig": "cyberlm.export",
-    "OpenConfig": "cyberlm.chat and cyberlm.serve",
-    "ChatConfig": "cyberlm.chat only",
-    "ServeConfig": "cyberlm.serve only",
+    "ExportConfig": "cyberlm export",
+    "OpenConfig": "cyberlm chat and cyberlm serve",
+    "ChatConfig": "cyberlm chat only",
+    "ServeConfig": "cyberlm serve only",
 }
 """Heading of each dataclass that stands at the top of a configuration."""
 

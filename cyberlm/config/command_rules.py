@@ -4,8 +4,7 @@ import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
 
-from cyberlm.config.commands import ChatConfig, Engine, ExportConfig, OpenConfig, ServeConfig
-from cyberlm.config.schema import QuantName
+from cyberlm.config.commands import ChatConfig, ExportConfig, OpenConfig, ServeConfig
 from cyberlm.runtime.errors import Problem
 
 A_RUN = "the folder of a finished run, under outputs/"
@@ -17,9 +16,12 @@ def command_problems(config: object) -> Iterator[Problem]:
     if isinstance(config, ExportConfig):
         yield from _export_problems(config)
     if isinstance(config, OpenConfig):
-        yield from _open_problems(config)
-    if isinstance(config, ChatConfig) and not 0 <= config.temperature <= 2:
-        yield Problem(f"temperature={config.temperature:g}", "0 to 2")
+        yield from _run_problems(config.run)
+    if isinstance(config, ChatConfig):
+        if not 0 <= config.temperature <= 2:
+            yield Problem(f"temperature={config.temperature:g}", "0 to 2")
+        if config.max_new_tokens < 1:
+            yield Problem(f"max_new_tokens={config.max_new_tokens}", "1 or more")
     if isinstance(config, ServeConfig):
         yield from _serve_problems(config)
 
@@ -41,18 +43,6 @@ def _run_problems(run: str) -> Iterator[Problem]:
         yield Problem(f"run={run} is not a run's folder: it has no config.yaml", A_RUN)
 
 
-def _open_problems(config: OpenConfig) -> Iterator[Problem]:
-    if config.run is None and config.model is None:
-        yield Problem("neither run nor model is given", f"run: {A_RUN}; or a model as it is", "run=outputs/RUN")
-    if config.run is not None:
-        yield from _run_problems(config.run)
-        given = [name for name in ("model", "quant", "prompt") if getattr(config, name) is not None]
-        for name in given:
-            yield Problem(f"run={config.run} with {name}=...", f"the run's own {name}", f"run={config.run}")
-    if config.max_new_tokens < 1:
-        yield Problem(f"max_new_tokens={config.max_new_tokens}", "1 or more")
-
-
 def _serve_problems(config: ServeConfig) -> Iterator[Problem]:
     if not 0 <= config.port <= LARGEST_PORT:
         yield Problem(f"port={config.port}", f"0 to {LARGEST_PORT}")
@@ -62,8 +52,6 @@ def _serve_problems(config: ServeConfig) -> Iterator[Problem]:
             "127.0.0.1, or allow_remote=true as well",
             f"host={config.host} allow_remote=true",
         )
-    if config.engine is Engine.vllm and config.quant is not None and config.quant.name is not QuantName.none:
-        yield Problem(f"engine=vllm quant={config.quant.name.name}", "quant=none, or engine=torch", "engine=torch")
 
 
 def is_loopback(host: str) -> bool:

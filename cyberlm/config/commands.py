@@ -9,7 +9,7 @@ from enum import Enum
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from cyberlm.config.schema import EvaluateConfig, ModelConfig, PromptConfig, QuantConfig, TrainConfig
+from cyberlm.config.schema import EvaluateConfig, TrainConfig
 
 
 class ExportForm(Enum):
@@ -27,7 +27,7 @@ class GgufType(Enum):
 
 class Engine(Enum):
     auto = "auto"
-    torch = "torch"
+    transformers = "transformers"
     vllm = "vllm"
 
 
@@ -51,24 +51,18 @@ class ExportConfig:
 
 @dataclass
 class OpenConfig:
-    """What chat and serve share: which model answers, and how."""
+    """What chat and serve share: which model answers, and where."""
 
-    run: str | None = None
-    """Folder of a finished run, whose tuned model answers."""
-    model: ModelConfig | None = None
-    """A model as it is, instead of a run."""
-    quant: QuantConfig | None = None
-    """Of `model`; a run has its own. null: none."""
-    prompt: PromptConfig | None = None
-    """Of `model`; a run has its own. null: whatever is typed, without a system message."""
-    max_new_tokens: int = 256
-    """Longest answer, in tokens."""
+    run: str = MISSING
+    """Folder of a finished run, whose tuned model answers; it is merged first where export/merged is not there."""
     accelerator: str = "auto"
     """auto, cpu or cuda; one device."""
 
 
 @dataclass
 class ChatConfig(OpenConfig):
+    max_new_tokens: int = 256
+    """Longest answer, in tokens."""
     temperature: float = 0.0
     """0: always the likeliest token; above: sampled, the flatter the higher."""
 
@@ -82,7 +76,16 @@ class ServeConfig(OpenConfig):
     allow_remote: bool = False
     """Listen on an address that other machines reach, although nobody is asked for a password."""
     engine: Engine = Engine.auto
-    """torch (one request at a time), vllm (GPU, many at once), or auto: vllm where it and a GPU are there."""
+    """transformers (one request at a time), vllm (GPU, many at once), or auto: vllm where it and a GPU are there."""
+
+
+A_MODEL_AS_IT_IS = "chat and serve answer with a finished run; a model as it is: transformers serve FOLDER_OR_HUB_NAME"
+REMOVED_KEYS = {
+    **dict.fromkeys(("chat.model", "chat.quant", "chat.prompt"), A_MODEL_AS_IT_IS),
+    **dict.fromkeys(("serve.model", "serve.quant", "serve.prompt"), A_MODEL_AS_IT_IS),
+    "serve.max_new_tokens": "each request sets its own max_tokens",
+}
+"""Keys of older versions, and what there is instead."""
 
 
 SCHEMAS = {

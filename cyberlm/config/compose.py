@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from cyberlm.config.commands import REMOVED_KEYS
 from cyberlm.runtime.errors import ConfigError, Problem, UserError, did_you_mean
 from cyberlm.runtime.signals import quoted
 
@@ -84,11 +85,9 @@ def _unquoted(overrides: Sequence[str]) -> Iterator[Problem]:
 
 
 def _typed(command: str) -> str:
-    """The command as it was typed: python train.py, python -m cyberlm chat or python -m cyberlm train."""
-    script = Path(sys.argv[0])
-    if script.name != f"{command}.py":
-        return f"python -m cyberlm {command}"
-    return f"python -m cyberlm {command}" if script.parent == Path(__file__).parents[1] else f"python {script.name}"
+    """The command as it was typed: python train.py or python -m cyberlm train."""
+    script = Path(sys.argv[0]).name
+    return f"python {script}" if script == f"{command}.py" else f"python -m cyberlm {command}"
 
 
 def _override_problems(command: str, overrides: Sequence[str], keys: Sequence[str]) -> Iterator[Problem]:
@@ -149,6 +148,8 @@ def _all_keys(command: str) -> list[str]:
 def _explain(command: str, override: str, choices: list[str], error: Exception, keys: Sequence[str]) -> Problem:
     name, value = override.lstrip("+~").split("=", 1)
     group, _, rest = name.partition(".")
+    if (told := REMOVED_KEYS.get(f"{command}.{group}")) is not None:
+        return Problem(f"{override}: there is no key '{group}' any more: {told}")
     options = _group_options(group)
     if "Ambiguous value" in str(error):
         sweep, listed = f"{_typed(command)} -m {override}", f"{name}=[{value}]"

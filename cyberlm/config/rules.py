@@ -137,9 +137,6 @@ def _problems(config: RootConfig | ExportConfig | OpenConfig) -> Iterator[Proble
     yield from command_problems(config)
     if config.accelerator not in ACCELERATORS:
         yield Problem(f"accelerator={config.accelerator}", ", ".join(ACCELERATORS))
-    if isinstance(config, OpenConfig):
-        yield from _model_problems(config.model) if config.model is not None else ()
-        yield from _prompt_problems(config.prompt) if config.prompt is not None else ()
 
 
 def _root_problems(config: RootConfig) -> Iterator[Problem]:

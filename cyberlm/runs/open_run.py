@@ -1,97 +1,19 @@
 """A finished run's tuned model, opened again for whatever comes after training."""
 
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cyberlm.config.commands import OpenConfig
-from cyberlm.config.saved import config_of
 from cyberlm.config.schema import (
-    EvaluationConfig,
-    ModelConfig,
-    OptionScore,
-    PromptConfig,
-    Protocol,
-    QuantConfig,
-    QuantName,
     TrainConfig,
 )
-from cyberlm.data.datamodule import check_reads
 from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, load_adapter, load_whole, read_prompt
 from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.loading import load_base, load_tokenizer, pick_device
+from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.models.meta_model import hash_weights
-from cyberlm.runtime.errors import ConfigError, Problem, RunError
+from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import read_json
-from cyberlm.tasks.prompts import PROBE, Prompt
-
-AS_TYPED = PromptConfig(name="none", protocol=Protocol.text, question="{question}", show_options=False)
-"""The prompt of a model without a run: what is typed, and nothing else."""
-
-
-@dataclass
-class Opened:
-    """A model that can answer.
-
-    Attributes:
-        run: Configuration of the run that tuned it; None for a model as it is.
-        name: Of the run's folder, or of the model.
-        option_score: How options are compared, as in the run's evaluation.
-    """
-
-    loaded: LoadedModel
-    prompt: Prompt
-    run: TrainConfig | None
-    name: str
-    option_score: OptionScore
-
-    @property
-    def most_tokens(self) -> int:
-        """Longest prompt with its reply that the model can read, in tokens."""
-        shape = self.loaded.causal.config.get_text_config(decoder=True)
-        return int(getattr(shape, "max_position_embeddings", sys.maxsize))
-
-
-def open_model(config: OpenConfig) -> Opened:
-    """The tuned model of `config.run`, or `config.model` as it is.
-
-    Raises:
-        RunError: If prompt or base weights are not those of the run.
-        ConfigError: If a reply may be longer than the model can read.
-    """
-    opened = _opened(config)
-    check_reads(opened.loaded.causal.config, opened.prompt, opened.prompt.encode([PROBE]))
-    if config.max_new_tokens >= opened.most_tokens:
-        raise ConfigError(
-            "A reply would leave no room for what is asked:",
-            [
-                Problem(
-                    f"max_new_tokens={config.max_new_tokens}",
-                    f"below {opened.most_tokens}, all that {opened.name} reads",
-                )
-            ],
-        )
-    return opened
-
-
-def _opened(config: OpenConfig) -> Opened:
-    device = pick_device(config.accelerator)
-    if config.run is not None:
-        run = Path(config.run)
-        trained = config_of(run)
-        prompt = prompt_of(trained, run)
-        tuned = load_tuned(trained, run, device)
-        return Opened(tuned, prompt, trained, run.resolve().name, trained.evaluation.option_score)
-    assert config.model is not None
-    prompt = Prompt(config.prompt or AS_TYPED, load_tokenizer(config.model))
-    loaded = load_base(config.model, config.quant or QuantConfig(name=QuantName.none), device)
-    return Opened(loaded, prompt, None, _name(config.model), EvaluationConfig().option_score)
-
-
-def _name(model: ModelConfig) -> str:
-    return Path(model.path).name if model.path is not None else model.name
+from cyberlm.tasks.prompts import Prompt
 
 
 def load_tuned(

@@ -67,6 +67,7 @@ class ChatTemplate:
 
     Attributes:
         source: The template as the tokenizer has it.
+        timeless: The template with a clock that stands still.
         takes_system: Whether it writes system messages; where not, they are put before the first user message.
         opening: Text between generation prompt and answer, a closed thought for example. It is part of the prompt.
         space: Spaces before an answer, tokenised with it.
@@ -82,7 +83,7 @@ class ChatTemplate:
             self.source = tokenizer.get_chat_template()
         except ValueError as error:  # several named templates, none of them the default
             raise _template_error(error) from error
-        self._timeless = FROZEN_CLOCK + self.source if "strftime_now" in self.source else self.source
+        self.timeless = FROZEN_CLOCK + self.source if "strftime_now" in self.source else self.source
         self.takes_system = self._writes_system()
         self.opening, self.space, self.ending = self._around_answer()
 
@@ -102,7 +103,7 @@ class ChatTemplate:
         try:
             text = self._tokenizer.apply_chat_template(
                 list(messages),
-                chat_template=self._timeless,
+                chat_template=self.timeless,
                 tokenize=False,
                 date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
                 enable_thinking=False,  # in Qwen3, SmolLM3 and GLM; `thinking` in DeepSeek and Granite

@@ -20,7 +20,7 @@ NEEDS = {"model/local": ["model.path=."], "data/mcq": [f"data.path={CONF / 'trai
 """What a choice cannot do without."""
 A_RUN = tempfile.TemporaryDirectory()
 (Path(A_RUN.name) / "config.yaml").touch()
-BARE = {"export": [f"run={A_RUN.name}"], "chat": ["model=tiny_random"], "serve": ["model=tiny_random"]}
+BARE = {command: [f"run={A_RUN.name}"] for command in ("export", "chat", "serve")}
 """What a command cannot do without; a choice of the same group replaces it."""
 
 

@@ -18,7 +18,7 @@ from support import config_of, tuned_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-from cyberlm.config.commands import ChatConfig, ExportConfig, ExportForm, GgufType, ServeConfig
+from cyberlm.config.commands import ExportConfig, ExportForm, GgufType
 from cyberlm.config.saved import config_of as config_of_run
 from cyberlm.evaluation.agreement import compare_answers
 from cyberlm.evaluation.results import read_predictions
@@ -27,9 +27,8 @@ from cyberlm.export.gguf import CONVERTER, LLAMA3_SPLIT, PRE_TOKENIZERS, load_gg
 from cyberlm.models.adapters import load_adapter
 from cyberlm.models.loading import load_base
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
-from cyberlm.runs import serving
 from cyberlm.runs.export import export
-from cyberlm.runs.open_run import load_tuned, open_model
+from cyberlm.runs.open_run import load_tuned
 from cyberlm.runtime.errors import ModelError, RunError
 
 ROOT = Path(__file__).parents[2]
@@ -392,12 +391,6 @@ def test_a_run_whose_questions_are_gone_is_exported_all_the_same(
     assert "mine.json" in said and "on the embedded sample questions instead of the run's own" in said
     (agreement, *_) = json.loads((folder / "export.json").read_text())["agreement"]
     assert agreement["questions"] == ExportConfig(run="").questions and agreement["flips"] == []
-
-
-def test_a_run_whose_questions_are_gone_still_answers(without_questions: Path) -> None:
-    opened = open_model(ChatConfig(run=str(without_questions), accelerator="cpu"))
-    assert opened.name == "run" and opened.run is not None
-    assert serving._fits_vllm(ServeConfig(run=str(without_questions))) is False
 
 
 def test_a_model_with_several_templates_is_exported_with_the_one_in_use(tmp_path: Path) -> None:

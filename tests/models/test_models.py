@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from cyberlm.config.commands import ChatConfig, ExportConfig, ExportForm
+from cyberlm.config.commands import ExportConfig, ExportForm
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import Dtype, EvaluateConfig, ModelSource
 from cyberlm.evaluation.results import read_results
@@ -43,7 +43,7 @@ from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runs import train as training
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.export import export
-from cyberlm.runs.open_run import load_tuned, open_model
+from cyberlm.runs.open_run import load_tuned
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ModelError, RunError
 from cyberlm.runtime.files import write_json
@@ -332,8 +332,6 @@ def test_tokens_without_an_embedding_are_refused_before_any_work(tmp_path: Path)
     config = build_config(compose(*given, *local, command="evaluate"), EvaluateConfig)
     with pytest.raises(ModelError, match="no embedding"):
         evaluate(config, tmp_path / "evaluation")
-    with pytest.raises(ModelError, match="no embedding"):
-        open_model(ChatConfig(model=config_of(*local).model, accelerator="cpu"))
 
 
 def test_a_padding_token_without_an_embedding_never_goes_in(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers.utils import chat_template_utils
 
 from cyberlm.data.datamodule import encode_questions, encode_split
 from cyberlm.data.splits import Split
+from cyberlm.export.serving import serving_template
 from cyberlm.models.adapters import write_prompt
 from cyberlm.models.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from cyberlm.runs.open_run import check_prompt
@@ -315,6 +316,33 @@ def test_a_template_that_asks_for_the_date_gets_the_same_every_day(code: str, mo
         seen.add((prompt.render(QUESTION), prompt.fingerprint()))
     ((text, _),) = seen
     assert text == LETTER_CHAT.replace("text|>", f"text|>Today is {datetime.datetime(2024, 7, 26).strftime(code)}. ", 1)
+
+
+CONVERSATIONS = [
+    [("user", "hi")],
+    [("user", "one"), ("assistant", 'two "2" {{ é'), ("user", "3")],
+    [("system", "Be brief."), ("user", "x")],
+]
+
+
+@pytest.mark.parametrize("overrides", [("prompt=letter",), ("prompt=text", "prompt.system="), ("prompt.style=plain",)])
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE, ALTERNATING, EMPTY_THOUGHT, SWITCHED, LLAMA_2, SPACE_AT_END, REASONING]
+)
+def test_the_served_template_writes_the_prompt_of_the_run(template: str, overrides: tuple[str, ...]) -> None:
+    tokenizer = templated(template)
+    prompt = make(*overrides, tokenizer=tokenizer)
+    tokenizer.chat_template = serving_template(prompt)
+    for turns in CONVERSATIONS:
+        messages = [{"role": role, "content": text} for role, text in turns]
+        given = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        assert given == prompt.encode_messages(messages)
+
+
+def test_a_prompt_that_no_template_writes_is_not_served() -> None:
+    prompt = make("prompt=letter", "prompt.system='<|eot_id|> is text'")
+    with pytest.raises(RunError, match="cannot be served"):
+        serving_template(prompt)
 
 
 # ------------------------------------------------------------------------------------- control tokens in the data

@@ -143,7 +143,6 @@ def train_cyberlm(channel: measure.Channel) -> None:
     import torch
     from cyberlm_side import answer_nll, config_of, cybermetric, fit_in_blocks, plain_folder
 
-    from cyberlm.config.schema import MethodName
     from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter
     from cyberlm.models.loading import load_base, load_tokenizer
     from cyberlm.tasks.prompts import Prompt
@@ -173,7 +172,7 @@ def train_cyberlm(channel: measure.Channel) -> None:
     channel.reply(before=before, after=answer_nll(loaded, prompt, held_out))
     while True:
         adapter = Path(channel.receive()["adapter"])
-        assert config.method.name is MethodName.lora
+        assert config.method.name == "lora"
         base = load_base(config.model, config.quant, torch.device("cpu"))
         channel.reply(nll=answer_nll(load_adapter(base, adapter / ADAPTER_FOLDER), prompt, held_out))
 

@@ -19,7 +19,7 @@ from cyberlm.config.commands import REMOVED_KEYS
 from cyberlm.runtime.errors import ConfigError, Problem, UserError, did_you_mean
 from cyberlm.runtime.signals import quoted
 
-SEVERAL_OPTIONS = ("logger", "callbacks")
+SEVERAL_OPTIONS = ("logger", "callbacks", "metrics")
 """Groups of which a run takes several options at once."""
 
 MOST_TRIED = 200

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ NAME = re.compile(r"\w[\w .+\-]{0,63}")
 """Of names that become part of a folder's name: no separator, no leading dot."""
 WRITTEN_TO = ("save_dir", "dirpath", "default_root_dir", "root_dir")
 """Arguments of Lightning's loggers and callbacks that name a folder to write to."""
+
+MOVED = {"cyberlm.loggers.": "cyberlm.training.loggers.", "cyberlm.callbacks.": "cyberlm.training.callbacks.resuming."}
+"""Modules of a `_target_` by the names that older configurations have for them."""
 
 
 def check_places(config: RootConfig | ExportConfig | OpenConfig, folder: Path) -> None:
@@ -66,3 +70,12 @@ def _escaped(value: Any, name: str) -> Any:
     if isinstance(value, str) and name not in WRITTEN_TO:
         return value.replace("${oc.env:", "\\${oc.env:")
     return value
+
+
+def rename_targets(entries: Iterable[Any]) -> None:
+    """Writes the module where a class is today into every `_target_` that names where it was."""
+    for entry in entries:
+        target = str(entry.get("_target_", "")) if isinstance(entry, dict) else ""
+        for old, new in MOVED.items():
+            if target.startswith(old) and not target.startswith(new):
+                entry["_target_"] = target.replace(old, new, 1)

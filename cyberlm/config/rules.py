@@ -2,10 +2,10 @@
 
 import math
 import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,14 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 from cyberlm.config.command_rules import command_problems
 from cyberlm.config.commands import ExportConfig, OpenConfig
 from cyberlm.config.device_rules import device_problems
-from cyberlm.config.places import NAME, with_references
+from cyberlm.config.places import NAME, rename_targets, with_references
 from cyberlm.config.schema import (
     DataConfig,
     DataName,
     EvaluateConfig,
     LoraConfig,
     MethodConfig,
-    MethodName,
     ModelConfig,
     ModelSource,
     OptimConfig,
@@ -35,6 +34,7 @@ from cyberlm.config.schema import (
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 
 CYBERMETRIC_SIZES = (80, 500, 2000, 10000)
+ALLOWED_NAMES = "up to 64 letters, digits, spaces and _ . + -, a letter or digit first"
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda")
 LARGEST_SEED = 2**32 - 1
@@ -43,8 +43,8 @@ LARGEST_SEED = 2**32 - 1
 EMBEDDING_MODULES = ("lm_head", "embed_tokens")
 Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
 
-MOVED = {"cyberlm.loggers.": "cyberlm.training.loggers.", "cyberlm.callbacks.": "cyberlm.training.callbacks.resuming."}
-"""Modules of a `_target_` by the names that older configurations have for them."""
+FULL, LORA = "cyberlm.models.methods.full.Full", "cyberlm.models.methods.lora.Lora"
+"""Methods of which this module knows the rules."""
 
 
 def build_config(composed: DictConfig, schema: type[Config]) -> Config:
@@ -103,17 +103,9 @@ def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Pro
         raise ConfigError("The configuration cannot be read:", problems) from error
     assert isinstance(built, schema)
     if isinstance(built, RootConfig):
-        _rename_targets([*built.logger.values(), *(built.callbacks.values() if isinstance(built, TrainConfig) else ())])
+        callbacks = built.callbacks.values() if isinstance(built, TrainConfig) else ()
+        rename_targets([*built.logger.values(), *built.metrics.values(), *callbacks, built.task])
     return built, unknown
-
-
-def _rename_targets(entries: Iterable[Any]) -> None:
-    """Writes the module where a class is today into every `_target_` that names where it was."""
-    for entry in entries:
-        target = str(entry.get("_target_", "")) if isinstance(entry, dict) else ""
-        for old, new in MOVED.items():
-            if target.startswith(old) and not target.startswith(new):
-                entry["_target_"] = target.replace(old, new, 1)
 
 
 def _unknown_keys(node: DictConfig, kind: type, prefix: str = "") -> Iterator[Problem]:
@@ -143,13 +135,12 @@ def _root_problems(config: RootConfig) -> Iterator[Problem]:
     names = {"model.name": config.model.name, "prompt.name": config.prompt.name, "group": config.group}
     for key, value in names.items():
         if value is not None and not NAME.fullmatch(value):
-            allowed = "up to 64 letters, digits, spaces and _ . + -, a letter or digit first"
-            yield Problem(f"{key}={value!r} cannot be part of a folder's name", allowed)
+            yield Problem(f"{key}={value!r} cannot be part of a folder's name", ALLOWED_NAMES)
     yield from _model_problems(config.model)
     yield from _data_problems(config.data)
     yield from _prompt_problems(config.prompt)
     yield from _trainer_problems(config.trainer)
-    yield from _open_set_problems("logger", config.logger)
+    yield from _target_problems(config)
     yield from _at_least("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1)
     yield from _between("evaluation.prior_share", config.evaluation.prior_share, 0, 1)
     suspects = config.evaluation.suspects
@@ -161,7 +152,6 @@ def _root_problems(config: RootConfig) -> Iterator[Problem]:
         yield from _method_problems(config.method, config.quant.name, config.model)
         yield from _optim_problems(config.optim)
         yield from device_problems(config)
-        yield from _open_set_problems("callbacks", config.callbacks)
         if config.plan.device_memory_gib is not None:
             yield from _above("plan.device_memory_gib", config.plan.device_memory_gib)
     if isinstance(config, EvaluateConfig) and config.trainer.devices > 1:
@@ -219,25 +209,28 @@ def _model_problems(model: ModelConfig) -> Iterator[Problem]:
 
 
 def _method_problems(method: MethodConfig, quant: QuantName, model: ModelConfig) -> Iterator[Problem]:
-    if method.name is MethodName.sft:
+    if not NAME.fullmatch(method.name):
+        yield Problem(f"method.name={method.name!r} cannot be part of a folder's name", ALLOWED_NAMES)
+    if method._target_ == FULL:
         if quant is QuantName.nf4:
             yield Problem(
-                "method=sft quant=nf4: 4-bit weights cannot be trained, only an adapter on them",
-                "method=sft quant=none, or method=qlora",
+                f"method={method.name} quant=nf4: 4-bit weights cannot be trained, only an adapter on them",
+                f"method={method.name} quant=none, or method=qlora",
                 "method=qlora",
             )
         if method.lora is not None:
             allowed = "method.lora only with method=lora or method=qlora"
-            yield Problem("method=sft with method.lora", allowed, "method=sft method.lora=null")
+            yield Problem(f"method={method.name} with method.lora", allowed, f"method={method.name} method.lora=null")
+    if method._target_ != LORA:
         return
-    if method.name is MethodName.qlora and quant is QuantName.none:
+    if method.name == "qlora" and quant is QuantName.none:
         yield Problem(
             "method=qlora quant=none: QLoRA is LoRA on a 4-bit base",
             "method=qlora (which sets quant=nf4), or method=lora quant=none",
             "method=lora",
         )
     if method.lora is None:
-        yield Problem(f"method={method.name.name} without method.lora", fix=f"method={method.name.name}")
+        yield Problem(f"method={method.name} without method.lora", fix=f"method={method.name}")
     else:
         yield from _lora_problems(method.lora, model)
 
@@ -388,7 +381,10 @@ def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
         yield Problem(f"{what}: it has no config.yaml", "the folder of an unfinished run, under outputs/")
 
 
-def _open_set_problems(group: str, entries: dict[str, Any]) -> Iterator[Problem]:
-    for name, entry in entries.items():
+def _target_problems(config: RootConfig) -> Iterator[Problem]:
+    entries = {"task": config.task}
+    for group in ("logger", "metrics", "callbacks"):
+        entries |= {f"{group}.{name}": entry for name, entry in getattr(config, group, {}).items()}
+    for key, entry in entries.items():
         if not isinstance(entry, dict) or "_target_" not in entry:
-            yield Problem(f"{group}.{name} has no _target_", "the dotted name of the class to make")
+            yield Problem(f"{key} has no _target_", "the dotted name of the class to make")

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
-from cyberlm.config.rules import read_config
+from cyberlm.config.rules import FULL, LORA, Config, read_config
 from cyberlm.config.schema import Monitor, RootConfig, TrainConfig
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 
@@ -99,8 +99,20 @@ def saved_config(run: Path) -> DictConfig:
     return saved
 
 
+OLDER_METHODS = {"sft": FULL, "lora": LORA, "qlora": LORA}
+
+
 def config_of(run: Path) -> TrainConfig:
     """The configuration that a training run was made with; what it names may be gone since.
+
+    Raises:
+        RunError: If it cannot be had.
+    """
+    return saved_as(run, TrainConfig)
+
+
+def saved_as(run: Path, schema: type[Config]) -> Config:
+    """Configuration of a run in the dataclass of its command. Keys that did not exist then get what held without them.
 
     Raises:
         RunError: If it cannot be had.
@@ -108,12 +120,15 @@ def config_of(run: Path) -> TrainConfig:
     saved = saved_config(run)
     try:
         saved.trainer.resume = None
-        saved.trainer.setdefault("monitor", Monitor.accuracy.name)  # as it was before the key existed
-        return read_config(saved, TrainConfig)
+        saved.trainer.setdefault("monitor", Monitor.accuracy.name)
+        saved.setdefault("task", {"_target_": "cyberlm.tasks.multiple_choice.MultipleChoice"})
+        if "method" in saved:
+            saved.method.setdefault("_target_", OLDER_METHODS.get(saved.method.name, "???"))
+        return read_config(saved, schema)
     except (ConfigError, OmegaConfBaseException) as error:
         told = "; ".join(problem.what for problem in error.problems) if isinstance(error, ConfigError) else str(error)
         raise _not_a_config(run / "config.yaml", told) from error
 
 
 def _not_a_config(file: Path, what: str) -> RunError:
-    return RunError(f"{file} is not a training run's configuration.", [Problem(what, "the file as the run wrote it")])
+    return RunError(f"{file} is not a run's configuration.", [Problem(what, "the file as the run wrote it")])

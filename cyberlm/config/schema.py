@@ -11,12 +11,6 @@ from typing import Any
 from omegaconf import MISSING
 
 
-class MethodName(Enum):
-    sft = "sft"
-    lora = "lora"
-    qlora = "qlora"
-
-
 class QuantName(Enum):
     none = "none"
     nf4 = "nf4"
@@ -187,12 +181,16 @@ class LoraConfig:
 
 @dataclass
 class MethodConfig:
-    name: MethodName = MISSING
-    """sft (all weights), lora, or qlora (lora on a 4-bit base)."""
+    _target_: str = MISSING
+    """Dotted name of the class that attaches, saves and loads what is trained (cyberlm/models/methods/)."""
+    name: str = MISSING
+    """Short name, used in folder and run names."""
     learning_rate: float = 2e-4
     """Peak learning rate this method is usually given; optim.learning_rate takes it unless set."""
     lora: LoraConfig | None = None
     """Adapter settings (lora and qlora)."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of a method of your own."""
 
 
 @dataclass
@@ -367,7 +365,11 @@ class RootConfig:
     quant: QuantConfig = MISSING
     data: DataConfig = MISSING
     prompt: PromptConfig = MISSING
+    task: dict[str, Any] = field(default_factory=dict)
+    """What is asked and what counts as right: a _target_, and its settings."""
     evaluation: EvaluationConfig = MISSING
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Metrics by name, each with a _target_: a function of the predictions."""
     logger: dict[str, Any] = field(default_factory=dict)
     """Experiment loggers by name, each with a _target_; training writes metrics.csv in any case."""
     trainer: TrainerConfig = MISSING

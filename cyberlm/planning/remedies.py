@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from cyberlm.config.schema import LoraConfig, MethodName, OptimizerName, QuantName, TrainConfig
+from cyberlm.config.schema import LoraConfig, OptimizerName, QuantName, TrainConfig
 
 FEWEST_BATCH_TOKENS = 256
 
@@ -45,9 +45,9 @@ def _ways(config: TrainConfig, on_gpu: bool) -> Iterator[Overrides]:
     if config.trainer.gradient_checkpointing:
         recompute = ()
     eight = ("optim=paged_adamw_8bit",) if on_gpu and config.optim.name is OptimizerName.adamw else ()
-    if config.method.name is MethodName.sft:
+    if config.method.lora is None:
         lighter += [eight, ("method=lora",), ("method=qlora",)]
-    elif config.method.name is MethodName.lora:
+    elif config.quant.name is QuantName.none:
         lighter += [("method=qlora",), ("method=qlora", *eight)]
     else:
         lighter += [eight]
@@ -72,7 +72,7 @@ def _applied(config: TrainConfig, changes: Overrides) -> TrainConfig:
     for change in changes:
         name, value = change.split("=")
         if name == "method":
-            config = _with_method(config, MethodName[value])
+            config = _with_method(config, value)
         elif name == "optim":
             config = replace(config, optim=replace(config.optim, name=OptimizerName[value]))
         elif name == "trainer.gradient_checkpointing":
@@ -83,7 +83,7 @@ def _applied(config: TrainConfig, changes: Overrides) -> TrainConfig:
     return config
 
 
-def _with_method(config: TrainConfig, name: MethodName) -> TrainConfig:
+def _with_method(config: TrainConfig, name: str) -> TrainConfig:
     lora = config.method.lora or LoraConfig()
-    quant = replace(config.quant, name=QuantName.nf4 if name is MethodName.qlora else QuantName.none)
+    quant = replace(config.quant, name=QuantName.nf4 if name == "qlora" else QuantName.none)
     return replace(config, method=replace(config.method, name=name, lora=lora), quant=quant)

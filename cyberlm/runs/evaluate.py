@@ -212,7 +212,7 @@ def _named_after(results: Results, contenders: Sequence[ModelSpec], trained: Tra
     return replace(
         results,
         model=_list_of(contender.model.name for contender in contenders),
-        method=_list_of(run.method.name.name for run in trained.values()) or "none",
+        method=_list_of(run.method.name for run in trained.values()) or "none",
         quant=_list_of(contender.quant.name.name for contender in contenders),
     )
 

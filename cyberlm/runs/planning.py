@@ -69,7 +69,7 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
     device = _named_device(config) or _device(_own_device(config), resident_bytes())
     planner = Planner(shape, device)
     plan = planner.plan(config, _work(config, shape, encoded, end))
-    say(f"{config.model.name}, {config.method.name.name}, base weights {config.quant.name.name}, {device.name}")
+    say(f"{config.model.name}, {config.method.name}, base weights {config.quant.name.name}, {device.name}")
     share = plan.network.trainable / plan.network.parameters
     say(f"Parameters: {plan.network.parameters:,}, of them trained {plan.network.trainable:,} ({share:.3%})")
     say(f"Largest micro-batch: {describe_batches(plan)}")

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cyberlm.config.rules import read_config
-from cyberlm.config.saved import config_of, saved_config
+from cyberlm.config.saved import saved_as, saved_config
 from cyberlm.config.schema import EvaluateConfig, RootConfig, TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import select_questions
@@ -65,10 +64,7 @@ def recompute(run: Path) -> list[str]:
 
 
 def _config(run: Path) -> RootConfig:
-    saved = saved_config(run)
-    if "method" in saved:
-        return config_of(run)
-    return read_config(saved, EvaluateConfig)
+    return saved_as(run, TrainConfig if "method" in saved_config(run) else EvaluateConfig)
 
 
 def _seen(run: Path, config: RootConfig) -> tuple[Question, ...]:

@@ -117,7 +117,7 @@ def opened_loggers(config: RootConfig) -> Iterator[list[Logger]]:
 
 
 def announce(config: RootConfig, folder: Path) -> None:
-    method = f", {config.method.name.name}" if isinstance(config, TrainConfig) else ""
+    method = f", {config.method.name}" if isinstance(config, TrainConfig) else ""
     say(
         f"Model {config.model.name}{method}, base weights {config.quant.name.name}; data {_data_name(config)}; "
         f"prompt {config.prompt.name}"

@@ -127,7 +127,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
     tuned = tuned_folder(config, folder)
     results = replace(
         results,
-        method=config.method.name.name,
+        method=config.method.name,
         objective=learned.validation[config.trainer.monitor.name],
         monitor=config.trainer.monitor.name,
         validation=dict(learned.validation),

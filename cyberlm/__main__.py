@@ -17,7 +17,7 @@ def train() -> None:
 
     def run(config: TrainConfig, folder: Path) -> float | None:
         if config.plan.enabled:
-            from cyberlm.runs.planning import show_plan
+            from cyberlm.runs.memory import show_plan
 
             show_plan(config, folder)
             return None

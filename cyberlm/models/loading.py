@@ -122,6 +122,15 @@ def read_shape(config: ModelConfig) -> PretrainedConfig:
     return _shape_at(config, locate(config))
 
 
+def hash_weights(config: ModelConfig) -> str:
+    """`LoadedModel.weights_hash` of a base model: its weights are hashed where they lie, and not loaded."""
+    if config.source is ModelSource.tiny:
+        assert config.tiny is not None
+        return hash_tensors(tiny_model(config.tiny, len(tiny_tokenizer())))
+    digest = locate(config).digest or getattr(read_shape(config), "_commit_hash", None)
+    return digest or "unknown"
+
+
 def _attention(config: ModelConfig, shape: PretrainedConfig) -> str:
     """`model.attention`; eager where that is sdpa and the architecture has none."""
     architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(shape), None)

@@ -9,8 +9,7 @@ from cyberlm.config.schema import (
 )
 from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, load_adapter, load_whole, read_prompt
 from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.loading import load_base, load_tokenizer
-from cyberlm.models.meta_model import hash_weights
+from cyberlm.models.loading import hash_weights, load_base, load_tokenizer
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import read_json
 from cyberlm.tasks.prompts import Prompt

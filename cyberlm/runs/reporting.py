@@ -27,7 +27,7 @@ from cyberlm.evaluation.report import print_results
 from cyberlm.evaluation.results import SCHEMA_VERSION, environment, write_status
 from cyberlm.evaluation.scores import score_predictions
 from cyberlm.models.loaded import LoadedModel
-from cyberlm.planning.machine import give_back
+from cyberlm.models.memory import release_freed_memory
 from cyberlm.runtime.errors import UserError
 from cyberlm.runtime.progress import say
 from cyberlm.runtime.redaction import redact
@@ -52,7 +52,7 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-            give_back()
+            release_freed_memory()
 
 
 @dataclass

@@ -24,11 +24,11 @@ from cyberlm.export.model_card import write_card
 from cyberlm.models.adapters import base_alone, count_parameters, save_tuned
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer, pick_device, read_shape
+from cyberlm.models.memory import MemoryEstimate
 from cyberlm.models.saving import saving, try_saving
-from cyberlm.planning.plans import Plan
 from cyberlm.runs.inference import Asked, ask, doubtful_items, weigh, write_answers
+from cyberlm.runs.memory import check_memory, out_of_memory_explained
 from cyberlm.runs.open_run import tuned_folder
-from cyberlm.runs.planning import explained, foresee
 from cyberlm.runs.processes import Team
 from cyberlm.runs.reporting import (
     Clock,
@@ -64,7 +64,7 @@ def train(config: TrainConfig, folder: Path) -> float:
             status_of(folder) as report,
             opened_loggers(config) as loggers,
             Team(config.trainer) as team,
-            explained(config),
+            out_of_memory_explained(config),
         ):
             objective = run_training(config, folder, loggers, team)
             report.objective = objective
@@ -101,7 +101,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
         announce_split(split)
         check_reads(read_shape(config.model), prompt, chain(*encoded.values()), config.evaluation)
         lint_labels(split.train, encoded["train"], prompt)
-        plan = foresee(config, encoded, prompt, device)
+        estimate = check_memory(config, encoded, prompt, device)
         team.call(config, folder)
         loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
         team.join()
@@ -132,7 +132,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
         monitor=config.trainer.monitor.name,
         validation=dict(learned.validation),
         steps=learned.steps,
-        cost=_cost(loaded, clock, meter, tuned, plan),
+        cost=_cost(loaded, clock, meter, tuned, estimate),
     )
     write_results(results, folder)
     write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
@@ -199,7 +199,7 @@ def _ask_base(clock: Clock, loaded: LoadedModel, prompt: Prompt, asked: Asked, c
         return ask(loaded, prompt, asked, config, "the base model")
 
 
-def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, plan: Plan | None) -> Cost:
+def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, estimate: MemoryEstimate | None) -> Cost:
     trainable, total = count_parameters(loaded.model)
     weights = sum(file.stat().st_size for file in tuned.glob("*.safetensors"))
     on_gpu = loaded.device.type == "cuda"
@@ -215,5 +215,5 @@ def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, plan
         peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         peak_device_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         adapter_bytes=weights,
-        predicted_peak_bytes=plan.allocated_peak if plan else None,
+        predicted_peak_bytes=estimate.measurable if estimate else None,
     )

@@ -23,8 +23,8 @@ from cyberlm.data.datamodule import QuestionData
 from cyberlm.models.adapters import add_adapter, keep_inputs_narrow
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base
+from cyberlm.models.memory import release_freed_memory
 from cyberlm.models.sharding import trained_tensors
-from cyberlm.planning.machine import give_back
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.progress import say
@@ -112,7 +112,7 @@ def fit(
                 MetricRows(metrics, loggers, trainer_config.log_every_n_steps, numbers),
                 FiniteNumbers(folder, config.seed, numbers),
                 watch,
-                LambdaCallback(on_validation_start=_give_back, on_validation_end=_give_back),
+                LambdaCallback(on_validation_start=_release_freed_memory, on_validation_end=_release_freed_memory),
                 *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
                 best,
                 _points_of(config, folder),  # after best, so that it knows of weights that have just been chosen
@@ -127,7 +127,7 @@ def fit(
         if point is None:
             metrics.keep(0)  # else MetricRows keeps what the checkpoint counts on
         trainer.fit(tuner, data, ckpt_path=point, weights_only=True)
-        give_back()  # the optimizer and its states refer to each other
+        release_freed_memory()  # the optimizer and its states refer to each other
         if best.best_model_score is None:  # max_steps came before the first validation
             trainer.validate(tuner, data, verbose=False)
         figures = best.figures or validation_figures(trainer)
@@ -140,9 +140,9 @@ def fit(
     return figures, trainer.global_step
 
 
-def _give_back(*unused: Any) -> None:
+def _release_freed_memory(*unused: Any) -> None:
     """Training's tensors and validation's seldom fit in each other's gaps."""
-    give_back()
+    release_freed_memory()
 
 
 def _points_of(config: TrainConfig, folder: Path) -> ResumePoints:

@@ -157,7 +157,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from cyberlm.models import cpu_kernels
-from cyberlm.planning.machine import resident_bytes
+from cyberlm.models.memory import resident_bytes
 
 torch.set_num_threads(1)
 cpu_kernels.onednn_is_faster = lambda: True

@@ -1,0 +1,392 @@
+"""Memory of a training run: an estimate from shapes alone, without weights, and the overrides that make it fit."""
+
+import contextlib
+import ctypes
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from peft.tuners.lora import LoraLayer
+from rich import box
+from rich.table import Table
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers.quantizers.base import get_keys_to_not_convert
+
+from cyberlm.config.device_rules import device_problems
+from cyberlm.config.schema import (
+    Attention,
+    LoraConfig,
+    ModelSource,
+    OptimizerName,
+    QuantName,
+    ShapeConfig,
+    Strategy,
+    TrainConfig,
+)
+from cyberlm.models.adapters import add_adapter
+from cyberlm.models.loaded import LoadedModel, quiet
+from cyberlm.models.loading import weights_dtype
+from cyberlm.runtime.errors import ModelError, Problem
+
+CUDA_CONTEXT = 600 * 2**20
+"""Bytes of a CUDA context with cuBLAS's workspace, which torch does not count: an allowance, not a measurement."""
+KERNEL_BUFFERS = 150 * 2**20
+"""Bytes of buffers and compiled products of oneDNN and MKL on a host (measured: docs/planning.md)."""
+HEAP_GAPS = 1.3
+"""Factor on tensors that come and go on a host: glibc's heap keeps gaps between them (measured: docs/planning.md)."""
+LOGITS_AT_ONCE = 2**26
+"""Numbers of the logits that scoring computes at once (`cyberlm.evaluation.scoring`)."""
+NF4_BITS = {True: 4.127, False: 4.5}
+"""Bits of a 4-bit weight with its share of the scales, by double quantisation (arXiv 2305.14314, section 3)."""
+STATE_BYTES, STATE_BYTES_8BIT = 8, 2 + 8 / 256
+"""Bytes of AdamW's two running means for one weight: float32, or 8 bits with a float32 scale for 256 of them
+(bitsandbytes). Paged states are counted as if all were on the GPU."""
+SHARED_INPUTS = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
+"""Linear layers of a block that read the same tensor."""
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Shapes of the largest batches of a run.
+
+    Attributes:
+        rows, width, prefix: Of a micro-batch: B rows of T tokens behind P tokens that all share, encoded once.
+        labels: Answer tokens of the micro-batch: places that the output head is applied to.
+        scored: Tokens of a scored batch that go through the model at once.
+        cached: Places whose keys and values it holds: of each option where prompts continue with their options.
+        scored_labels: Places of it that the output head is applied to.
+    """
+
+    rows: int
+    width: int
+    prefix: int
+    labels: int
+    scored: int
+    cached: int
+    scored_labels: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.width + self.prefix
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """A model in numbers, as it would be trained.
+
+    Attributes:
+        shape: The configuration of the model's decoder.
+        parameters: Numbers in all tensors.
+        trained: Of these, how many are trained.
+        weights: Bytes of the weights by kind.
+        gradients: Bytes of the gradients, in the type of each trained weight.
+        loading: Bytes that a host holds beside the weights while it loads and quantises them.
+        stream, compute: Bytes of one number of the hidden states, and of what linear layers give.
+        saved_inputs: Bytes that all trained and adapted linear layers save for one token.
+        copies: Bytes of the bfloat16 copies that mixed precision keeps of float32 weights.
+        expanded: Bytes of the largest 4-bit weight while a product uses it.
+    """
+
+    shape: Any
+    parameters: int
+    trained: int
+    weights: Mapping[str, int]
+    gradients: int
+    loading: int
+    stream: int
+    compute: int
+    saved_inputs: int
+    copies: int
+    expanded: int
+
+    @property
+    def heads_width(self) -> tuple[int, int]:
+        """Width Q of all query heads, and of all key (or value) heads."""
+        heads = self.shape.num_attention_heads
+        size = getattr(self.shape, "head_dim", None) or self.shape.hidden_size // heads
+        return heads * size, (getattr(self.shape, "num_key_value_heads", None) or heads) * size
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Predicted bytes of one process: by phase, then by part, at the phase's own peak."""
+
+    phases: Mapping[str, Mapping[str, int]]
+
+    @property
+    def total(self) -> int:
+        return max(sum(parts.values()) for parts in self.phases.values())
+
+    @property
+    def measurable(self) -> int:
+        """The peak that a run reports: resident memory on a host, on a GPU what torch has allocated."""
+        return self.total - next(iter(self.phases.values())).get("CUDA context", 0)
+
+    def table(self) -> Table:
+        """Parts as rows, phases as columns, MiB."""
+        table = Table("", title="Memory, MiB", title_justify="left", box=box.SIMPLE, pad_edge=False)
+        for name in self.phases:
+            table.add_column(name, justify="right")
+        rows = {part: [p.get(part, 0) for p in self.phases.values()] for p in self.phases.values() for part in p}
+        for part, sizes in rows.items():
+            if any(sizes):
+                table.add_row(part, *(f"{size / 2**20:,.1f}" if size else "-" for size in sizes))
+        table.add_section()
+        table.add_row("total", *(f"{sum(parts.values()) / 2**20:,.1f}" for parts in self.phases.values()))
+        return table
+
+
+def published_shape(shape: ShapeConfig, tied: bool) -> LlamaConfig:
+    """A Llama's configuration from its published sizes: enough to count its memory."""
+    sizes = {name: getattr(shape, name) for name in ShapeConfig.__dataclass_fields__}
+    return LlamaConfig(**sizes, tie_word_embeddings=tied)
+
+
+def mixes_precision(config: TrainConfig, device: torch.device) -> bool:
+    """Training autocasts to 16 bits (`trainer.precision`)."""
+    precision = config.trainer.precision
+    return precision.endswith("mixed") or (precision == "auto" and device.type == "cuda")
+
+
+def measure_model(shape: PretrainedConfig, config: TrainConfig, device: torch.device) -> ModelSizes:
+    """Counts a model as it would be trained, built on torch's meta device with its adapter or every weight trainable.
+
+    Args:
+        shape: The model's own configuration (`read_shape`), or `published_shape`.
+        config: Of the run.
+        device: That the run would use: it decides the types.
+
+    Raises:
+        ModelError: If the model's blocks are not attention and one feed-forward layer.
+    """
+    lora, on_host, mixed = config.method.lora, device.type != "cuda", mixes_precision(config, device)
+    dtype = weights_dtype(config.model, device, lora is None)
+    causal = meta_model(shape, dtype, config.model.trust_remote_code)
+    base = list(causal.parameters())
+    kept = get_keys_to_not_convert(causal) if config.quant.name is QuantName.nf4 else None
+    linear = {name: module.weight for name, module in causal.named_modules() if isinstance(module, nn.Linear)}
+    packed = {id(weight): weight.numel() for name, weight in linear.items() if kept is not None and name not in kept}
+    plain = sum(parameter.nbytes for parameter in base if id(parameter) not in packed)
+    loaded = LoadedModel(causal.requires_grad_(lora is None), causal, config.model.name, "none")
+    if lora is not None:
+        loaded = add_adapter(loaded, lora, gradient_checkpointing=False)
+    parameters = list(loaded.model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    products = {id(module.weight): module.weight for module in loaded.model.modules() if isinstance(module, nn.Linear)}
+    wide = sum(w.numel() for name, w in products.items() if name not in packed and w.dtype == torch.float32)
+    decoder = causal.config.get_text_config(decoder=True)
+    file = sum(parameter.numel() for parameter in base) * getattr(decoder.dtype, "itemsize", 4)
+    loading = file + sum(packed.values()) * dtype.itemsize
+    return ModelSizes(
+        shape=decoder,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained=sum(parameter.numel() for parameter in trained),
+        weights={
+            "weights, nf4": round(sum(packed.values()) * NF4_BITS[config.quant.double_quant] / 8),
+            f"weights, {str(dtype).removeprefix('torch.')}": plain,
+            "adapter weights": sum(parameter.nbytes for parameter in trained) if lora is not None else 0,
+        },
+        gradients=sum(parameter.nbytes for parameter in trained),
+        loading=loading if on_host and (packed or config.model.source is not ModelSource.tiny) else 0,
+        stream=dtype.itemsize,
+        compute=2 if mixed else dtype.itemsize,
+        saved_inputs=_saved_inputs(loaded, lora, dtype.itemsize, mixed, on_host),
+        copies=2 * wide if mixed else 0,
+        expanded=max(packed.values(), default=0) * (2 if mixed else dtype.itemsize),
+    )
+
+
+def meta_model(shape: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """Builds a causal model on torch's meta device: shapes and types, no values.
+
+    Raises:
+        ModelError: If its blocks are not attention and one feed-forward layer.
+    """
+    with torch.device("meta"), quiet():
+        causal = AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=trust_remote_code)
+    decoder = causal.config.get_text_config(decoder=True)
+    needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
+    experts = any(getattr(decoder, name, None) for name in ("num_local_experts", "num_experts"))
+    if experts or not all(isinstance(getattr(decoder, name, None), int) for name in needed):
+        known = "blocks of attention and one feed-forward layer, as Llama, Mistral, Qwen, Gemma and Phi have"
+        title = f"The memory of {type(causal).__name__} cannot be estimated:"
+        raise ModelError(title, [Problem("its blocks are of another kind", known)])
+    return causal
+
+
+def _saved_inputs(loaded: LoadedModel, lora: LoraConfig | None, stream: int, mixed: bool, on_host: bool) -> int:
+    """Bytes that trained and adapted linear layers save for one token: inputs, each tensor once, and LoRA's A x.
+
+    Dropout, and a type other than the hidden states', give each layer an input of its own.
+    """
+    number = 2 if mixed else 4 if lora else stream
+    alone = number != stream or (lora is not None and (lora.dropout > 0 or (mixed and on_host)))
+    kept: dict[str, int] = {}
+    extra = 0
+    for path, module in loaded.backbone.named_modules():
+        if not isinstance(module, LoraLayer if lora else nn.Linear):
+            continue
+        parent, _, name = path.rpartition(".")
+        inputs: Any = module.in_features
+        outputs: Any = module.out_features
+        if lora is not None:
+            extra += lora.rank * number
+            extra += inputs * (4 if on_host else 1) if lora.dropout else 0  # dropout's mask
+            extra += 2 * outputs * number if lora.use_dora else 0  # DoRA learns a magnitude from the outputs
+        if alone or name != "o_proj":  # which reads what attention has saved
+            kept[path if alone else f"{parent}.{SHARED_INPUTS.get(name, name)}"] = inputs * number
+    return sum(kept.values()) + extra
+
+
+def activation_bytes(sizes: ModelSizes, config: TrainConfig, batches: Batches) -> int:
+    """Bytes that the forward pass of a micro-batch keeps for its backward pass, without the logits.
+
+    After Korthikanti et al. 2022 (arXiv 2205.05198, section 4), who count 34 sbh + 5 a s^2 b bytes a layer for GPT. One
+    layer of a Llama with width H, feed-forward width F and query width Q, numbers of e bytes, keeps of M tokens
+
+        M (8 H + e (2 Q + 3 F) + inputs) + 2 A e Q
+
+    that is the float32 inputs of two norms; queries and attention's output; silu(gate), gate and up; inputs of trained
+    and adapted layers; keys and values of the A tokens that attention reads, repeated for each query head. Trained
+    norms keep their outputs, too. SDPA and flash attention recompute the s^2 term; eager attention keeps it in float32,
+    and in e bytes. With checkpointing a layer keeps its input only (2 sbh there), and one layer at a time is whole.
+    """
+    shape, tokens, e = sizes.shape, batches.tokens, sizes.compute
+    query, _ = sizes.heads_width
+    read = batches.rows * (batches.width + batches.prefix) + batches.prefix
+    norm = tokens * shape.hidden_size * (4 + (sizes.stream if config.method.lora is None else 0))
+    inputs = tokens * sizes.saved_inputs // shape.num_hidden_layers
+    layer = 2 * norm + tokens * e * (2 * query + 3 * shape.intermediate_size) + inputs + 2 * read * e * query
+    if config.model.attention is Attention.eager:
+        pairs = batches.rows * batches.width * (batches.width + batches.prefix)
+        layer += shape.num_attention_heads * pairs * (4 if e == 4 else 4 + e)
+    if config.trainer.gradient_checkpointing:
+        inputs_of_layers = shape.num_hidden_layers * tokens * shape.hidden_size * sizes.stream
+        return inputs_of_layers + layer + norm + sizes.copies
+    return shape.num_hidden_layers * layer + norm + sizes.copies
+
+
+def estimate_memory(
+    sizes: ModelSizes, config: TrainConfig, batches: Batches, device: torch.device, runtime: int
+) -> MemoryEstimate:
+    """Estimates what a run takes while it loads the model, trains, and scores.
+
+    A step holds the gradients of the step before until its own backward pass; validation scores beside them. FSDP2
+    spreads what training holds over its processes, but for one layer in use and one on its way.
+
+    Args:
+        sizes: Of the same configuration's model.
+        config: Of the run.
+        batches: The largest ones.
+        device: That the run would use.
+        runtime: Bytes that a host holds before a model is loaded.
+    """
+    shape, e, on_gpu = sizes.shape, sizes.compute, device.type == "cuda"
+    hidden, inner, vocabulary = shape.hidden_size, shape.intermediate_size, shape.vocab_size
+    query, key_value = sizes.heads_width
+    per_weight = STATE_BYTES if config.optim.name is OptimizerName.adamw else STATE_BYTES_8BIT
+    states = {"gradients": sizes.gradients, "optimizer states": round(sizes.trained * per_weight)}
+    held = {**sizes.weights, **states}
+    if config.trainer.strategy is Strategy.fsdp2:
+        states = {name: -(-size // config.trainer.devices) for name, size in states.items()}
+        held = {name: -(-size // config.trainer.devices) for name, size in held.items()}
+        held["gathered layers"] = 2 * sum(sizes.weights.values()) // shape.num_hidden_layers
+    gaps = 1.0 if on_gpu else HEAP_GAPS
+    start = {"CUDA context": CUDA_CONTEXT} if on_gpu else {"python and libraries": runtime}
+    warm = start if on_gpu else {**start, "kernels": KERNEL_BUFFERS}
+    forward = batches.scored * 5 * inner
+    attention = batches.scored * 3 * query + batches.cached * 2 * (query + key_value)
+    phases = {
+        "load": {**start, **sizes.weights, "weights being converted": sizes.loading},
+        "train": {
+            **warm,
+            **held,
+            "activations": round(gaps * activation_bytes(sizes, config, batches)),
+            "logits": batches.labels * vocabulary * 4 * 3,  # as they are, their log-softmax, and the gradient
+            "working space": round(gaps * (batches.tokens * (3 * inner + 2 * hidden) * e + sizes.expanded)),
+        },
+        "score": {
+            **warm,
+            **sizes.weights,
+            **states,
+            "keys and values": round(gaps * 2 * shape.num_hidden_layers * batches.cached * key_value * e),
+            "logits": min(batches.scored_labels * vocabulary, LOGITS_AT_ONCE) * 4 * 2,
+            "working space": round(
+                gaps * (max(forward, attention) * e + batches.scored * hidden * 12 + sizes.expanded)
+            ),
+        },
+    }
+    return MemoryEstimate(phases)
+
+
+def overrides_that_fit(
+    config: TrainConfig, total_of: Callable[[TrainConfig], int], capacity: int, *, on_gpu: bool
+) -> list[str]:
+    """Overrides whose estimate is within `capacity`, the first in the order of what they cost; empty where none is.
+
+    Smaller scored batches cost least; then smaller micro-batches, with gradients accumulated over more of them, so that
+    a step stays what it was; then gradient checkpointing, 8-bit optimizer states (on a GPU), lora, qlora.
+    """
+    data, trainer, optim = config.data, config.trainer, config.optim
+    lighter = ["lora", "qlora"] if config.method.lora is None else ["qlora"]
+    methods = [config.method.name, *(lighter if config.quant.name is QuantName.none else [])]
+    optimizers = dict.fromkeys([optim.name, *([OptimizerName.paged_adamw_8bit] if on_gpu else [])])
+    recomputing = dict.fromkeys([trainer.gradient_checkpointing, True])
+    size, tokens = data.micro_batch_size, data.max_batch_tokens
+    splits = [2**power for power in range(size.bit_length()) if size % 2**power == 0]
+    limits = [tokens, *(tokens >> power for power in range(1, 9) if tokens >> power >= 256)]
+    for method, optimizer, recompute, split, limit in product(methods, optimizers, recomputing, splits, limits):
+        rows, steps = size // split, trainer.accumulate_grad_batches * split
+        candidate = replace(
+            config,
+            optim=replace(optim, name=optimizer),
+            trainer=replace(trainer, gradient_checkpointing=recompute, accumulate_grad_batches=steps),
+            data=replace(data, micro_batch_size=rows, max_batch_tokens=limit),
+        )
+        if method != config.method.name:
+            candidate.method = replace(config.method, name=method, lora=config.method.lora or LoraConfig())
+            nf4 = method == "qlora"
+            candidate.quant = replace(config.quant, name=QuantName.nf4 if nf4 else QuantName.none)
+        if total_of(candidate) <= capacity and not any(device_problems(candidate)):
+            changes = {
+                f"method={method}": method != config.method.name,
+                f"optim={optimizer.name}": optimizer is not optim.name,
+                "trainer.gradient_checkpointing=true": recompute is not trainer.gradient_checkpointing,
+                f"data.micro_batch_size={rows}": split > 1,
+                f"trainer.accumulate_grad_batches={steps}": split > 1,
+                f"data.max_batch_tokens={limit}": limit != tokens,
+            }
+            return [override for override, changed in changes.items() if changed]
+    return []
+
+
+def resident_bytes() -> int:
+    """Host memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that this process may hold in all: what it has, and what is free within its and its container's limits."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) + CUDA_CONTEXT
+    process = psutil.Process()
+    free = [psutil.virtual_memory().available]
+    with contextlib.suppress(OSError, ValueError):  # no such group, or `max`; psutil does not read a container's limit
+        free.append(max(0, int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())))
+    if hasattr(process, "rlimit") and process.rlimit(psutil.RLIMIT_AS)[0] != psutil.RLIM_INFINITY:
+        free.append(process.rlimit(psutil.RLIMIT_AS)[0] - process.memory_info().vms)
+    return resident_bytes() + min(free)
+
+
+def release_freed_memory() -> None:
+    """Returns freed memory to the system: glibc keeps it in gaps that another phase's tensors seldom fit in."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another system, or another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,247 @@
+"""Memory of a run: `plan=true`, the estimate before each run, and the screen of a run that ran out."""
+
+import contextlib
+import functools
+import shlex
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from transformers import PretrainedConfig
+
+from cyberlm.config.schema import Protocol, TrainConfig
+from cyberlm.data.batches import AnswerCollator, plan_batches
+from cyberlm.data.datamodule import encode_split
+from cyberlm.data.sources import load_sources
+from cyberlm.data.splits import split_questions
+from cyberlm.evaluation.inference import generated_tokens, scored_tokens
+from cyberlm.evaluation.results import write_status
+from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
+from cyberlm.models.memory import (
+    Batches,
+    MemoryEstimate,
+    ModelSizes,
+    available_bytes,
+    estimate_memory,
+    measure_model,
+    overrides_that_fit,
+    published_shape,
+    release_freed_memory,
+    resident_bytes,
+)
+from cyberlm.models.prefix_cache import cache_reach
+from cyberlm.runs.run_folder import typed_overrides
+from cyberlm.runtime.cache import cache_folder
+from cyberlm.runtime.errors import ModelError, OutOfMemory, Problem
+from cyberlm.runtime.progress import rendered, say
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.training.fit import shares_prefix
+from cyberlm.training.optim import check_optimizer
+
+GIB = 2**30
+ASSUMED_OPTIONS = 4
+"""Of a question, where the questions are not at hand."""
+SHARE_ADVISED = 0.8
+"""Of a host's memory, that advised overrides may take: a host's peak is estimated to within 25%."""
+ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+
+Encoded = Mapping[str, Sequence[EncodedQuestion]]
+
+
+class RunMemory:
+    """Estimates for one model and its questions on one device, under any configuration.
+
+    Args:
+        shape: The model's own configuration.
+        encoded: Questions by part.
+        end: Tokens that close an answer.
+        device: That the run uses.
+        capacity: Bytes that it may take there; None for what is available.
+        runtime: Bytes that a host holds before the model is loaded; None for what it holds now.
+    """
+
+    def __init__(
+        self,
+        shape: PretrainedConfig,
+        encoded: Encoded,
+        end: int,
+        device: torch.device,
+        capacity: int | None = None,
+        runtime: int | None = None,
+    ) -> None:
+        self.shape, self.end, self.device = shape, end, device
+        self.capacity = available_bytes(device) if capacity is None else capacity
+        self.runtime = resident_bytes() if runtime is None else runtime
+        self.sizes: dict[str, ModelSizes] = {}
+        self.scored = [encoded["test"], encoded["validation"]]
+        lengths = AnswerCollator([0] * end, share_prefix=False)
+        self.longest = sorted(encoded["train"], key=lambda question: -len(lengths.example(question)[0]))
+        self.scored_batch = functools.cache(self._scored_batch)
+
+    def estimate(self, config: TrainConfig) -> MemoryEstimate:
+        return estimate_memory(self.measured(config), config, self.batches(config), self.device, self.runtime)
+
+    def measured(self, config: TrainConfig) -> ModelSizes:
+        key = repr((config.quant, config.method.lora, config.trainer.precision))
+        if key not in self.sizes:
+            self.sizes[key] = measure_model(self.shape, config, self.device)
+        return self.sizes[key]
+
+    def batches(self, config: TrainConfig) -> Batches:
+        """The micro-batch of the longest questions, which comes first, and the largest scored batch."""
+        questions = self.longest[: config.data.micro_batch_size]
+        shared = shares_prefix(config, self.shape, questions, self.end, cache_reach(self.shape))
+        collator = AnswerCollator([0] * self.end, share_prefix=shared)
+        prefix, examples = collator.shared(questions), [collator.example(question) for question in questions]
+        width, labels = len(examples[0][0]) - 1 - prefix, sum(count for _, count in examples)
+        cached, scored, scored_labels = self.scored_batch(config.data.max_batch_tokens)
+        if config.evaluation.generate:
+            completed = sum(generated_tokens(question, config.evaluation) for question in self.scored[0])
+            cached = max(cached, min(completed, config.data.max_batch_tokens))
+        return Batches(len(questions), width, prefix, labels, scored, cached, scored_labels)
+
+    def _scored_batch(self, max_tokens: int) -> tuple[int, int, int]:
+        """`Batches.cached`, `scored` and `scored_labels`."""
+        largest = (0, 0, 0)
+        for questions in self.scored:
+            for rows in plan_batches(list(map(scored_tokens, questions)), max_tokens):
+                items = [questions[row] for row in rows]
+                answers = [len(ids) for item in items for ids in item.option_ids]
+                places = len(items) * max(len(item.prompt_ids) for item in items)
+                options = max(len(item.option_ids) for item in items)
+                cached = options * (places + len(items) * (max(answers) - 1)) if max(answers) > 1 else places
+                largest = max(largest, (cached, places, max(len(items), sum(answers) - len(answers))))
+        return largest
+
+    def verdict(self, estimate: MemoryEstimate) -> str:
+        device, word = "host memory", "fits" if estimate.total <= self.capacity else "does not fit"
+        if self.device.type == "cuda":
+            device = torch.cuda.get_device_name(self.device) if torch.cuda.is_available() else "GPU"
+        return f"Peak {estimate.total / GIB:.2f} GiB; {device} {self.capacity / GIB:.2f} GiB: {word}."
+
+    def command_that_fits(self, config: TrainConfig) -> str:
+        """The typed command with overrides that fit in place of what they replace; empty where none is known."""
+        on_gpu = self.device.type == "cuda"
+        capacity = round(self.capacity * (1 if on_gpu else SHARE_ADVISED))
+        changes = overrides_that_fit(config, lambda other: self.estimate(other).total, capacity, on_gpu=on_gpu)
+        typed = typed_overrides(HydraConfig.get()) if HydraConfig.initialized() else []
+        replaced = {change.split("=")[0] for change in changes} | ({"quant"} if "method=qlora" in changes else set())
+        kept = [item for item in typed if item.split("=")[0] not in replaced and not item.startswith("plan.")]
+        return shlex.join(["python", "train.py", *kept, *changes]) if changes else ""
+
+
+def show_plan(config: TrainConfig, folder: Path) -> None:
+    """Prints what a run would take, phase by phase, and whether it fits (`plan=true`).
+
+    Where the model is out of reach, its published sizes are taken, and questions of `data.max_length` tokens.
+
+    Raises:
+        ModelError: If the model is out of reach and its sizes are not known.
+    """
+    try:
+        shape = read_shape(config.model)
+    except ModelError as error:
+        if config.model.shape is None:
+            raise
+        why = error.problems[0].what if error.problems else error.title
+        say(f"{why}. Planned with its published sizes, and questions of data.max_length={config.data.max_length}.")
+        shape = published_shape(config.model.shape, bool(config.model.tied_embeddings))
+        encoded, end = _assumed_questions(config), 1
+    else:
+        encoded, end = _questions(config)
+    gib = config.plan.device_memory_gib
+    if gib is not None and config.trainer.accelerator != "cpu":
+        device = torch.device("cuda")  # a GPU that need not be here
+    else:
+        device = pick_device(config.trainer.accelerator)
+        check_optimizer(config.optim, device)
+    memory = RunMemory(shape, encoded, end, device, None if gib is None else int(gib * GIB))
+    sizes, batches, estimate = memory.measured(config), memory.batches(config), memory.estimate(config)
+    prefix = f" and {batches.prefix} tokens that all share" if batches.prefix else ""
+    say(f"{config.model.name}, {config.method.name}, base weights {config.quant.name.name}")
+    say(f"Parameters: {sizes.parameters:,}, of them trained {sizes.trained:,} ({sizes.trained / sizes.parameters:.3%})")
+    say(f"Largest micro-batch: {batches.rows} x {batches.width} tokens{prefix}, {batches.labels} of them trained on")
+    say(estimate.table(), wrap=True)
+    say(memory.verdict(estimate))
+    if estimate.total > memory.capacity:
+        command = memory.command_that_fits(config)
+        say(f"This fits: {command}" if command else "No change that is known here makes it fit.")
+    if config.group is not None:  # a job of a sweep, whose parent waits for its state
+        write_status(folder, "finished")
+
+
+def check_memory(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: torch.device) -> MemoryEstimate | None:
+    """Estimates the run that is about to begin; one line of warning where it takes more than there is.
+
+    None, and a line that says why, where the model's blocks are not known.
+    """
+    gib = config.plan.device_memory_gib
+    capacity = None if gib is None else int(gib * GIB)
+    memory = RunMemory(read_shape(config.model), encoded, len(prompt.end_ids), device, capacity)
+    try:
+        estimate = memory.estimate(config)
+    except ModelError as error:
+        say(f"No memory estimate: {error.problems[0].what}; {error.problems[0].allowed} are known.")
+        return None
+    if estimate.total > memory.capacity:
+        command = memory.command_that_fits(config)
+        say(f"Warning: memory may not suffice. {memory.verdict(estimate)}{f' This fits: {command}' if command else ''}")
+    return estimate
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(config: TrainConfig) -> Iterator[None]:
+    """Turns a failed allocation into one screen: what takes the memory, and what to type so that it fits.
+
+    Raises:
+        OutOfMemory: In place of what torch or Python raised.
+    """
+    runtime = resident_bytes()
+    try:
+        yield
+        return
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and not any(words in str(error).lower() for words in ALLOCATION_FAILED):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        traceback.clear_frames(error.__traceback__)  # the explanation needs what the failed run holds
+    raise _out_of_memory(config, reason, runtime)
+
+
+def _out_of_memory(config: TrainConfig, reason: str, runtime: int) -> OutOfMemory:
+    release_freed_memory()
+    device = pick_device(config.trainer.accelerator)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    title = "The run takes more memory than there is:"
+    memory = RunMemory(read_shape(config.model), *_questions(config), device, runtime=runtime)
+    try:
+        estimate = memory.estimate(config)
+    except ModelError as error:
+        smaller = "smaller data.micro_batch_size or data.max_batch_tokens"
+        return OutOfMemory(title, [Problem(reason[:200], smaller), *error.problems])
+    verdict = memory.verdict(estimate)
+    memory.capacity = min(memory.capacity, estimate.total - 1)  # this much did not suffice
+    problems = [Problem(reason[:200]), Problem(verdict, fix=memory.command_that_fits(config))]
+    return OutOfMemory(title, problems, rendered(estimate.table(), width=80))
+
+
+def _questions(config: TrainConfig) -> tuple[Encoded, int]:
+    """Encoded questions by part, and the tokens that close an answer."""
+    prompt = Prompt(config.prompt, load_tokenizer(config.model))
+    split = split_questions(config.data, *load_sources(config.data))
+    return encode_split(split, prompt, config.data, cache_folder() / "tokenised")[1], len(prompt.end_ids)
+
+
+def _assumed_questions(config: TrainConfig) -> Encoded:
+    """Questions of `data.max_length` tokens; answers of one letter, or of `evaluation.max_new_tokens` tokens."""
+    data = config.data
+    answer = 1 if config.prompt.protocol is Protocol.letter else config.evaluation.max_new_tokens
+    rest = (0,) * max(1, data.max_length - answer - 2)
+    options = ((0,) * answer,) * ASSUMED_OPTIONS
+    count = data.micro_batch_size + data.max_batch_tokens // data.max_length
+    questions = [EncodedQuestion((row, *rest), options, (1,) * ASSUMED_OPTIONS, 0) for row in range(count)]
+    return dict.fromkeys(("train", "validation", "test"), questions)

@@ -1,0 +1,250 @@
+"""An estimate of memory is what PyTorch, PEFT and bitsandbytes really hold, and what it advises fits."""
+
+import bitsandbytes
+import pytest
+import torch
+from bitsandbytes.functional import quantize_4bit
+from support import config_of, tiny
+from transformers import GPT2Config, MixtralConfig
+
+from cyberlm.config.schema import TrainConfig
+from cyberlm.data.batches import AnswerBatch
+from cyberlm.models import cpu_kernels
+from cyberlm.models.adapters import keep_inputs_narrow
+from cyberlm.models.loading import read_shape
+from cyberlm.models.memory import (
+    NF4_BITS,
+    STATE_BYTES,
+    STATE_BYTES_8BIT,
+    Batches,
+    MemoryEstimate,
+    ModelSizes,
+    activation_bytes,
+    available_bytes,
+    estimate_memory,
+    measure_model,
+    overrides_that_fit,
+    published_shape,
+    resident_bytes,
+)
+from cyberlm.runtime.errors import ModelError
+from cyberlm.training.losses import hidden_states
+from cyberlm.training.optim import build_optimizer
+
+CPU, GPU, GIB = torch.device("cpu"), torch.device("cuda"), 2**30
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def sizes_of(config: TrainConfig, device: torch.device = CPU) -> ModelSizes:
+    shape = config.model.shape
+    known = read_shape(config.model) if shape is None else published_shape(shape, bool(config.model.tied_embeddings))
+    return measure_model(known, config, device)
+
+
+@pytest.mark.parametrize(
+    ("model", "published"),
+    [
+        ("llama3_8b", 8_030_261_248),
+        ("llama3_70b_instruct", 70_553_706_496),
+        ("llama32_1b_instruct", 1_235_814_400),
+        ("llama32_3b_instruct", 3_212_749_824),
+    ],
+)
+def test_parameters_are_those_that_were_published(model: str, published: int) -> None:
+    assert sizes_of(config_of(f"model={model}", "method=sft")).parameters == published
+
+
+def test_qlora_keeps_embeddings_and_head_out_of_the_four_bits() -> None:
+    sizes = sizes_of(config_of("model=llama3_8b", "method=qlora"), GPU)
+    linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    assert sizes.weights["weights, nf4"] == pytest.approx(linear * 4.127 / 8)
+    assert sizes.weights["weights, bfloat16"] == 2 * (8_030_261_248 - linear)
+    assert sizes.trained == 32 * 16 * (4 * 4096 + 2 * (4096 + 1024) + 3 * (4096 + 14336)) == 41_943_040
+
+
+@pytest.mark.parametrize("shape", [GPT2Config(n_layer=1, n_embd=8, n_head=2), MixtralConfig(num_hidden_layers=1)])
+def test_other_blocks_are_refused(shape: GPT2Config | MixtralConfig) -> None:
+    with pytest.raises(ModelError, match="cannot be estimated"):
+        measure_model(shape, config_of("method=sft"), CPU)
+
+
+# ----------------------------------------------------------------------------------------------------- activations
+
+
+LARGER = (
+    "model.tiny.hidden_size=96",
+    "model.tiny.intermediate_size=320",
+    "model.tiny.num_hidden_layers=5",
+    "model.tiny.num_attention_heads=6",
+    "model.tiny.num_key_value_heads=2",
+)
+
+
+def saved_bytes(config: TrainConfig, batches: Batches, device: torch.device) -> int:
+    """What autograd saves in a forward pass, each storage once, parameters and buffers left out."""
+    loaded, _ = tiny(config)
+    loaded.causal.set_attn_implementation(config.model.attention.value)
+    loaded.model.train()
+    if device.type == "cuda":  # the set-up of a run there; the numbers are computed here
+        keep_inputs_narrow(loaded.model)
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
+    seen: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in held:
+            seen.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    ids = torch.randint(0, 250, (batches.rows, batches.width))
+    none, prefix = torch.zeros(0, dtype=torch.long), torch.arange(batches.prefix)
+    batch = AnswerBatch(prefix, ids, torch.ones_like(ids), none, none, 0, questions=batches.rows, tokens=ids.numel())
+    mixed = config.trainer.precision == "bf16-mixed"
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+    ):
+        hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
+    assert hidden.requires_grad
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+@pytest.mark.parametrize("onednn", [True, False], ids=["oneDNN", "plain"])
+@pytest.mark.parametrize("rows_width_prefix", [(4, 105, 0), (6, 30, 50)], ids=str)
+@pytest.mark.parametrize("method", ["sft", "lora", "qlora", "lora method.lora.target_modules=[q_proj,v_proj]"])
+def test_activations_are_what_autograd_saves(
+    method: str, rows_width_prefix: tuple[int, int, int], onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: onednn)
+    check_activations(f"method={method}", *rows_width_prefix)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device"),
+    [
+        ("method=lora method.lora.dropout=0.1", CPU),
+        ("method=lora method.lora.use_dora=true", CPU),
+        ("method=lora model.attention=eager", CPU),
+        ("method=lora model.dtype=bfloat16", CPU),
+        ("method=sft trainer.precision=bf16-mixed", CPU),
+        ("method=lora trainer.precision=bf16-mixed model.dtype=bfloat16", CPU),
+        ("method=lora trainer.precision=bf16-mixed model.dtype=bfloat16", GPU),
+    ],
+)
+def test_activations_of_variants(overrides: str, device: torch.device) -> None:
+    check_activations(overrides, 4, 105, 0, device)
+
+
+def check_activations(overrides: str, rows: int, width: int, prefix: int, device: torch.device = CPU) -> None:
+    config = config_of(*overrides.split(), *LARGER)
+    batches = Batches(rows, width, prefix, labels=0, scored=0, cached=0, scored_labels=0)
+    estimated = activation_bytes(sizes_of(config, device), config, batches)
+    assert estimated == pytest.approx(saved_bytes(config, batches, device), rel=0.15)
+
+
+@pytest.mark.parametrize("method", ["sft", "lora"])
+def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer(method: str) -> None:
+    config = config_of(f"method={method}", "trainer.gradient_checkpointing=true", *LARGER)
+    batches = Batches(4, 105, 0, labels=0, scored=0, cached=0, scored_labels=0)
+    sizes = sizes_of(config)
+    plain = config_of(f"method={method}", *LARGER)
+    layer = activation_bytes(sizes, plain, batches) / sizes.shape.num_hidden_layers
+    kept = saved_bytes(config, batches, CPU)
+    assert activation_bytes(sizes, config, batches) == pytest.approx(kept + layer, rel=0.15)
+
+
+# ----------------------------------------------------------------------------------------- weights, gradients, states
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_four_bit_weights_take_what_bitsandbytes_takes(double_quant: bool) -> None:
+    packed, state = quantize_4bit(torch.randn(1024, 1024), compress_statistics=double_quant, quant_type="nf4")
+    parts = [packed, state.absmax, state.code]
+    parts += [state.offset, state.state2.absmax, state.state2.code] if double_quant else []
+    assert 2**20 * NF4_BITS[double_quant] / 8 == pytest.approx(sum(part.nbytes for part in parts), rel=0.005)
+
+
+@pytest.mark.parametrize("method", ["sft", "lora"])
+def test_gradients_and_states_of_adamw(method: str) -> None:
+    config = config_of(f"method={method}", *LARGER)
+    loaded, _ = tiny(config)
+    optimizer = build_optimizer(loaded.model, config.optim, fused=False)
+    hidden = loaded.backbone(input_ids=torch.arange(6)[None], use_cache=False).last_hidden_state
+    loaded.head(hidden).sum().backward()
+    optimizer.step()
+    sizes = sizes_of(config)
+    states = [value for s in optimizer.state.values() for name, value in s.items() if name.startswith("exp_avg")]
+    assert sizes.gradients == sum(p.grad.nbytes for p in loaded.model.parameters() if p.grad is not None)
+    assert sizes.trained * STATE_BYTES == sum(state.nbytes for state in states)
+
+
+def test_states_of_eight_bits() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(512, 512))
+    parameter.grad = torch.zeros_like(parameter)
+    optimizer = bitsandbytes.optim.AdamW8bit([parameter])
+    optimizer.initialized = True
+    optimizer.check_overrides()
+    optimizer.init_state(optimizer.param_groups[0], parameter, 0, 0)
+    states = [value.nbytes for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
+    assert parameter.numel() * STATE_BYTES_8BIT == pytest.approx(sum(states), rel=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+
+FSDP2 = ("trainer.strategy=fsdp2", "trainer.devices=2")
+
+
+def estimate_of(config: TrainConfig, sizes: ModelSizes | None = None, width: int = 512) -> MemoryEstimate:
+    size, rows = config.data.micro_batch_size, config.data.max_batch_tokens // width
+    batches = Batches(size, width, 0, 2 * size, rows * width, rows * width, rows)
+    return estimate_memory(sizes or sizes_of(config, GPU), config, batches, GPU, runtime=0)
+
+
+def test_smaller_batches_checkpointing_and_sharding_take_less() -> None:
+    base = ("model=llama3_8b", "method=lora")
+
+    def part(name: str, *overrides: str) -> int:
+        return estimate_of(config_of(*base, *overrides)).phases["train"][name]
+
+    whole = part("activations")
+    assert part("activations", "data.micro_batch_size=4") == pytest.approx(whole / 2, rel=0.01)
+    assert part("activations", "trainer.gradient_checkpointing=true") < whole / 10
+    sharded = part("weights, bfloat16", "trainer.strategy=fsdp2", "trainer.devices=4")
+    assert sharded == pytest.approx(2 * 8_030_261_248 / 4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gib", "found"),
+    [
+        (("method=qlora",), 200, []),
+        (("method=qlora",), 24, ["data.micro_batch_size=4", "trainer.accumulate_grad_batches=2"]),
+        (("method=qlora", "data.micro_batch_size=1"), 9, ["trainer.gradient_checkpointing=true"]),
+        (("method=sft",), 24, ["method=lora", "data.micro_batch_size=2", "trainer.accumulate_grad_batches=4"]),
+        (("method=lora",), 12, ["method=qlora", "data.micro_batch_size=1", "trainer.accumulate_grad_batches=8"]),
+        (("method=lora",), 2, []),
+        (("method=lora", *FSDP2), 18, ["data.micro_batch_size=2", "trainer.accumulate_grad_batches=4"]),
+        (("method=lora", *FSDP2), 12, []),  # neither checkpointing nor 4-bit weights: FSDP2 takes neither
+    ],
+)
+def test_overrides_that_fit(overrides: tuple[str, ...], gib: int, found: list[str]) -> None:
+    config = config_of("model=llama3_8b", *overrides, "trainer.accelerator=auto")
+    sizes: dict[str, ModelSizes] = {}
+
+    def total(candidate: TrainConfig) -> int:
+        method = candidate.method.name
+        if method not in sizes:
+            sizes[method] = sizes_of(candidate, GPU)
+        return estimate_of(candidate, sizes[method]).total
+
+    assert overrides_that_fit(config, total, gib * GIB, on_gpu=True) == found
+    if found:  # typed, they make the run that was estimated
+        kept = [item for item in overrides if item.split("=")[0] not in str(found)]
+        assert estimate_of(config_of("model=llama3_8b", *kept, *found)).total <= gib * GIB
+
+
+def test_a_process_may_hold_more_than_it_holds() -> None:
+    assert 2**26 < resident_bytes() < available_bytes(CPU)

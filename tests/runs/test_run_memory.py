@@ -1,0 +1,155 @@
+"""plan=true, the estimate before a run, and the screen of a run out of memory."""
+
+import os
+import re
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import compose, config_of, sample_questions, tiny
+
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import TrainConfig
+from cyberlm.evaluation.results import read_results
+from cyberlm.runs.memory import RunMemory, out_of_memory_explained, show_plan
+from cyberlm.runs.train import train
+from cyberlm.runtime.errors import ModelError, OutOfMemory
+from cyberlm.training.fit import _data_of
+
+ROOT = Path(__file__).parents[2]
+SMALL = ("data.max_train=8", "data.max_validation=8", "data.max_test=8", "evaluation.generate=false")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def typed(folder: Path, *overrides: str, address_space: int | None = None) -> subprocess.CompletedProcess[str]:
+    """`python train.py` in a process of its own, with at most so many bytes of address space."""
+
+    def limit() -> None:
+        if address_space is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
+
+    threads = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
+    threads["MALLOC_MMAP_THRESHOLD_"] = "262144"  # a limit on addresses counts what the allocator has not given back
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "train.py"), *overrides],
+        cwd=folder,
+        env={**os.environ, **threads},
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_plan_loads_nothing_and_leaves_no_folder(tmp_path: Path) -> None:
+    done = typed(tmp_path, "plan=true", "model=tiny_random", "prompt=letter", "data.max_train=16")
+    assert done.returncode == 0, done.stderr
+    for words in ("Parameters: ", "activations", "optimizer states", "keys and values", "host memory", ": fits."):
+        assert words in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+
+
+def planned(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
+    show_plan(build_config(compose(*overrides), TrainConfig), Path("unused"))
+    return capsys.readouterr().out
+
+
+def test_a_model_out_of_reach_is_planned_with_its_published_sizes(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = planned(
+        capsys, "experiment=llama3_qlora", "trainer.gradient_checkpointing=true", "plan.device_memory_gib=24"
+    )
+    assert "published sizes" in shown and "data.max_length=1024" in shown
+    assert "Parameters: 8,072,204,288, of them trained 41,943,040" in shown
+    assert "GPU 24.00 GiB: fits." in shown
+
+
+@pytest.mark.parametrize("method", ["lora", "sft"])
+def test_a_plan_that_does_not_fit_names_one_that_does(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = planned(capsys, f"experiment=llama3_{method}", "plan.device_memory_gib=24")
+    assert "GPU 24.00 GiB: does not fit." in shown
+    command = re.search(r"This fits: python train.py (.*)", shown)
+    assert command is not None
+    again = planned(capsys, f"experiment=llama3_{method}", *shlex.split(command.group(1)), "plan.device_memory_gib=24")
+    assert "GPU 24.00 GiB: fits." in again
+
+
+def test_a_model_without_published_sizes_is_an_error() -> None:
+    with pytest.raises(ModelError, match="cannot be"):
+        show_plan(config_of("model=smollm2_135m", "model.source=hub"), Path("unused"))
+
+
+def test_a_run_tells_what_was_estimated_beside_what_it_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config_of(*SMALL, "plan.device_memory_gib=0.1"), tmp_path / "run")
+    cost = read_results(tmp_path / "run").cost
+    assert cost is not None and cost.predicted_peak_bytes is not None and cost.predicted_peak_bytes > 2**28
+    shown = capsys.readouterr().out
+    assert re.search(r"peak memory, host +[\d.]+ [MG]iB \(planned [\d.]+ [MG]iB\)", shown)
+    assert "Warning: memory may not suffice." in shown and "host memory 0.10 GiB: does not fit." in shown
+
+
+@pytest.mark.parametrize("setting", ["method.lora.dropout=0", "method.lora.dropout=0.1"])
+def test_the_first_micro_batch_is_the_one_that_was_estimated(setting: str) -> None:
+    config = config_of("method=lora", setting, "data.micro_batch_size=5", "trainer.accumulate_grad_batches=3")
+    loaded, prompt = tiny(config)
+    questions = prompt.encode(sample_questions(32))
+    encoded = {"train": questions, "validation": questions, "test": questions}
+    first, *_ = _data_of(config, loaded, prompt, encoded, share_validation=True).train_dataloader()
+    memory = RunMemory(loaded.causal.config, encoded, len(prompt.end_ids), torch.device("cpu"))
+    batches = memory.batches(config)
+    rows, width = first.input_ids.shape
+    assert (batches.rows, batches.width + batches.prefix) == (rows, width + len(first.prefix_ids))
+    assert batches.labels == first.targets.numel()
+    assert (batches.prefix > 0) == (len(first.prefix_ids) > 0) == setting.endswith("=0")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
+)
+def test_a_failed_allocation_becomes_a_screen(error: Exception) -> None:
+    with pytest.raises(OutOfMemory) as caught, out_of_memory_explained(config_of(*SMALL)):
+        raise error
+    told = str(caught.value)
+    assert "The run takes more memory than there is" in told and "activations" in told
+
+
+def test_other_errors_pass_the_screen() -> None:
+    with pytest.raises(RuntimeError, match="something else"), out_of_memory_explained(config_of(*SMALL)):
+        raise RuntimeError("something else")
+
+
+WIDE = (
+    *("model=tiny_random", "prompt=letter", "method=lora", "logger=none", "callbacks=none"),
+    *("model.tiny.hidden_size=128", "model.tiny.intermediate_size=2048", "model.tiny.num_hidden_layers=24"),
+    *("data.max_train=32", "data.max_validation=8", "data.max_test=8", "evaluation.generate=false"),
+    *("data.micro_batch_size=32", "data.max_batch_tokens=1024", "trainer.max_steps=1"),
+)
+"""Activations of about 400 MiB a question, and little to compute."""
+
+
+@pytest.mark.slow
+def test_a_run_out_of_memory_says_what_would_fit_and_that_does(tmp_path: Path) -> None:
+    limit = 4 * 2**30
+    done = typed(tmp_path, *WIDE, address_space=limit)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "The run takes more memory than there is:" in done.stderr
+    assert "activations" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) < 45
+    command = re.search(r"type: +python train.py (.*)", done.stderr)
+    assert command is not None and "data.micro_batch_size=" in command.group(1)
+    again = typed(tmp_path, *shlex.split(command.group(1)), address_space=limit)
+    assert again.returncode == 0, again.stdout + again.stderr

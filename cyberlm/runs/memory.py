@@ -72,6 +72,9 @@ class RunMemory:
         runtime: int | None = None,
     ) -> None:
         self.shape, self.end, self.device = shape, end, device
+        self.device_name = "host memory" if device.type == "cpu" else "GPU"
+        if capacity is None and device.type == "cuda":
+            self.device_name = torch.cuda.get_device_name(device)
         self.capacity = available_bytes(device) if capacity is None else capacity
         self.runtime = resident_bytes() if runtime is None else runtime
         self.sizes: dict[str, ModelSizes] = {}
@@ -84,7 +87,7 @@ class RunMemory:
         return estimate_memory(self.measured(config), config, self.batches(config), self.device, self.runtime)
 
     def measured(self, config: TrainConfig) -> ModelSizes:
-        key = repr((config.quant, config.method.lora, config.trainer.precision))
+        key = repr((config.quant, config.method, config.trainer.precision))
         if key not in self.sizes:
             self.sizes[key] = measure_model(self.shape, config, self.device)
         return self.sizes[key]
@@ -116,10 +119,8 @@ class RunMemory:
         return largest
 
     def verdict(self, estimate: MemoryEstimate) -> str:
-        device, word = "host memory", "fits" if estimate.total <= self.capacity else "does not fit"
-        if self.device.type == "cuda":
-            device = torch.cuda.get_device_name(self.device) if torch.cuda.is_available() else "GPU"
-        return f"Peak {estimate.total / GIB:.2f} GiB; {device} {self.capacity / GIB:.2f} GiB: {word}."
+        word = "fits" if estimate.total <= self.capacity else "does not fit"
+        return f"Peak {estimate.total / GIB:.2f} GiB; {self.device_name} {self.capacity / GIB:.2f} GiB: {word}."
 
     def command_that_fits(self, config: TrainConfig) -> str:
         """The typed command with overrides that fit in place of what they replace; empty where none is known."""

@@ -90,8 +90,8 @@ def _check_installed() -> None:
 def _serving_folder(config: OpenConfig) -> tuple[Path, Path]:
     """The run's merged model, exported first where it has not been, with the run's prompt; and the cache it is in."""
     run = Path(config.run)
-    prompt = prompt_of(config_of(run), run)
     merged, cache = run / "export" / "merged", run / "export" / "serve"
     if not merged.is_dir():
         export(ExportConfig(run=config.run, accelerator=config.accelerator))
+    prompt = prompt_of(config_of(run), run)
     return make_serving_cache(merged, prompt, cache, model_name(run)), cache

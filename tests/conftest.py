@@ -1,6 +1,8 @@
 """Paths and one rule for every test: nothing is written outside the test's own folders, nothing asks the network."""
 
+import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import absl.logging
@@ -14,9 +16,47 @@ absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _places_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for all tests: what is tokenised or converted once is there for the next."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CYBERLM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("WANDB_MODE", "offline")
+        patch.delenv("WANDB_API_KEY", raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _own_places(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+def _no_composed_command() -> None:
     HydraConfig.instance().cfg = None  # what a command run in this process before has left
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`finished_run("method=lora", ...)`: folder of a finished run; see `support`."""
+    from support import train_tiny  # imports torch and all of cyberlm: only for tests that need a run
+
+    folder, runs = tmp_path_factory.mktemp("runs"), {}
+
+    def run(*overrides: str) -> Path:
+        if overrides not in runs:
+            runs[overrides] = train_tiny(folder / str(len(runs)), *overrides)
+        return runs[overrides]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def lora_run(finished_run: Callable[..., Path]) -> Path:
+    return finished_run("method=lora")
+
+
+@pytest.fixture(scope="session")
+def sft_run(finished_run: Callable[..., Path]) -> Path:
+    return finished_run("method=sft")
+
+
+@pytest.fixture(scope="session")
+def qlora_run(finished_run: Callable[..., Path]) -> Path:
+    return finished_run("method=qlora")

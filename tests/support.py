@@ -1,5 +1,15 @@
-"""What several tests need: composed configurations, a tiny model, and training in a few lines."""
+"""What several tests need: composed configurations, a tiny model, and training in a few lines.
 
+Fixtures of tests/conftest.py, for the whole session; copy a folder before you change it:
+
+- `lora_run`, `sft_run`, `qlora_run`: folder of a finished run of the tiny model with every pass of `evaluation=full`,
+  48 training, 8 validation and 16 test questions, `SHORT` prompts (`RUN`).
+- `finished_run("method=lora", "prompt=text", ...)`: the same with other overrides (those of `RUN` come first), trained
+  once for all tests that ask with the same ones.
+- The cache (`CYBERLM_CACHE_DIR`) is one for all tests, the hub is offline, wandb too.
+"""
+
+import warnings
 from pathlib import Path
 
 import hydra
@@ -68,6 +78,21 @@ def fit_tiny(
     both = {"train": encoded, "validation": encoded}
     figures, steps = fit(config, folder, loaded, prompt, both, [], CostMeter())
     return loaded, figures, steps
+
+
+RUN = (
+    *("data.max_train=48", "data.max_validation=8", "data.max_test=16", "trainer.max_epochs=2"),
+    *("optim.learning_rate=1e-2", "evaluation=full", "evaluation.prior_share=0.2", "evaluation.max_new_tokens=4"),
+    *SHORT,
+)
+"""Overrides of the runs that tests share."""
+
+
+def train_tiny(folder: Path, *overrides: str) -> Path:
+    """Trains and evaluates in `folder`, a few seconds; warnings of libraries are not this test's."""
+    with warnings.catch_warnings(action="ignore"):
+        train(config_of(*RUN, *overrides), folder)
+    return folder
 
 
 def tuned_run(folder: Path, *overrides: str) -> Path:

@@ -1,6 +1,6 @@
 """Paths and one rule for every test: nothing is written outside the test's own folders, nothing asks the network."""
 
-import os
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +17,9 @@ torch.set_num_threads(1)  # tiny models: a second thread costs more than it brin
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _places_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache for all tests: what is tokenised or converted once is there for the next."""
+def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for all tests; what was imported so far is left out of the garbage collections between a run's phases."""
+    gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CYBERLM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")

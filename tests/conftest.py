@@ -18,7 +18,7 @@ torch.set_num_threads(1)  # tiny models: a second thread costs more than it brin
 
 @pytest.fixture(scope="session", autouse=True)
 def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache for all tests; what was imported so far is left out of the garbage collections between a run's phases."""
+    """One cache for all tests. Runs collect garbage between their phases: what was imported is left out of it."""
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CYBERLM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))

@@ -1,5 +1,6 @@
-"""One model's answer to one question."""
+"""Predictions: one model's answers to the questions of an evaluation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 LIKELIHOOD, GENERATION = "likelihood", "generation"
@@ -64,3 +65,20 @@ class Prediction:
     def generated_correct(self) -> bool:
         """Right by generation; a completion that cannot be parsed is wrong."""
         return self.parsed == self.gold
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One model's predictions; what was not asked for is empty.
+
+    Attributes:
+        test: Of the test questions, in their order.
+        rotated: Of every rotation of each question that may be rotated (`metrics.rotations`), the unrotated one first.
+        without_question: Of the options alone, without the text of the test questions.
+        validation: Of the validation questions.
+    """
+
+    test: Sequence[Prediction]
+    rotated: Sequence[Sequence[Prediction]] = ()
+    without_question: Sequence[Prediction] = ()
+    validation: Sequence[Prediction] = ()

@@ -1,0 +1,55 @@
+"""The questions that all models of an evaluation answer."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cyberlm.config.schema import OptionScore, Protocol, RootConfig
+from cyberlm.data.splits import near_duplicate_clusters
+from cyberlm.evaluation.outcomes import IntArray, cluster_numbers
+from cyberlm.tasks.questions import Question
+
+
+@dataclass(frozen=True, eq=False)
+class EvalSet:
+    """Questions of an evaluation, and the settings that they are asked with: the context of every metric.
+
+    Compared and hashed by identity, so that `functools.lru_cache` keeps what is the same for all models.
+
+    Attributes:
+        config: Of the training run or the evaluation.
+        questions: Test questions, in the order of every model's predictions.
+        validation: Validation questions, for what is fitted (`evaluation.validation`).
+        seen: Questions that a model was trained on or validated on.
+    """
+
+    config: RootConfig
+    questions: Sequence[Question]
+    validation: Sequence[Question] = ()
+    seen: Sequence[Question] = ()
+
+    @functools.cached_property
+    def cluster_of(self) -> dict[str, int]:
+        """Near-duplicate cluster of each test question, by hash."""
+        texts = [question.question for question in self.questions]
+        numbers = near_duplicate_clusters(texts, self.config.data.near_duplicate_jaccard)
+        return {question.hash: number for question, number in zip(self.questions, numbers, strict=True)}
+
+    @functools.cached_property
+    def clusters(self) -> IntArray:
+        """Near-duplicate cluster of each test question, (N,) int64, in their order."""
+        return cluster_numbers([question.hash for question in self.questions], self.cluster_of)
+
+    @property
+    def asks_letters(self) -> bool:
+        return self.config.prompt.protocol is Protocol.letter
+
+    @property
+    def options_shown(self) -> bool:
+        """Whether the options stand in the prompt; without them a completion cannot be matched to an option."""
+        return self.config.prompt.show_options
+
+    @property
+    def option_score(self) -> OptionScore:
+        """Score that the options are compared by."""
+        return OptionScore.sum if self.asks_letters else self.config.evaluation.option_score

@@ -1,0 +1,114 @@
+"""Metric: a named figure of one model; the functions that compute metrics are entries of the group `metrics`.
+
+An entry's `_target_` names a function `(predictions, context, **settings)` that yields metrics; its other keys are
+the settings. Where a metric does not apply (no rotations were answered, nothing was generated) it is not yielded.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from hydra.errors import HydraException
+from hydra.utils import get_method
+
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.predictions import Predictions
+from cyberlm.runtime.errors import ConfigError, Problem, RunError
+
+Place = Literal["headline", "evidence", "note", "detail"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of one model.
+
+    Attributes:
+        name: Key in results.json, loggers and leaderboard.csv.
+        value: None where it is undefined; `note` says why.
+        interval: 95% interval.
+        n: Questions that it rests on.
+        note: Sentence without a full stop: a warning, or the reason why the value is None.
+        label: Name in tables; `name` where empty.
+        format_spec: Of value and interval in tables, as `format()` takes it; one that ends with % is of a share.
+        place: Where it is shown: `headline` in the first table, the model card and the leaderboard, with its note;
+            `evidence` in the second table, with its note; `note` by its note alone; `detail` only in results.json and
+            loggers, note included.
+    """
+
+    name: str
+    value: float | None
+    interval: tuple[float, float] | None = None
+    n: int | None = None
+    note: str = ""
+    label: str = ""
+    format_spec: str = ".4f"
+    place: Place = "headline"
+
+    @property
+    def is_share(self) -> bool:
+        return self.format_spec.endswith("%")
+
+    def text(self) -> str:
+        """Value with its interval: `41.2% (37-46%)`, `0.12 (0.05, 0.20)`; `-` where it is undefined."""
+        if self.value is None:
+            return "-"
+        shown = format(self.value, self.format_spec)
+        if self.interval is None:
+            return shown
+        low, high = self.interval
+        if self.is_share:
+            return f"{shown} ({100 * low:.0f}-{high:.0%})"
+        return f"{shown} ({low:{self.format_spec}}, {high:{self.format_spec}})"
+
+
+MetricFunction = Callable[[Predictions, EvalSet], Iterable[Metric]]
+
+
+def metric_functions(entries: Mapping[str, Any]) -> dict[str, MetricFunction]:
+    """Functions of the entries of the group `metrics`, by the entry's name, with their settings.
+
+    Raises:
+        ConfigError: If an entry has no `_target_`, or one that is no function; with all of these.
+    """
+    functions: dict[str, MetricFunction] = {}
+    problems = []
+    for name, entry in entries.items():
+        settings = dict(entry) if isinstance(entry, Mapping) else {}
+        try:
+            functions[name] = partial(get_method(str(settings.pop("_target_"))), **settings)
+        except KeyError:
+            problems.append(Problem(f"metrics.{name} has no _target_", "_target_: module.function"))
+        except (HydraException, ImportError, ValueError) as error:
+            problems.append(Problem(f"metrics.{name}: {str(error).splitlines()[0]}", "_target_: module.function"))
+    if problems:
+        raise ConfigError("These metrics cannot be computed:", problems, "Their modules must be on PYTHONPATH.")
+    return functions
+
+
+def compute_metrics(
+    entries: Mapping[str, Any], models: Mapping[str, Predictions], context: EvalSet
+) -> dict[str, dict[str, Metric]]:
+    """All metrics of all models: by model, then by the metric's name, in the order of the entries.
+
+    Raises:
+        ConfigError: As `metric_functions`.
+        RunError: If a value is infinite or not a number, or two metrics have one name.
+    """
+    functions = metric_functions(entries)
+    by_model: dict[str, dict[str, Metric]] = {}
+    for model, predictions in models.items():
+        found = by_model[model] = {}
+        for entry, function in functions.items():
+            for metric in function(predictions, context):
+                if metric.name in found:
+                    raise RunError(f"Two metrics are named {metric.name}.", [Problem(f"metrics.{entry} yields one")])
+                if not all(map(math.isfinite, [metric.value or 0.0, *(metric.interval or ())])):
+                    raise RunError(
+                        f"{metric.name} of {model} is {metric.value}.",
+                        [Problem(f"metrics.{entry}", "a finite number, or None where it is undefined")],
+                        "If this model was trained here, its training diverged: lower optim.learning_rate.",
+                    )
+                found[metric.name] = metric
+    return by_model

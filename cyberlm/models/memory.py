@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from cyberlm.config.device_rules import device_problems
+from cyberlm.config.rules import device_problems
 from cyberlm.config.schema import (
     Attention,
     LoraConfig,

@@ -23,6 +23,7 @@ from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import make_task
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.fit import fit
 from cyberlm.training.losses import answer_nll_sum, hidden_states
@@ -39,7 +40,8 @@ def config_of(*overrides: str) -> TrainConfig:
 
 def cybermetric(count: int, size: int = 2000) -> tuple[Question, ...]:
     """The first questions of a CyberMetric file (CYBERLM_DATA_DIR, or downloaded)."""
-    main, _ = load_sources(config_of("data=cybermetric", f"data.size={size}").data)
+    config = config_of("data=cybermetric", f"data.size={size}")
+    main, _ = load_sources(config.data, make_task(config))
     return main.questions[:count]
 
 

@@ -34,6 +34,7 @@ from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import make_task
 from cyberlm.training.fit import prepare
 from cyberlm.training.losses import answer_nll_sum, hidden_states
 
@@ -55,7 +56,7 @@ def small_config(options: Any, *overrides: str) -> TrainConfig:
 
 def questions(config: TrainConfig, count: int) -> tuple[Prompt, list[EncodedQuestion]]:
     prompt = Prompt(config.prompt, load_tokenizer(config.model))
-    main, _ = load_sources(config.data)
+    main, _ = load_sources(config.data, make_task(config))
     return prompt, list(prompt.encode(main.questions[:count]))
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import measure
 
+from cyberlm.tasks.task import make_task
+
 MANY, FEW, VERSIONS = 10_000, 500, 5
 
 
@@ -116,7 +118,7 @@ def train(channel: measure.Channel) -> None:
         now = time.perf_counter()
         seconds[phase], clock = now - clock, now
 
-    source, held_out = load_sources(config.data)
+    source, held_out = load_sources(config.data, make_task(config))
     took("read")
     split = split_questions(config.data, source, held_out)
     took("split")

@@ -157,7 +157,7 @@ def train_cyberlm(channel: measure.Channel) -> None:
     encoded = prompt.encode(questions)
     loaded = load_base(config.model, config.quant, torch.device("cpu"))
     held_out, train = encoded[:held_out_count], encoded[held_out_count:]
-    texts = [[prompt.render(question), prompt.reference(question)] for question in questions]
+    texts = [[prompt.render(question), prompt.task.target(question)] for question in questions]
     ids = [[*item.prompt_ids, *item.option_ids[item.gold], *prompt.end_ids] for item in encoded]
     optim = {"rank": config.method.lora.rank, "alpha": config.method.lora.alpha, "rate": config.optim.learning_rate}
     optim |= {"warmup": round(config.optim.warmup_fraction * job["steps"]), "clip": config.optim.max_grad_norm}

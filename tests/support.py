@@ -18,17 +18,19 @@ import torch
 from cyberlm.config.commands import register_schemas
 from cyberlm.config.compose import conf_folder
 from cyberlm.config.rules import build_config
-from cyberlm.config.schema import TrainConfig
+from cyberlm.config.schema import PromptConfig, Protocol, TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.train import train
+from cyberlm.tasks.multiple_choice import MultipleChoice
 from cyberlm.tasks.prompts import Prompt
 from cyberlm.tasks.questions import Question
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.fit import fit, prepare
 
+MULTIPLE_CHOICE = MultipleChoice(PromptConfig(name="letter", protocol=Protocol.letter, question="{question} {options}"))
 TINY = ("model=tiny_random", "logger=none", "callbacks=none", "prompt=letter", "trainer.accelerator=cpu")
 
 
@@ -58,7 +60,7 @@ def short_questions(count: int) -> tuple[Question, ...]:
 
 
 def sample_questions(count: int) -> tuple[Question, ...]:
-    main, _ = load_sources(config_of("data=sample").data)
+    main, _ = load_sources(config_of("data=sample").data, MULTIPLE_CHOICE)
     return main.questions[:count]
 
 

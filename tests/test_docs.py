@@ -37,6 +37,76 @@ def test_stale_page_is_found(maker, tmp_path, monkeypatch, capsys):
     assert maker.main(["--check"]) == 0
 
 
+SOURCE = '''
+from enum import Enum
+
+class Way(Enum):
+    up = "up"
+    down = "down"
+
+@dataclass
+class InnerConfig:
+    """Of the inside."""
+
+    rate: float = 2e-4
+    """Steps a second | minute."""
+    names: Any = "all"
+
+@dataclass
+class TrainConfig:
+    inner: InnerConfig | None = None
+    way: Way = Way.up
+    """Where to."""
+    name: str = MISSING
+    off: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+'''
+
+TABLES = """\
+### Top
+
+| Key | Type | Default | Meaning |
+|---|---|---|---|
+| `inner` | keys or null | `null` | [below](#inner) |
+| `way` | `up`, `down` | `up` | Where to. |
+| `name` | str | *required* |  |
+| `off` | bool | `false` |  |
+| `extra` | entries with `_target_` | `{}` |  |
+
+### inner
+
+Of the inside.
+
+| Key | Type | Default | Meaning |
+|---|---|---|---|
+| `inner.rate` | float | `2e-4` | Steps a second \\| minute. |
+| `inner.names` | any | `all` |  |
+"""
+
+
+def test_tables_of_a_schema(maker, monkeypatch):
+    monkeypatch.setattr(maker, "ROOT_CLASSES", {"TrainConfig": "Top"})
+    assert "\n".join(maker._key_sections(maker.read_schema(SOURCE))) == TABLES
+
+
+@pytest.mark.parametrize(
+    ("text", "description"),
+    [
+        ("# @package _global_\n# What it is.\n# More.\nname: x\n", "What it is."),
+        (
+            "name: x\n# Too late.\nflag: true\nat: {step: 1, end: null}\n",
+            "Sets `flag=true`, `at.step=1`, `at.end=null`",
+        ),
+        ("name: x\nurl: https://example.org\n", "No values of its own"),
+        ("{}\n", "No values of its own"),
+    ],
+)
+def test_description_of_a_group_file(maker, tmp_path, text, description):
+    file = tmp_path / "x.yaml"
+    file.write_text(text, "utf-8")
+    assert maker._description(file) == description
+
+
 def relative_links(text: str) -> list[str]:
     """Targets of links and images that are neither web addresses nor places on the same page; code is left out."""
     prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)

@@ -140,7 +140,7 @@ class _Rules:
         if self.bos is None:
             return 0
         bos = str(self.tokenizer.bos_token)
-        own = self.prompt.config.system + self.prompt.user_message(PROBE)
+        own = self.prompt.config.system + self.prompt.task.prompt(PROBE)
         written = self.prompt.render(PROBE).count(bos) - own.count(bos)
         return max(written, int(self.prompt.adds_bos()))
 
@@ -162,7 +162,7 @@ class _Rules:
             yield CUT
         if self.prompt.config.protocol is Protocol.letter and not _single_letters(item):
             yield LETTER
-        if self._text(answer) != _canonical(self.prompt.reference(question)):
+        if self._text(answer) != _canonical(self.prompt.task.target(question)):
             yield DECODED
 
     def _is_cut(self, example: Example, whole: list[int], labels: int) -> bool:

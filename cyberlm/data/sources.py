@@ -15,6 +15,7 @@ from cyberlm.data.readers import QuestionSet, read_questions
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import DataError, Problem, lfs_problems
 from cyberlm.runtime.progress import track
+from cyberlm.tasks.task import Task
 
 CYBERMETRIC_ADDRESS = "https://raw.githubusercontent.com/cybermetric/CyberMetric"
 TIMEOUT_SECONDS = 30.0
@@ -59,7 +60,7 @@ CYBERMETRIC_FILES = {
 """By size, as in `data.size`; the largest holds 10,180 questions."""
 
 
-def load_sources(config: DataConfig) -> tuple[QuestionSet, QuestionSet | None]:
+def load_sources(config: DataConfig, task: Task) -> tuple[QuestionSet, QuestionSet | None]:
     """Reads the questions that a run is about.
 
     Returns:
@@ -69,40 +70,40 @@ def load_sources(config: DataConfig) -> tuple[QuestionSet, QuestionSet | None]:
         DataError: A file is missing, cannot be downloaded, is not the pinned one, or holds bad rows.
     """
     if config.name is DataName.sample:
-        return _sample(), None
+        return _sample(task), None
     if config.name is DataName.cybermetric:
-        held_out = _cybermetric(config.test_size, config) if config.test_size is not None else None
-        return _cybermetric(config.size, config), held_out
-    return _own_files(config)
+        held_out = _cybermetric(config.test_size, config, task) if config.test_size is not None else None
+        return _cybermetric(config.size, config, task), held_out
+    return _own_files(config, task)
 
 
-def _sample() -> QuestionSet:
+def _sample(task: Task) -> QuestionSet:
     with importlib.resources.as_file(importlib.resources.files("cyberlm.data") / "sample.json") as path:
         # Not the path: it differs between machines, and would make their manifests differ.
-        return replace(read_questions(path, "sample", OnBadRow.error), source="cyberlm/data/sample.json")
+        return replace(read_questions(path, "sample", OnBadRow.error, task), source="cyberlm/data/sample.json")
 
 
-def _own_files(config: DataConfig) -> tuple[QuestionSet, QuestionSet | None]:
+def _own_files(config: DataConfig, task: Task) -> tuple[QuestionSet, QuestionSet | None]:
     if config.path is None:
         raise DataError("data=mcq has no file to read:", [Problem("data.path is not set", fix="data.path=FILE")])
     path = Path(config.path)
-    main = read_questions(path, path.stem, config.on_bad_row)
+    main = read_questions(path, path.stem, config.on_bad_row, task)
     if config.test_path is None:
         return main, None
     test_path = Path(config.test_path)
     # Ids begin with the name, so two files of one name in two folders must not share it.
     name = test_path.stem if test_path.stem != path.stem else f"{path.stem}-test"
-    return main, read_questions(test_path, name, config.on_bad_row)
+    return main, read_questions(test_path, name, config.on_bad_row, task)
 
 
-def _cybermetric(size: int | None, config: DataConfig) -> QuestionSet:
+def _cybermetric(size: int | None, config: DataConfig, task: Task) -> QuestionSet:
     file = CYBERMETRIC_FILES.get(size or 0)
     if file is None:
         sizes = ", ".join(map(str, CYBERMETRIC_FILES))
         raise DataError("There is no such CyberMetric file:", [Problem(f"data.size={size}", sizes, "data.size=2000")])
     if config.dir is not None:
-        return read_questions(_file_at_hand(file, Path(config.dir)), file.name, config.on_bad_row)
-    return replace(read_questions(_cached(file), file.name, config.on_bad_row), source=file.address)
+        return read_questions(_file_at_hand(file, Path(config.dir)), file.name, config.on_bad_row, task)
+    return replace(read_questions(_cached(file), file.name, config.on_bad_row, task), source=file.address)
 
 
 def _file_at_hand(file: CyberMetricFile, folder: Path) -> Path:

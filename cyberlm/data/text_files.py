@@ -11,22 +11,22 @@ MAX_LINE_BYTES = 10**6
 """Of .jsonl, .csv and .tsv; a .json file may stand on one line."""
 
 
-def read_text(path: Path, endings: Sequence[str]) -> tuple[bytes, str]:
+def read_text(path: Path, ending: str, endings: Sequence[str]) -> tuple[bytes, str]:
     """The bytes of a file, and their text without a byte order mark.
 
     Args:
-        endings: Of the names that are read, in lower case.
+        ending: Says the format.
+        endings: Those that are read, in lower case.
 
     Raises:
         DataError: It is a folder, too large, empty, not UTF-8, of another ending, or of another format than its name.
     """
     if path.is_dir():
         raise unreadable(path, *_folder(path))
-    ending = path.suffix.lower()
     if ending not in endings:
-        raise unreadable(path, f"its name ends in '{path.suffix}'", ", ".join(endings))
+        raise unreadable(path, f"its name ends in '{ending}'", ", ".join(endings))
     raw = _read_bytes(path)
-    _check_is_content(path, raw)
+    _check_is_content(path, raw, ending)
     if ending != ".json":
         _check_line_lengths(path, raw)
     return raw, _decode(path, raw)
@@ -58,17 +58,16 @@ def _folder(path: Path) -> tuple[str, str, str]:
     return "it is a folder", "a .json, .jsonl, .csv or .tsv file", ""
 
 
-def _check_is_content(path: Path, raw: bytes) -> None:
+def _check_is_content(path: Path, raw: bytes, ending: str) -> None:
     """Refuses a file that holds other content than its name says, or none yet."""
     start = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
     pointers = lfs_problems([path])
     if pointers:
         raise DataError(f"{path} cannot be read as a question file:", pointers)
-    suffix = path.suffix.lower()
-    if suffix == ".jsonl" and start[:1] == b"[":
+    if ending == ".jsonl" and start[:1] == b"[":
         fix = f"mv '{path}' '{path.with_suffix('.json')}'"
         raise unreadable(path, "it holds one JSON list, not one object a line", "a list in a .json file", fix)
-    if suffix == ".json" and start[:1] == b"{" and _is_json_lines(start):
+    if ending == ".json" and start[:1] == b"{" and _is_json_lines(start):
         fix = f"mv '{path}' '{path.with_suffix('.jsonl')}'"
         raise unreadable(path, "it holds JSON Lines, one object a line", "JSON Lines in a .jsonl file", fix)
 

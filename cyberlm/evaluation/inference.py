@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from cyberlm.config.schema import EvaluationConfig, Protocol
+from cyberlm.config.schema import EvaluationConfig
 from cyberlm.data.batches import make_scoring_batch, plan_batches
 from cyberlm.evaluation.metrics.rotations import rotations, safe_to_permute
 from cyberlm.evaluation.predictions import Prediction
@@ -13,7 +13,6 @@ from cyberlm.evaluation.scoring import answering, generate, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.runtime import distributed
 from cyberlm.runtime.progress import Advance, track
-from cyberlm.tasks.answers.parsing import parse_letter, parse_text
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt, prompt_hash
 from cyberlm.tasks.questions import Question
 
@@ -67,15 +66,15 @@ def predict(
                 id=question.id,
                 hash=question.hash,
                 gold=question.gold,
-                n_options=len(question.options),
+                n_options=len(item.option_ids),
                 option_logprobs=log_probs,
                 option_tokens=tokens,
                 option_chars=item.option_chars,
                 choice=choice,
                 gold_nll=-log_probs[question.gold] / tokens[question.gold],
                 generated=completion.text,
-                parsed=None if completion.text is None else _parse(prompt, completion.text, question),
-                reference=prompt.reference(question),
+                parsed=None if completion.text is None else prompt.task.parse(completion.text, question),
+                reference=prompt.task.target(question),
                 prompt_hash=rendered,
                 topic=question.topic,
                 tied=tied,
@@ -125,11 +124,6 @@ def predict_blind(
     encoded = prompt.encode(blind)
     answers = predict(loaded, prompt, blind, encoded, likelihood, max_batch_tokens, f"{label}, without the question")
     return [replace(answer, hash=question.hash) for answer, question in zip(answers, questions, strict=True)]
-
-
-def _parse(prompt: Prompt, completion: str, question: Question) -> int | None:
-    parse = parse_letter if prompt.config.protocol is Protocol.letter else parse_text
-    return parse(completion, question.options)
 
 
 def scored_tokens(question: EncodedQuestion) -> int:

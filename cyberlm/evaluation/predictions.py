@@ -30,7 +30,7 @@ class Prediction:
         choice: Option chosen by likelihood.
         gold_nll: Mean negative log-likelihood a token of the right answer, end of turn left out (nats).
         generated: Greedy completion, or None where generation was not asked for.
-        parsed: Option that the completion names, or None where it names none.
+        parsed: Option that the completion names, the text of a free answer, or None where it has neither.
         reference: The text that ROUGE compares the completion with.
         prompt_hash: SHA-256 (first 16 hex digits) of the rendered prompt.
         topic: Of the question.
@@ -49,7 +49,7 @@ class Prediction:
     choice: int
     gold_nll: float
     generated: str | None
-    parsed: int | None
+    parsed: int | str | None
     reference: str
     prompt_hash: str
     topic: str = ""

@@ -97,7 +97,7 @@ def serving_template(prompt: Prompt) -> str:
         text += SETTINGS.replace("DATE", _quoted(TEMPLATE_DATE.strftime("%d %b %Y")))
         rendered = RENDERED.replace("OPENING", _quoted(template.opening))
         text += rendered.replace("SOURCE", template.timeless.removesuffix("\n"))
-    question = [{"role": "user", "content": prompt.user_message(PROBE)}]
+    question = [{"role": "user", "content": prompt.task.prompt(PROBE)}]
     given = prompt.tokenizer.apply_chat_template(question, chat_template=text, add_generation_prompt=True)
     if given["input_ids"] != prompt.encode_messages(question):  # type: ignore[call-overload,index]
         raise RunError("This model's chat template cannot be served: a question would not be the run's own prompt.")

@@ -13,6 +13,7 @@ from cyberlm.data.splits import SPLIT_MANIFEST, read_manifest, select_questions,
 from cyberlm.evaluation.metrics.contamination import refuse_leaked
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import make_task
 
 Trained = Mapping[Path, TrainConfig]
 """Training runs, with the configuration each was trained with."""
@@ -45,10 +46,11 @@ def pose(config: EvaluateConfig, trained: Trained, *, own_data: bool) -> EvalSet
     config = replace(config, prompt=_shared_prompt(trained)) if trained else config
     if trained and not own_data:
         config = replace(config, data=next(iter(trained.values())).data)
-        sources: Sequence[QuestionSet] = [source for source in load_sources(config.data) if source is not None]
+        loaded = load_sources(config.data, make_task(config))
+        sources: Sequence[QuestionSet] = [source for source in loaded if source is not None]
         questions: Sequence[Question] = select_questions(sources, _shared_test(trained))
     else:
-        main, held_out = load_sources(config.data)
+        main, held_out = load_sources(config.data, make_task(config))
         tested = held_out or main
         sources, questions = [tested], test_questions(config.data, tested.questions)
     seen = {run: _seen(run, its) for run, its in trained.items()}
@@ -68,7 +70,7 @@ def _together(seen: Mapping[Path, Sequence[Question]]) -> tuple[Question, ...]:
 
 def _seen(run: Path, config: TrainConfig) -> tuple[Question, ...]:
     parts = read_manifest(run / SPLIT_MANIFEST)["parts"]
-    sources = [source for source in load_sources(config.data) if source is not None]
+    sources = [source for source in load_sources(config.data, make_task(config)) if source is not None]
     return select_questions(sources, [row["hash"] for part in ("train", "validation") for row in parts[part]])
 
 

@@ -33,6 +33,7 @@ from cyberlm.runtime.files import write_json
 from cyberlm.runtime.progress import say
 from cyberlm.tasks.prompts import Prompt
 from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import make_task
 from cyberlm.training import loggers as experiment_loggers
 
 
@@ -115,7 +116,7 @@ class _Entrant:
 
 
 def _entrant(contender: ModelSpec, asked: Asked, config: EvaluateConfig) -> _Entrant:
-    prompt = Prompt(config.prompt, load_tokenizer(contender.model))
+    prompt = Prompt(config.prompt, load_tokenizer(contender.model), make_task(config))
     _check_prompt(prompt, contender)
     encoded = encode_questions(asked.test, prompt, config.data.max_length, cache_folder() / "tokenised")
     check_reads(read_shape(contender.model), prompt, encoded, config.evaluation)

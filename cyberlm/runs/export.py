@@ -127,12 +127,12 @@ def exam_of(config: ExportConfig, trained: TrainConfig, run: Path) -> Exam:
     prompt = prompt_of(trained, run)
     hashes = [row["hash"] for row in read_manifest(run / SPLIT_MANIFEST)["parts"]["test"]]
     try:
-        sources = [source for source in load_sources(trained.data) if source is not None]
+        sources = [source for source in load_sources(trained.data, prompt.task) if source is not None]
         questions = select_questions(sources, hashes[: config.questions])
     except DataError as error:
         instead = f"{error.title}\nThe export is checked on the embedded sample questions instead of the run's own."
         say(instead)
-        sample, _ = load_sources(replace(trained.data, name=DataName.sample))
+        sample, _ = load_sources(replace(trained.data, name=DataName.sample), prompt.task)
         questions = sample.questions[: config.questions]
     encoded = encode_questions(questions, prompt, trained.data.max_length, cache_folder() / "tokenised")
     return Exam(trained, prompt, questions, encoded)
@@ -194,7 +194,7 @@ def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[A
     save_merged(merged, exam.prompt.tokenizer, exam.prompt.stop_ids, fingerprint, folder)
     del merged
     loaded, tokenizer = load_exported(folder, device, attention)
-    reloaded = Prompt(exam.config.prompt, tokenizer)
+    reloaded = Prompt(exam.config.prompt, tokenizer, exam.prompt.task)
     check_prompt(reloaded, folder)
     write_prompt(folder, reloaded.identity())
     after = exam.answers(loaded, "the merged model")

@@ -37,6 +37,7 @@ from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import ModelError, OutOfMemory, Problem
 from cyberlm.runtime.progress import rendered, say
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.tasks.task import make_task
 from cyberlm.training.fit import shares_prefix
 from cyberlm.training.optim import check_optimizer
 
@@ -232,8 +233,8 @@ def _out_of_memory(config: TrainConfig, reason: str, runtime: int) -> OutOfMemor
 
 def _questions(config: TrainConfig) -> tuple[Encoded, int]:
     """Encoded questions by part, and the tokens that close an answer."""
-    prompt = Prompt(config.prompt, load_tokenizer(config.model))
-    split = split_questions(config.data, *load_sources(config.data))
+    prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
+    split = split_questions(config.data, *load_sources(config.data, prompt.task))
     return encode_split(split, prompt, config.data, cache_folder() / "tokenised")[1], len(prompt.end_ids)
 
 

@@ -13,6 +13,7 @@ from cyberlm.models.loading import hash_weights, load_base, load_tokenizer
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import read_json
 from cyberlm.tasks.prompts import Prompt
+from cyberlm.tasks.task import make_task
 
 
 def load_tuned(
@@ -42,7 +43,7 @@ def load_base_of(trained: TrainConfig, run: Path, device: torch.device) -> Loade
 
 def prompt_of(trained: TrainConfig, run: Path) -> Prompt:
     """The prompt that a run was tuned with."""
-    prompt = Prompt(trained.prompt, load_tokenizer(trained.model))
+    prompt = Prompt(trained.prompt, load_tokenizer(trained.model), make_task(trained))
     check_prompt(prompt, tuned_folder(trained, run))
     return prompt
 

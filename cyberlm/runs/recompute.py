@@ -20,6 +20,7 @@ from cyberlm.runs.inference import PASSES_FILE, Asked, doubtful_items, sample_of
 from cyberlm.runs.model_specs import find_models, trained_runs
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import make_task
 
 
 def recompute(run: Path) -> list[str]:
@@ -37,7 +38,7 @@ def recompute(run: Path) -> list[str]:
     config = _config(run)
     predictions = read_predictions(run / "predictions.jsonl")
     rows = next(iter(predictions.values()))
-    sources = [source for source in load_sources(config.data) if source is not None]
+    sources = [source for source in load_sources(config.data, make_task(config)) if source is not None]
     test = select_questions(sources, [row.hash for row in rows])
     asked = Asked(test, (), seen=_seen(run, config), suspects=doubtful_items(config, test))
     answers = _answers(run, predictions, test, config)

@@ -46,6 +46,7 @@ from cyberlm.runtime import distributed
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.signals import resume_command
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.tasks.task import make_task
 from cyberlm.training import loggers as experiment_loggers
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.checkpointing import CHECKPOINTS
@@ -88,14 +89,14 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
     clock = Clock()
     announce(config, folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    main, held_out = load_sources(config.data)
+    main, held_out = load_sources(config.data, make_task(config))
     split = split_questions(config.data, main, held_out)
     resumed = config.trainer.resume is not None
 
     with clock.phase("load"):
         device = pick_device(config.trainer.accelerator)
         check_optimizer(config.optim, device)
-        prompt = Prompt(config.prompt, load_tokenizer(config.model))
+        prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
         split, encoded = encode_split(split, prompt, config.data, cache_folder() / "tokenised")
         split_hash = write_manifest(split, config.data, folder / (SPLIT_AGAIN if resumed else SPLIT_MANIFEST))
         announce_split(split)

@@ -18,6 +18,7 @@ from cyberlm.runtime.errors import UserError
 from cyberlm.runtime.progress import console
 from cyberlm.runtime.screens import show
 from cyberlm.tasks.prompts import Prompt
+from cyberlm.tasks.task import make_task
 from cyberlm.training.callbacks.meters import CostMeter
 
 
@@ -26,7 +27,7 @@ def assist(order: Order) -> None:
     config, size = order.config, order.config.trainer.devices
     L.seed_everything(config.seed, workers=True, verbose=False)
     device = pick_device(config.trainer.accelerator)
-    prompt = Prompt(config.prompt, load_tokenizer(config.model))
+    prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
     loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
     store = store_at(order.meeting_place, size)
     store.set(ready_key(order.rank), "")

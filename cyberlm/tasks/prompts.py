@@ -25,9 +25,10 @@ from transformers import PreTrainedTokenizerBase
 from cyberlm.config.schema import PromptConfig, PromptStyle, Protocol
 from cyberlm.runtime.errors import ConfigError, DataError, ModelError, Problem
 from cyberlm.runtime.progress import say_once
-from cyberlm.tasks.questions import LETTERS, Question
+from cyberlm.tasks.multiple_choice import MultipleChoice
+from cyberlm.tasks.task import Example, Task
 
-PROBE = Question("probe", "Which port does HTTPS use by default?", ("80", "443", "22", "8443"), 1)
+PROBE = Example("probe", "Which port does HTTPS use by default?", ("80", "443", "22", "8443"), 1)
 
 TEMPLATE_DATE = datetime(2024, 7, 26)
 """Some chat templates print today's date: a prompt must not change overnight."""
@@ -154,6 +155,7 @@ class Prompt:
     Args:
         config: Templates and protocol.
         tokenizer: With its chat template, where it has one.
+        task: What is asked; multiple choice unless given.
 
     Attributes:
         template: The chat template, or None for a plain prompt.
@@ -166,9 +168,10 @@ class Prompt:
         ModelError: If the chat template cannot be used, or the tokenizer has no token that can close an answer.
     """
 
-    def __init__(self, config: PromptConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, config: PromptConfig, tokenizer: PreTrainedTokenizerBase, task: Task | None = None) -> None:
         self.config = config
         self.tokenizer = tokenizer
+        self.task = task or MultipleChoice(config)
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if config.style is PromptStyle.chat and not has_template:
             raise ConfigError(
@@ -190,30 +193,12 @@ class Prompt:
 
     # ------------------------------------------------------------------------------------------------- text
 
-    def answer_text(self, question: Question, option: int) -> str:
-        """What the model should answer if `option` is right: its letter, or its text."""
-        return LETTERS[option] if self.config.protocol is Protocol.letter else question.options[option]
-
-    def reference(self, question: Question) -> str:
-        """The right answer, which ROUGE compares with."""
-        return self.answer_text(question, question.gold)
-
-    def render(self, question: Question) -> str:
+    def render(self, question: Example) -> str:
         """The prompt as text, up to where the answer starts."""
         return self._render(question).replace(BREAK, "")
 
-    def user_message(self, question: Question) -> str:
-        lines = (
-            self.config.option.format(letter=letter, text=text)
-            for letter, text in zip(LETTERS, question.options, strict=False)
-        )
-        values = {"question": question.question}
-        if self.config.show_options:
-            values["options"] = "\n".join(lines)
-        return self.config.question.format(**values)
-
-    def _render(self, question: Question) -> str:
-        return self._render_messages([{"role": "user", "content": self.user_message(question)}])
+    def _render(self, question: Example) -> str:
+        return self._render_messages([{"role": "user", "content": self.task.prompt(question)}])
 
     def _render_messages(self, messages: Sequence[dict[str, str]]) -> str:
         """A conversation up to where the next answer starts; it begins with the prompt's system text or its own."""
@@ -227,7 +212,12 @@ class Prompt:
         """The text with a `BREAK` in each control token."""
         return self._control_token.sub(rf"\g<0>{BREAK}", text)
 
-    def _questions_as_text(self, questions: Sequence[Question]) -> list[Question]:
+    def answers(self, question: Example) -> Sequence[str]:
+        """List the answers whose likelihood is measured, the right one at `question.gold`."""
+        candidates = self.task.candidates(question)
+        return (self.task.target(question),) if candidates is None else candidates
+
+    def _questions_as_text(self, questions: Sequence[Example]) -> list[Example]:
         return [
             replace(item, question=self._as_text(item.question), options=tuple(map(self._as_text, item.options)))
             if self.holds_control_token(item)
@@ -235,13 +225,13 @@ class Prompt:
             for item in questions
         ]
 
-    def holds_control_token(self, question: Question) -> bool:
+    def holds_control_token(self, question: Example) -> bool:
         """Whether the question or an option has the text of a control token in it."""
         return any(self._control_token.search(text) for text in (question.question, *question.options))
 
     # ------------------------------------------------------------------------------------------------ tokens
 
-    def encode(self, questions: Sequence[Question]) -> list[EncodedQuestion]:
+    def encode(self, questions: Sequence[Example]) -> list[EncodedQuestion]:
         """Tokenises questions, all in one call.
 
         Raises:
@@ -251,20 +241,18 @@ class Prompt:
         texts: list[str] = []
         for question in self._questions_as_text(questions):
             prompt = self._render(question)
-            answers = (self.answer_text(question, k) for k in range(len(question.options)))
-            texts += [prompt, *(f"{prompt}{self.space}{answer}" for answer in answers)]
+            texts += [prompt, *(f"{prompt}{self.space}{answer}" for answer in self.answers(question))]
         rows = iter(self._ids(texts) if texts else [])
         encoded = []
         for question in questions:
-            prompt_ids = next(rows)
-            options = tuple(self._behind(prompt_ids, next(rows), question) for _ in question.options)
+            prompt_ids, answers = next(rows), self.answers(question)
+            options = tuple(self._behind(prompt_ids, next(rows), question) for _ in answers)
             if self.config.protocol is Protocol.letter and any(len(ids) != 1 for ids in options):
                 raise ModelError(
                     "The letter protocol needs letters of one token each, and this tokenizer splits them:",
                     [Problem(f"{question.id}: {options}", fix="prompt=text")],
                 )
-            chars = tuple(len(self.answer_text(question, k)) for k in range(len(options)))
-            encoded.append(EncodedQuestion(tuple(prompt_ids), options, chars, question.gold))
+            encoded.append(EncodedQuestion(tuple(prompt_ids), options, tuple(map(len, answers)), question.gold))
         return encoded
 
     def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -309,7 +297,7 @@ class Prompt:
         """Whether the tokenizer itself puts a beginning-of-sequence token before a text."""
         return self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
 
-    def _behind(self, prompt_ids: list[int], whole: list[int], question: Question) -> tuple[int, ...]:
+    def _behind(self, prompt_ids: list[int], whole: list[int], question: Example) -> tuple[int, ...]:
         cut = len(prompt_ids)
         if whole[:cut] != prompt_ids or len(whole) == cut:
             raise DataError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from support import MULTIPLE_CHOICE
 
 from cyberlm.config.schema import OnBadRow
 from cyberlm.data import readers, text_files
@@ -21,7 +22,7 @@ READ = Question("q:1", "Which port does HTTPS use?", ("80", "443", "22"), 1)
 
 
 def read(path: Path, on_bad_row: OnBadRow = OnBadRow.error) -> QuestionSet:
-    return read_questions(path, "q", on_bad_row)
+    return read_questions(path, "q", on_bad_row, MULTIPLE_CHOICE)
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -106,7 +107,7 @@ def test_options_that_differ_in_case_only_are_different(tmp_path: Path) -> None:
 
 def test_csv_cells_may_hold_separators_quotes_and_line_breaks(tmp_path: Path) -> None:
     path = write(tmp_path, "q.csv", 'question,A,B,solution\n"a, ""b""\nc?",1,2,A\nd?,1,1,B\n')
-    assert "row 2 (line 4): options A and B are the same: '1'" in refusal(path)
+    assert "row 2 (line 4): answers gives A and B the same text: '1'" in refusal(path)
     assert read(path, OnBadRow.skip).questions[0].question == 'a, "b" c?'
 
 
@@ -131,8 +132,8 @@ BAD_ROWS = [
     (None, "it is null; allowed: {"),
     (GOOD | {"solutoin": "A"}, "field 'solutoin' is not known; allowed: question, answers"),
     (GOOD | {"solutoin": "A"}, "Did you mean 'solution'?"),
-    ({key: GOOD[key] for key in ("answers", "solution")}, "question is missing or null"),
-    (GOOD | {"question": None}, "question is missing or null"),
+    ({key: GOOD[key] for key in ("answers", "solution")}, "question is missing"),
+    (GOOD | {"question": None}, "question is null, not text"),
     (GOOD | {"question": 7}, "question is the number 7, not text"),
     (GOOD | {"question": float("nan")}, "question is NaN, not text"),
     (GOOD | {"question": ["a"]}, "question is a list, not text"),
@@ -144,32 +145,32 @@ BAD_ROWS = [
     ),
     (GOOD | {"options": ["80", "443"]}, "answers and options stand side by side"),
     (GOOD | {"answers": "80, 443"}, "answers is text; allowed: an object of letters and texts, or a list of texts"),
-    (GOOD | {"answers": {"A": "80"}}, "1 options; allowed: 2 to 8"),
-    (GOOD | {"answers": [str(i) for i in range(9)]}, "9 options; allowed: 2 to 8"),
-    (GOOD | {"answers": {"A": "80", "C": "443"}}, "the options are named 'A', 'C'; allowed for 2 options: A, B"),
-    (GOOD | {"answers": {"B": "80", "C": "443"}}, "the options are named 'B', 'C'; allowed for 2 options: A, B"),
+    (GOOD | {"answers": {"A": "80"}}, "answers has 1 options; allowed: 2 to 8"),
+    (GOOD | {"answers": [str(i) for i in range(9)]}, "answers has 9 options; allowed: 2 to 8"),
+    (GOOD | {"answers": {"A": "80", "C": "443"}}, "answers names its options 'A', 'C'; allowed for 2 options: A, B"),
+    (GOOD | {"answers": {"B": "80", "C": "443"}}, "answers names its options 'B', 'C'; allowed for 2 options: A, B"),
     (GOOD | {"answers": {"A": "80", "a": "443"}}, "answers names option A twice, as 'A' and 'a'"),
-    (GOOD | {"answers": {"1": "80", "2": "443"}}, "the options are named '1', '2'"),
-    (GOOD | {"answers": {"A": "80", "B": ""}}, "option B is empty"),
-    (GOOD | {"answers": {"A": "80", "B": None}}, "option B is missing or null"),
-    (GOOD | {"answers": {"A": 80, "B": "443"}}, "option A is the number 80, not text"),
-    (GOOD | {"answers": ["80", float("nan")]}, "option B is NaN, not text"),
-    (GOOD | {"answers": ["80", True]}, "option B is true, not text"),
-    (GOOD | {"answers": ["80", " 80 "]}, "options A and B are the same: '80'"),
-    (GOOD | {"answers": ["caf\u00e9", "cafe\u0301"]}, "options A and B are the same"),
+    (GOOD | {"answers": {"1": "80", "2": "443"}}, "answers names its options '1', '2'"),
+    (GOOD | {"answers": {"A": "80", "B": ""}}, "answers.B is empty"),
+    (GOOD | {"answers": {"A": "80", "B": None}}, "answers.B is null, not text"),
+    (GOOD | {"answers": {"A": 80, "B": "443"}}, "answers.A is the number 80, not text"),
+    (GOOD | {"answers": ["80", float("nan")]}, "answers.B is NaN, not text"),
+    (GOOD | {"answers": ["80", True]}, "answers.B is true, not text"),
+    (GOOD | {"answers": ["80", " 80 "]}, "answers gives A and B the same text: '80'"),
+    (GOOD | {"answers": ["caf\u00e9", "cafe\u0301"]}, "answers gives A and B the same text"),
     ({key: GOOD[key] for key in ("question", "answers")}, "solution is missing; allowed: one of solution, answer"),
     (GOOD | {"answer": "B"}, "solution and answer stand side by side"),
     (GOOD | {"solution": "D"}, "solution is 'D', which names no option; allowed: one letter of A to C"),
     (GOOD | {"solution": ""}, "solution is '', which names no option"),
     (GOOD | {"solution": "443"}, "solution is '443', which names no option"),
     (GOOD | {"solution": "B)"}, "solution is 'B)', which names no option"),
-    (GOOD | {"solution": 1}, "solution is the number 1; allowed: one letter of A to C"),
+    (GOOD | {"solution": 1}, "solution is the number 1, not text"),
     (GOOD | {"solution": None}, "solution is null"),
     (GOOD | {"solution": "A,C"}, "solution is 'A,C': several right answers are not taken"),
     (GOOD | {"solution": "a and c"}, "solution is 'a and c': several right answers are not taken"),
     (GOOD | {"solution": ["B"]}, "solution is a list: several right answers are not taken"),
     (GOOD | {"topic": 3}, "topic is the number 3, not text"),
-    (GOOD | {"topic": None}, "topic is missing or null"),
+    (GOOD | {"topic": None}, "topic is null, not text"),
 ]
 
 
@@ -190,12 +191,15 @@ def test_a_bad_row_is_refused_with_its_place_and_reason(tmp_path: Path, row: obj
         ('{"question": "x"', "it is not one JSON object: Expecting ',' delimiter: column 17"),
         ("question: x", "it is not one JSON object: Expecting value: column 1"),
         (json.dumps(GOOD) * 2, "it is not one JSON object: Extra data"),
-        (json.dumps(GOOD)[:-1] + ', "solution": "A"}', "it is an object that gives 'solution' more than once"),
+        (json.dumps(GOOD)[:-1] + ', "solution": "A"}', "an object gives 'solution' more than once"),
         (
             '{"question": "x?", "answers": {"A": "1", "B": "2", "A": "3"}, "solution": "A"}',
-            "answers is an object that gives 'A' more than once",
+            "an object gives 'A' more than once",
         ),
-        ('{"question": "x?", "answers": ["1", "2"], "solution": [{"a": 1, "a": 2}]}', "solution is a list"),
+        (
+            '{"question": "x?", "answers": ["1", "2"], "solution": [{"a": 1, "a": 2}]}',
+            "an object gives 'a' more than once",
+        ),
         ('{"question": ' + "9" * 5000 + ', "answers": ["1", "2"], "solution": "A"}', "question is the number inf"),
         ('{"question": -Infinity, "answers": ["1", "2"], "solution": "A"}', "question is the number -inf"),
     ],
@@ -211,9 +215,9 @@ def test_a_bad_json_line_is_a_bad_row(tmp_path: Path, line: str, reason: str) ->
         ("x?,1,2,3", "it has 4 cells, the header has 5"),
         ("x?,1,2,3,A,", "it has 6 cells, the header has 5"),
         (" ", "it has 1 cells, the header has 5"),
-        ("x?,1,2,,A", "option C is empty"),
+        ("x?,1,2,,A", "answers.C is empty"),
         (",1,2,3,A", "question is empty"),
-        ("x?,1,2,3,D", "solution is 'D', which names no option; allowed: one letter of A to C"),
+        ("x?,1,2,3,D", "the solution is 'D', which names no option; allowed: one letter of A to C"),
         ('x?,1,2,3,"A,B"', "solution is 'A,B': several right answers are not taken"),
     ],
 )
@@ -300,22 +304,24 @@ def test_no_depth_of_nesting_escapes_as_a_traceback(tmp_path: Path, depth: int) 
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        ("question;A;B;solution", "column 'question;a;b;solution' is not known"),
-        ("A,B,solution", "there is no column 'question'"),
-        ("question,A,B", "there must be one column 'solution' or 'answer'"),
-        ("question,A,B,solution,answer", "there must be one column 'solution' or 'answer'"),
-        ("question,A,solution", "the option columns are A"),
-        ("question,solution", "the option columns are missing"),
-        ("question,A,C,solution", "the option columns are A, C"),
-        ("question,A,a,B,solution", "column 'A' stands twice"),
-        ("question,A,B,I,solution", "column 'i' is not known"),
-        ("question,A,B,solution,notes", "column 'notes' is not known"),
+        ("question;A;B;solution", "field 'question;A;B;solution' is not known"),
+        ("A,B,solution", "question is missing"),
+        ("question,A,B", "solution is missing; allowed: one of solution, answer"),
+        ("question,A,B,solution,answer", "solution and answer stand side by side"),
+        ("question,A,solution", "answers has 1 options; allowed: 2 to 8"),
+        ("question,solution", "answers is missing; allowed: one of answers, options, choices"),
+        ("question,A,C,solution", "answers names its options 'A', 'C'"),
+        ("question,A,a,B,solution", "field 'A' stands twice"),
+        ("question,A,A,B,solution", "its header names 'A' twice"),
+        ("question,A,B,I,solution", "field 'I' is not known"),
+        ("question,A,B,solution,notes", "field 'notes' is not known; allowed: question"),
+        ("question,A,answers,solution", "the field 'A' stands beside a field of all options"),
     ],
 )
-def test_a_header_that_cannot_be_used(tmp_path: Path, header: str, reason: str) -> None:
-    screen = refusal(write(tmp_path, "q.csv", f"{header}\nx\n"))
-    assert reason in screen
-    assert "question, A, B[, C ... H], solution (or answer)[, topic][, domain]" in screen
+def test_a_header_that_cannot_be_used_is_told_once(tmp_path: Path, header: str, reason: str) -> None:
+    row = ",".join("a" * (k + 1) for k in range(header.count(",") + 1))
+    screen = refusal(write(tmp_path, "q.csv", f"{header}\n{row}\n{row}\n"))
+    assert screen.count(reason) == 1 and ("every row: " in screen or "header" in screen)
 
 
 def test_a_missing_file_a_folder_and_a_file_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,7 +350,7 @@ def test_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("size", "normalised"), [(80, 0), (500, 0), (2000, 8)])
 def test_cybermetric_reads_without_a_bad_row(size: int, normalised: int) -> None:
     found = read_questions(
-        Path(str(DATA_DIR)) / f"CyberMetric-{size}-v1.json", f"CyberMetric-{size}-v1", OnBadRow.error
+        Path(str(DATA_DIR)) / f"CyberMetric-{size}-v1.json", f"CyberMetric-{size}-v1", OnBadRow.error, MULTIPLE_CHOICE
     )
     assert len(found.questions) == size
     assert [sum(question.letter == letter for question in found.questions) for letter in "ABCD"] == [size // 4] * 4

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import MULTIPLE_CHOICE
 
 from cyberlm.config.schema import DataConfig, DataName, OnBadRow
 from cyberlm.data import sources
@@ -34,7 +35,7 @@ def cybermetric(**settings: Any) -> DataConfig:
 
 def refusal(config: DataConfig) -> str:
     with pytest.raises(DataError) as caught:
-        load_sources(config)
+        load_sources(config, MULTIPLE_CHOICE)
     return caught.value.screen()
 
 
@@ -88,21 +89,21 @@ def cache() -> Path:
 def test_a_file_is_downloaded_once_and_read_from_the_cache_after(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main, held_out = load_sources(cybermetric())
+    main, held_out = load_sources(cybermetric(), MULTIPLE_CHOICE)
     assert held_out is None
     assert (main.name, len(main.questions)) == ("CyberMetric-2000-v1", 2000)
     assert main.source == f"{server.address}/2f5818b/CyberMetric-2000-v1.json"
     assert main.sha256 == hashlib.sha256(CONTENT).hexdigest()
     assert main.questions[6].id == "CyberMetric-2000-v1:7"
     assert f"Downloading CyberMetric-2000-v1.json: {len(CONTENT)}/{len(CONTENT)} bytes" in capsys.readouterr().out
-    assert load_sources(cybermetric()) == (main, None)
+    assert load_sources(cybermetric(), MULTIPLE_CHOICE) == (main, None)
     assert server.paths == ["/2f5818b/CyberMetric-2000-v1.json"]
     assert [path.name for path in cache().iterdir()] == ["CyberMetric-2000-v1.json"], "no partial file stays behind"
 
 
 def test_a_server_need_not_say_the_length(server: Server) -> None:
     server.announced = None
-    assert len(load_sources(cybermetric())[0].questions) == 2000
+    assert len(load_sources(cybermetric(), MULTIPLE_CHOICE)[0].questions) == 2000
 
 
 def test_a_torn_download_leaves_nothing_and_the_next_run_starts_afresh(server: Server) -> None:
@@ -111,7 +112,7 @@ def test_a_torn_download_leaves_nothing_and_the_next_run_starts_afresh(server: S
     assert f"the connection closed after {len(CONTENT) - 100} of {len(CONTENT)} bytes" in screen
     assert list(cache().iterdir()) == []
     server.content = CONTENT
-    assert len(load_sources(cybermetric())[0].questions) == 2000
+    assert len(load_sources(cybermetric(), MULTIPLE_CHOICE)[0].questions) == 2000
 
 
 def test_a_torn_download_of_unknown_length_is_refused_by_its_hash(server: Server) -> None:
@@ -130,7 +131,7 @@ def test_a_download_with_another_hash_is_refused_with_both_and_not_kept(server: 
 
 
 def test_a_cached_file_that_changed_is_refused_and_left_for_the_user_to_remove(server: Server) -> None:
-    load_sources(cybermetric())
+    load_sources(cybermetric(), MULTIPLE_CHOICE)
     path = cache() / "CyberMetric-2000-v1.json"
     path.write_bytes(CONTENT + b"\n")
     screen = refusal(cybermetric())
@@ -158,7 +159,7 @@ def test_a_cache_folder_that_cannot_be_made_is_an_error_not_a_traceback(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with pytest.raises(ConfigError, match="is not a folder") as caught:
-        load_sources(cybermetric())
+        load_sources(cybermetric(), MULTIPLE_CHOICE)
     assert caught.value.problems[0].fix == "CYBERLM_CACHE_DIR=FOLDER"
 
 
@@ -167,7 +168,7 @@ def test_without_a_variable_the_cache_is_the_users(
 ) -> None:
     monkeypatch.delenv("CYBERLM_CACHE_DIR")
     monkeypatch.setattr(cache_module, "user_cache_path", lambda name: tmp_path / name)
-    load_sources(cybermetric())
+    load_sources(cybermetric(), MULTIPLE_CHOICE)
     assert (tmp_path / "cyberlm" / "CyberMetric-2000-v1.json").read_bytes() == CONTENT
 
 
@@ -205,7 +206,7 @@ def test_the_pinned_hash_of_the_10000_file_is_enforced(tmp_path: Path) -> None:
 
 @needs_files
 def test_the_real_files_pass_and_one_changed_byte_is_refused_with_both_hashes(tmp_path: Path) -> None:
-    main, held_out = load_sources(cybermetric(dir=DATA_DIR, test_size=500))
+    main, held_out = load_sources(cybermetric(dir=DATA_DIR, test_size=500), MULTIPLE_CHOICE)
     assert held_out is not None
     assert (len(main.questions), len(held_out.questions)) == (2000, 500)
     assert main.source == f"{DATA_DIR}/CyberMetric-2000-v1.json"
@@ -228,10 +229,10 @@ def test_your_own_file_alone_and_with_a_test_file(tmp_path: Path) -> None:
     test.write_text(json.dumps(ROW))
     same_name.write_text(json.dumps([ROW]))
     config = DataConfig(name=DataName.mcq, path=str(train))
-    main, held_out = load_sources(config)
+    main, held_out = load_sources(config, MULTIPLE_CHOICE)
     assert (main.name, main.source, held_out) == ("train", str(train), None)
     for path, name in [(test, "test"), (same_name, "train-test")]:
-        main, held_out = load_sources(dataclasses.replace(config, test_path=str(path)))
+        main, held_out = load_sources(dataclasses.replace(config, test_path=str(path)), MULTIPLE_CHOICE)
         assert held_out is not None
         assert (main.questions[0].id, held_out.questions[0].id) == ("train:1", f"{name}:1")
 
@@ -240,7 +241,7 @@ def test_bad_rows_of_your_own_file_follow_the_setting(tmp_path: Path) -> None:
     path = tmp_path / "q.json"
     path.write_text(json.dumps([ROW, ROW | {"solution": "C"}]))
     assert "row 2" in refusal(DataConfig(name=DataName.mcq, path=str(path)))
-    main, _ = load_sources(DataConfig(name=DataName.mcq, path=str(path), on_bad_row=OnBadRow.skip))
+    main, _ = load_sources(DataConfig(name=DataName.mcq, path=str(path), on_bad_row=OnBadRow.skip), MULTIPLE_CHOICE)
     assert (len(main.questions), len(main.skipped)) == (1, 1)
 
 
@@ -250,6 +251,6 @@ def test_your_own_file_must_be_named() -> None:
 
 def test_the_sample_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    main, held_out = load_sources(DataConfig(name=DataName.sample))
+    main, held_out = load_sources(DataConfig(name=DataName.sample), MULTIPLE_CHOICE)
     assert (main.name, main.source, len(main.questions)) == ("sample", "cyberlm/data/sample.json", 360)
     assert held_out is None

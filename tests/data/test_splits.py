@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import MULTIPLE_CHOICE
 
 from cyberlm.config.schema import DataConfig, DataName, OnBadRow
 from cyberlm.data import splits
@@ -343,7 +344,9 @@ def test_a_missing_question_is_an_error() -> None:
 
 
 def real(size: int) -> QuestionSet:
-    return read_questions(Path(str(DATA_DIR)) / f"CyberMetric-{size}-v1.json", f"CyberMetric-{size}-v1", OnBadRow.error)
+    return read_questions(
+        Path(str(DATA_DIR)) / f"CyberMetric-{size}-v1.json", f"CyberMetric-{size}-v1", OnBadRow.error, MULTIPLE_CHOICE
+    )
 
 
 @needs_files

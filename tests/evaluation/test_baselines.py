@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import MULTIPLE_CHOICE
 
 from cyberlm.config.schema import OnBadRow
 from cyberlm.data.readers import read_questions
@@ -441,7 +442,7 @@ def test_nothing_is_said_where_nothing_is_wrong(accuracy: float, seed: int) -> N
 
 def real(size: int) -> tuple[Question, ...]:
     path = Path(str(DATA_DIR)) / f"CyberMetric-{size}-v1.json"
-    return read_questions(path, f"CyberMetric-{size}-v1", OnBadRow.error).questions
+    return read_questions(path, f"CyberMetric-{size}-v1", OnBadRow.error, MULTIPLE_CHOICE).questions
 
 
 @needs_files

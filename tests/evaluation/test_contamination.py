@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import MULTIPLE_CHOICE
 
 from cyberlm.config.schema import DataConfig, DataName, OnBadRow
 from cyberlm.data.near_duplicates import alike, alike_between, words_of
@@ -314,7 +315,9 @@ def test_words_of_a_text() -> None:
 
 
 def real(size: int) -> QuestionSet:
-    return read_questions(Path(str(DATA_DIR)) / f"CyberMetric-{size}-v1.json", f"CyberMetric-{size}-v1", OnBadRow.error)
+    return read_questions(
+        Path(str(DATA_DIR)) / f"CyberMetric-{size}-v1.json", f"CyberMetric-{size}-v1", OnBadRow.error, MULTIPLE_CHOICE
+    )
 
 
 @needs_files

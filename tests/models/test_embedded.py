@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support import compose
+from support import MULTIPLE_CHOICE, compose
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
@@ -53,7 +53,7 @@ def test_its_prompt_has_the_system_message_and_ends_its_turn() -> None:
     config = config_of()
     tokenizer = load_tokenizer(config.model)
     prompt = Prompt(config.prompt, tokenizer)
-    question = load_sources(config.data)[0].questions[0]
+    question = load_sources(config.data, MULTIPLE_CHOICE)[0].questions[0]
     assert prompt.render(question) == (
         "<|im_start|>system\nYou are a cybersecurity expert. Answer the question briefly.<|im_end|>\n"
         f"<|im_start|>user\n{question.question}<|im_end|>\n<|im_start|>assistant\n"
@@ -63,7 +63,7 @@ def test_its_prompt_has_the_system_message_and_ends_its_turn() -> None:
 
 def test_its_adapter_opens_with_peft_alone_and_answers_the_same(tmp_path: Path) -> None:
     config = config_of("data.micro_batch_size=2", "optim.learning_rate=1e-3", "method.lora.rank=4")
-    questions = load_sources(config.data)[0].questions[:4]
+    questions = load_sources(config.data, MULTIPLE_CHOICE)[0].questions[:4]
     loaded = prepare(load_base(config.model, config.quant, CPU), config)
     prompt = Prompt(config.prompt, load_tokenizer(config.model))
     encoded = prompt.encode(questions)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import compose, config_of, sample_questions
+from support import MULTIPLE_CHOICE, compose, config_of, sample_questions
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import EvaluateConfig, OnBadRow, QuantName
@@ -272,7 +272,7 @@ def test_a_question_that_any_run_trained_on_is_refused(tmp_path: Path, monkeypat
     low = json.loads(Path(LOW, "split_manifest.json").read_text())["parts"]
     known = {row["hash"] for part in ("train", "validation") for row in low[part]}
     leaked = next(row for row in parts["train"] if row["hash"] not in known)
-    sample = read_questions(ROOT / "cyberlm/data/sample.json", "sample", OnBadRow.error).questions
+    sample = read_questions(ROOT / "cyberlm/data/sample.json", "sample", OnBadRow.error, MULTIPLE_CHOICE).questions
     question = next(question for question in sample if question.hash == leaked["hash"])
     row: dict[str, Any] = {"question": question.question, "solution": question.letter}
     row["answers"] = dict(zip("ABCD", question.options, strict=True))

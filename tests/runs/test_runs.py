@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 from pyarrow import parquet
-from support import TINY, compose, config_of, sample_questions
+from support import MULTIPLE_CHOICE, TINY, compose, config_of, sample_questions
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.saved import config_of as saved_by
@@ -176,7 +176,7 @@ def test_training_and_evaluation_choose_the_same_questions_of_a_file(tmp_path: P
     test_file = questions_file(tmp_path / "test.json", sample_questions(60)[:20])
     held_out = ("data=mcq", f"data.path={train_file}", f"data.test_path={test_file}", "data.max_test=5")
     data = small(*held_out).data
-    trained = [question.hash for question in split_questions(data, *load_sources(data)).test]
+    trained = [question.hash for question in split_questions(data, *load_sources(data, MULTIPLE_CHOICE)).test]
     for given in (held_out, ("data=mcq", f"data.path={test_file}", "data.max_test=5")):
         assert [question.hash for question in pose(scoring(*given), {}, own_data=True).questions] == trained
     assert trained != [question.hash for question in sample_questions(60)[:5]]

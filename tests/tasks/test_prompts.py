@@ -127,7 +127,7 @@ def test_letters_are_found_where_they_stand() -> None:
 
 def test_a_letter_of_two_tokens_is_refused() -> None:
     broken = make("prompt=letter")
-    broken.answer_text = lambda question, option: "AB"[option % 2] * 2  # type: ignore[method-assign]
+    broken.task.candidates = lambda question: ("AA", "BB", "AA")
     with pytest.raises(ModelError, match="one token each"):
         broken.encode([QUESTION])
 
@@ -277,7 +277,7 @@ def test_what_is_trained_is_what_the_template_writes(template: str, protocol: st
     tokenizer = templated(template)
     prompt = make(f"prompt={protocol}", "prompt.system=", tokenizer=tokenizer)
     encoded = prompt.encode([QUESTION])[0]
-    turns = [("user", prompt.user_message(QUESTION)), ("assistant", prompt.reference(QUESTION))]
+    turns = [("user", prompt.task.prompt(QUESTION)), ("assistant", prompt.task.target(QUESTION))]
     messages = [{"role": role, "content": text} for role, text in turns]
     whole = tokenizer.apply_chat_template(messages, return_dict=False)
     assert [*encoded.prompt_ids, *encoded.option_ids[1], *prompt.end_ids] == whole[
@@ -434,7 +434,7 @@ def test_ordinary_questions_are_tokenised_as_a_whole(kind: str, style: str, tmp_
     questions = sample_questions(360)
     assert not any(map(prompt.holds_control_token, questions))
     encoded = prompt.encode(questions)
-    texts = [prompt.render(item) + prompt.space + prompt.reference(item) for item in questions]
+    texts = [prompt.render(item) + prompt.space + prompt.task.target(item) for item in questions]
     begun = [tokenizer.bos_token_id] if style == "plain" and prompt.adds_bos() else []
     wholes = [begun + ids for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     assert [[*item.prompt_ids, *item.option_ids[item.gold]] for item in encoded] == wholes

@@ -1,0 +1,159 @@
+"""Multiple choice: a question with two to eight options, of which one is right."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from cyberlm.config.schema import PromptConfig, Protocol
+from cyberlm.runtime.errors import did_you_mean
+from cyberlm.runtime.validation import kind_of, reasons_of, shown
+from cyberlm.tasks.answers.parsing import parse_letter, parse_text
+from cyberlm.tasks.task import LETTERS, Example
+
+MAX_CHARACTERS = 250_000
+"""Of one text."""
+OPTIONS_FIELDS, GOLD_FIELDS = ("answers", "options", "choices"), ("solution", "answer")
+FIELDS = ("question", *OPTIONS_FIELDS, *GOLD_FIELDS, "topic", "domain")
+_SEVERAL_LETTERS = re.compile(r"[A-H](\s*(,|;|/|&|\+|and|or)?\s*[A-H])+", re.IGNORECASE)
+
+
+class MultipleChoice:
+    """The answer is an option's letter or its text, as `prompt.protocol` says.
+
+    Args:
+        prompt: Templates of the question and of an option's line.
+    """
+
+    primary_metric = "option_nll"
+
+    def __init__(self, prompt: PromptConfig) -> None:
+        self.config = prompt
+
+    def read(self, row: Mapping[str, Any], example_id: str) -> Example:
+        """Make a question of a row: options as an object, as a list, or each in a field of its own letter.
+
+        Raises:
+            ValueError: With all that is wrong with the row.
+        """
+        try:
+            return QuestionRow.model_validate(_in_one_shape(row)).example(example_id)
+        except ValidationError as error:
+            raise ValueError("; ".join(reasons_of(error))) from error
+
+    def prompt(self, example: Example) -> str:
+        lines = (
+            self.config.option.format(letter=letter, text=text)
+            for letter, text in zip(LETTERS, example.options, strict=False)
+        )
+        values = {"question": example.question}
+        if self.config.show_options:
+            values["options"] = "\n".join(lines)
+        return self.config.question.format(**values)
+
+    def target(self, example: Example) -> str:
+        return self.candidates(example)[example.gold]
+
+    def candidates(self, example: Example) -> Sequence[str]:
+        return LETTERS[: len(example.options)] if self._by_letter else example.options
+
+    def parse(self, completion: str, example: Example) -> int | None:
+        return (parse_letter if self._by_letter else parse_text)(completion, example.options)
+
+    @property
+    def _by_letter(self) -> bool:
+        return self.config.protocol is Protocol.letter
+
+
+def _in_one_shape(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Put options that have a field each (`A`, `B`, ...) into one object, and refuse fields that nothing reads.
+
+    Field names are read in any case, as spreadsheets have them.
+    """
+    fields: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    problems = []
+    for name, value in row.items():
+        letter, field = name.upper() in tuple(LETTERS), name.lower()
+        key, target = (name.upper(), options) if letter else (field, fields)
+        if not letter and field not in FIELDS:
+            hint = did_you_mean(field, FIELDS)
+            problems.append(f"field {shown(name)} is not known; allowed: {', '.join(FIELDS)}. {hint}".rstrip())
+        elif key in target:
+            problems.append(f"field '{key}' stands twice")
+        target[key] = value
+    if options and not fields.keys().isdisjoint(OPTIONS_FIELDS):
+        problems.append(f"the field '{next(iter(options))}' stands beside a field of all options")
+    elif options:
+        fields[OPTIONS_FIELDS[0]] = options
+    for names in (OPTIONS_FIELDS, GOLD_FIELDS):
+        present = [name for name in names if name in fields]
+        if len(present) != 1:
+            found = " and ".join(present) + " stand side by side" if present else f"{names[0]} is missing"
+            problems.append(f"{found}; allowed: one of {', '.join(names)}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return fields
+
+
+def _by_letters(value: object) -> object:
+    """Options under capital letters, in order."""
+    if not isinstance(value, dict | list):
+        raise ValueError(f"is {kind_of(value)}; allowed: an object of letters and texts, or a list of texts")
+    if not 2 <= len(value) <= len(LETTERS):
+        raise ValueError(f"has {len(value)} options; allowed: 2 to {len(LETTERS)}")
+    expected = LETTERS[: len(value)]
+    if isinstance(value, list):
+        return dict(zip(expected, value, strict=True))
+    letters: dict[str, str] = {}
+    for key in sorted(value, key=lambda key: (key.upper(), key)):
+        if letters.setdefault(key.upper(), key) != key:
+            first = letters[key.upper()]
+            raise ValueError(f"names option {key.upper()} twice, as {shown(first)} and {shown(key)}")
+    if "".join(letters) != expected or len(letters) != len(expected):
+        found, wanted = ", ".join(map(shown, letters)), ", ".join(expected)
+        raise ValueError(f"names its options {found}; allowed for {len(value)} options: {wanted}")
+    return {letter: value[key] for letter, key in letters.items()}
+
+
+def _all_different(options: dict[str, str]) -> dict[str, str]:
+    first: dict[str, str] = {}
+    for letter, option in options.items():
+        same = first.setdefault(unicodedata.normalize("NFC", option), letter)
+        if same != letter:
+            raise ValueError(f"gives {same} and {letter} the same text: {shown(option)}")
+    return options
+
+
+def _one_letter(value: object) -> object:
+    if isinstance(value, list) or (isinstance(value, str) and _SEVERAL_LETTERS.fullmatch(value)):
+        found = shown(value) if isinstance(value, str) else "a list"
+        raise ValueError(f"is {found}: several right answers are not taken; allowed: one letter")
+    return value
+
+
+Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
+Topic = Annotated[str, Field(max_length=MAX_CHARACTERS)]
+
+
+class QuestionRow(BaseModel):
+    """A row of a question file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    question: Text
+    options: Annotated[dict[str, Text], BeforeValidator(_by_letters), AfterValidator(_all_different)] = Field(
+        validation_alias=AliasChoices(*OPTIONS_FIELDS)
+    )
+    gold: Annotated[str, BeforeValidator(_one_letter)] = Field(validation_alias=AliasChoices(*GOLD_FIELDS))
+    domain: Topic = ""
+    topic: Topic = ""
+
+    def example(self, example_id: str) -> Example:
+        letter = self.gold.upper()
+        if letter not in self.options:
+            allowed = f"one letter of A to {list(self.options)[-1]}"
+            raise ValueError(f"the solution is {shown(self.gold)}, which names no option; allowed: {allowed}")
+        topic = ": ".join(part for part in (self.domain, self.topic) if part)
+        return Example(example_id, self.question, tuple(self.options.values()), LETTERS.index(letter), topic)

@@ -1,0 +1,118 @@
+"""A task: what is asked, what counts as right, how an answer is read.
+
+Each task is one class in a file beside this one, and one YAML under conf/task. A task of your own is a class of the
+same shape anywhere on PYTHONPATH, and a YAML in your own configuration folder.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import hydra.utils
+from hydra.errors import InstantiationException
+
+from cyberlm.config.schema import PromptConfig, RootConfig
+from cyberlm.runtime.errors import ConfigError, Problem
+
+LETTERS = "ABCDEFGH"
+"""Option letters, in order; a question has 2 to 8 options."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing that a model is asked.
+
+    Attributes:
+        id: Unique within its file: the file's name and the row's number, for example `CyberMetric-500-v1:17`.
+        question: The text that is asked about, white space already normalised.
+        options: The closed set of answers, option k under `LETTERS[k]`; the reference alone where answers are free.
+        gold: Index of the right option.
+        topic: Sub-topic, where the file states one.
+    """
+
+    id: str
+    question: str
+    options: tuple[str, ...]
+    gold: int
+    topic: str = ""
+
+    @property
+    def letter(self) -> str:
+        """The right option's letter."""
+        return LETTERS[self.gold]
+
+    @property
+    def answer(self) -> str:
+        """The right option's text."""
+        return self.options[self.gold]
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (first 16 hex digits) of the question, its options in order, and the gold index."""
+        text = json.dumps([self.question, list(self.options), self.gold], ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What training and evaluation need of a task.
+
+    A task is made by its `_target_` with `prompt`, the group of that name, and its own settings from its YAML.
+
+    Attributes:
+        primary_metric: Validation figure that chooses the weights unless `trainer.monitor` names one.
+    """
+
+    primary_metric: str
+
+    def read(self, row: Mapping[str, Any], example_id: str) -> Example:
+        """Make an example of a file's row: a JSON object, or the cells of a CSV row by the names in the header.
+
+        Raises:
+            ValueError: The row cannot be used; the reader names its place.
+        """
+        ...
+
+    def prompt(self, example: Example) -> str:
+        """Render the user message."""
+        ...
+
+    def target(self, example: Example) -> str:
+        """Render the right answer: what is trained on, and what ROUGE compares with."""
+        ...
+
+    def candidates(self, example: Example) -> Sequence[str] | None:
+        """List the answers that are scored by likelihood, the right one at `example.gold`; None where answers are free.
+
+        Of a free answer the target alone is scored.
+        """
+        ...
+
+    def parse(self, completion: str, example: Example) -> int | str | None:
+        """Read a generated answer: index of the candidate that it names, a free answer's text, or None for neither."""
+        ...
+
+
+def make_task(config: RootConfig) -> Task:
+    """Make the task that a configuration names.
+
+    Raises:
+        ConfigError: If its class cannot be imported or made, or lacks a part of `Task`.
+    """
+    return task_of(config.task, config.prompt)
+
+
+def task_of(entry: Mapping[str, Any], prompt: PromptConfig) -> Task:
+    """Make a task of its `_target_` with its settings, for one prompt."""
+    try:
+        task = hydra.utils.instantiate(dict(entry), _partial_=True, _convert_="all")(prompt=prompt)
+    except (InstantiationException, TypeError) as error:
+        problem = Problem(" ".join(str(error).split()), "a class whose module is on PYTHONPATH")
+        raise ConfigError(f"The task {entry.get('_target_')} cannot be made:", [problem]) from error
+    if not isinstance(task, Task):
+        parts = ("primary_metric", "read", "prompt", "target", "candidates", "parse")
+        missing = [Problem(f"it has no {name}") for name in parts if not hasattr(task, name)]
+        raise ConfigError(f"{entry['_target_']} is not a task:", missing, "cyberlm/tasks/task.py shows its parts.")
+    return task

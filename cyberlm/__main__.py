@@ -116,7 +116,8 @@ COMMANDS = {command.__name__: command for command in (train, evaluate, export, c
 
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        raise SystemExit(f"usage: cyberlm {{{','.join(COMMANDS)}}} [overrides]")
+        lines = (f"  {name:<12} {command.__doc__}" for name, command in COMMANDS.items())
+        raise SystemExit("\n".join(["usage: cyberlm COMMAND ..., and cyberlm COMMAND --help", *lines]))
     COMMANDS[sys.argv.pop(1)]()
 
 

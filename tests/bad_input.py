@@ -1,7 +1,4 @@
-"""Bad input: what is typed or lies on the disk, and the one screen that answers it.
-
-`python tests/bad_input.py` prints every case with its message; test_bad_input.py runs the same table.
-"""
+"""Bad input: what is typed or lies on the disk, run in this process through the real entries."""
 
 import contextlib
 import io
@@ -43,13 +40,6 @@ class Case:
     expected: tuple[str, ...]
     make: Callable[[Path], object] = field(default=lambda folder: None)
     variables: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def typed(self) -> str:
-        command, *arguments = self.line
-        start = f"python {command}.py" if command in ("train", "evaluate") else f"python -m cyberlm {command}"
-        shown = (f"'{item}'" if set(item) & set(" {}[]$*?&|;()") else item for item in arguments if item not in TINY)
-        return " ".join([start, *shown])
 
 
 @dataclass(frozen=True)
@@ -308,24 +298,3 @@ def evaluation(*arguments: str) -> tuple[str, ...]:
 
 def resumed(*arguments: str) -> tuple[str, ...]:
     return ("train", "trainer.resume=run", "logger=none", *arguments)
-
-
-def show() -> None:
-    """Prints the table with every message."""
-    from bad_input_cases import CASES
-
-    try:
-        for number, case in enumerate(CASES, start=1):
-            with tempfile.TemporaryDirectory() as name:
-                folder = Path(name).resolve()
-                outcome = run(case, folder)
-                message = outcome.message.replace(f"{folder}/", "").replace(str(folder), ".")
-                print(f"{number}. {case.name}\n   $ {case.typed}")
-                print("\n".join(f"   {line}".rstrip() for line in message.splitlines()))
-                print(f"   exit code {outcome.code}\n", flush=True)
-    finally:
-        forget()
-
-
-if __name__ == "__main__":
-    show()

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 
 from hypothesis import settings
+from support import compose
 
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import EvaluateConfig
+from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.tasks.questions import LETTERS, Question
 
@@ -50,3 +54,9 @@ def predictions(golds: str, choices: str) -> list[Prediction]:
 def outcomes(right: Sequence[bool]) -> list[Prediction]:
     """Questions whose answer is A, answered right or wrong."""
     return predictions("A" * len(right), "".join("A" if hit else "B" for hit in right))
+
+
+def eval_set(asked: Sequence[Question], *overrides: str, seen: Sequence[Question] = ()) -> EvalSet:
+    """The context of metrics: the letter protocol, unless overrides say otherwise."""
+    composed = compose("prompt=letter", "logger=none", *overrides, command="evaluate")
+    return EvalSet(build_config(composed, EvaluateConfig), asked, seen=seen)

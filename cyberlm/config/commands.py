@@ -1,7 +1,4 @@
-"""The settings of the commands that use a finished run: export, chat and serve.
-
-A string below a field says what it is; `docs/configuration.md` is made from these, as from `schema`.
-"""
+"""The settings of the commands that use a finished run: export, chat and serve."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -9,7 +6,8 @@ from enum import Enum
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.config.bounds import at_least, between, one_of, run_folder
+from cyberlm.config.schema import ACCELERATORS, EvaluateConfig, TrainConfig
 
 
 class ExportForm(Enum):
@@ -33,7 +31,7 @@ class Engine(Enum):
 
 @dataclass
 class ExportConfig:
-    run: str = MISSING
+    run: str = run_folder(MISSING)
     """Folder of a finished run."""
     to: ExportForm = ExportForm.merged
     """merged (a plain transformers folder), gguf (one file for llama.cpp), or adapter (a plain PEFT folder)."""
@@ -41,11 +39,11 @@ class ExportConfig:
     """Folder to make; null: RUN/export/<to>."""
     gguf_type: GgufType = GgufType.f16
     """Type of the weight matrices in a GGUF file; vectors stay float32."""
-    questions: int = 200
+    questions: int = at_least(1, 200)
     """Test questions of the run that are answered before and after, to see that nothing is lost."""
-    max_flip_share: float = 0.01
+    max_flip_share: float = between(0, 1, 0.01)
     """Share of these that may be answered otherwise after the export; with more, nothing is written."""
-    accelerator: str = "auto"
+    accelerator: str = one_of(*ACCELERATORS)
     """auto, cpu or cuda; one device."""
 
 
@@ -53,17 +51,17 @@ class ExportConfig:
 class OpenConfig:
     """What chat and serve share: which model answers, and where."""
 
-    run: str = MISSING
+    run: str = run_folder(MISSING)
     """Folder of a finished run, whose tuned model answers; it is merged first where export/merged is not there."""
-    accelerator: str = "auto"
+    accelerator: str = one_of(*ACCELERATORS)
     """auto, cpu or cuda; one device."""
 
 
 @dataclass
 class ChatConfig(OpenConfig):
-    max_new_tokens: int = 256
+    max_new_tokens: int = at_least(1, 256)
     """Longest answer, in tokens."""
-    temperature: float = 0.0
+    temperature: float = between(0, 2, 0.0)
     """0: always the likeliest token; above: sampled, the flatter the higher."""
 
 
@@ -71,7 +69,7 @@ class ChatConfig(OpenConfig):
 class ServeConfig(OpenConfig):
     host: str = "127.0.0.1"
     """Address to listen on."""
-    port: int = 8000
+    port: int = between(0, 65535, 8000)
     """Port to listen on; 0 for any that is free."""
     allow_remote: bool = False
     """Listen on an address that other machines reach, although nobody is asked for a password."""

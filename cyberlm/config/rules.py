@@ -1,19 +1,21 @@
-"""Rules across fields. All problems are found before anything is downloaded or loaded, and shown together."""
+"""From a composed configuration to checked dataclasses: names, types, bounds, and the rules across settings.
 
-import math
+All problems are found before anything is downloaded or loaded, and shown together.
+"""
+
+import copy
+import ipaddress
 import string
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cyberlm.config.command_rules import command_problems
-from cyberlm.config.commands import ExportConfig, OpenConfig
-from cyberlm.config.device_rules import device_problems
-from cyberlm.config.places import NAME, rename_targets, with_references
+from cyberlm.config.bounds import bound_problems
+from cyberlm.config.commands import ExportConfig, OpenConfig, ServeConfig
 from cyberlm.config.schema import (
     DataConfig,
     DataName,
@@ -22,29 +24,30 @@ from cyberlm.config.schema import (
     MethodConfig,
     ModelConfig,
     ModelSource,
-    OptimConfig,
+    OptimizerName,
     PromptConfig,
     PromptStyle,
     Protocol,
     QuantName,
     RootConfig,
+    Strategy,
+    TinyModelConfig,
     TrainConfig,
     TrainerConfig,
 )
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 
 CYBERMETRIC_SIZES = (80, 500, 2000, 10000)
-ALLOWED_NAMES = "up to 64 letters, digits, spaces and _ . + -, a letter or digit first"
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-ACCELERATORS = ("auto", "cpu", "cuda")
-LARGEST_SEED = 2**32 - 1
-"""Of NumPy's old generator, which Lightning seeds too."""
-
 EMBEDDING_MODULES = ("lm_head", "embed_tokens")
-Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
-
 FULL, LORA = "cyberlm.models.methods.full.Full", "cyberlm.models.methods.lora.Lora"
 """Methods of which this module knows the rules."""
+
+
+WRITTEN_TO = ("save_dir", "dirpath", "default_root_dir", "root_dir")
+"""Arguments of Lightning's loggers and callbacks that name a folder to write to."""
+MOVED = {"cyberlm.loggers.": "cyberlm.training.loggers.", "cyberlm.callbacks.": "cyberlm.training.callbacks.resuming."}
+"""Modules of a `_target_` by the names that older configurations have for them."""
+Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
 
 
 def build_config(composed: DictConfig, schema: type[Config]) -> Config:
@@ -72,7 +75,7 @@ def read_config(saved: DictConfig, schema: type[Config]) -> Config:
 
 
 def check_config(config: RootConfig | ExportConfig | OpenConfig) -> None:
-    """Checks every rule.
+    """Checks every bound and rule.
 
     Raises:
         ConfigError: With all the problems there are.
@@ -88,165 +91,150 @@ def _refuse(problems: list[Problem]) -> None:
 
 def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Problem]]:
     """The dataclass of a configuration, and its keys that the dataclass does not have."""
-    composed = with_references(composed)
+    composed = copy.deepcopy(composed)
+    OmegaConf.set_readonly(composed, False)
+    for group in ("logger", "callbacks", "metrics", "task"):
+        node = composed._get_node(group) if group in composed else None
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
+            composed[group] = _as_entries(OmegaConf.to_container(node, resolve=False), group)
     unknown = list(_unknown_keys(composed, schema))
     try:
-        missing = sorted(OmegaConf.missing_keys(composed))
+        missing = [Problem(f"{key} has no value", fix=f"{key}=...") for key in sorted(OmegaConf.missing_keys(composed))]
         if missing:
-            raise ConfigError(
-                "The configuration is incomplete:",
-                [Problem(f"{key} has no value", fix=f"{key}=...") for key in missing],
-            )
+            raise ConfigError("The configuration is incomplete:", missing)
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
     except OmegaConfBaseException as error:
         problems = unknown or [Problem(str(error).splitlines()[0])]
         raise ConfigError("The configuration cannot be read:", problems) from error
     assert isinstance(built, schema)
-    if isinstance(built, RootConfig):
-        callbacks = built.callbacks.values() if isinstance(built, TrainConfig) else ()
-        rename_targets([*built.logger.values(), *built.metrics.values(), *callbacks, built.task])
     return built, unknown
+
+
+def _as_entries(value: Any, name: str) -> Any:
+    """Parts that are made later: until then `${oc.env:NAME}` stays text, so that no value is saved."""
+    if isinstance(value, dict):
+        return {key: _as_entries(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_entries(item, name) for item in value]
+    if isinstance(value, str) and name == "_target_":
+        old = next((old for old in MOVED if value.startswith(old)), "")
+        return MOVED.get(old, "") + value.removeprefix(old)
+    if isinstance(value, str) and name not in WRITTEN_TO:
+        return value.replace("${oc.env:", "\\${oc.env:")
+    return value
 
 
 def _unknown_keys(node: DictConfig, kind: type, prefix: str = "") -> Iterator[Problem]:
     """Keys that no dataclass has: Hydra adds them with +key=value, and nothing would ever read them."""
     types = get_type_hints(kind)
     for name in map(str, node):
+        key, child = f"{prefix}{name}", node._get_node(name)
         if name not in types:
-            key, keys = f"{prefix}{name}", [f"{prefix}{known}" for known in types]
+            keys = [f"{prefix}{known}" for known in types]
             yield Problem(f"there is no key '{key}'. {did_you_mean(key, keys)}".rstrip())
             continue
         nested = next((part for part in (types[name], *get_args(types[name])) if is_dataclass(part)), None)
-        child = node._get_node(name)
         if isinstance(nested, type) and isinstance(child, DictConfig) and not (child._is_none() or child._is_missing()):
-            yield from _unknown_keys(child, nested, f"{prefix}{name}.")
+            yield from _unknown_keys(child, nested, f"{key}.")
 
 
-def _problems(config: RootConfig | ExportConfig | OpenConfig) -> Iterator[Problem]:
+def _problems(config: Any) -> Iterator[Problem]:
+    """Every bound and every rule that the configuration of a command breaks."""
+    yield from bound_problems(config)
     if isinstance(config, RootConfig):
-        yield from _root_problems(config)
-        return
-    yield from command_problems(config)
-    if config.accelerator not in ACCELERATORS:
-        yield Problem(f"accelerator={config.accelerator}", ", ".join(ACCELERATORS))
-
-
-def _root_problems(config: RootConfig) -> Iterator[Problem]:
-    names = {"model.name": config.model.name, "prompt.name": config.prompt.name, "group": config.group}
-    for key, value in names.items():
-        if value is not None and not NAME.fullmatch(value):
-            yield Problem(f"{key}={value!r} cannot be part of a folder's name", ALLOWED_NAMES)
-    yield from _model_problems(config.model)
-    yield from _data_problems(config.data)
-    yield from _prompt_problems(config.prompt)
-    yield from _trainer_problems(config.trainer)
-    yield from _target_problems(config)
-    yield from _at_least("evaluation.max_new_tokens", config.evaluation.max_new_tokens, 1)
-    yield from _between("evaluation.prior_share", config.evaluation.prior_share, 0, 1)
-    suspects = config.evaluation.suspects
-    if suspects is not None and not Path(suspects).is_file():
-        yield Problem(f"evaluation.suspects={suspects}: there is no such file", "a JSON file of doubtful items")
-    if not 0 <= config.seed <= LARGEST_SEED:
-        yield Problem(f"seed={config.seed}", f"0 to {LARGEST_SEED}")
+        yield from _model_problems(config.model)
+        yield from _data_problems(config.data)
+        yield from _prompt_problems(config.prompt)
+        yield from _trainer_problems(config.trainer)
+        yield from _target_problems(config)
     if isinstance(config, TrainConfig):
         yield from _method_problems(config.method, config.quant.name, config.model)
-        yield from _optim_problems(config.optim)
         yield from device_problems(config)
-        if config.plan.device_memory_gib is not None:
-            yield from _above("plan.device_memory_gib", config.plan.device_memory_gib)
-    if isinstance(config, EvaluateConfig) and config.trainer.devices > 1:
+    if isinstance(config, EvaluateConfig):
+        yield from _evaluate_problems(config)
+    if isinstance(config, ExportConfig) and config.out is not None and Path(config.out).exists():
+        yield Problem(f"out={config.out} is there already", "a folder that does not exist yet")
+    if isinstance(config, ServeConfig) and not (is_loopback(config.host) or config.allow_remote):
+        what = f"host={config.host}: other machines could reach it, and nobody is asked for a password"
+        fix = f"host={config.host} allow_remote=true"
+        yield Problem(what, "127.0.0.1, or allow_remote=true as well", fix)
+
+
+def _evaluate_problems(config: EvaluateConfig) -> Iterator[Problem]:
+    if config.trainer.devices > 1:
         yield Problem(f"trainer.devices={config.trainer.devices}", "1: evaluate.py scores in one process")
-    if isinstance(config, EvaluateConfig) and config.run is not None:
-        if not Path(config.run).is_dir():
-            yield Problem(f"run={config.run} is not a folder", "the folder of a finished run, under outputs/")
-        if config.runs:
-            together = ",".join(dict.fromkeys([config.run, *config.runs]))
-            yield Problem("run=... and runs=[...]", "one of them", f"'runs=[{together}]'")
+    if config.run is not None and config.runs:
+        together = ",".join(dict.fromkeys([config.run, *config.runs]))
+        yield Problem("run=... and runs=[...]", "one of them", f"'runs=[{together}]'")
 
 
-def _at_least(name: str, value: float | None, least: float) -> Iterator[Problem]:
-    if value is not None and not least <= value < math.inf:
-        yield Problem(f"{name}={value:g}", f"{least:g} or more")
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
-def _between(name: str, value: float, low: float, high: float) -> Iterator[Problem]:
-    if not low <= value < high:
-        yield Problem(f"{name}={value:g}", f"at least {low:g} and below {high:g}")
+def _target_problems(config: RootConfig) -> Iterator[Problem]:
+    entries = {"task": config.task}
+    for group in ("logger", "metrics", "callbacks"):
+        entries |= {f"{group}.{name}": entry for name, entry in getattr(config, group, {}).items()}
+    for key, entry in entries.items():
+        if not isinstance(entry, dict) or "_target_" not in entry:
+            yield Problem(f"{key} has no _target_", "the dotted name of the class to make")
 
 
-def _above(name: str, value: float) -> Iterator[Problem]:
-    if not 0 < value < math.inf:
-        yield Problem(f"{name}={value:g}", "above 0")
+# --------------------------------------------------------------------------------------------- model and method
 
 
 def _model_problems(model: ModelConfig) -> Iterator[Problem]:
-    needs = {
-        ModelSource.embedded: ("package",),
-        ModelSource.hub: ("hub_id",),
-        ModelSource.local: ("path",),
-        ModelSource.tiny: ("tiny",),
+    needed, fix = {
+        ModelSource.embedded: ("package", "model.package=..."),
+        ModelSource.hub: ("hub_id", "model.hub_id=..."),
+        ModelSource.local: ("path", "model=local model.path=FOLDER"),
+        ModelSource.tiny: ("tiny", "model=tiny_random"),
     }[model.source]
-    for name in needs:
-        if getattr(model, name) is None:
-            fix = {"path": "model=local model.path=FOLDER", "tiny": "model=tiny_random"}.get(name, f"model.{name}=...")
-            yield Problem(f"model.source={model.source.name} without model.{name}", fix=fix)
+    if getattr(model, needed) is None:
+        yield Problem(f"model.source={model.source.name} without model.{needed}", fix=fix)
     if model.path is not None and model.source is not ModelSource.local:
-        yield Problem(
-            f"model.path={model.path} with model={model.name}", "model.path only with model=local", "model=local"
-        )
+        what = f"model.path={model.path} with model={model.name}"
+        yield Problem(what, "model.path only with model=local", "model=local")
     if model.tiny is not None:
-        for item in fields(model.tiny):
-            if item.type is int:
-                least = 0 if item.name == "seed" else 1
-                yield from _at_least(f"model.tiny.{item.name}", getattr(model.tiny, item.name), least)
-        heads, groups = model.tiny.num_attention_heads, model.tiny.num_key_value_heads
-        if heads >= 1 and model.tiny.hidden_size % (2 * heads):
-            yield Problem(
-                f"model.tiny.hidden_size={model.tiny.hidden_size} with {heads} heads", f"a multiple of {2 * heads}"
-            )
-        if heads >= 1 and groups >= 1 and heads % groups:
-            yield Problem(f"model.tiny.num_key_value_heads={groups} with {heads} heads", f"a divisor of {heads}")
+        yield from _tiny_problems(model.tiny)
+
+
+def _tiny_problems(tiny: TinyModelConfig) -> Iterator[Problem]:
+    heads, groups = tiny.num_attention_heads, tiny.num_key_value_heads
+    if heads >= 1 and tiny.hidden_size % (2 * heads):
+        yield Problem(f"model.tiny.hidden_size={tiny.hidden_size} with {heads} heads", f"a multiple of {2 * heads}")
+    if heads >= 1 and groups >= 1 and heads % groups:
+        yield Problem(f"model.tiny.num_key_value_heads={groups} with {heads} heads", f"a divisor of {heads}")
 
 
 def _method_problems(method: MethodConfig, quant: QuantName, model: ModelConfig) -> Iterator[Problem]:
-    if not NAME.fullmatch(method.name):
-        yield Problem(f"method.name={method.name!r} cannot be part of a folder's name", ALLOWED_NAMES)
-    if method._target_ == FULL:
-        if quant is QuantName.nf4:
-            yield Problem(
-                f"method={method.name} quant=nf4: 4-bit weights cannot be trained, only an adapter on them",
-                f"method={method.name} quant=none, or method=qlora",
-                "method=qlora",
-            )
-        if method.lora is not None:
-            allowed = "method.lora only with method=lora or method=qlora"
-            yield Problem(f"method={method.name} with method.lora", allowed, f"method={method.name} method.lora=null")
-    if method._target_ != LORA:
-        return
-    if method.name == "qlora" and quant is QuantName.none:
-        yield Problem(
-            "method=qlora quant=none: QLoRA is LoRA on a 4-bit base",
-            "method=qlora (which sets quant=nf4), or method=lora quant=none",
-            "method=lora",
-        )
-    if method.lora is None:
-        yield Problem(f"method={method.name} without method.lora", fix=f"method={method.name}")
-    else:
+    name = method.name
+    if method._target_ == FULL and quant is QuantName.nf4:
+        what = f"method={name} quant=nf4: 4-bit weights cannot be trained, only an adapter on them"
+        yield Problem(what, f"method={name} quant=none, or method=qlora", "method=qlora")
+    if method._target_ == FULL and method.lora is not None:
+        allowed = "method.lora only with method=lora or method=qlora"
+        yield Problem(f"method={name} with method.lora", allowed, f"method={name} method.lora=null")
+    if method._target_ == LORA and name == "qlora" and quant is QuantName.none:
+        allowed = "method=qlora (which sets quant=nf4), or method=lora quant=none"
+        yield Problem("method=qlora quant=none: QLoRA is LoRA on a 4-bit base", allowed, "method=lora")
+    if method._target_ == LORA and method.lora is None:
+        yield Problem(f"method={name} without method.lora", fix=f"method={name}")
+    elif method._target_ == LORA and method.lora is not None:
         yield from _lora_problems(method.lora, model)
 
 
 def _lora_problems(lora: LoraConfig, model: ModelConfig) -> Iterator[Problem]:
-    yield from _at_least("method.lora.rank", lora.rank, 1)
-    yield from _above("method.lora.alpha", lora.alpha)
-    yield from _between("method.lora.dropout", lora.dropout, 0, 1)
     targets = lora.target_modules
     names = [targets] if isinstance(targets, str) else targets
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        yield Problem(
-            f"method.lora.target_modules={targets!r}",
-            "all-linear, or a list of module names",
-            "'method.lora.target_modules=[q_proj,v_proj]'",
-        )
+        allowed, fix = "all-linear, or a list of module names", "'method.lora.target_modules=[q_proj,v_proj]'"
+        yield Problem(f"method.lora.target_modules={targets!r}", allowed, fix)
         return
     tied = [name for name in names if name in EMBEDDING_MODULES]
     if tied and model.tied_embeddings:
@@ -258,40 +246,22 @@ def _lora_problems(lora: LoraConfig, model: ModelConfig) -> Iterator[Problem]:
         )
 
 
+# ---------------------------------------------------------------------------------------------- data and prompt
+
+
 def _data_problems(data: DataConfig) -> Iterator[Problem]:
-    yield from _data_source_problems(data)
-    yield from _between("data.validation_fraction", data.validation_fraction, 0, 1)
-    yield from _between("data.test_fraction", data.test_fraction, 0, 1)
-    held_out = 0 if data.test_size or data.test_path else data.test_fraction
-    if data.validation_fraction + held_out >= 1:
-        yield Problem(
-            f"data.validation_fraction={data.validation_fraction:g} and data.test_fraction={held_out:g} leave nothing "
-            "to train on",
-            "a sum below 1",
-        )
-    if not 0 < data.near_duplicate_jaccard <= 1:
-        yield Problem(f"data.near_duplicate_jaccard={data.near_duplicate_jaccard:g}", "above 0 and at most 1")
-    for name in ("max_train", "max_validation", "max_test", "micro_batch_size", "max_batch_tokens"):
-        yield from _at_least(f"data.{name}", getattr(data, name), 1)
-    yield from _at_least("data.max_length", data.max_length, 16)
-    yield from _at_least("data.num_workers", data.num_workers, 0)
-    yield from _at_least("data.seed", data.seed, 0)
-
-
-def _data_source_problems(data: DataConfig) -> Iterator[Problem]:
     if data.name is DataName.cybermetric:
         yield from _cybermetric_problems(data)
     else:
         yield from _belongs_to(data, DataName.cybermetric, ("size", "test_size", "dir"))
-    if data.name is DataName.mcq:
-        if data.path is None:
-            yield Problem("data=mcq without data.path", "your question file", "data=mcq data.path=questions.jsonl")
-        for name in ("path", "test_path"):
-            value = getattr(data, name)
-            if value is not None and not Path(value).exists():
-                yield Problem(f"data.{name}={value}: there is no such file", "a .json, .jsonl, .csv or .tsv file")
-    else:
+    if data.name is not DataName.mcq:
         yield from _belongs_to(data, DataName.mcq, ("path", "test_path"))
+    elif data.path is None:
+        yield Problem("data=mcq without data.path", "your question file", "data=mcq data.path=questions.jsonl")
+    held_out = 0 if data.test_size or data.test_path else data.test_fraction
+    if data.validation_fraction + held_out >= 1:
+        what = f"data.validation_fraction={data.validation_fraction:g} and data.test_fraction={held_out:g}"
+        yield Problem(f"{what} leave nothing to train on", "a sum below 1")
 
 
 def _cybermetric_problems(data: DataConfig) -> Iterator[Problem]:
@@ -301,11 +271,8 @@ def _cybermetric_problems(data: DataConfig) -> Iterator[Problem]:
         if value not in CYBERMETRIC_SIZES and (required or value is not None):
             yield Problem(f"data.{name}={value}: there is no such CyberMetric file", sizes, f"data.{name}=2000")
     if data.test_size is not None and data.test_size == data.size:
-        yield Problem(
-            f"data.test_size={data.test_size} is the training file itself", "another size, or no data.test_size"
-        )
-    if data.dir is not None and not Path(data.dir).is_dir():
-        yield Problem(f"data.dir={data.dir} is not a folder", "a folder that holds CyberMetric-<size>-v1.json")
+        what = f"data.test_size={data.test_size} is the training file itself"
+        yield Problem(what, "another size, or no data.test_size")
 
 
 def _belongs_to(data: DataConfig, owner: DataName, names: tuple[str, ...]) -> Iterator[Problem]:
@@ -319,6 +286,20 @@ def _belongs_to(data: DataConfig, owner: DataName, names: tuple[str, ...]) -> It
             )
 
 
+def _prompt_problems(prompt: PromptConfig) -> Iterator[Problem]:
+    wanted = {"question", "options"} if prompt.show_options else {"question"}
+    for name, allowed in (("question", wanted), ("option", {"letter", "text"})):
+        template = getattr(prompt, name)
+        if _placeholders(template) != allowed:
+            wants = " and ".join(f"{{{item}}}" for item in sorted(allowed))
+            yield Problem(f"prompt.{name}={template!r}", f"a template with {wants} and no other placeholder")
+    if prompt.protocol is Protocol.letter and not prompt.show_options:
+        what = "prompt.protocol=letter prompt.show_options=false: a letter means nothing without the options"
+        yield Problem(what, "prompt.show_options=true, or prompt=text", "prompt=text")
+    if prompt.style is not PromptStyle.chat and not prompt.plain_cue.strip():
+        yield Problem("prompt.plain_cue is empty", "the last words of a plain prompt", "'prompt.plain_cue=Answer:'")
+
+
 def _placeholders(template: str) -> set[str] | None:
     try:
         return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
@@ -326,65 +307,47 @@ def _placeholders(template: str) -> set[str] | None:
         return None
 
 
-def _prompt_problems(prompt: PromptConfig) -> Iterator[Problem]:
-    wanted = {"question", "options"} if prompt.show_options else {"question"}
-    for name, template, allowed in (
-        ("question", prompt.question, wanted),
-        ("option", prompt.option, {"letter", "text"}),
-    ):
-        found = _placeholders(template)
-        if found != allowed:
-            wants = " and ".join(f"{{{item}}}" for item in sorted(allowed))
-            yield Problem(f"prompt.{name}={template!r}", f"a template with {wants} and no other placeholder")
-    if prompt.protocol is Protocol.letter and not prompt.show_options:
-        yield Problem(
-            "prompt.protocol=letter prompt.show_options=false: a letter means nothing without the options",
-            "prompt.show_options=true, or prompt=text",
-            "prompt=text",
-        )
-    if prompt.style is not PromptStyle.chat and not prompt.plain_cue.strip():
-        yield Problem("prompt.plain_cue is empty", "the last words of a plain prompt", "'prompt.plain_cue=Answer:'")
-
-
-def _optim_problems(optim: OptimConfig) -> Iterator[Problem]:
-    yield from _above("optim.learning_rate", optim.learning_rate)
-    yield from _at_least("optim.weight_decay", optim.weight_decay, 0)
-    yield from _between("optim.beta1", optim.beta1, 0, 1)
-    yield from _between("optim.beta2", optim.beta2, 0, 1)
-    yield from _above("optim.eps", optim.eps)
-    yield from _between("optim.warmup_fraction", optim.warmup_fraction, 0, 1)
-    yield from _at_least("optim.max_grad_norm", optim.max_grad_norm, 0)
+# ------------------------------------------------------------------------------------------- trainer and devices
 
 
 def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
-    for name in ("max_epochs", "max_steps", "accumulate_grad_batches", "val_check_interval", "devices"):
-        yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
-    for name in ("log_every_n_steps", "checkpoint_every_n_steps", "keep_checkpoints"):
-        yield from _at_least(f"trainer.{name}", getattr(trainer, name), 1)
-    if trainer.checkpoint_every_minutes is not None:
-        yield from _above("trainer.checkpoint_every_minutes", trainer.checkpoint_every_minutes)
     every, accumulate = trainer.val_check_interval, trainer.accumulate_grad_batches
     if every is not None and accumulate >= 1 and every % accumulate:
-        yield Problem(
-            f"trainer.val_check_interval={every} with trainer.accumulate_grad_batches={accumulate}: validation would "
-            "fall inside an optimizer step",
-            f"a multiple of {accumulate}",
-            f"trainer.val_check_interval={max(1, round(every / accumulate)) * accumulate}",
-        )
-    for name, allowed in (("precision", PRECISIONS), ("accelerator", ACCELERATORS)):
-        if getattr(trainer, name) not in allowed:
-            yield Problem(f"trainer.{name}={getattr(trainer, name)}", ", ".join(allowed))
-    if trainer.resume is not None and not Path(trainer.resume).is_dir():
-        yield Problem(f"trainer.resume={trainer.resume} is not a folder", "the folder of an unfinished run")
-    elif trainer.resume is not None and not (Path(trainer.resume) / "config.yaml").is_file():
-        what = f"trainer.resume={trainer.resume} is not a run's folder, or of a run stopped before it had begun"
-        yield Problem(f"{what}: it has no config.yaml", "the folder of an unfinished run, under outputs/")
+        what = f"trainer.val_check_interval={every} with trainer.accumulate_grad_batches={accumulate}"
+        fix = f"trainer.val_check_interval={max(1, round(every / accumulate)) * accumulate}"
+        yield Problem(f"{what}: validation would fall inside an optimizer step", f"a multiple of {accumulate}", fix)
 
 
-def _target_problems(config: RootConfig) -> Iterator[Problem]:
-    entries = {"task": config.task}
-    for group in ("logger", "metrics", "callbacks"):
-        entries |= {f"{group}.{name}": entry for name, entry in getattr(config, group, {}).items()}
-    for key, entry in entries.items():
-        if not isinstance(entry, dict) or "_target_" not in entry:
-            yield Problem(f"{key} has no _target_", "the dotted name of the class to make")
+def device_problems(config: TrainConfig) -> Iterator[Problem]:
+    """Demands that the devices of a run cannot meet."""
+    yield from _cpu_problems(config)
+    yield from _strategy_problems(config)
+
+
+def _cpu_problems(config: TrainConfig) -> Iterator[Problem]:
+    """What a CPU cannot do, where one is asked for; with `auto` it is known only once torch has looked for a GPU."""
+    if config.trainer.accelerator != "cpu":
+        return
+    if config.optim.name is not OptimizerName.adamw:
+        yield Problem(f"optim.name={config.optim.name.name} on a CPU: 8-bit states need a GPU", "adamw", "optim=adamw")
+    if config.trainer.precision == "16-mixed":
+        yield Problem("trainer.precision=16-mixed on a CPU", "auto, 32-true, bf16-mixed", "trainer.precision=auto")
+
+
+def _strategy_problems(config: TrainConfig) -> Iterator[Problem]:
+    trainer, lora, fix = config.trainer, config.method.lora, "trainer.strategy=ddp"
+    if trainer.strategy is not Strategy.auto and trainer.devices == 1:
+        allowed = "trainer.devices=2 or more, or trainer.strategy=auto"
+        yield Problem(f"trainer.strategy={trainer.strategy.name} with one device", allowed, "trainer.strategy=auto")
+    if trainer.strategy is not Strategy.fsdp2:
+        return
+    if config.quant.name is QuantName.nf4:
+        yield Problem("trainer.strategy=fsdp2 with a 4-bit base, whose weights cannot be cut up", fix, fix)
+    if trainer.gradient_checkpointing:
+        yield Problem("trainer.strategy=fsdp2 with trainer.gradient_checkpointing=true", fix, fix)
+    if trainer.precision == "16-mixed":
+        yield Problem("trainer.strategy=fsdp2 with trainer.precision=16-mixed", "auto, 32-true, bf16-mixed")
+    if config.optim.name is not OptimizerName.adamw:
+        yield Problem(f"trainer.strategy=fsdp2 with optim.name={config.optim.name.name}", "adamw", "optim=adamw")
+    if lora is not None and lora.use_dora:
+        yield Problem("trainer.strategy=fsdp2 with method.lora.use_dora=true", fix, fix)

@@ -17,7 +17,7 @@ from cyberlm.config.schema import Monitor, RootConfig, TrainConfig
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 
 REFERRING = ("logger", "callbacks")
-"""Groups of a configuration whose texts may refer to the environment: `places.with_references`."""
+"""Groups of a configuration whose texts may refer to the environment."""
 
 
 ODD_BREAKS = re.compile("[\x85\u2028\u2029]")

@@ -1,7 +1,6 @@
 """The names, types, units and defaults of every setting; the YAML files under conf/ hold the values of each choice.
 
-A string below a field says what it is; `docs/configuration.md` is made from these. OmegaConf takes Enum and Any, not
-Literal and not unions of containers.
+The string below a field is its help (`--help`, docs/configuration.md). OmegaConf takes Enum and Any, not Literal.
 """
 
 from dataclasses import dataclass, field
@@ -9,6 +8,11 @@ from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
+
+from cyberlm.config.bounds import above_zero, at_least, between, file, folder, folder_name, one_of, run_folder, share
+
+ACCELERATORS = ("auto", "cpu", "cuda")
+QUESTION_FILE = "a .json, .jsonl, .csv or .tsv file"
 
 
 class QuantName(Enum):
@@ -95,19 +99,19 @@ class Strategy(Enum):
 class TinyModelConfig:
     """Shape of a randomly initialised Llama with a byte-level tokenizer, for tests."""
 
-    hidden_size: int = 64
+    hidden_size: int = at_least(1, 64)
     """Width H."""
-    intermediate_size: int = 192
+    intermediate_size: int = at_least(1, 192)
     """Width of the feed-forward layer."""
-    num_hidden_layers: int = 2
+    num_hidden_layers: int = at_least(1, 2)
     """Decoder blocks."""
-    num_attention_heads: int = 4
+    num_attention_heads: int = at_least(1, 4)
     """Query heads."""
-    num_key_value_heads: int = 2
+    num_key_value_heads: int = at_least(1, 2)
     """Key and value heads."""
     tie_word_embeddings: bool = False
     """Whether the output head is the input embedding."""
-    seed: int = 0
+    seed: int = at_least(0, 0)
     """Of the random weights."""
 
 
@@ -131,7 +135,7 @@ class ShapeConfig:
 
 @dataclass
 class ModelConfig:
-    name: str = MISSING
+    name: str = folder_name(MISSING)
     """Short name, used in folder and run names."""
     source: ModelSource = MISSING
     """Where weights come from: embedded (a GGUF file in a Python package), hub, local (model.path), tiny (random)."""
@@ -165,11 +169,11 @@ class ModelConfig:
 
 @dataclass
 class LoraConfig:
-    rank: int = 16
+    rank: int = at_least(1, 16)
     """Rank r of the update B·A."""
-    alpha: float = 32.0
+    alpha: float = above_zero(32.0)
     """Scale: the update is multiplied by alpha/rank (alpha/sqrt(rank) with use_rslora)."""
-    dropout: float = 0.0
+    dropout: float = share(0.0)
     """Dropout before A, in [0, 1)."""
     target_modules: Any = "all-linear"
     """`all-linear` (every linear layer but the output head) or a list of module names such as [q_proj,v_proj]."""
@@ -183,7 +187,7 @@ class LoraConfig:
 class MethodConfig:
     _target_: str = MISSING
     """Dotted name of the class that attaches, saves and loads what is trained (cyberlm/models/methods/)."""
-    name: str = MISSING
+    name: str = folder_name(MISSING)
     """Short name, used in folder and run names."""
     learning_rate: float = 2e-4
     """Peak learning rate this method is usually given; optim.learning_rate takes it unless set."""
@@ -209,45 +213,45 @@ class DataConfig:
     """sample (embedded), cybermetric (downloaded), or mcq (your own file)."""
     size: int | None = None
     """CyberMetric file: 80, 500, 2000 or 10000 questions."""
-    dir: str | None = None
+    dir: str | None = folder("a folder that holds CyberMetric-<size>-v1.json")
     """Folder that already holds the CyberMetric files; nothing is downloaded then."""
-    path: str | None = None
+    path: str | None = file(QUESTION_FILE)
     """Your own questions: .json, .jsonl, .csv or .tsv (data=mcq)."""
     test_size: int | None = None
     """Another CyberMetric file held out as the test set; what it shares with training is left out of training."""
-    test_path: str | None = None
+    test_path: str | None = file(QUESTION_FILE)
     """Your own held-out test file (data=mcq)."""
     on_bad_row: OnBadRow = OnBadRow.error
     """error: list every bad row and stop; skip: leave bad rows out and count them."""
-    validation_fraction: float = 0.1
+    validation_fraction: float = share(0.1)
     """Share of questions for validation."""
-    test_fraction: float = 0.2
+    test_fraction: float = share(0.2)
     """Share of questions for the test; ignored where a test file is named."""
-    near_duplicate_jaccard: float = 0.8
+    near_duplicate_jaccard: float = above_zero(0.8, most=1)
     """Questions whose word sets are at least this alike count as one cluster, and stay on one side of the split."""
-    seed: int = 0
+    seed: int = at_least(0, 0)
     """Seed of the split."""
-    max_train: int | None = None
+    max_train: int | None = at_least(1, None)
     """Train on at most this many questions (a seeded choice)."""
-    max_validation: int | None = None
+    max_validation: int | None = at_least(1, None)
     """Validate on at most this many questions (a seeded choice)."""
-    max_test: int | None = None
+    max_test: int | None = at_least(1, None)
     """Test on at most this many questions (a seeded choice, the same in train.py and evaluate.py)."""
-    micro_batch_size: int = 8
+    micro_batch_size: int = at_least(1, 8)
     """Questions in one forward and backward pass."""
-    max_batch_tokens: int = 4096
+    max_batch_tokens: int = at_least(1, 4096)
     """Most tokens (padding included) in one forward pass of an evaluation."""
-    max_length: int = 1024
+    max_length: int = at_least(16, 1024)
     """Longest prompt with its answer, in tokens; a longer question is never cut."""
     on_long_prompt: OnLongPrompt = OnLongPrompt.error
     """error: list every question over max_length and stop; skip: leave those of training out, and list them."""
-    num_workers: int = 0
+    num_workers: int = at_least(0, 0)
     """Loader processes; the work is so light that 0 is fastest on most machines."""
 
 
 @dataclass
 class PromptConfig:
-    name: str = MISSING
+    name: str = folder_name(MISSING)
     """Short name."""
     protocol: Protocol = MISSING
     """letter: the answer is the option's letter; text: the answer is the option's text."""
@@ -269,59 +273,59 @@ class PromptConfig:
 class OptimConfig:
     name: OptimizerName = OptimizerName.adamw
     """adamw (torch, float32 states), adamw_8bit or paged_adamw_8bit (bitsandbytes, GPU only)."""
-    learning_rate: float = 2e-4
+    learning_rate: float = above_zero(2e-4)
     """Peak learning rate."""
-    weight_decay: float = 0.0
+    weight_decay: float = at_least(0, 0.0)
     """Decoupled weight decay; never on norms and biases."""
-    beta1: float = 0.9
+    beta1: float = share(0.9)
     """Decay of the running mean of gradients."""
-    beta2: float = 0.999
+    beta2: float = share(0.999)
     """Decay of the running mean of squared gradients."""
-    eps: float = 1e-8
+    eps: float = above_zero(1e-8)
     """Added to the denominator of the update."""
     schedule: ScheduleName = ScheduleName.cosine
     """Learning rate after warm-up: cosine or linear down to 0, or constant."""
-    warmup_fraction: float = 0.05
+    warmup_fraction: float = share(0.05)
     """Share of optimizer steps over which the learning rate rises from 0."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = at_least(0, 1.0)
     """Gradients are scaled down to this norm; 0 switches clipping off."""
 
 
 @dataclass
 class TrainerConfig:
-    max_epochs: int = 1
+    max_epochs: int = at_least(1, 1)
     """Passes over the training questions."""
-    max_steps: int | None = None
+    max_steps: int | None = at_least(1, None)
     """Stop after this many optimizer steps; null for no limit."""
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: int = at_least(1, 1)
     """Micro-batches of each process in one optimizer step."""
-    val_check_interval: int | None = None
+    val_check_interval: int | None = at_least(1, None)
     """Validate every this many micro-batches of each process; null for once at the end of each epoch."""
     monitor: Monitor = Monitor.option_nll
     """Validation figure that chooses the weights and ranks a sweep's jobs: option_nll (mean negative log-probability of
     the right option among the options, by evaluation.option_score; lower is better), or accuracy. Equals go to the
     better of the other figure."""
-    accelerator: str = "auto"
+    accelerator: str = one_of(*ACCELERATORS)
     """auto, cpu or cuda."""
-    devices: int = 1
+    devices: int = at_least(1, 1)
     """Processes that train and score together: one a GPU, or so many on the CPU. An optimizer step takes
     accumulate_grad_batches micro-batches of each."""
     strategy: Strategy = Strategy.auto
     """How several processes train: ddp (each holds the whole model; auto), or fsdp2 (weights, gradients and optimizer
     states are spread over them while they train; sft and lora)."""
-    precision: str = "auto"
+    precision: str = one_of("auto", "32-true", "bf16-mixed", "16-mixed")
     """auto: 32-true on CPU, bf16-mixed on a GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
-    log_every_n_steps: int = 1
+    log_every_n_steps: int = at_least(1, 1)
     """Optimizer steps between two rows of training metrics."""
-    checkpoint_every_n_steps: int = 100
+    checkpoint_every_n_steps: int = at_least(1, 100)
     """Optimizer steps between two checkpoints that trainer.resume can go on from; each epoch ends with one besides."""
-    checkpoint_every_minutes: float | None = 15.0
+    checkpoint_every_minutes: float | None = above_zero(15.0)
     """Most minutes between two checkpoints, however many steps these are; null for no limit."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = at_least(1, 2)
     """How many of these stay, the newest ones; best.ckpt stays besides."""
-    resume: str | None = None
+    resume: str | None = run_folder()
     """Run folder to continue; its own configuration is used."""
 
 
@@ -331,7 +335,7 @@ class EvaluationConfig:
     """How the log-probabilities of an option's tokens become its score (text protocol)."""
     generate: bool = True
     """Also answer by greedy generation, which ROUGE needs."""
-    max_new_tokens: int = 32
+    max_new_tokens: int = at_least(1, 32)
     """Longest generated answer, in tokens."""
     base: bool = True
     """Score the base model too (train.py, and evaluate.py run=...)."""
@@ -341,11 +345,11 @@ class EvaluationConfig:
     """Also answer without the question's text: one more pass."""
     validation: bool = False
     """Also answer the validation questions, to fit a temperature on: a pass over these."""
-    prior_share: float = 0.05
+    prior_share: float = share(0.05)
     """Share of the questions that the prior of the letters is estimated on, of those that were rotated."""
     parquet: bool = False
     """Write the per-question rows as predictions.parquet too."""
-    suspects: str | None = None
+    suspects: str | None = file("a JSON file of doubtful items")
     """File of items whose published key is doubtful (docs/evidence.md)."""
 
 
@@ -353,7 +357,7 @@ class EvaluationConfig:
 class PlanConfig:
     enabled: bool = False
     """Print what the run would take in memory, and end: `plan=true`."""
-    device_memory_gib: float | None = None
+    device_memory_gib: float | None = above_zero(None)
     """Size of the device, GiB; null: the GPU that is there, else the host's free memory."""
 
 
@@ -373,9 +377,9 @@ class RootConfig:
     logger: dict[str, Any] = field(default_factory=dict)
     """Experiment loggers by name, each with a _target_; training writes metrics.csv in any case."""
     trainer: TrainerConfig = MISSING
-    seed: int = 0
-    """Seed of initialisation, shuffling and dropout."""
-    group: str | None = None
+    seed: int = between(0, 2**32 - 1, 0)
+    """Seed of initialisation, shuffling and dropout; the largest is that of NumPy's old generator."""
+    group: str | None = folder_name(None)
     """Name shared by the jobs of one sweep; set by the sweep itself."""
 
 
@@ -390,7 +394,7 @@ class TrainConfig(RootConfig):
 
 @dataclass
 class EvaluateConfig(RootConfig):
-    run: str | None = None
+    run: str | None = folder("the folder of a finished run, under outputs/")
     """Run folder whose base and tuned model are scored; null: score `model` as it is."""
     runs: list[str] = field(default_factory=list)
     """Models scored together and paired: folders of runs, of adapters and of whole models, and `model` options."""

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from cyberlm.config.device_rules import device_problems
+from cyberlm.config.rules import device_problems
 from cyberlm.config.schema import (
     Attention,
     LoraConfig,
@@ -183,7 +183,7 @@ def measure_model(shape: PretrainedConfig, config: TrainConfig, device: torch.de
     wide = sum(w.numel() for name, w in products.items() if name not in packed and w.dtype == torch.float32)
     decoder = causal.config.get_text_config(decoder=True)
     file = sum(parameter.numel() for parameter in base) * getattr(decoder.dtype, "itemsize", 4)
-    loading = file + sum(packed.values()) * dtype.itemsize
+    loading = file + sum(packed.values()) * dtype.itemsize // 2  # threads hold 5 to 90% of them (docs/planning.md)
     return ModelSizes(
         shape=decoder,
         parameters=sum(parameter.numel() for parameter in parameters),

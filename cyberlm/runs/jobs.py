@@ -4,6 +4,7 @@ cannot harm the others.
 
 import logging
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from cyberlm.config.places import as_name, check_places
+from cyberlm.config.bounds import NAME
 from cyberlm.config.rules import Config, build_config
 from cyberlm.config.schema import Monitor
 from cyberlm.evaluation.results import read_status, write_status
-from cyberlm.runs.run_folder import refuse_results, seen_from_here, typed_overrides
+from cyberlm.runs.run_folder import check_places, refuse_results, seen_from_here, typed_overrides
 from cyberlm.runtime import signals
 from cyberlm.runtime.errors import ConfigError, Problem
 from cyberlm.runtime.redaction import refuse_typed
@@ -76,6 +77,12 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
         write_status(folder, "failed", reason=reason)
     log.error("job %s failed (exit code %s); the sweep goes on", config.job.num, code)
     return WORST_OBJECTIVE
+
+
+def as_name(text: str) -> str:
+    """The text with an underscore in place of what a `NAME` may not hold."""
+    name = re.sub(r"[^\w .+\-]", "_", text)[:64]
+    return name if NAME.fullmatch(name) else f"_{name[1:]}"
 
 
 def _maximised(objective: float | None, monitor: Monitor | None) -> float:

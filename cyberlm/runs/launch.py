@@ -24,11 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.commands import register_schemas
 from cyberlm.config.compose import composition_error, conf_folder, part_error
-from cyberlm.config.places import check_places
+from cyberlm.config.help import help_text
 from cyberlm.config.rules import Config, build_config
 from cyberlm.config.schema import EvaluateConfig, RootConfig, TrainConfig
 from cyberlm.runs.jobs import run_in_child
 from cyberlm.runs.run_folder import (
+    check_places,
     check_sweep,
     check_typed,
     check_working_directory,
@@ -82,6 +83,9 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         schema: Dataclass of the primary configuration.
         run: Called with the checked configuration and the run's folder.
     """
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(command))
+        return
     prepare_process()
     register_schemas()
     register_resolvers()

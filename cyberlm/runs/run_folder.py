@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cyberlm.config.rules import WRITTEN_TO
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.redaction import guard_output, redact_files, refuse_typed
 
@@ -110,6 +111,25 @@ def refuse_results(folder: Path, patterns: Sequence[str], key: str) -> None:
             [Problem(f"there is {found.relative_to(folder)}", f"{key}=FOLDER, a folder without results")],
             "A run that was stopped goes on by trainer.resume=FOLDER.",
         )
+
+
+def check_places(config: object, folder: Path) -> None:
+    """Refuses a logger or callback that would write outside the run's folder.
+
+    Raises:
+        ConfigError: With every such key.
+    """
+    problems = []
+    for group in ("logger", "callbacks"):
+        for name, entry in getattr(config, group, {}).items():
+            for key in WRITTEN_TO:
+                place = str(entry.get(key) or folder)
+                if not Path(place).resolve().is_relative_to(folder.resolve()):
+                    what = f"{group}.{name}.{key}={place} lies outside the run's folder {folder}"
+                    fix = f"'{group}.{name}.{key}=${{run_dir:}}'"
+                    problems.append(Problem(what, "the run's folder, or one in it", fix))
+    if problems:
+        raise ConfigError("Runs write into their own folder only:", problems)
 
 
 @contextlib.contextmanager

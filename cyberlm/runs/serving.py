@@ -10,8 +10,8 @@ from typing import NoReturn
 import torch
 from transformers.utils.import_utils import is_serve_available
 
-from cyberlm.config.command_rules import is_loopback
 from cyberlm.config.commands import ChatConfig, Engine, ExportConfig, OpenConfig, ServeConfig
+from cyberlm.config.rules import is_loopback
 from cyberlm.config.saved import config_of
 from cyberlm.export.serving import (
     free_port,

@@ -347,7 +347,13 @@ def command(folder: Path, *line: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_says_what_is_wrong_on_one_screen_and_writes_nothing(tmp_path: Path):
     done = command(tmp_path, "-m", "cyberlm", "export", "run=nowhere", "questions=0", "max_flip_share=2", "out=.")
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
-    for words in ("4 problems", "run=nowhere is not a folder", "questions=0", "max_flip_share=2", "out=. is there"):
+    for words in (
+        "4 problems",
+        "run=nowhere: there is no config.yaml",
+        "questions=0",
+        "max_flip_share=2",
+        "out=. is there",
+    ):
         assert words in done.stderr
     done = command(tmp_path, "-m", "cyberlm", "export", "too=merged")
     assert "there is no key 'too'. Did you mean 'to'?" in done.stderr

@@ -15,8 +15,8 @@ import pytest
 import torch
 from support import sample_questions, tuned_run
 
-from cyberlm.config.command_rules import command_problems, is_loopback
 from cyberlm.config.commands import ChatConfig, Engine, ServeConfig
+from cyberlm.config.rules import check_config, is_loopback
 from cyberlm.config.saved import config_of
 from cyberlm.evaluation.scoring import answering, generate
 from cyberlm.export.serving import model_name, server_command
@@ -161,7 +161,7 @@ def test_mistakes_are_one_screen(tmp_path: Path) -> None:
     for words in ("no key 'model' any more: chat and serve answer", "sets its own max_tokens", "transformers, vllm"):
         assert words in screen
     screen = told("chat", "run=.", "temperature=3", "max_new_tokens=0")
-    for words in ("run=. is not a run's folder", "temperature=3", "max_new_tokens=0"):
+    for words in ("run=.: there is no config.yaml in it", "temperature=3", "max_new_tokens=0"):
         assert words in screen
 
 
@@ -173,9 +173,11 @@ def test_a_run_that_has_not_finished_is_not_served() -> None:
 def test_other_machines_are_answered_only_where_asked_for() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.8.0.1", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.2", "example.org")))
-    (problem,) = command_problems(ServeConfig(run=str(SAVED / "lora"), host="0.0.0.0"))
+    with pytest.raises(ConfigError) as caught:
+        check_config(ServeConfig(run=str(SAVED / "lora"), host="0.0.0.0"))
+    (problem,) = caught.value.problems
     assert "nobody is asked for a password" in problem.what and problem.fix == "host=0.0.0.0 allow_remote=true"
-    assert list(command_problems(ServeConfig(run=str(SAVED / "lora"), host="0.0.0.0", allow_remote=True))) == []
+    check_config(ServeConfig(run=str(SAVED / "lora"), host="0.0.0.0", allow_remote=True))
 
 
 def test_what_is_missing_or_taken_is_told_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from omegaconf import OmegaConf
 from support import compose
 
 from cyberlm.config import compose as config_compose
-from cyberlm.config.places import as_name
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.runs import jobs, launch, run_folder
@@ -669,7 +668,7 @@ def test_job_finds_a_folder_of_any_name(job, name: str, tmp_path: Path) -> None:
     _, (line,), _ = job(0, FINISHED, sweep=name)
     given = {item.key_or_group: item.value() for item in OverridesParser.create().parse_overrides(line[-3:])}
     assert given["hydra.run.dir"] == str(tmp_path / name / "0")
-    assert build_config(compose("model=tiny_random", line[-3]), TrainConfig).group == as_name(name)
+    assert build_config(compose("model=tiny_random", line[-3]), TrainConfig).group == jobs.as_name(name)
 
 
 @pytest.mark.parametrize(

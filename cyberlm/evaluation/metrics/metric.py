@@ -12,8 +12,10 @@ from typing import Any, Literal
 
 from hydra.errors import HydraException
 from hydra.utils import get_method
+from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.intervals import accuracy_interval
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 
@@ -61,6 +63,19 @@ class Metric:
         if self.is_share:
             return f"{shown} ({100 * low:.0f}-{high:.0%})"
         return f"{shown} ({low:{self.format_spec}}, {high:{self.format_spec}})"
+
+
+def share_metric(
+    name: str, hits: ArrayLike, clusters: ArrayLike | None = None, *, label: str = "", place: Place = "headline"
+) -> Metric:
+    """Share of questions, with Wilson's interval on their effective number.
+
+    Args:
+        hits: (N,) bool, whether each question counts.
+        clusters: (N,) int, number of each question's near-duplicate cluster; None if all are independent.
+    """
+    share = accuracy_interval(hits, clusters)
+    return Metric(name, share.acc, (share.ci_lo, share.ci_hi), share.n, "", label, ".1%", place)
 
 
 MetricFunction = Callable[[Predictions, EvalSet], Iterable[Metric]]

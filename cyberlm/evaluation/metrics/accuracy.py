@@ -1,0 +1,73 @@
+"""Accuracy: share of questions answered right, by likelihood and by generation."""
+
+from collections.abc import Iterator
+
+import torch
+
+from cyberlm.config.schema import OptionScore
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.intervals import effective_questions
+from cyberlm.evaluation.metrics.metric import Metric, share_metric
+from cyberlm.evaluation.outcomes import golds, option_scores, right
+from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.scores import pick_best, tie_key
+from cyberlm.runtime.errors import Problem, RunError
+
+OPTIONS_NOT_SHOWN = "the options were not shown, so a free answer cannot be matched to one of them"
+NOT_GENERATED = "no answers were generated"
+
+
+def accuracy(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
+    """Accuracy by likelihood and by generation, and the questions in which either says less than it seems to.
+
+    Raises:
+        RunError: If there are no predictions, or only some of them hold a generated answer.
+    """
+    rows, n, clusters = predictions.test, len(predictions.test), context.clusters
+    correct = right(rows)
+    yield share_metric("accuracy", correct, clusters, label="accuracy, likelihood")
+    yield from _by_generation(predictions, context)
+    effective = effective_questions(correct, clusters)
+    yield Metric("n_eff", effective, n=n, label="independent questions", format_spec=".0f", place="evidence")
+    ties = sum(row.tied for row in rows)
+    if ties:
+        note = (
+            f"two or more options are equally likely in {ties} of {n} questions; which of them counts is drawn by a "
+            "hash of the prompt"
+        )
+        yield Metric("ties", ties, n=n, note=note, format_spec=".0f", place="note")
+
+
+def _by_generation(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
+    rows, label = predictions.test, "accuracy, generation"
+    generated = sum(row.generated is not None for row in rows)
+    if generated not in (0, len(rows)):
+        raise RunError(
+            "The predictions do not belong together.",
+            [Problem(f"{generated} of {len(rows)} hold a generated answer", allowed="all or none")],
+        )
+    if not generated or not context.options_shown:
+        reason = OPTIONS_NOT_SHOWN if generated else NOT_GENERATED
+        yield Metric("accuracy_generation", None, note=f"no accuracy by generation: {reason}", label=label)
+        return
+    yield share_metric("accuracy_generation", right(rows, generated=True), context.clusters, label=label)
+    known = all(row.finish_reason is not None for row in rows)  # older rows do not say
+    cut = [row.parsed is None and row.finish_reason == "length" for row in rows]
+    unnamed = [row.parsed is None and not was_cut for row, was_cut in zip(rows, cut, strict=True)]
+    yield share_metric("no_option_named", unnamed, label="no option named")
+    if known:
+        yield share_metric("cut_off", cut, label="cut off, none named", place="headline" if any(cut) else "detail")
+    same = [row.parsed == row.choice for row in rows]
+    yield share_metric("agreement", same, label="likelihood = generation", place="evidence")
+
+
+def by_option_score(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
+    """Accuracy by likelihood under each `evaluation.option_score`; letters, of one token each, have but one."""
+    if context.asks_letters:
+        return
+    gold, keys = golds(predictions.test), torch.tensor([tie_key(row.prompt_hash) for row in predictions.test])
+    for how in OptionScore:
+        chosen, _ = pick_best(torch.from_numpy(option_scores(predictions.test, how)), keys)
+        label = f"accuracy, options by {how.name}"
+        correct = chosen.numpy() == gold
+        yield share_metric(f"accuracy_by_{how.name}", correct, context.clusters, label=label, place="evidence")

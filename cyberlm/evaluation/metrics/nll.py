@@ -1,0 +1,19 @@
+"""Likelihood of the right answers, and of the letters together."""
+
+import math
+from collections.abc import Iterator
+
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.predictions import Predictions
+
+
+def nll(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
+    """Mean negative log-likelihood a token of the right answer (nats); mean probability of all option letters."""
+    rows, n = predictions.test, len(predictions.test)
+    mean = math.fsum(row.gold_nll for row in rows) / n
+    yield Metric("gold_nll", mean, n=n, label="gold answer NLL, nats/token")
+    if context.asks_letters:
+        mass = sum(sum(map(math.exp, row.option_logprobs)) for row in rows) / n
+        label = "mean probability on letters"
+        yield Metric("letter_mass", mass, n=n, label=label, format_spec=".1%", place="evidence")

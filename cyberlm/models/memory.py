@@ -37,9 +37,9 @@ from cyberlm.runtime.errors import ModelError, Problem
 CUDA_CONTEXT = 600 * 2**20
 """Bytes of a CUDA context with cuBLAS's workspace, which torch does not count: an allowance, not a measurement."""
 KERNEL_BUFFERS = 150 * 2**20
-"""Bytes of buffers and compiled products of oneDNN and MKL on a host (measured: docs/planning.md)."""
+"""Bytes of buffers and compiled products of oneDNN and MKL on a host (measured: docs/performance.md)."""
 HEAP_GAPS = 1.3
-"""Factor on tensors that come and go on a host: glibc's heap keeps gaps between them (measured: docs/planning.md)."""
+"""Factor on tensors that come and go on a host: glibc's heap keeps gaps between them (docs/performance.md)."""
 LOGITS_AT_ONCE = 2**26
 """Numbers of the logits that scoring computes at once (`cyberlm.evaluation.scoring`)."""
 NF4_BITS = {True: 4.127, False: 4.5}
@@ -183,7 +183,7 @@ def measure_model(shape: PretrainedConfig, config: TrainConfig, device: torch.de
     wide = sum(w.numel() for name, w in products.items() if name not in packed and w.dtype == torch.float32)
     decoder = causal.config.get_text_config(decoder=True)
     file = sum(parameter.numel() for parameter in base) * getattr(decoder.dtype, "itemsize", 4)
-    loading = file + sum(packed.values()) * dtype.itemsize // 2  # threads hold 5 to 90% of them (docs/planning.md)
+    loading = file + sum(packed.values()) * dtype.itemsize // 2  # threads hold 5 to 90% (docs/performance.md)
     return ModelSizes(
         shape=decoder,
         parameters=sum(parameter.numel() for parameter in parameters),

@@ -32,6 +32,7 @@ from cyberlm.data.sources import load_sources
 from cyberlm.evaluation.scoring import answering, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
+from cyberlm.models.methods.method import load_for_training
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.questions import Question
 from cyberlm.tasks.task import make_task
@@ -62,8 +63,7 @@ def questions(config: TrainConfig, count: int) -> tuple[Prompt, list[EncodedQues
 
 def adapted(config: TrainConfig, device: str) -> LoadedModel:
     """The configuration's model with its adapter, whose B, which begins at zero, gets random numbers."""
-    sft = config.method.lora is None
-    loaded = prepare(load_base(config.model, config.quant, torch.device(device), trains_all_weights=sft), config)
+    loaded = prepare(load_for_training(config, torch.device(device)), config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in loaded.model.parameters():

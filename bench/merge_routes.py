@@ -16,18 +16,18 @@ from cyberlm.config.commands import ExportConfig
 from cyberlm.config.saved import config_of
 from cyberlm.config.schema import QuantConfig, QuantName, TrainConfig
 from cyberlm.evaluation.agreement import compare_answers
-from cyberlm.export.merge import load_merged
-from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base
+from cyberlm.models.methods.lora import load_adapter
+from cyberlm.models.methods.method import method_of, saved_folder
 from cyberlm.runs.export import Exam, exam_of
-from cyberlm.runs.open_run import load_base_of, load_tuned
+from cyberlm.runs.open_run import base_of, load_tuned
 
 CPU = torch.device("cpu")
 
 
 def expanded(trained: TrainConfig, run: Path) -> LoadedModel:
-    return load_merged(load_base_of(trained, run, CPU), run)
+    return method_of(trained.method).merge(base_of(trained, run, CPU), saved_folder(trained.method, run))
 
 
 def into_nf4(trained: TrainConfig, run: Path) -> LoadedModel:
@@ -36,7 +36,7 @@ def into_nf4(trained: TrainConfig, run: Path) -> LoadedModel:
 
 def into_the_original(trained: TrainConfig, run: Path) -> LoadedModel:
     base = load_base(trained.model, QuantConfig(name=QuantName.none), CPU)
-    return _merged(load_adapter(base, run / ADAPTER_FOLDER))
+    return _merged(load_adapter(base, run / "adapter"))
 
 
 def _merged(tuned: LoadedModel) -> LoadedModel:
@@ -55,7 +55,7 @@ ROUTES: dict[str, Callable[[TrainConfig, Path], LoadedModel]] = {
 def main(run: Path, count: int) -> None:
     trained = config_of(run)
     exam: Exam = exam_of(ExportConfig(run=str(run), questions=count), trained, run)
-    base, base_logits = exam.answers(load_base_of(trained, run, CPU), "the base")
+    base, base_logits = exam.answers(base_of(trained, run, CPU).loaded, "the base")
     tuned, logits = exam.answers(load_tuned(trained, run, CPU), "the adapter")
     effect = float((logits - base_logits).abs().mean())
     print(compare_answers(("base", "adapter"), base, tuned, float((logits - base_logits).abs().max())).sentence())

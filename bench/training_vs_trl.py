@@ -143,8 +143,8 @@ def train_cyberlm(channel: measure.Channel) -> None:
     import torch
     from cyberlm_side import answer_nll, config_of, cybermetric, fit_in_blocks, plain_folder
 
-    from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter
     from cyberlm.models.loading import load_base, load_tokenizer
+    from cyberlm.models.methods.lora import load_adapter
     from cyberlm.tasks.prompts import Prompt
     from cyberlm.training.fit import prepare
 
@@ -174,7 +174,7 @@ def train_cyberlm(channel: measure.Channel) -> None:
         adapter = Path(channel.receive()["adapter"])
         assert config.method.name == "lora"
         base = load_base(config.model, config.quant, torch.device("cpu"))
-        channel.reply(nll=answer_nll(load_adapter(base, adapter / ADAPTER_FOLDER), prompt, held_out))
+        channel.reply(nll=answer_nll(load_adapter(base, adapter / "adapter"), prompt, held_out))
 
 
 # -------------------------------------------------------------------------------------------------------------- TRL

@@ -21,7 +21,9 @@ from cyberlm.config.rules import build_config
 from cyberlm.config.schema import PromptConfig, Protocol, TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.loading import load_base, load_tokenizer
+from cyberlm.models.loading import load_tokenizer
+from cyberlm.models.methods.method import load_for_training, method_of, saved_folder
+from cyberlm.models.saving import save_tuned
 from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.train import train
 from cyberlm.tasks.multiple_choice import MultipleChoice
@@ -67,8 +69,15 @@ def sample_questions(count: int) -> tuple[Question, ...]:
 def tiny(config: TrainConfig) -> tuple[LoadedModel, Prompt]:
     """The tiny model as the configuration wants it trained, and its prompt."""
     torch.manual_seed(config.seed)
-    base = load_base(config.model, config.quant, torch.device("cpu"), trains_all_weights=config.method.lora is None)
+    base = load_for_training(config, torch.device("cpu"))
     return prepare(base, config), Prompt(config.prompt, load_tokenizer(config.model))
+
+
+def save(config: TrainConfig, loaded: LoadedModel, prompt: Prompt, run: Path) -> Path:
+    """Saves a tuned model into the folder of a run, as a run does."""
+    folder = saved_folder(config.method, run)
+    save_tuned(method_of(config.method).save, loaded, prompt.tokenizer, prompt.identity(), folder)
+    return folder
 
 
 def fit_tiny(

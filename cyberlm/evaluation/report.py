@@ -154,8 +154,7 @@ def _cost_table(results: Results, cost: Cost) -> Table:
     if cost.computed_tokens_per_second is not None:
         table.add_row("computed tokens/s in training", f"{cost.computed_tokens_per_second:,.1f}")
     table.add_row("optimizer steps", str(results.steps))
-    saved = "model" if results.method == "sft" else "adapter"
-    table.add_row(f"{saved} size on disk", _size(cost.adapter_bytes))
+    table.add_row("size of what is saved", _size(cost.adapter_bytes))
     return table
 
 

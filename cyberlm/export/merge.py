@@ -8,38 +8,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from cyberlm.models.adapters import ADAPTER_FOLDER, load_adapter, write_prompt
 from cyberlm.models.loaded import LoadedModel, open_causal, quiet
-from cyberlm.models.saving import keep_saveable
-from cyberlm.runtime.errors import ModelError, Problem
-
-
-def load_merged(base: LoadedModel, run: Path) -> LoadedModel:
-    """Adds a run's adapter into the weights of its base.
-
-    A 4-bit base is first expanded to the numbers that its 4 bits stand for, in the type of its other weights: those
-    are what the adapter was trained on. Rounding the sum back to 4 bits, or adding the adapter to the original weights,
-    would lose part of what was learned.
-
-    Args:
-        base: As it was loaded for training; it is changed in place.
-
-    Raises:
-        ModelError: If the run has no adapter, one that does not fit, or one that holds numbers that are not finite.
-    """
-    if getattr(base.causal, "hf_quantizer", None) is not None:
-        with quiet():
-            base.causal.dequantize(dtype=base.causal.dtype)
-            # what was read in 4 bits is written whole: nothing of the reading is to be reversed
-            base.causal._weight_conversions = None  # type: ignore[assignment]
-    tuned = load_adapter(base, run / ADAPTER_FOLDER)
-    assert isinstance(tuned.model, PeftModel)
-    try:
-        with quiet():
-            merged = tuned.model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise ModelError(f"The adapter of {run} cannot be merged.", [Problem(str(error).splitlines()[0])]) from error
-    return replace(tuned, model=merged, causal=merged)
+from cyberlm.models.saving import keep_saveable, write_prompt
 
 
 def save_merged(

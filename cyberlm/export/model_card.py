@@ -1,10 +1,14 @@
 """The model card beside an adapter: what was trained on what, what it scored, what it cost, under which licence."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from cyberlm.config.schema import TrainConfig
 from cyberlm.evaluation.records import ModelScores, Proportion, Results
+
+LIBRARIES = {"adapter_config.json": "peft", "config.json": "transformers", "*.gguf": "gguf", "*": "cyberlm"}
+"""Libraries that load a folder, by the files in it; the first that fits."""
 
 
 def write_card(
@@ -12,30 +16,25 @@ def write_card(
     config: TrainConfig,
     base: str,
     results: Results,
-    *,
-    library: str | None = None,
     more: Sequence[str] = (),
 ) -> None:
     """Writes README.md into an adapter's (or fully tuned model's) folder.
 
     Args:
-        library: What loads the folder; None for that of the run's method.
         more: Lines about an export, before the provenance.
     """
-    lora = config.method.lora
-    settings = [f"- method: {results.method}, base weights {results.quant}"]
-    if lora is not None:
-        settings.append(
-            f"- rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g}, targets {lora.target_modules}"
-        )
-    settings += [
+    method = {**(asdict(config.method.lora) if config.method.lora else {}), **config.method.settings}
+    settings = [
+        f"- method: {results.method}, base weights {results.quant}",
+        *(f"- {name}: {value}" for name, value in method.items()),
         f"- learning rate {config.optim.learning_rate:g} ({config.optim.schedule.name})",
         f"- {results.steps} optimizer steps",
         f"- seed {config.seed}",
     ]
-    metadata = ["---", f"base_model: {base}", f"library_name: {library or ('peft' if lora else 'transformers')}"]
     lines = [
-        *metadata,
+        "---",
+        f"base_model: {base}",
+        f"library_name: {next(name for file, name in LIBRARIES.items() if list(folder.glob(file)))}",
         "tags: [cyberlm, cybersecurity, multiple-choice]",
         "---",
         f"# {results.model} tuned on {results.data}",

@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from cyberlm.models.gguf_validation import check_gguf
 from cyberlm.models.loaded import first_line, quiet
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import ModelError, Problem, UserError
+from cyberlm.runtime.files import new_folder
 from cyberlm.runtime.progress import say
 
 
@@ -31,18 +30,14 @@ def converted(gguf: Path, digest: str) -> Path:
     if not folder.is_dir():
         header = check_gguf(gguf)
         say(f"Preparing {gguf.name} (once, a few seconds)")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be switched off
+            with new_folder(folder) as building, quiet(), contextlib.redirect_stderr(io.StringIO()):
                 tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
                 model = _read_gguf(gguf, header)
                 model.hf_quantizer = None  # type: ignore[assignment]  # else save_pretrained refuses: "quantized with gguf"
                 del model.config.quantization_config
                 model.save_pretrained(building)
                 tokenizer.save_pretrained(building)
-            if not folder.is_dir():
-                building.replace(folder)
         except (torch.OutOfMemoryError, OSError, UserError):
             raise
         except Exception as error:  # tokenizers raises no narrower class
@@ -52,8 +47,6 @@ def converted(gguf: Path, digest: str) -> Path:
                 [Problem(kind, "a GGUF file of a Llama-like model that transformers knows")],
                 "Or take a folder that save_pretrained wrote: model=local model.path=FOLDER",
             ) from error
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
     return folder
 
 

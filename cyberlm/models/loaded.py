@@ -97,6 +97,23 @@ def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> Loaded
     return loaded
 
 
+def trainable_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that are trained."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Trainable and total parameters; a 4-bit parameter counts as one, though two share a byte."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        count = parameter.numel()
+        if parameter.__class__.__name__ == "Params4bit":
+            count *= 2 * parameter.element_size()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
 def on_one_line(error: Exception) -> str:
     """A library's own message without its line breaks, as much of it as a screen has room for."""
     told = " ".join(str(error).split()) or type(error).__name__

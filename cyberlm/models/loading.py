@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,6 +121,26 @@ def read_shape(config: ModelConfig) -> PretrainedConfig:
         assert config.tiny is not None
         return tiny_shape(config.tiny, len(tiny_tokenizer()))
     return _shape_at(config, locate(config))
+
+
+@dataclass
+class BaseModel:
+    """A base model that is loaded when it is first asked for.
+
+    Attributes:
+        check: Called with the hash of its weights; raises where they are not those that were tuned.
+    """
+
+    model: ModelConfig
+    quant: QuantConfig
+    device: torch.device
+    check: Callable[[str], None]
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        loaded = load_base(self.model, self.quant, self.device)
+        self.check(loaded.weights_hash)
+        return loaded
 
 
 def hash_weights(config: ModelConfig) -> str:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from cyberlm.config.rules import device_problems
+from cyberlm.config.rules import LORA, device_problems
 from cyberlm.config.schema import (
     Attention,
     LoraConfig,
@@ -29,9 +29,9 @@ from cyberlm.config.schema import (
     Strategy,
     TrainConfig,
 )
-from cyberlm.models.adapters import add_adapter
 from cyberlm.models.loaded import LoadedModel, quiet
 from cyberlm.models.loading import weights_dtype
+from cyberlm.models.methods.method import method_of
 from cyberlm.runtime.errors import ModelError, Problem
 
 CUDA_CONTEXT = 600 * 2**20
@@ -167,16 +167,16 @@ def measure_model(shape: PretrainedConfig, config: TrainConfig, device: torch.de
         ModelError: If the model's blocks are not attention and one feed-forward layer.
     """
     lora, on_host, mixed = config.method.lora, device.type != "cuda", mixes_precision(config, device)
-    dtype = weights_dtype(config.model, device, lora is None)
+    method = method_of(config.method)
+    dtype = weights_dtype(config.model, device, method.trains_all_weights)
     causal = meta_model(shape, dtype, config.model.trust_remote_code)
     base = list(causal.parameters())
+    of_base = {id(parameter) for parameter in base}
     kept = get_keys_to_not_convert(causal) if config.quant.name is QuantName.nf4 else None
     linear = {name: module.weight for name, module in causal.named_modules() if isinstance(module, nn.Linear)}
     packed = {id(weight): weight.numel() for name, weight in linear.items() if kept is not None and name not in kept}
     plain = sum(parameter.nbytes for parameter in base if id(parameter) not in packed)
-    loaded = LoadedModel(causal.requires_grad_(lora is None), causal, config.model.name, "none")
-    if lora is not None:
-        loaded = add_adapter(loaded, lora, gradient_checkpointing=False)
+    loaded = method.attach(LoadedModel(causal, causal, config.model.name, "none"))
     parameters = list(loaded.model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     products = {id(module.weight): module.weight for module in loaded.model.modules() if isinstance(module, nn.Linear)}
@@ -191,7 +191,7 @@ def measure_model(shape: PretrainedConfig, config: TrainConfig, device: torch.de
         weights={
             "weights, nf4": round(sum(packed.values()) * NF4_BITS[config.quant.double_quant] / 8),
             f"weights, {str(dtype).removeprefix('torch.')}": plain,
-            "adapter weights": sum(parameter.nbytes for parameter in trained) if lora is not None else 0,
+            "adapter weights": sum(parameter.nbytes for parameter in parameters if id(parameter) not in of_base),
         },
         gradients=sum(parameter.nbytes for parameter in trained),
         loading=loading if on_host and (packed or config.model.source is not ModelSource.tiny) else 0,
@@ -233,6 +233,8 @@ def _saved_inputs(loaded: LoadedModel, lora: LoraConfig | None, stream: int, mix
     for path, module in loaded.backbone.named_modules():
         if not isinstance(module, LoraLayer if lora else nn.Linear):
             continue
+        if not (lora or module.weight.requires_grad):
+            continue
         parent, _, name = path.rpartition(".")
         inputs: Any = module.in_features
         outputs: Any = module.out_features
@@ -261,7 +263,7 @@ def activation_bytes(sizes: ModelSizes, config: TrainConfig, batches: Batches) -
     shape, tokens, e = sizes.shape, batches.tokens, sizes.compute
     query, _ = sizes.heads_width
     read = batches.rows * (batches.width + batches.prefix) + batches.prefix
-    norm = tokens * shape.hidden_size * (4 + (sizes.stream if config.method.lora is None else 0))
+    norm = tokens * shape.hidden_size * (4 + (sizes.stream if method_of(config.method).trains_all_weights else 0))
     inputs = tokens * sizes.saved_inputs // shape.num_hidden_layers
     layer = 2 * norm + tokens * e * (2 * query + 3 * shape.intermediate_size) + inputs + 2 * read * e * query
     if config.model.attention is Attention.eager:
@@ -335,7 +337,7 @@ def overrides_that_fit(
     a step stays what it was; then gradient checkpointing, 8-bit optimizer states (on a GPU), lora, qlora.
     """
     data, trainer, optim = config.data, config.trainer, config.optim
-    lighter = ["lora", "qlora"] if config.method.lora is None else ["qlora"]
+    lighter = ["lora", "qlora"] if method_of(config.method).trains_all_weights else ["qlora"]
     methods = [config.method.name, *(lighter if config.quant.name is QuantName.none else [])]
     optimizers = dict.fromkeys([optim.name, *([OptimizerName.paged_adamw_8bit] if on_gpu else [])])
     recomputing = dict.fromkeys([trainer.gradient_checkpointing, True])
@@ -351,7 +353,8 @@ def overrides_that_fit(
             data=replace(data, micro_batch_size=rows, max_batch_tokens=limit),
         )
         if method != config.method.name:
-            candidate.method = replace(config.method, name=method, lora=config.method.lora or LoraConfig())
+            lora = config.method.lora or LoraConfig()
+            candidate.method = replace(config.method, _target_=LORA, name=method, lora=lora)
             nf4 = method == "qlora"
             candidate.quant = replace(config.quant, name=QuantName.nf4 if nf4 else QuantName.none)
         if total_of(candidate) <= capacity and not any(device_problems(candidate)):

@@ -1,28 +1,53 @@
-"""Saving tried before it is needed: what could fail after hours of training fails in the first minute."""
+"""Tuned models as folders: saved whole or not at all, tried before hours of training, checked when they are opened."""
 
 import contextlib
 import copy
+import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from cyberlm.models.adapters import save_tuned
-from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line
-from cyberlm.runtime.errors import Problem, RunError
+from cyberlm.models.gguf_validation import check_fetched, pickled_weights
+from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
+from cyberlm.runtime.errors import ModelError, Problem, RunError
+from cyberlm.runtime.files import new_folder
 from cyberlm.runtime.progress import say
 
 COPIES = 3
 """Of the trained weights, at least: those that are saved, the best checkpoint, and one to resume from."""
 
 
-def try_saving(loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, prompt: Mapping[str, str], run: Path) -> None:
-    """Saves what will be saved after training, whole weights left out, into a folder that is deleted at once.
+def save_tuned(
+    save: Callable[[LoadedModel, Path], object],
+    loaded: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Mapping[str, str],
+    folder: Path,
+) -> None:
+    """Writes a folder of what was trained, the tokenizer and prompt.json, in place of one that is there.
+
+    Args:
+        save: Writes what was trained (`Method.save`).
+        prompt: As `Prompt.identity` gives it.
+    """
+    with new_folder(folder, overwrite=True) as building, quiet():
+        save(loaded, building)
+        tokenizer.save_pretrained(str(building))
+        write_prompt(building, prompt)
+
+
+def try_saving(
+    save: Callable[[LoadedModel, Path], object],
+    loaded: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Mapping[str, str],
+    run: Path,
+) -> None:
+    """Saves what will be saved after training into a folder that is deleted at once; all weights are not written.
 
     Raises:
         RunError: If any of it cannot be saved, or the disk has not the room.
@@ -37,9 +62,14 @@ def try_saving(loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, prompt: 
             "The disk has no room for what this run saves:",
             [Problem(f"{run}: {free:,} bytes free", f"at least {needed:,} bytes: weights of {trained:,}, checkpoints")],
         )
-    no_weights: dict[str, Any] = {} if isinstance(loaded.model, PeftModel) else {"state_dict": {}}
+    if all(parameter.requires_grad for parameter in loaded.model.parameters()):
+        save = _save_without_weights
     with saving(run), tempfile.TemporaryDirectory(prefix=".saving-", dir=run) as name:
-        save_tuned(loaded, tokenizer, prompt, Path(name), **no_weights)
+        save_tuned(save, loaded, tokenizer, prompt, Path(name) / "tuned")
+
+
+def _save_without_weights(loaded: LoadedModel, folder: Path) -> None:
+    loaded.causal.save_pretrained(str(folder), state_dict={})
 
 
 @contextlib.contextmanager
@@ -78,3 +108,40 @@ def keep_saveable(loaded: LoadedModel) -> None:
     if dropped:
         loaded.causal.generation_config = kept
         say(f"Left out of {loaded.name}'s generation settings, which contradict each other: {', '.join(dropped)}")
+
+
+def write_prompt(folder: Path, prompt: Mapping[str, str]) -> None:
+    """Writes prompt.json: the prompt that a model was tuned with, as `Prompt.identity` gives it."""
+    (folder / "prompt.json").write_text(json.dumps(dict(prompt)) + "\n")
+
+
+def read_prompt(folder: Path) -> dict[str, str]:
+    """The content of prompt.json; nothing where it is absent or torn."""
+    try:
+        saved = json.loads((folder / "prompt.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return saved if isinstance(saved, dict) else {}
+
+
+def check_saved(folder: Path, *patterns: str) -> None:
+    """Refuses a folder that lacks a file of a tuned model, holds it as a pickle, or as a pointer of Git LFS.
+
+    Raises:
+        ModelError: With the files.
+    """
+    missing = [pattern for pattern in patterns if not list(folder.glob(pattern))]
+    pickled = pickled_weights(folder)
+    if pickled and missing:
+        raise ModelError(
+            f"{folder} holds pickled weights, which are never opened: a pickle can run code.",
+            [Problem(", ".join(pickled), ", ".join(patterns))],
+            "Convert them where you trust them (safetensors.torch.save_file), or train again.",
+        )
+    if missing:
+        raise ModelError(
+            f"{folder.parent} holds no tuned model.",
+            [Problem(f"{folder / missing[0]} is missing", "a run that has finished")],
+            "Continue an unfinished run: python train.py trainer.resume=RUN",
+        )
+    check_fetched(folder)

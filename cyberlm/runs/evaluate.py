@@ -4,6 +4,7 @@ import gc
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -11,16 +12,18 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 
-from cyberlm.config.saved import plain_config, save_config
-from cyberlm.config.schema import EvaluateConfig, ModelConfig, QuantConfig
+from cyberlm.config.saved import config_of, plain_config, save_config
+from cyberlm.config.schema import EvaluateConfig
 from cyberlm.data.datamodule import check_reads, encode_questions
 from cyberlm.evaluation.evidence import Answers
 from cyberlm.evaluation.records import Results, ScoredModel
 from cyberlm.evaluation.results import environment, write_results
 from cyberlm.evaluation.verdict import compare
-from cyberlm.models.adapters import load_adapter, read_prompt
 from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.loading import load_base, load_tokenizer, pick_device, read_shape, sha256_of
+from cyberlm.models.loading import BaseModel, load_tokenizer, pick_device, read_shape, sha256_of
+from cyberlm.models.methods.lora import load_adapter
+from cyberlm.models.methods.method import method_of
+from cyberlm.models.saving import read_prompt
 from cyberlm.runs.eval_set import Trained, pose
 from cyberlm.runs.inference import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.model_specs import ModelSpec, find_models, trained_runs
@@ -128,34 +131,38 @@ class _Bench:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._held: tuple[tuple[ModelConfig, QuantConfig], LoadedModel] | None = None
+        self._held: BaseModel | None = None
+
+    def base_under(self, contender: ModelSpec) -> BaseModel:
+        """A contender's weights; for an adapter, those of its base as they were before any adapter."""
+        held = self._held
+        if held is None or (held.model, held.quant) != (contender.model, contender.quant):
+            held = self._held = None
+            gc.collect()
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+            check = partial(_check_weights, contender=contender)
+            self._held = held = BaseModel(contender.model, contender.quant, self._device, check)
+        return held
 
     def weights_of(self, contender: ModelSpec) -> LoadedModel:
-        """A contender's weights; for an adapter, those of its base as they were before any adapter."""
-        key = (contender.model, contender.quant)
-        if self._held is not None and self._held[0] == key:
-            return self._held[1]
-        self._held = None
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        loaded = load_base(*key, self._device)
-        _check_weights(loaded.weights_hash, contender)
-        self._held = (key, loaded)
-        return loaded
+        return self.base_under(contender).loaded
 
     def load(self, contender: ModelSpec) -> LoadedModel:
         """A contender, ready to answer. An adapter changes its base, which is not used again."""
-        loaded = self.weights_of(contender)
+        base = self.base_under(contender)
         if contender.kind != "adapter":
-            return loaded
+            return base.loaded
         assert contender.folder is not None
         self._held = None
-        return load_adapter(loaded, contender.folder)
+        if not contender.runs:
+            return load_adapter(base.loaded, contender.folder)
+        return method_of(config_of(contender.runs[0]).method).load(base, contender.folder)
 
     def describe(self, entrant: _Entrant) -> ScoredModel:
         contender, weights = entrant.contender, self.weights_of(entrant.contender)
-        adapter = sorted(contender.folder.glob("adapter_model.*")) if contender.folder else []
+        tuned = contender.folder if contender.kind == "adapter" else None
+        adapter = sorted(tuned.glob("*.safetensors")) if tuned else []
         return ScoredModel(
             source=contender.source,
             kind=contender.kind,

@@ -1,9 +1,8 @@
 """An export, from top to bottom: made in a folder of its own, asked the run's questions, and only then put in place."""
 
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,22 +22,22 @@ from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.results import environment, read_predictions, read_results
 from cyberlm.evaluation.scoring import answering, next_logits
 from cyberlm.export.gguf import load_gguf, write_gguf
-from cyberlm.export.merge import load_exported, load_exported_adapter, load_merged, save_merged
+from cyberlm.export.merge import load_exported, load_exported_adapter, save_merged
 from cyberlm.export.model_card import write_card
-from cyberlm.models.adapters import ADAPTER_FOLDER, write_prompt
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import pick_device
-from cyberlm.runs.open_run import check_prompt, load_base_of, load_tuned, prompt_of
+from cyberlm.models.methods.method import method_of, saved_folder
+from cyberlm.models.saving import write_prompt
+from cyberlm.runs.open_run import base_of, check_prompt, load_tuned, prompt_of
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import DataError, ModelError, Problem, RunError
-from cyberlm.runtime.files import write_json
+from cyberlm.runtime.files import new_folder, write_json
 from cyberlm.runtime.progress import say
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.questions import Question
 
 EXPORT_FILE = "export.json"
 GGUF_FILE = "model.gguf"
-LIBRARIES = {ExportForm.merged: "transformers", ExportForm.gguf: "gguf", ExportForm.adapter: "peft"}
 
 
 @dataclass
@@ -80,10 +79,13 @@ def export(config: ExportConfig) -> Path:
     run = Path(config.run)
     trained = config_of(run)
     results = read_results(run)
-    if config.to is ExportForm.adapter and trained.method.lora is None:
-        raise RunError(f"{run} was tuned without an adapter.", [Problem("to=adapter", "merged, gguf", "to=merged")])
+    _check_form(config, trained, run)
     out = Path(config.out) if config.out is not None else run / "export" / config.to.value
-    with _appearing(out) as folder:
+    if out.exists():
+        raise RunError(
+            f"{out} is there already.", [Problem(f"out={out}", "a folder that does not exist yet", "out=...")]
+        )
+    with new_folder(out) as folder:
         exam = exam_of(config, trained, run)
         make = {
             ExportForm.merged: _make_merged,
@@ -94,32 +96,21 @@ def export(config: ExportConfig) -> Path:
         found = [asdict(agreement) for agreement in agreements]
         write_json(folder / EXPORT_FILE, {"run": run.name, "to": config.to.value, "agreement": found, **environment()})
         base = results.provenance["base_model"]
-        write_card(
-            folder, trained, base, results, library=LIBRARIES[config.to], more=_card_lines(config.to, agreements)
-        )
+        write_card(folder, trained, base, results, more=_card_lines(config.to, agreements))
     say(f"Files: {out}")
     return out
 
 
-@contextlib.contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out`, which becomes `out` if nothing fails, and vanishes otherwise."""
-    if out.exists():
+def _check_form(config: ExportConfig, trained: TrainConfig, run: Path) -> None:
+    """Refuses a form that the method of a run does not have."""
+    is_adapter = (saved_folder(trained.method, run) / "adapter_config.json").is_file()
+    if config.to is ExportForm.adapter and not is_adapter:
+        raise RunError(f"{run} was tuned without an adapter.", [Problem("to=adapter", "merged, gguf", "to=merged")])
+    if config.to is not ExportForm.adapter and not method_of(trained.method).can_merge:
+        allowed = "adapter" if is_adapter else f"the folder {saved_folder(trained.method, run)}"
         raise RunError(
-            f"{out} is there already.", [Problem(f"out={out}", "a folder that does not exist yet", "out=...")]
+            f"What method={trained.method.name} trains cannot be merged.", [Problem(f"to={config.to.value}", allowed)]
         )
-    made = [parent for parent in out.parents if not parent.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp's folders are for one user alone
-        folder.replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # something is in it: the export
-                parent.rmdir()
 
 
 def exam_of(config: ExportConfig, trained: TrainConfig, run: Path) -> Exam:
@@ -163,9 +154,11 @@ def _make_gguf(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> lis
 
 def _make_adapter(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> list[Agreement]:
     """Copies the adapter; what plain PEFT makes of it is compared with what the run has on record, or answers."""
-    shutil.copytree(run / ADAPTER_FOLDER, folder, dirs_exist_ok=True)
+    shutil.copytree(saved_folder(exam.config.method, run), folder, dirs_exist_ok=True)
     device = pick_device(config.accelerator)
-    predictions, _ = exam.answers(load_exported_adapter(load_base_of(exam.config, run, device), folder), "the adapter")
+    predictions, _ = exam.answers(
+        load_exported_adapter(base_of(exam.config, run, device).loaded, folder), "the adapter"
+    )
     known = {row.hash: row for row in read_predictions(run / "predictions.jsonl")["tuned"]}
     if not all(row.hash in known for row in predictions):
         answered, _ = exam.answers(load_tuned(exam.config, run, device), "the tuned model")
@@ -184,11 +177,13 @@ def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[A
         How far they agree, the merged model's answers, and the type of its weights.
     """
     device = pick_device(config.accelerator)
-    merged = load_tuned(exam.config, run, device, trains_all_weights=True)
-    before = exam.answers(merged, "the tuned model")
-    if exam.config.method.lora is not None:
-        del merged  # one model at a time in memory
-        merged = load_merged(load_base_of(exam.config, run, device), run)
+    method, tuned = method_of(exam.config.method), saved_folder(exam.config.method, run)
+    if method.trains_all_weights:
+        merged = method.merge(base_of(exam.config, run, device), tuned)
+        before = exam.answers(merged, "the tuned model")
+    else:
+        before = exam.answers(load_tuned(exam.config, run, device), "the tuned model")  # one model at a time in memory
+        merged = method.merge(base_of(exam.config, run, device), tuned)
     attention = merged.causal.config._attn_implementation
     fingerprint = {"fingerprint": exam.prompt.fingerprint()}
     save_merged(merged, exam.prompt.tokenizer, exam.prompt.stop_ids, fingerprint, folder)
@@ -198,8 +193,7 @@ def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[A
     check_prompt(reloaded, folder)
     write_prompt(folder, reloaded.identity())
     after = exam.answers(loaded, "the merged model")
-    names = ("adapter" if exam.config.method.lora else "model", "merged")
-    return _compare(config, names, before, after), after, loaded.causal.dtype
+    return _compare(config, (tuned.name, "merged"), before, after), after, loaded.causal.dtype
 
 
 # ------------------------------------------------------------------------------------------------------- the checks

@@ -13,7 +13,7 @@ from cyberlm.config.compose import group_files
 from cyberlm.config.saved import config_of, saved_config
 from cyberlm.config.schema import EvaluateConfig, ModelConfig, ModelSource, QuantConfig, TrainConfig
 from cyberlm.data.splits import SPLIT_MANIFEST
-from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER
+from cyberlm.models.methods.method import method_of, saved_folder
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 
 ALLOWED = """\
@@ -110,14 +110,13 @@ def _of_run(folder: Path, entry: str) -> tuple[ModelSpec, ModelSpec]:
     trained = config_of(folder)
     if not (folder / SPLIT_MANIFEST).is_file():
         raise _cannot(f"{folder / SPLIT_MANIFEST} cannot be read", allowed="a folder that train.py wrote")
-    everything = trained.method.lora is None
-    tuned = folder / (MODEL_FOLDER if everything else ADAPTER_FOLDER)
+    tuned = saved_folder(trained.method, folder)
     if not tuned.is_dir():
         raise _cannot(
             f"{entry} has no {tuned.name}/: it has not finished", fix=f"python train.py trainer.resume={entry}"
         )
     base = ModelSpec("", trained.model.name, "base", trained.model, trained.quant, None, (folder,))
-    if not everything:
+    if not method_of(trained.method).trains_all_weights:
         return base, replace(base, source=entry, kind="adapter", folder=tuned)
     model = replace(trained.model, source=ModelSource.local, path=str(tuned))
     return base, replace(base, source=entry, kind="weights", model=model, folder=tuned)

@@ -1,55 +1,41 @@
 """A finished run's tuned model, opened again for whatever comes after training."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from cyberlm.config.schema import (
-    TrainConfig,
-)
-from cyberlm.models.adapters import ADAPTER_FOLDER, MODEL_FOLDER, load_adapter, load_whole, read_prompt
+from cyberlm.config.schema import TrainConfig
 from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.loading import hash_weights, load_base, load_tokenizer
+from cyberlm.models.loading import BaseModel, load_tokenizer
+from cyberlm.models.methods.method import method_of, saved_folder
+from cyberlm.models.saving import read_prompt
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import read_json
 from cyberlm.tasks.prompts import Prompt
 from cyberlm.tasks.task import make_task
 
 
-def load_tuned(
-    trained: TrainConfig, run: Path, device: torch.device, *, trains_all_weights: bool = False
-) -> LoadedModel:
-    """A run's tuned model: its adapter on its base, or its fully tuned weights alone.
-
-    Args:
-        trains_all_weights: Whether fully tuned weights keep the type of training; a GPU answers in bfloat16.
+def load_tuned(trained: TrainConfig, run: Path, device: torch.device) -> LoadedModel:
+    """A run's tuned model.
 
     Raises:
         RunError: If the base is not the one that was tuned.
         ModelError: If the run has no tuned model, or one that does not fit.
     """
-    if trained.method.lora is not None:
-        return load_adapter(load_base_of(trained, run, device), run / ADAPTER_FOLDER)
-    check_weights(hash_weights(trained.model), run)
-    return load_whole(trained.model, run / MODEL_FOLDER, device, trains_all_weights=trains_all_weights)
+    return method_of(trained.method).load(base_of(trained, run, device), saved_folder(trained.method, run))
 
 
-def load_base_of(trained: TrainConfig, run: Path, device: torch.device) -> LoadedModel:
-    """The base below a run's adapter, after its weights have been found to be the same."""
-    base = load_base(trained.model, trained.quant, device)
-    check_weights(base.weights_hash, run)
-    return base
+def base_of(trained: TrainConfig, run: Path, device: torch.device) -> BaseModel:
+    """The base that a run was tuned from; its weights are found to be the same when it is loaded."""
+    return BaseModel(trained.model, trained.quant, device, partial(check_weights, run=run))
 
 
 def prompt_of(trained: TrainConfig, run: Path) -> Prompt:
     """The prompt that a run was tuned with."""
     prompt = Prompt(trained.prompt, load_tokenizer(trained.model), make_task(trained))
-    check_prompt(prompt, tuned_folder(trained, run))
+    check_prompt(prompt, saved_folder(trained.method, run))
     return prompt
-
-
-def tuned_folder(trained: TrainConfig, run: Path) -> Path:
-    return run / (ADAPTER_FOLDER if trained.method.lora else MODEL_FOLDER)
 
 
 def check_weights(now: str, run: Path) -> None:

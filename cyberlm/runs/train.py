@@ -21,14 +21,13 @@ from cyberlm.evaluation.records import Cost
 from cyberlm.evaluation.results import write_results
 from cyberlm.evaluation.verdict import compare
 from cyberlm.export.model_card import write_card
-from cyberlm.models.adapters import base_alone, count_parameters, save_tuned
-from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.loading import load_base, load_tokenizer, pick_device, read_shape
+from cyberlm.models.loaded import LoadedModel, count_parameters
+from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
 from cyberlm.models.memory import MemoryEstimate
-from cyberlm.models.saving import saving, try_saving
+from cyberlm.models.methods.method import load_for_training, method_of, saved_folder
+from cyberlm.models.saving import save_tuned, saving, try_saving
 from cyberlm.runs.inference import Asked, ask, doubtful_items, weigh, write_answers
 from cyberlm.runs.memory import check_memory, out_of_memory_explained
-from cyberlm.runs.open_run import tuned_folder
 from cyberlm.runs.processes import Team
 from cyberlm.runs.reporting import (
     Clock,
@@ -104,7 +103,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
         lint_labels(split.train, encoded["train"], prompt)
         estimate = check_memory(config, encoded, prompt, device)
         team.call(config, folder)
-        loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
+        loaded = load_for_training(config, device)
         team.join()
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
     begin(folder, config, provenance)
@@ -125,7 +124,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
         evidence = weigh(answers, asked, config)
         comparison = compare(evidence.pairs)
         results = results_of(config, "train", split.parts(), answers, prompt, provenance, comparison)
-    tuned = tuned_folder(config, folder)
+    tuned = saved_folder(config.method, folder)
     results = replace(
         results,
         method=config.method.name,
@@ -176,19 +175,20 @@ def learn(
     """
     encoded, asked = distributed.broadcast(given)  # type: ignore[misc]  # the first process's is not None
     answers: dict[str, Answers] = {}
-    adapted = config.method.lora is not None
-    if config.evaluation.base and not adapted:  # full fine-tuning is about to change its weights
+    method = method_of(config.method)
+    if config.evaluation.base and not method.keeps_base:
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     loaded = prepare(loaded, config)
     if distributed.rank() == 0:
-        try_saving(loaded, prompt.tokenizer, prompt.identity(), folder)
+        try_saving(method.save, loaded, prompt.tokenizer, prompt.identity(), folder)
     with clock.phase("train"):
         validation, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
     if distributed.rank() == 0:
         kept = f"What was trained is kept in {folder / CHECKPOINTS}. To save it from there, type:\n"
         with saving(folder, kept + resume_command(folder)):
-            save_tuned(loaded, prompt.tokenizer, prompt.identity(), folder)
-    if config.evaluation.base and adapted:
+            tuned = saved_folder(config.method, folder)
+            save_tuned(method.save, loaded, prompt.tokenizer, prompt.identity(), tuned)
+    if config.evaluation.base and method.keeps_base:
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     with clock.phase("score tuned"):
         answers["tuned"] = ask(loaded, prompt, asked, config, "the tuned model")
@@ -196,7 +196,7 @@ def learn(
 
 
 def _ask_base(clock: Clock, loaded: LoadedModel, prompt: Prompt, asked: Asked, config: TrainConfig) -> Answers:
-    with clock.phase("score base"), base_alone(loaded):
+    with clock.phase("score base"), method_of(config.method).base_view(loaded):
         return ask(loaded, prompt, asked, config, "the base model")
 
 

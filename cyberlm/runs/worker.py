@@ -9,7 +9,8 @@ import threading
 import lightning.pytorch as L
 import torch.distributed as dist
 
-from cyberlm.models.loading import load_base, load_tokenizer, pick_device
+from cyberlm.models.loading import load_tokenizer, pick_device
+from cyberlm.models.methods.method import load_for_training
 from cyberlm.runs.processes import Order, meet, ready_key, store_at
 from cyberlm.runs.reporting import Clock
 from cyberlm.runs.train import learn
@@ -28,7 +29,7 @@ def assist(order: Order) -> None:
     L.seed_everything(config.seed, workers=True, verbose=False)
     device = pick_device(config.trainer.accelerator)
     prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
-    loaded = load_base(config.model, config.quant, device, trains_all_weights=config.method.lora is None)
+    loaded = load_for_training(config, device)
     store = store_at(order.meeting_place, size)
     store.set(ready_key(order.rank), "")
     meet(store, order.rank, size)

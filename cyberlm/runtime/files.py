@@ -1,8 +1,11 @@
-"""JSON files, written whole or not at all, and read with errors that name the file."""
+"""Files and folders written whole or not at all, and JSON read with errors that name the file."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,6 +41,30 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path`, which becomes `path` if nothing fails, and vanishes otherwise.
+
+    Args:
+        overwrite: Take the place of a folder that is there, which stays otherwise.
+    """
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield draft
+        draft.chmod(0o755)  # mkdtemp's folders are for one user alone
+        if overwrite:
+            shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            draft.replace(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                parent.rmdir()
 
 
 def read_json(path: Path, hint: str = "") -> Any:

@@ -18,12 +18,12 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from transformers import PretrainedConfig
 
 from cyberlm.config.saved import settings_of
-from cyberlm.config.schema import Strategy, TrainConfig, TrainerConfig
+from cyberlm.config.schema import MethodConfig, Strategy, TrainConfig, TrainerConfig
 from cyberlm.data.datamodule import QuestionData
-from cyberlm.models.adapters import add_adapter, keep_inputs_narrow
 from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.loading import load_base
 from cyberlm.models.memory import release_freed_memory
+from cyberlm.models.methods.lora import keep_inputs_narrow
+from cyberlm.models.methods.method import load_for_training, method_of
 from cyberlm.models.sharding import trained_tensors
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
@@ -54,17 +54,13 @@ def lightning_arguments(trainer: TrainerConfig) -> dict[str, Any]:
 
 
 def prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
-    """Adds the adapter, or makes every weight trainable."""
-    checkpointing = config.trainer.gradient_checkpointing
-    if config.method.lora is not None:
-        adapted = add_adapter(loaded, config.method.lora, gradient_checkpointing=checkpointing)
-        if loaded.device.type == "cuda" and _precision(config, loaded.device).endswith("-mixed"):
-            keep_inputs_narrow(adapted.model)
-        return adapted
-    if checkpointing:
+    """Makes what the method trains trainable, with gradient checkpointing where it is asked for."""
+    if config.trainer.gradient_checkpointing:
         loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    loaded.causal.requires_grad_(True)
-    return loaded
+    attached = method_of(config.method).attach(loaded)
+    if loaded.device.type == "cuda" and _precision(config, loaded.device).endswith("-mixed"):
+        keep_inputs_narrow(attached.model)
+    return attached
 
 
 def fit(
@@ -190,17 +186,17 @@ def shares_prefix(
         end: Tokens that close an answer.
         reach: Of the model's cache (`cyberlm.models.prefix_cache.cache_reach`).
     """
-    dropout = config.method.lora is not None and config.method.lora.dropout > 0
     trainer = config.trainer
-    if dropout or _has_dropout(shape) or trainer.gradient_checkpointing or trainer.strategy is Strategy.fsdp2:
+    if _drops(config.method, shape) or trainer.gradient_checkpointing or trainer.strategy is Strategy.fsdp2:
         return False
     return max(len(item.prompt_ids) + len(item.option_ids[item.gold]) for item in questions) + end <= reach
 
 
-def _has_dropout(shape: PretrainedConfig) -> bool:
-    """Whether a model brings dropout of its own (GPT-2: attn_pdrop, embd_pdrop, resid_pdrop)."""
-    values = shape.get_text_config(decoder=True).to_dict().items()
-    return any(isinstance(value, float) and value > 0 for name, value in values if "drop" in name)
+def _drops(method: MethodConfig, shape: PretrainedConfig) -> bool:
+    """Whether a method or a model (GPT-2: attn_pdrop, embd_pdrop, resid_pdrop) is set to drop anything at random."""
+    settings = {**shape.get_text_config(decoder=True).to_dict(), **method.settings}
+    settings["lora_dropout"] = getattr(method.lora, "dropout", 0.0)
+    return any(isinstance(value, float) and value > 0 for name, value in settings.items() if "drop" in name)
 
 
 def _check_interval(config: TrainConfig, questions: int) -> None:
@@ -246,8 +242,7 @@ def _calm_lightning() -> Iterator[None]:
 def _put_together(config: TrainConfig, loaded: LoadedModel, tuner: FineTuningModule) -> None:
     """Makes a sharded model whole again, in every process: the base loaded anew, and what was trained put into it."""
     values = trained_tensors(tuner.model)
-    base = load_base(config.model, config.quant, loaded.device, trains_all_weights=config.method.lora is None)
-    whole = prepare(base, config)
+    whole = prepare(load_for_training(config, loaded.device), config)
     loaded.model, loaded.causal, tuner.model = whole.model, whole.causal, whole.model
     whole.model.load_state_dict(values, strict=False)
 

@@ -12,8 +12,7 @@ from cyberlm.config.schema import OptimConfig, OptionScore
 from cyberlm.data.batches import AnswerBatch, ScoringBatch
 from cyberlm.evaluation.scores import option_scores, pick_best, validation_metrics
 from cyberlm.evaluation.scoring import answering, option_log_probs
-from cyberlm.models.adapters import trainable_names
-from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.loaded import LoadedModel, trainable_names
 from cyberlm.models.sharding import shard
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError

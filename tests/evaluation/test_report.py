@@ -104,7 +104,7 @@ def test_every_figure_is_printed(console: Console) -> None:
     assert row(text, "effective tokens/s in training") == ["166.2"]
     assert row(text, "computed tokens/s in training") == ["183.2"]
     assert row(text, "optimizer steps") == ["40"]
-    assert row(text, "adapter size on disk") == ["5.0", "MiB"]
+    assert row(text, "size of what is saved") == ["5.0", "MiB"]
     assert f"Files: {FILES}" in text
     assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("Files"))
 
@@ -176,7 +176,7 @@ def test_full_fine_tuning_saves_a_model_on_a_gpu(console: Console) -> None:
     cost = replace(RESULTS.cost, peak_device_bytes=17 * 2**30, adapter_bytes=900)
     report.print_results(replace(RESULTS, method="sft", cost=cost), Path("outputs/x"))
     text = console.export_text()
-    assert row(text, "model size on disk") == ["0.9", "KiB"]
+    assert row(text, "size of what is saved") == ["0.9", "KiB"]
     assert row(text, "peak memory, GPU") == ["17.00", "GiB"]
 
 

@@ -24,8 +24,8 @@ from cyberlm.evaluation.agreement import compare_answers
 from cyberlm.evaluation.results import read_predictions
 from cyberlm.evaluation.scoring import answering
 from cyberlm.export.gguf import CONVERTER, LLAMA3_SPLIT, PRE_TOKENIZERS, load_gguf, write_gguf, write_llama
-from cyberlm.models.adapters import load_adapter
 from cyberlm.models.loading import load_base
+from cyberlm.models.methods.lora import load_adapter
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runs.export import export
 from cyberlm.runs.open_run import load_tuned

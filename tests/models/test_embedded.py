@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from support import MULTIPLE_CHOICE, compose
+from support import MULTIPLE_CHOICE, compose, save
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.evaluation.scoring import answering, generate
-from cyberlm.models.adapters import save_tuned
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.tasks.prompts import Prompt
 from cyberlm.training.callbacks.meters import CostMeter
@@ -68,7 +67,7 @@ def test_its_adapter_opens_with_peft_alone_and_answers_the_same(tmp_path: Path) 
     prompt = Prompt(config.prompt, load_tokenizer(config.model))
     encoded = prompt.encode(questions)
     fit(config, tmp_path, loaded, prompt, {"train": encoded, "validation": encoded[:2]}, [], CostMeter())
-    folder = save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
+    folder = save(config, loaded, prompt, tmp_path)
 
     base = load_base(config.model, config.quant, CPU)
     ids = torch.tensor([encoded[0].prompt_ids])

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from support import config_of
 
-from cyberlm.models.adapters import load_adapter
 from cyberlm.models.gguf_validation import check_gguf
 from cyberlm.models.loading import load_base, load_tokenizer, pick_device
+from cyberlm.models.methods.lora import load_adapter
 from cyberlm.models.tiny import SPECIAL, tiny_tokenizer
 from cyberlm.runtime.errors import ModelError
 

@@ -10,7 +10,6 @@ from transformers import GPT2Config, MixtralConfig
 from cyberlm.config.schema import TrainConfig
 from cyberlm.data.batches import AnswerBatch
 from cyberlm.models import cpu_kernels
-from cyberlm.models.adapters import keep_inputs_narrow
 from cyberlm.models.loading import read_shape
 from cyberlm.models.memory import (
     NF4_BITS,
@@ -27,6 +26,7 @@ from cyberlm.models.memory import (
     published_shape,
     resident_bytes,
 )
+from cyberlm.models.methods.lora import keep_inputs_narrow
 from cyberlm.runtime.errors import ModelError
 from cyberlm.training.losses import hidden_states
 from cyberlm.training.optim import build_optimizer

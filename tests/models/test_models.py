@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from peft import LoraConfig as PeftLora
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
-from support import compose, config_of, short_questions, tiny
+from support import compose, config_of, save, short_questions, tiny
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -29,16 +29,10 @@ from cyberlm.config.schema import Dtype, EvaluateConfig, ModelSource
 from cyberlm.evaluation.results import read_results
 from cyberlm.evaluation.scoring import answering
 from cyberlm.models import converted
-from cyberlm.models.adapters import (
-    add_adapter,
-    count_parameters,
-    keep_inputs_narrow,
-    load_adapter,
-    read_prompt,
-    save_tuned,
-    trainable_names,
-)
+from cyberlm.models.loaded import count_parameters, trainable_names
 from cyberlm.models.loading import load_base, load_tokenizer, locate, pick_device, sha256_of, weights_dtype
+from cyberlm.models.methods.lora import add_adapter, keep_inputs_narrow, load_adapter
+from cyberlm.models.saving import read_prompt
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runs import train as training
 from cyberlm.runs.evaluate import evaluate
@@ -128,10 +122,10 @@ def test_unknown_and_tied_targets_are_refused() -> None:
     base = load_base(config.model, config.quant, CPU)
     config.method.lora.target_modules = ["q_prj"]
     with pytest.raises(ModelError, match="q_prj"):
-        add_adapter(base, config.method.lora, gradient_checkpointing=False)
+        add_adapter(base, config.method.lora)
     config.method.lora.target_modules = ["lm_head", "q_proj"]
     with pytest.raises(ModelError, match="share"):
-        add_adapter(base, config.method.lora, gradient_checkpointing=False)
+        add_adapter(base, config.method.lora)
 
 
 def test_a_model_that_caps_its_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +246,7 @@ def test_a_saved_model_opens_again_and_answers_the_same(method: str, tmp_path: P
         for parameter in loaded.model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01)
-    folder = save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
+    folder = save(config, loaded, prompt, tmp_path)
     assert read_prompt(folder) == prompt.identity()
     write_json(tmp_path / "provenance.json", {"weights": loaded.weights_hash})
     again = load_tuned(config, tmp_path, CPU)
@@ -271,7 +265,7 @@ def test_a_fully_tuned_run_opens_without_its_base(tmp_path: Path, monkeypatch: p
     tiny_tokenizer().save_pretrained(base)
     config = config_of("method=sft", "model=local", f"model.path={base}")
     loaded, prompt = tiny(config)
-    save_tuned(loaded, prompt.tokenizer, prompt.identity(), run)
+    save(config, loaded, prompt, run)
     write_json(run / "provenance.json", {"weights": loaded.weights_hash})
     opened: list[str] = []
     load = AutoModelForCausalLM.from_pretrained
@@ -293,8 +287,9 @@ def test_a_gpu_answers_in_bfloat16_and_trains_in_float32() -> None:
 
 
 def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
-    loaded, prompt = tiny(config_of("method=lora"))
-    save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
+    config = config_of("method=lora")
+    loaded, prompt = tiny(config)
+    save(config, loaded, prompt, tmp_path)
     other = config_of("method=lora", "model.tiny.hidden_size=128")
     with pytest.raises(ModelError, match="does not fit"):
         load_adapter(load_base(other.model, other.quant, CPU), tmp_path / "adapter")

@@ -19,9 +19,10 @@ from cyberlm.config.rules import build_config
 from cyberlm.config.schema import EvaluateConfig, OnBadRow, QuantName
 from cyberlm.data.readers import read_questions
 from cyberlm.evaluation.results import read_predictions, read_results
-from cyberlm.models.adapters import load_adapter
+from cyberlm.models import loading
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
+from cyberlm.models.methods.lora import load_adapter
 from cyberlm.models.tiny import tiny_tokenizer
 from cyberlm.runs import evaluate as evaluating
 from cyberlm.runs.evaluate import evaluate
@@ -136,7 +137,7 @@ def test_a_base_is_scored_once_and_memory_holds_one_model(tmp_path: Path, monkey
         models.append(weakref.ref(loaded.causal))
         return loaded
 
-    monkeypatch.setattr(evaluating, "load_base", watched)
+    monkeypatch.setattr(loading, "load_base", watched)
     evaluate(scoring(LOW, "outputs/whole", "outputs/four_bit", "tiny_random"), tmp_path / "e")
     results = read_results(tmp_path / "e")
     assert list(results.scores) == ["tiny_random", "low", "whole", "base", "four_bit"]

@@ -14,7 +14,7 @@ from transformers.utils import chat_template_utils
 from cyberlm.data.datamodule import encode_questions, encode_split
 from cyberlm.data.splits import Split
 from cyberlm.export.serving import serving_template
-from cyberlm.models.adapters import write_prompt
+from cyberlm.models.saving import write_prompt
 from cyberlm.models.tiny import CHAT_TEMPLATE, tiny_tokenizer
 from cyberlm.runs.open_run import check_prompt
 from cyberlm.runtime.errors import ConfigError, DataError, ModelError, RunError

@@ -15,7 +15,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from peft import PeftModel
-from support import SHORT, config_of, fit_tiny, short_questions, tiny
+from support import SHORT, config_of, fit_tiny, save, short_questions, tiny
 from torch import nn
 from torch.optim import Optimizer
 from transformers import LlamaForCausalLM
@@ -24,7 +24,7 @@ from cyberlm.config.schema import Monitor, OptimizerName, OptionScore
 from cyberlm.data.batches import AnswerCollator, plan_epoch
 from cyberlm.evaluation.inference import predict
 from cyberlm.evaluation.metrics.calibration import calibrate
-from cyberlm.models.adapters import trainable_names
+from cyberlm.models.loaded import trainable_names
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.models.tiny import tiny_model
 from cyberlm.runs.train import train
@@ -416,14 +416,14 @@ def test_a_run_killed_in_the_middle_ends_the_same(method: str, tmp_path: Path, m
 
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_adapter_opens_with_peft_alone_and_answers_the_same(method: str, tmp_path: Path) -> None:
+
     from cyberlm.evaluation.scoring import answering
-    from cyberlm.models.adapters import save_tuned
 
     config = config_of(f"method={method}", "trainer.max_epochs=3", "optim.learning_rate=1e-2", *SHORT)
     questions = short_questions(32)
     loaded, _, _ = fit_tiny(config, questions, tmp_path)
     prompt = tiny(config)[1]
-    folder = save_tuned(loaded, prompt.tokenizer, prompt.identity(), tmp_path)
+    folder = save(config, loaded, prompt, tmp_path)
     assert folder == tmp_path / "adapter"
     assert not any(str(Path.home()) in file.read_text() for file in folder.glob("*.json"))
 

@@ -1,10 +1,8 @@
-"""Adapters: added, counted, saved as plain PEFT folders, and opened again."""
+"""LoRA (arXiv 2106.09685) on a frozen base, plain or in 4 bits (method=lora, qlora), saved as a plain PEFT folder."""
 
 import contextlib
-import json
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +13,72 @@ from peft import PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from cyberlm.config.schema import LoraConfig, ModelConfig, ModelSource, QuantConfig, QuantName
+from cyberlm.config.schema import LoraConfig, MethodConfig
 from cyberlm.models.cpu_kernels import use_fast_products
-from cyberlm.models.gguf_validation import check_fetched, pickled_weights
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
-from cyberlm.models.loading import load_base
+from cyberlm.models.loading import BaseModel
+from cyberlm.models.saving import check_saved
 from cyberlm.runtime.errors import ModelError, Problem
 
-ADAPTER_FOLDER = "adapter"
-MODEL_FOLDER = "model"
 EMBEDDINGS = ("lm_head", "embed_tokens")
 
 
-def add_adapter(loaded: LoadedModel, lora: LoraConfig, *, gradient_checkpointing: bool) -> LoadedModel:
+class Lora:
+    trains_all_weights = False
+    keeps_base = True
+    allows_4bit = True
+    can_merge = True
+
+    def __init__(self, config: MethodConfig) -> None:
+        assert config.lora is not None  # `cyberlm.config.rules` has checked it
+        self.config = config.lora
+
+    def attach(self, loaded: LoadedModel) -> LoadedModel:
+        return add_adapter(loaded, self.config)
+
+    def base_view(self, loaded: LoadedModel) -> AbstractContextManager[None]:
+        assert isinstance(loaded.model, PeftModel)
+        without: AbstractContextManager[None] = loaded.model.disable_adapter()
+        return without
+
+    def save(self, loaded: LoadedModel, folder: Path) -> None:
+        assert isinstance(loaded.model, PeftModel)
+        # "auto" would ask the hub for the base's vocabulary size
+        loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # the model card is written with the results
+
+    def load(self, base: BaseModel, folder: Path) -> LoadedModel:
+        return load_adapter(base.loaded, folder)
+
+    def merge(self, base: BaseModel, folder: Path) -> LoadedModel:
+        """Adds the adapter into the weights of its base.
+
+        A 4-bit base is first expanded to the numbers that its 4 bits stand for, in the type of its other weights: the
+        adapter was trained on those. Rounding the sum back to 4 bits, or adding the adapter to the original weights,
+        would lose part of what was learned.
+
+        Raises:
+            ModelError: If the adapter does not fit, or holds numbers that are not finite.
+        """
+        loaded = base.loaded
+        if getattr(loaded.causal, "hf_quantizer", None) is not None:
+            with quiet():
+                loaded.causal.dequantize(dtype=loaded.causal.dtype)
+                # what was read in 4 bits is written whole: nothing of the reading is to be reversed
+                loaded.causal._weight_conversions = None  # type: ignore[assignment]
+        tuned = load_adapter(loaded, folder)
+        assert isinstance(tuned.model, PeftModel)
+        try:
+            with quiet():
+                merged = tuned.model.merge_and_unload(safe_merge=True)
+        except ValueError as error:
+            raise ModelError(f"The adapter {folder} cannot be merged.", [Problem(on_one_line(error))]) from error
+        return replace(tuned, model=merged, causal=merged)
+
+
+def add_adapter(loaded: LoadedModel, lora: LoraConfig) -> LoadedModel:
     """Freezes the base and injects LoRA (arXiv 2106.09685): y = W x + (alpha/rank) B A x, B starting at zero.
 
     Raises:
@@ -52,8 +100,6 @@ def add_adapter(loaded: LoadedModel, lora: LoraConfig, *, gradient_checkpointing
         use_dora=lora.use_dora,
         use_rslora=lora.use_rslora,
     )
-    if gradient_checkpointing:
-        loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     try:
         with quiet():
             model = get_peft_model(loaded.causal, config)
@@ -124,90 +170,13 @@ def _check_targets(loaded: LoadedModel, linear: list[str], names: list[str]) -> 
         )
 
 
-def base_alone(loaded: LoadedModel) -> AbstractContextManager[None]:
-    """The base model without its adapter, where it has one, for as long as the context lasts."""
-    if not isinstance(loaded.model, PeftModel):
-        return nullcontext()
-    without: AbstractContextManager[None] = loaded.model.disable_adapter()
-    return without
-
-
-def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that are trained."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Trainable and total parameters; a 4-bit parameter counts as one, though two share a byte."""
-    trainable = total = 0
-    for parameter in model.parameters():
-        count = parameter.numel()
-        if parameter.__class__.__name__ == "Params4bit":
-            count *= 2 * parameter.element_size()
-        total += count
-        trainable += count if parameter.requires_grad else 0
-    return trainable, total
-
-
-def save_tuned(
-    loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, prompt: Mapping[str, str], run: Path, **options: Any
-) -> Path:
-    """Writes adapter/ (PEFT) or, after full fine-tuning, model/ (transformers), with tokenizer and prompt.json.
-
-    The folder appears whole, or not at all.
-
-    Args:
-        options: Of transformers' `save_pretrained`.
-
-    Returns:
-        The folder.
-    """
-    adapted = isinstance(loaded.model, PeftModel)
-    folder = run / (ADAPTER_FOLDER if adapted else MODEL_FOLDER)
-    building = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(building, ignore_errors=True)
-    with quiet():
-        if isinstance(loaded.model, PeftModel):
-            # "auto" would ask the hub for the base's vocabulary size
-            loaded.model.save_pretrained(str(building), save_embedding_layers=False)
-            (building / "README.md").unlink(missing_ok=True)  # the model card is written with the results
-        else:
-            loaded.causal.save_pretrained(str(building), **options)
-        tokenizer.save_pretrained(str(building))
-    write_prompt(building, prompt)
-    shutil.rmtree(folder, ignore_errors=True)
-    building.replace(folder)
-    return folder
-
-
-def write_prompt(folder: Path, prompt: Mapping[str, str]) -> None:
-    """Writes prompt.json: which prompt a model was tuned with, as `Prompt.identity` gives it."""
-    (folder / "prompt.json").write_text(json.dumps(dict(prompt)) + "\n")
-
-
-def load_whole(model: ModelConfig, folder: Path, device: torch.device, *, trains_all_weights: bool) -> LoadedModel:
-    """Loads fully tuned weights; those that they were tuned from are not needed.
-
-    Args:
-        model: Of the run.
-        folder: The run's `MODEL_FOLDER`.
-        trains_all_weights: Whether in the type of training (`cyberlm.models.loading.weights_dtype`).
-
-    Raises:
-        ModelError: If there are none, or they cannot be read.
-    """
-    _existing(folder, "*.safetensors", "config.json")
-    tuned = replace(model, source=ModelSource.local, path=str(folder))
-    return load_base(tuned, QuantConfig(name=QuantName.none), device, trains_all_weights=trains_all_weights)
-
-
 def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
     """Puts a PEFT adapter on its base, which is changed in place.
 
     Raises:
         ModelError: If there is none, or it does not fit the base.
     """
-    _existing(folder, "adapter_model.safetensors", "adapter_config.json")
+    check_saved(folder, "adapter_model.safetensors", "adapter_config.json")
     with quiet(), _fits(folder, loaded):
         model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
         _check_names(folder / "adapter_model.safetensors", model)
@@ -244,31 +213,3 @@ def _check_names(file: Path, model: PeftModel) -> None:
     for names, told in ((found - known, "belong to none of its layers"), (needed - found, "are missing")):
         if names:
             raise ValueError(f"{len(names)} tensors {told}, for example {min(names)}")
-
-
-def _existing(folder: Path, *patterns: str) -> Path:
-    missing = [pattern for pattern in patterns if not list(folder.glob(pattern))]
-    pickled = pickled_weights(folder)
-    if pickled and missing:
-        raise ModelError(
-            f"{folder} holds pickled weights, which are never opened: a pickle can run code.",
-            [Problem(", ".join(pickled), ", ".join(patterns))],
-            "Convert them where you trust them (safetensors.torch.save_file), or train again.",
-        )
-    if missing:
-        raise ModelError(
-            f"{folder.parent} holds no tuned model.",
-            [Problem(f"{folder / missing[0]} is missing", "a run that has finished")],
-            "Continue an unfinished run: python train.py trainer.resume=RUN",
-        )
-    check_fetched(folder)
-    return folder
-
-
-def read_prompt(folder: Path) -> dict[str, str]:
-    """What prompt.json says of the prompt that a model was tuned with; nothing where it is absent or torn."""
-    try:
-        saved = json.loads((folder / "prompt.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return saved if isinstance(saved, dict) else {}

@@ -19,8 +19,8 @@ import gguf
 import numpy as np
 import torch
 from safetensors import safe_open
-from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.integrations.gguf.gguf_tokenizer_mapping import get_gguf_tokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from cyberlm.config.commands import GgufType
@@ -90,44 +90,48 @@ def find_converter() -> Path | None:
     return Path(found) if found else None
 
 
-def load_gguf(
-    file: Path, device: torch.device, dtype: torch.dtype, source: Path
-) -> tuple[LoadedModel, PreTrainedTokenizerBase | None]:
+def load_gguf(file: Path, device: torch.device, dtype: torch.dtype, source: Path) -> LoadedModel:
     """Reads a GGUF file back with transformers.
-
-    What llama.cpp makes of a file and transformers does not read is put in here: how text is cut before merging, and
-    Llama 3.1's rotary frequencies, which stand in a tensor of their own.
 
     Args:
         dtype: Of the weights once read.
-        source: The transformers folder that the file was made from.
-
-    Returns:
-        The model, and the tokenizer; None for a tokenizer that only llama.cpp knows how to read.
+        source: The transformers folder that the file was made from: Llama 3.1's rotary frequencies, a tensor of their
+            own in the file, are read from its configuration.
     """
-    options: dict[str, Any] = {}
     with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bar cannot be switched off
         config = AutoConfig.from_pretrained(str(source))
-        if config.rope_parameters["rope_type"] != "default":
-            options["config"] = config
+        options = {} if config.rope_parameters["rope_type"] == "default" else {"config": config}
         causal = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=dtype, device_map={"": device}, **options
         )
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    field = gguf.GGUFReader(file).get_field("tokenizer.ggml.pre")
-    named = None if field is None else PRE_TOKENIZERS.get(field.contents())
-    loaded = open_causal(causal, str(file), "")
-    if named is None:
-        return loaded, None
-    steps, ignores_merges = named
+    return open_causal(causal, str(file), "")
+
+
+def check_tokens(file: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuses a GGUF file of byte-level BPE whose tokens, merges, cuts or chat template are not those of a tokenizer.
+
+    Raises:
+        ModelError: With what differs.
+    """
+    _, stored, settings = get_gguf_tokenizer(str(file))
+    if stored["tokenizer_type"] != "gpt2":
+        return
     described = json.loads(tokenizer.backend_tokenizer.to_str())
-    described["pre_tokenizer"] = {
-        "type": "Sequence",
-        "pretokenizers": [{"trim_offsets": True, **step} for step in steps],
+    numbers = {token: number for number, token in enumerate(stored["tokens"])}
+    other = [token for token, number in described["model"]["vocab"].items() if numbers.get(token) != number]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in described["model"]["merges"]]
+    pre = stored.get("pre_tokenizer_type")
+    template = tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
+    problems = {
+        f"{len(other)} tokens are others, for example {other[:1]}": bool(other),
+        "its merges are others": list(stored["merges"]) != merges,
+        f"it says that text is cut as by {pre}": pre in PRE_TOKENIZERS and pre != pre_tokenizer(described),
+        "its chat template is another": settings.get("chat_template") != template,
     }
-    described["model"]["ignore_merges"] = ignores_merges
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(described))
-    return loaded, tokenizer
+    if any(problems.values()):
+        shown = [Problem(what) for what, found in problems.items() if found]
+        raise ModelError(f"The tokenizer in {file.name} is not the run's own:", shown)
 
 
 def write_llama(folder: Path, file: Path, kind: GgufType, name: str, licence: str) -> None:
@@ -140,7 +144,7 @@ def write_llama(folder: Path, file: Path, kind: GgufType, name: str, licence: st
         config = AutoConfig.from_pretrained(str(folder))
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
     described = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    problems = [*_model_problems(config), *_tokenizer_problems(described)]
+    problems = list(_problems(config, described))
     if problems:
         raise ModelError(
             "This model can be written as GGUF only by llama.cpp's converter, which is not installed:",
@@ -160,19 +164,15 @@ def write_llama(folder: Path, file: Path, kind: GgufType, name: str, licence: st
     writer.close()
 
 
-def _model_problems(config: Any) -> Iterator[Problem]:
+def _problems(config: Any, described: Mapping[str, Any]) -> Iterator[Problem]:
+    """What only llama.cpp's converter can write."""
+    model = described["model"]
     if config.model_type != "llama":
         yield Problem(f"model_type is {config.model_type}", "llama")
-        return
-    if config.attention_bias or config.mlp_bias:
+    elif config.attention_bias or config.mlp_bias:
         yield Problem("its linear layers have biases", "a Llama without")
-    rope = config.rope_parameters["rope_type"]
-    if rope not in ("default", "llama3"):
-        yield Problem(f"rope_type is {rope}", "default, llama3")
-
-
-def _tokenizer_problems(described: Mapping[str, Any]) -> Iterator[Problem]:
-    model = described["model"]
+    elif config.rope_parameters["rope_type"] not in ("default", "llama3"):
+        yield Problem(f"rope_type is {config.rope_parameters['rope_type']}", "default, llama3")
     if model["type"] != "BPE" or model.get("byte_fallback"):
         yield Problem(f"its tokenizer is {model['type']}", "byte-level BPE")
     elif pre_tokenizer(described) is None:
@@ -219,24 +219,16 @@ def _add_tokenizer(
     vocab_size: int,
 ) -> None:
     """Tokens, their types and merges; special tokens; the chat template."""
-    added = {token["id"]: token for token in described["added_tokens"]}
+    added = {token["id"]: token["special"] for token in described["added_tokens"]}
+    kinds = {None: gguf.TokenType.NORMAL, True: gguf.TokenType.CONTROL, False: gguf.TokenType.USER_DEFINED}
     spelled = {number: token for token, number in tokenizer.get_vocab().items()}
-    tokens, types = [], []
-    for number in range(vocab_size):
-        if number not in spelled:
-            tokens.append(f"[PAD{number}]")
-            types.append(gguf.TokenType.UNUSED)
-            continue
-        tokens.append(spelled[number])
-        special = added[number]["special"] if number in added else None
-        kinds = {None: gguf.TokenType.NORMAL, True: gguf.TokenType.CONTROL, False: gguf.TokenType.USER_DEFINED}
-        types.append(kinds[special])
+    rows = range(vocab_size)
     pre = pre_tokenizer(described)
     assert pre is not None
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
+    writer.add_token_list([spelled.get(row, f"[PAD{row}]") for row in rows])
+    writer.add_token_types([kinds[added.get(row)] if row in spelled else gguf.TokenType.UNUSED for row in rows])
     special_vocab = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
     starts_with_bos = tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]
     special_vocab.add_special_token["bos"] = starts_with_bos

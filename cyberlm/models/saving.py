@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from cyberlm.models.gguf_validation import check_fetched, pickled_weights
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
+from cyberlm.models.model_files import check_fetched, pickled_weights
 from cyberlm.runtime.errors import ModelError, Problem, RunError
 from cyberlm.runtime.files import new_folder
 from cyberlm.runtime.progress import say

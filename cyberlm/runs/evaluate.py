@@ -20,9 +20,10 @@ from cyberlm.evaluation.records import Results, ScoredModel
 from cyberlm.evaluation.results import environment, write_results
 from cyberlm.evaluation.verdict import compare
 from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.loading import BaseModel, load_tokenizer, pick_device, read_shape, sha256_of
+from cyberlm.models.loading import BaseModel, load_tokenizer, pick_device, read_shape
 from cyberlm.models.methods.lora import load_adapter
 from cyberlm.models.methods.method import method_of
+from cyberlm.models.model_files import sha256_of
 from cyberlm.models.saving import read_prompt
 from cyberlm.runs.eval_set import Trained, pose
 from cyberlm.runs.inference import Asked, ask, doubtful_items, weigh, write_answers

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from cyberlm.config.commands import ExportConfig, ExportForm, GgufType
 from cyberlm.config.saved import config_of
@@ -21,7 +20,7 @@ from cyberlm.evaluation.inference import predict
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.results import environment, read_predictions, read_results
 from cyberlm.evaluation.scoring import answering, next_logits
-from cyberlm.export.gguf import load_gguf, write_gguf
+from cyberlm.export.gguf import check_tokens, load_gguf, write_gguf
 from cyberlm.export.merge import load_exported, load_exported_adapter, save_merged
 from cyberlm.export.model_card import write_card
 from cyberlm.models.loaded import LoadedModel
@@ -30,7 +29,7 @@ from cyberlm.models.methods.method import method_of, saved_folder
 from cyberlm.models.saving import write_prompt
 from cyberlm.runs.open_run import base_of, check_prompt, load_tuned, prompt_of
 from cyberlm.runtime.cache import cache_folder
-from cyberlm.runtime.errors import DataError, ModelError, Problem, RunError
+from cyberlm.runtime.errors import DataError, Problem, RunError
 from cyberlm.runtime.files import new_folder, write_json
 from cyberlm.runtime.progress import say
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
@@ -144,9 +143,8 @@ def _make_gguf(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> lis
         licence = exam.config.model.licence
         wrote = write_gguf(source, folder / GGUF_FILE, config.gguf_type, run.resolve().name, licence)
         say(f"{GGUF_FILE}: {config.gguf_type.value}, written by {wrote}")
-        loaded, tokenizer = load_gguf(folder / GGUF_FILE, pick_device(config.accelerator), dtype, source)
-        if tokenizer is not None:
-            _check_tokens(exam, tokenizer)
+        check_tokens(folder / GGUF_FILE, exam.prompt.tokenizer)
+        loaded = load_gguf(folder / GGUF_FILE, pick_device(config.accelerator), dtype, source)
         shutil.copy(source / "prompt.json", folder)
     after = exam.answers(loaded, "the GGUF file")
     return [merged, _compare(config, ("merged", f"gguf {config.gguf_type.value}"), before, after)]
@@ -197,27 +195,6 @@ def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[A
 
 
 # ------------------------------------------------------------------------------------------------------- the checks
-
-
-def _check_tokens(exam: Exam, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a tokenizer that cuts the questions or their answers otherwise than the run's own."""
-    texts = [exam.prompt.render(question) for question in exam.questions]
-    texts += [option for question in exam.questions for option in question.options]
-    own = exam.prompt.tokenizer
-    ours, theirs = (given(texts, add_special_tokens=False)["input_ids"] for given in (own, tokenizer))
-    different = [text for text, one, other in zip(texts, ours, theirs, strict=True) if one != other]
-    problems = [Problem(f"{len(different)} of {len(texts)} texts are cut otherwise")] if different else []
-    problems += [Problem(repr(text[:80])) for text in different[:3]]
-    if _chat_template(own) != _chat_template(tokenizer):
-        problems.append(Problem("its chat template is another"))
-    if problems:
-        raise ModelError(f"The tokenizer in {GGUF_FILE} is not the run's own:", problems)
-
-
-def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The template that conversations are rendered with; transformers reads no other from a GGUF file."""
-    given = tokenizer.chat_template
-    return (given.get("default") if isinstance(given, dict) else given) or ""
 
 
 def _compare(config: ExportConfig, names: tuple[str, str], before: Answered, after: Answered) -> Agreement:

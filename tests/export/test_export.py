@@ -142,7 +142,7 @@ def test_exported_adapter_is_plain_peft(lora_run: Path, sft_run: Path, tmp_path:
 # ------------------------------------------------------------------------------------------------------------ GGUF
 
 
-@pytest.mark.parametrize(("kind", "atol"), [("f32", 1e-5), ("f16", 1e-2), ("bf16", 5e-2), ("q8_0", 3e-1)])
+@pytest.mark.parametrize(("kind", "atol"), [("f32", 1e-5), ("f16", 1e-2), ("bf16", 1e-1), ("q8_0", 3e-1)])
 def test_gguf_file_reads_back_as_the_merged_model(kind: str, atol: float, qlora_run: Path, tmp_path: Path):
     folder = exported(qlora_run, tmp_path / "g", "gguf", gguf_type=GgufType(kind), max_flip_share=1.0)
     assert {file.name for file in folder.iterdir()} == {"model.gguf", "prompt.json", "export.json", "README.md"}

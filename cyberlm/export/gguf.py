@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.integrations.gguf.gguf_tokenizer_mapping import get_gguf_tokenizer
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS, get_gguf_tokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from cyberlm.config.commands import GgufType
@@ -28,23 +28,14 @@ from cyberlm.models.loaded import LoadedModel, open_causal, quiet
 from cyberlm.runtime.errors import ModelError, Problem
 
 CONVERTER = "convert_hf_to_gguf.py"
-FILE_TYPES = {
-    GgufType.f32: gguf.LlamaFileType.ALL_F32,
-    GgufType.f16: gguf.LlamaFileType.MOSTLY_F16,
-    GgufType.bf16: gguf.LlamaFileType.MOSTLY_BF16,
-    GgufType.q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
-}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3_SPLIT = {"Regex": GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"]}
 PRE_TOKENIZERS: dict[str, tuple[list[dict[str, Any]], bool]] = {
     "gpt-2": ([BYTE_LEVEL], False),
     "smollm": ([{"type": "Digits", "individual_digits": True}, BYTE_LEVEL], False),
     "llama-bpe": (
         [
-            {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False},
+            {"type": "Split", "pattern": LLAMA3_SPLIT, "behavior": "Isolated", "invert": False},
             {**BYTE_LEVEL, "use_regex": False},
         ],
         True,
@@ -156,7 +147,8 @@ def write_llama(folder: Path, file: Path, kind: GgufType, name: str, licence: st
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_license(licence)
-    writer.add_file_type(FILE_TYPES[kind])
+    stored = "ALL_F32" if kind is GgufType.f32 else f"MOSTLY_{kind.name.upper()}"
+    writer.add_file_type(gguf.LlamaFileType[stored])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_architecture(writer, config)
     _add_tokenizer(writer, folder, tokenizer, described, config.vocab_size)

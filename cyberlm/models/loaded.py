@@ -1,6 +1,8 @@
 """A loaded causal language model: the parts that training and scoring call, and what it can do, tried once."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -73,16 +75,9 @@ def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> Loaded
     except torch.OutOfMemoryError:
         raise
     except UNREADABLE as error:
-        kind = f"{type(causal).__name__} (model_type {causal.config.model_type})"
-        raise ModelError(
-            f"{name} cannot be trained or scored here.",
-            [
-                Problem(
-                    f"{kind}: {first_line(error)}",
-                    "a decoder that maps token ids to hidden states, with an output head",
-                )
-            ],
-        ) from error
+        what = f"{type(causal).__name__} (model_type {causal.config.model_type}): {on_one_line(error)}"
+        allowed = "a decoder that maps token ids to hidden states, with an output head"
+        raise ModelError(f"{name} cannot be trained or scored here.", [Problem(what, allowed)]) from error
     if not same:
         raise ModelError(
             f"{name} scales or caps its logits behind the output head, which cyberlm does not repeat.",
@@ -120,22 +115,15 @@ def on_one_line(error: Exception) -> str:
     return told[:MOST_TOLD] + ("..." if len(told) > MOST_TOLD else "")
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-
-
-class quiet:
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
     """Keeps transformers' bars and advice off the screen, and nothing else."""
-
-    def __enter__(self) -> None:
-        self.verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        self.catcher = warnings.catch_warnings()
-        self.catcher.__enter__()
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, *exception: object) -> None:
-        self.catcher.__exit__(None, None, None)
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
         transformers.logging.enable_progress_bar()
-        transformers.logging.set_verbosity(self.verbosity)
+        transformers.logging.set_verbosity(verbosity)

@@ -14,7 +14,7 @@ from huggingface_hub.utils import get_session
 
 from cyberlm.config.schema import ModelConfig, ModelSource
 from cyberlm.models.gguf_import import convert_gguf
-from cyberlm.models.loaded import UNREADABLE, first_line, quiet
+from cyberlm.models.loaded import UNREADABLE, on_one_line, quiet
 from cyberlm.runtime.errors import ModelError, Problem, lfs_problems
 
 Loaded = TypeVar("Loaded")
@@ -158,7 +158,7 @@ def explained(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
         raise
     except (OSError, HfHubHTTPError, *UNREADABLE) as error:
         causes = _causes(error)
-        reason = first_line(error)
+        reason = on_one_line(error)
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             reason = "its licence is not accepted by this login, or there is no login"
         elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
@@ -182,7 +182,7 @@ def _unreadable(config: ModelConfig, error: Exception) -> ModelError:
         hint = "Code that comes with a model is run only with model.trust_remote_code=true: read it first."
     return ModelError(
         f"The model {config.name} cannot be loaded.",
-        [Problem(f"{config.path or config.hub_id}: {first_line(error)}", "whole files, without code of their own")],
+        [Problem(f"{config.path or config.hub_id}: {on_one_line(error)}", "whole files, without code of their own")],
         hint,
     )
 

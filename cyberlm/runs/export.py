@@ -39,6 +39,10 @@ EXPORT_FILE = "export.json"
 GGUF_FILE = "model.gguf"
 
 
+Answered = tuple[list[Prediction], torch.Tensor | None]
+"""Answers by likelihood, and the logits (N, V) of the first token of each, where they are known."""
+
+
 @dataclass
 class Exam:
     """The questions that a model answers before and after.
@@ -54,7 +58,7 @@ class Exam:
     encoded: Sequence[EncodedQuestion]
 
     def answers(self, loaded: LoadedModel, label: str) -> tuple[list[Prediction], torch.Tensor]:
-        """Answers by likelihood, and the logits (N, V) of the first token of each."""
+        """One model's `Answered`."""
         tokens = self.config.data.max_batch_tokens
         likelihood = replace(self.config.evaluation, generate=False)
         predictions = predict(loaded, self.prompt, self.questions, self.encoded, likelihood, tokens, label)
@@ -81,17 +85,16 @@ def export(config: ExportConfig) -> Path:
     _check_form(config, trained, run)
     out = Path(config.out) if config.out is not None else run / "export" / config.to.value
     if out.exists():
-        raise RunError(
-            f"{out} is there already.", [Problem(f"out={out}", "a folder that does not exist yet", "out=...")]
-        )
+        problem = Problem(f"out={out}", "a folder that does not exist yet", "out=...")
+        raise RunError(f"{out} is there already.", [problem])
     with new_folder(out) as folder:
         exam = exam_of(config, trained, run)
-        make = {
-            ExportForm.merged: _make_merged,
-            ExportForm.gguf: _make_gguf,
-            ExportForm.adapter: _make_adapter,
-        }[config.to]
-        agreements = make(config, exam, run, folder)
+        if config.to is ExportForm.adapter:
+            agreements = [_copy_adapter(config, exam, run, folder)]
+        elif config.to is ExportForm.merged:
+            agreements = [_merge(config, exam, run, folder)[0]]
+        else:
+            agreements = _write_gguf(config, exam, run, folder)
         found = [asdict(agreement) for agreement in agreements]
         write_json(folder / EXPORT_FILE, {"run": run.name, "to": config.to.value, "agreement": found, **environment()})
         base = results.provenance["base_model"]
@@ -107,9 +110,8 @@ def _check_form(config: ExportConfig, trained: TrainConfig, run: Path) -> None:
         raise RunError(f"{run} was tuned without an adapter.", [Problem("to=adapter", "merged, gguf", "to=merged")])
     if config.to is not ExportForm.adapter and not method_of(trained.method).can_merge:
         allowed = "adapter" if is_adapter else f"the folder {saved_folder(trained.method, run)}"
-        raise RunError(
-            f"What method={trained.method.name} trains cannot be merged.", [Problem(f"to={config.to.value}", allowed)]
-        )
+        problem = Problem(f"to={config.to.value}", allowed)
+        raise RunError(f"What method={trained.method.name} trains cannot be merged.", [problem])
 
 
 def exam_of(config: ExportConfig, trained: TrainConfig, run: Path) -> Exam:
@@ -131,12 +133,7 @@ def exam_of(config: ExportConfig, trained: TrainConfig, run: Path) -> Exam:
 # -------------------------------------------------------------------------------------------------- the three forms
 
 
-def _make_merged(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> list[Agreement]:
-    merged, _, _ = _merge(config, exam, run, folder)
-    return [merged]
-
-
-def _make_gguf(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> list[Agreement]:
+def _write_gguf(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> list[Agreement]:
     with tempfile.TemporaryDirectory(prefix=".merged-", dir=folder.parent) as name:
         source = Path(name)
         merged, before, dtype = _merge(config, exam, run, source)
@@ -147,10 +144,10 @@ def _make_gguf(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> lis
         loaded = load_gguf(folder / GGUF_FILE, pick_device(config.accelerator), dtype, source)
         shutil.copy(source / "prompt.json", folder)
     after = exam.answers(loaded, "the GGUF file")
-    return [merged, _compare(config, ("merged", f"gguf {config.gguf_type.value}"), before, after)]
+    return [merged, _agreement(config, ("merged", f"gguf {config.gguf_type.value}"), before, after)]
 
 
-def _make_adapter(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> list[Agreement]:
+def _copy_adapter(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> Agreement:
     """Copies the adapter; what plain PEFT makes of it is compared with what the run has on record, or answers."""
     shutil.copytree(saved_folder(exam.config.method, run), folder, dirs_exist_ok=True)
     device = pick_device(config.accelerator)
@@ -158,14 +155,10 @@ def _make_adapter(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> 
         load_exported_adapter(base_of(exam.config, run, device).loaded, folder), "the adapter"
     )
     known = {row.hash: row for row in read_predictions(run / "predictions.jsonl")["tuned"]}
-    if not all(row.hash in known for row in predictions):
-        answered, _ = exam.answers(load_tuned(exam.config, run, device), "the tuned model")
-        return [_settle(config, compare_answers(("the run's model", "adapter"), answered, predictions, None))]
-    record = [known[row.hash] for row in predictions]
-    return [_settle(config, compare_answers(("the run's record", "adapter"), record, predictions, None))]
-
-
-Answered = tuple[list[Prediction], torch.Tensor]
+    before, record = "the run's record", [known[row.hash] for row in predictions if row.hash in known]
+    if len(record) < len(predictions):
+        before, (record, _) = "the run's model", exam.answers(load_tuned(exam.config, run, device), "the tuned model")
+    return _agreement(config, (before, "adapter"), (record, None), (predictions, None))
 
 
 def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[Agreement, Answered, torch.dtype]:
@@ -191,19 +184,17 @@ def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[A
     check_prompt(reloaded, folder)
     write_prompt(folder, reloaded.identity())
     after = exam.answers(loaded, "the merged model")
-    return _compare(config, (tuned.name, "merged"), before, after), after, loaded.causal.dtype
+    return _agreement(config, (tuned.name, "merged"), before, after), after, loaded.causal.dtype
 
 
 # ------------------------------------------------------------------------------------------------------- the checks
 
 
-def _compare(config: ExportConfig, names: tuple[str, str], before: Answered, after: Answered) -> Agreement:
-    largest = float((before[1] - after[1]).abs().max())
-    return _settle(config, compare_answers(names, before[0], after[0], largest))
-
-
-def _settle(config: ExportConfig, agreement: Agreement) -> Agreement:
+def _agreement(config: ExportConfig, names: tuple[str, str], before: Answered, after: Answered) -> Agreement:
     """Shows how far two models agree, and refuses too many flips."""
+    logits = (before[1], after[1])
+    largest = None if logits[0] is None or logits[1] is None else float((logits[0] - logits[1]).abs().max())
+    agreement = compare_answers(names, before[0], after[0], largest)
     lines = [flip.sentence() for flip in agreement.flips]
     say("\n".join([agreement.sentence(), *(f"  {line}" for line in lines)]))
     allowed = int(config.max_flip_share * agreement.questions)

@@ -18,7 +18,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from support import config_of, train_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config
-from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from cyberlm.config.commands import ExportConfig, ExportForm, GgufType
 from cyberlm.config.saved import config_of as config_of_run
@@ -28,7 +27,6 @@ from cyberlm.evaluation.scoring import answering
 from cyberlm.export import gguf as gguf_export
 from cyberlm.export.gguf import (
     CONVERTER,
-    LLAMA3_SPLIT,
     PRE_TOKENIZERS,
     check_tokens,
     load_gguf,
@@ -219,7 +217,6 @@ def test_gguf_names_how_text_is_cut(name: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(gguf_export, "pre_tokenizer", lambda described: other)
     with pytest.raises(ModelError, match=f"cut as by {name}"):
         check_tokens(tmp_path / "x.gguf", AutoTokenizer.from_pretrained(folder))
-    assert GGUF_PRE_TOKENIZER_SPLITS["llama-bpe"] == LLAMA3_SPLIT
 
 
 def saved(folder: Path, network=None, **changes) -> Path:

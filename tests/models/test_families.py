@@ -13,7 +13,7 @@ from cyberlm.data.batches import AnswerCollator, make_scoring_batch
 from cyberlm.evaluation.scoring import answering, generate, next_logits, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
-from cyberlm.models.methods.lora import add_adapter
+from cyberlm.models.methods.lora import Lora
 from cyberlm.runtime.errors import ModelError
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.questions import Question
@@ -107,7 +107,7 @@ def test_training_in_a_batch_gives_the_gradients_of_whole_rows(
     if config.method.lora is not None:
         if family[0] == "mamba":
             config.method.lora.target_modules = ["in_proj", "x_proj"]
-        loaded = add_adapter(loaded, config.method.lora)
+        loaded = Lora(config.method).attach(loaded)
         for name, parameter in loaded.model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
@@ -147,12 +147,12 @@ def test_a_model_with_dropout_of_its_own_shares_no_prefix(tmp_path: Path) -> Non
 def test_target_modules_that_peft_refuses_are_shown_before_any_work(tmp_path: Path) -> None:
     loaded, _ = opened(save_family("mamba", tmp_path))
     with pytest.raises(ModelError, match="out_proj"):
-        add_adapter(loaded, config_of().method.lora)
+        Lora(config_of().method).attach(loaded)
 
 
 def test_a_router_of_experts_gets_no_adapter(tmp_path: Path) -> None:
     loaded, _ = opened(save_family("llama4", tmp_path))
-    adapted = add_adapter(loaded, config_of().method.lora)
+    adapted = Lora(config_of().method).attach(loaded)
     names = [name for name, _ in adapted.model.named_parameters() if "lora_" in name]
     assert any("shared_expert" in name for name in names) and not any("router" in name for name in names)
 

@@ -31,7 +31,7 @@ from cyberlm.evaluation.scoring import answering
 from cyberlm.models import gguf_import
 from cyberlm.models.loaded import count_parameters, trainable_names
 from cyberlm.models.loading import load_base, load_tokenizer, pick_device, weights_dtype
-from cyberlm.models.methods.lora import add_adapter, keep_inputs_narrow, load_adapter
+from cyberlm.models.methods.lora import Lora, keep_inputs_narrow, load_adapter
 from cyberlm.models.model_files import locate, sha256_of
 from cyberlm.models.saving import read_prompt
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
@@ -205,7 +205,7 @@ def test_unknown_and_tied_targets_are_refused() -> None:
     for targets, words in ((["q_prj"], "q_prj"), (["lm_head", "q_proj"], "share")):
         config.method.lora.target_modules = targets
         with pytest.raises(ModelError, match=words):
-            add_adapter(base, config.method.lora)
+            Lora(config.method).attach(base)
 
 
 def longer_tokenizer(folder: Path, *, used: bool) -> Path:

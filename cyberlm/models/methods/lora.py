@@ -1,7 +1,5 @@
 """LoRA (arXiv 2106.09685) on a frozen base, plain or in 4 bits (method=lora, qlora), saved as a plain PEFT folder."""
 
-import contextlib
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +13,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from cyberlm.config.schema import LoraConfig, MethodConfig
+from cyberlm.config.rules import EMBEDDING_MODULES
+from cyberlm.config.schema import MethodConfig
 from cyberlm.models.cpu_kernels import use_fast_products
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
 from cyberlm.models.loading import BaseModel
 from cyberlm.models.saving import check_saved
 from cyberlm.runtime.errors import ModelError, Problem
-
-EMBEDDINGS = ("lm_head", "embed_tokens")
 
 
 class Lora:
@@ -36,7 +33,40 @@ class Lora:
         self.config = config.lora
 
     def attach(self, loaded: LoadedModel) -> LoadedModel:
-        return add_adapter(loaded, self.config)
+        """Freezes the base and injects y = W x + (alpha/rank) B A x, with B zero at first.
+
+        Raises:
+            ModelError: If a target module does not exist, or is an embedding that input and output share.
+        """
+        linear, others = _linear_layers(loaded.causal)
+        known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
+        targets = self.config.target_modules
+        if targets != "all-linear":
+            targets = [targets] if isinstance(targets, str) else list(targets)
+            _check_targets(loaded, known.split(", "), targets)
+        config = PeftLoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=self.config.rank,
+            lora_alpha=self.config.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+            lora_dropout=self.config.dropout,
+            target_modules=targets,
+            exclude_modules=others or None,
+            use_dora=self.config.use_dora,
+            use_rslora=self.config.use_rslora,
+        )
+        try:
+            with quiet():
+                model = get_peft_model(loaded.causal, config)
+        except ValueError as error:
+            what = f"method.lora.target_modules={self.config.target_modules}: {on_one_line(error)}"
+            raise ModelError(
+                f"PEFT cannot put this adapter on {loaded.name}:",
+                [Problem(what, known)],
+                "Type those of them that suit the model: 'method.lora.target_modules=[...]'",
+            ) from error
+        model.peft_config["default"].base_model_name_or_path = loaded.name
+        use_fast_products(model)
+        return replace(loaded, model=model)
 
     def base_view(self, loaded: LoadedModel) -> AbstractContextManager[None]:
         assert isinstance(loaded.model, PeftModel)
@@ -78,43 +108,6 @@ class Lora:
         return replace(tuned, model=merged, causal=merged)
 
 
-def add_adapter(loaded: LoadedModel, lora: LoraConfig) -> LoadedModel:
-    """Freezes the base and injects LoRA (arXiv 2106.09685): y = W x + (alpha/rank) B A x, B starting at zero.
-
-    Raises:
-        ModelError: If a target module does not exist, or is an embedding that input and output share.
-    """
-    targets = lora.target_modules
-    linear, others = _linear_layers(loaded.causal)
-    if targets != "all-linear":
-        names = [targets] if isinstance(targets, str) else list(targets)
-        _check_targets(loaded, linear, names)
-        targets = names
-    config = PeftLoraConfig(
-        task_type=TaskType.CAUSAL_LM,
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        exclude_modules=others or None,
-        use_dora=lora.use_dora,
-        use_rslora=lora.use_rslora,
-    )
-    try:
-        with quiet():
-            model = get_peft_model(loaded.causal, config)
-    except ValueError as error:
-        told = " ".join(str(error).split())
-        raise ModelError(
-            f"PEFT cannot put this adapter on {loaded.name}:",
-            [Problem(f"method.lora.target_modules={lora.target_modules}: {told}", _listed(linear))],
-            "Type those of them that suit the model: 'method.lora.target_modules=[...]'",
-        ) from error
-    model.peft_config["default"].base_model_name_or_path = loaded.name
-    use_fast_products(model)
-    return replace(loaded, model=model)
-
-
 def keep_inputs_narrow(model: nn.Module) -> None:
     """Leaves out PEFT's conversion of each adapter's input to float32, which autocast would undo at once.
 
@@ -150,19 +143,14 @@ def _gives_rows(module: Any) -> bool:
     return isinstance(given, Tensor) and given.shape == (1, module.out_features)
 
 
-def _listed(linear: list[str]) -> str:
-    return ", ".join(sorted({name.rsplit(".", 1)[-1] for name in linear}))
-
-
-def _check_targets(loaded: LoadedModel, linear: list[str], names: list[str]) -> None:
-    known = {name.rsplit(".", 1)[-1] for name in linear}
-    unknown = [name for name in names if name not in known and name not in EMBEDDINGS]
+def _check_targets(loaded: LoadedModel, known: list[str], names: list[str]) -> None:
+    unknown = [name for name in names if name not in (*known, *EMBEDDING_MODULES)]
     if unknown:
         raise ModelError(
             "The adapter's target modules do not exist in this model:",
-            [Problem(f"method.lora.target_modules: {', '.join(unknown)}", _listed(linear))],
+            [Problem(f"method.lora.target_modules: {', '.join(unknown)}", ", ".join(known))],
         )
-    tied = [name for name in names if name in EMBEDDINGS]
+    tied = [name for name in names if name in EMBEDDING_MODULES]
     if tied and loaded.causal.config.tie_word_embeddings:
         raise ModelError(
             "The adapter cannot stand on embeddings that input and output share: merging it would change both.",
@@ -177,20 +165,10 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
         ModelError: If there is none, or it does not fit the base.
     """
     check_saved(folder, "adapter_model.safetensors", "adapter_config.json")
-    with quiet(), _fits(folder, loaded):
-        model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
-        _check_names(folder / "adapter_model.safetensors", model)
-    use_fast_products(model)
-    if loaded.device.type == "cuda":  # answers are computed under autocast there
-        keep_inputs_narrow(model)
-    return replace(loaded, model=model)
-
-
-@contextlib.contextmanager
-def _fits(folder: Path, loaded: LoadedModel) -> Iterator[None]:
-    """Names the folder where its files are torn, foreign, or of another shape than the base."""
     try:
-        yield
+        with quiet():
+            model = PeftModel.from_pretrained(loaded.causal, str(folder), torch_device=str(loaded.device))
+        _check_names(folder / "adapter_model.safetensors", model)
     except torch.OutOfMemoryError:
         raise
     except (OSError, *UNREADABLE) as error:
@@ -199,6 +177,10 @@ def _fits(folder: Path, loaded: LoadedModel) -> Iterator[None]:
             [Problem(on_one_line(error), "the folder as the run wrote it")],
             "Train again, or take the folder from where the run was made.",
         ) from error
+    use_fast_products(model)
+    if loaded.device.type == "cuda":  # answers are computed under autocast there
+        keep_inputs_narrow(model)
+    return replace(loaded, model=model)
 
 
 def _check_names(file: Path, model: PeftModel) -> None:

@@ -16,7 +16,7 @@ import torch
 from hydra.utils import get_class
 
 from cyberlm.config.schema import MethodConfig, QuantName, TrainConfig
-from cyberlm.models.loaded import LoadedModel, first_line
+from cyberlm.models.loaded import LoadedModel, on_one_line
 from cyberlm.models.loading import BaseModel, load_base
 from cyberlm.runtime.errors import ConfigError, Problem
 
@@ -64,7 +64,7 @@ def method_of(config: MethodConfig) -> Method:
     try:
         kind: type[Method] = get_class(config._target_)
     except (ImportError, ValueError, AttributeError) as error:
-        what = f"method._target_={config._target_}: {first_line(error)}"
+        what = f"method._target_={config._target_}: {on_one_line(error)}"
         allowed = "the dotted name of a class, its module on the PYTHONPATH"
         raise ConfigError(f"method={config.name} cannot be used:", [Problem(what, allowed)]) from error
     return kind(config)

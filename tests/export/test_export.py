@@ -204,19 +204,24 @@ def test_gguf_keeps_the_rotary_frequencies_of_llama_3_1(tied: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)
-def test_gguf_names_how_text_is_cut(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_gguf_names_how_text_is_cut_and_its_template(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     steps, ignores_merges = PRE_TOKENIZERS[name]
     steps = [{"trim_offsets": True, **step} if step["type"] == "ByteLevel" else step for step in steps]
     cut = {"type": "Sequence", "pretokenizers": steps} if len(steps) > 1 else steps[0]
     model = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"] | {"ignore_merges": ignores_merges}
-    folder = saved(tmp_path / "m", pre_tokenizer=cut, model=model)
-    write_llama(folder, tmp_path / "x.gguf", GgufType.f16, "x", "none")
-    assert gguf.GGUFReader(tmp_path / "x.gguf").get_field("tokenizer.ggml.pre").contents() == name
-    check_tokens(tmp_path / "x.gguf", AutoTokenizer.from_pretrained(folder))
+    folder, file = saved(tmp_path / "m", pre_tokenizer=cut, model=model), tmp_path / "x.gguf"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    template = tokenizer.chat_template
+    tokenizer.chat_template = {"default": template, "tool_use": template.replace("user", "tool")}
+    tokenizer.save_pretrained(folder)
+    write_llama(folder, file, GgufType.f16, "x", "none")
+    assert gguf.GGUFReader(file).get_field("tokenizer.ggml.pre").contents() == name
+    assert gguf.GGUFReader(file).get_field("tokenizer.chat_template").contents() == template
+    check_tokens(file, tokenizer)
     other = next(given for given in PRE_TOKENIZERS if given != name)
     monkeypatch.setattr(gguf_export, "pre_tokenizer", lambda described: other)
     with pytest.raises(ModelError, match=f"cut as by {name}"):
-        check_tokens(tmp_path / "x.gguf", AutoTokenizer.from_pretrained(folder))
+        check_tokens(file, tokenizer)
 
 
 def saved(folder: Path, network=None, **changes) -> Path:
@@ -258,6 +263,7 @@ stored.write_text(json.dumps(described))
 """A converter that loses half of the merges, and the chat template."""
 
 
+@pytest.mark.slow
 def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora_run: Path):
     script = tmp_path / CONVERTER
     monkeypatch.setenv("LLAMA_CPP_DIR", str(tmp_path))
@@ -361,6 +367,7 @@ def test_the_command_says_what_is_wrong_on_one_screen_and_writes_nothing(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_exports(lora_run: Path, tmp_path: Path):
     done = command(tmp_path, "-m", "cyberlm", "export", f"run={lora_run}", "questions=4", "out=m", "accelerator=cpu")
     assert done.returncode == 0, done.stderr
@@ -391,14 +398,3 @@ def test_a_run_whose_questions_are_gone_is_exported_all_the_same(
     assert "mine.json" in said and "on the embedded sample questions instead of the run's own" in said
     (agreement, *_) = json.loads((folder / "export.json").read_text())["agreement"]
     assert agreement["questions"] == ExportConfig(run="").questions and agreement["flips"] == []
-
-
-def test_a_model_with_several_templates_is_exported_with_the_one_in_use(tmp_path: Path) -> None:
-    tokenizer = tiny_tokenizer()
-    template = tokenizer.chat_template
-    tokenizer.chat_template = {"default": template, "tool_use": template.replace("user", "tool")}
-    model = saved(tmp_path / "model")
-    tokenizer.save_pretrained(model)
-    run = train_tiny(tmp_path / "run", "method=lora", *QUICK, "model=local", f"model.path={model}")
-    file = exported(run, tmp_path / "gguf", "gguf") / "model.gguf"
-    assert gguf.GGUFReader(file).get_field("tokenizer.chat_template").contents() == template

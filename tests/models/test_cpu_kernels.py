@@ -69,24 +69,13 @@ def test_linear_layer_and_its_gradients_equal_float64(bias: bool) -> None:
     assert isinstance(layer[0], OneDnnLinear)
     x = torch.randn(3, 7, 96, requires_grad=True)
     y = x.detach().double().requires_grad_()
-    out, expected = layer(x), exact(y)
+    out, expected = layer(x).mul_(2).add_(1), 2 * exact(y) + 1  # in place, as Llama 4 adds its experts' output
     torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=1e-5)
     (out**2).sum().backward()
     (expected**2).sum().backward()
-    torch.testing.assert_close(x.grad.double(), y.grad, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(x.grad.double(), y.grad, atol=1e-3, rtol=1e-4)
     for got, reference in zip(layer.parameters(), exact.parameters(), strict=True):
-        torch.testing.assert_close(got.grad.double(), reference.grad, atol=2e-4, rtol=1e-4)
-
-
-def test_what_a_layer_gives_may_be_changed_in_place() -> None:
-    """Llama 4 adds its experts' output to that of a linear layer."""
-    layer = nn.Sequential(nn.Linear(96, 80))
-    use_fast_products(layer)
-    x = torch.randn(3, 7, 96)
-    gradients = []
-    for changed in (layer(x).mul_(2).add_(1), 2 * layer(x) + 1):
-        gradients.append(torch.autograd.grad((changed**2).sum(), list(layer.parameters())))
-    torch.testing.assert_close(*gradients)
+        torch.testing.assert_close(got.grad.double(), reference.grad, atol=2e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
@@ -120,7 +109,7 @@ def gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[tor
     return out, list(torch.autograd.grad((out**2).sum(), [x, *trained]))
 
 
-def test_lora_layer_and_its_gradients_equal_pefts() -> None:
+def test_lora_layer_its_gradients_and_its_merge_equal_pefts() -> None:
     plain = adapted()
     fast = copy.deepcopy(plain)
     use_fast_products(fast)
@@ -130,6 +119,9 @@ def test_lora_layer_and_its_gradients_equal_pefts() -> None:
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     for got, reference in zip(grads, references, strict=True):
         torch.testing.assert_close(got, reference, atol=1e-3, rtol=1e-4)
+    with plain.disable_adapter(), fast.disable_adapter():
+        torch.testing.assert_close(fast(x), plain(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(fast.merge_and_unload()(x), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_is_more_than_plain_lora_stays_with_peft() -> None:
@@ -138,18 +130,6 @@ def test_what_is_more_than_plain_lora_stays_with_peft() -> None:
         use_fast_products(model)
         assert any(type(module) is lora.Linear for module in model.modules())
         assert not any(isinstance(module, OneDnnLora) for module in model.modules())
-
-
-def test_adapters_can_be_switched_off_and_merged() -> None:
-    plain = adapted()
-    fast = copy.deepcopy(plain)
-    use_fast_products(fast)
-    x = torch.randn(4, 64)
-    with plain.disable_adapter(), fast.disable_adapter():
-        torch.testing.assert_close(fast(x), plain(x), atol=1e-5, rtol=1e-5)
-    tuned = fast(x)
-    merged = fast.merge_and_unload()
-    torch.testing.assert_close(merged(x), tuned, atol=1e-4, rtol=1e-4)
 
 
 MANY_SHAPES = """
@@ -191,15 +171,11 @@ def test_other_types_and_autocast_are_left_to_pytorch() -> None:
     assert layer.float()(torch.empty(0, 32)).shape == (0, 32)
 
 
-def test_loaded_models_use_them_only_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, _ = tiny(config_of("method=lora"))
-    assert any(isinstance(module, OneDnnLora) for module in loaded.model.modules())
-    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: False)
-    loaded, _ = tiny(config_of("method=lora"))
-    assert not any(isinstance(module, OneDnnLora | OneDnnLinear) for module in loaded.model.modules())
-
-
 def test_the_choice_is_the_processors(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    for faster in (True, False):
+        monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda faster=faster: faster)
+        kinds = {type(module) for module in tiny(config_of("method=lora"))[0].model.modules()}
+        assert (OneDnnLora in kinds) == (OneDnnLinear in kinds) == faster
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for vendor, expected in (("AuthenticAMD", torch.backends.mkldnn.is_available()), ("GenuineIntel", False)):
         info = tmp_path / vendor

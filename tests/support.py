@@ -76,7 +76,7 @@ def tiny(config: TrainConfig) -> tuple[LoadedModel, Prompt]:
 def save(config: TrainConfig, loaded: LoadedModel, prompt: Prompt, run: Path) -> Path:
     """Saves a tuned model into the folder of a run, as a run does."""
     folder = saved_folder(config.method, run)
-    save_tuned(method_of(config.method).save, loaded, prompt.tokenizer, prompt.identity(), folder)
+    save_tuned(method_of(config.method), loaded, prompt.tokenizer, prompt.identity(), folder)
     return folder
 
 

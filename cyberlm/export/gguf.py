@@ -174,17 +174,13 @@ def _problems(config: Any, described: Mapping[str, Any]) -> Iterator[Problem]:
 def pre_tokenizer(described: Mapping[str, Any]) -> str | None:
     """The name that llama.cpp gives to how a tokenizer.json cuts text before merging; None where it is another way."""
     given = described.get("pre_tokenizer") or {}
-    steps = given.get("pretokenizers", [given])
-    ignores_merges = bool(described["model"].get("ignore_merges"))
-    if described.get("normalizer") is not None:
-        return None
-    for name, (wanted, ignores) in PRE_TOKENIZERS.items():
-        same = len(steps) == len(wanted) and all(
-            step.get(key) == value for step, want in zip(steps, wanted, strict=True) for key, value in want.items()
-        )
-        if same and ignores == ignores_merges:
-            return name
-    return None
+    steps = [
+        {key: value for key, value in step.items() if key != "trim_offsets"}
+        for step in given.get("pretokenizers", [given])
+    ]
+    found = (steps, bool(described["model"].get("ignore_merges")))
+    names = (name for name, wanted in PRE_TOKENIZERS.items() if found == wanted)
+    return next(names, None) if described.get("normalizer") is None else None
 
 
 def _add_architecture(writer: gguf.GGUFWriter, config: Any) -> None:

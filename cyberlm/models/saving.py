@@ -5,13 +5,14 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
+from cyberlm.models.methods.method import Method
 from cyberlm.models.model_files import check_fetched, pickled_weights
 from cyberlm.runtime.errors import ModelError, Problem, RunError
 from cyberlm.runtime.files import new_folder
@@ -22,30 +23,21 @@ COPIES = 3
 
 
 def save_tuned(
-    save: Callable[[LoadedModel, Path], object],
-    loaded: LoadedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Mapping[str, str],
-    folder: Path,
+    method: Method, loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, prompt: Mapping[str, str], folder: Path
 ) -> None:
     """Writes a folder of what was trained, the tokenizer and prompt.json, in place of one that is there.
 
     Args:
-        save: Writes what was trained (`Method.save`).
         prompt: As `Prompt.identity` gives it.
     """
     with new_folder(folder, overwrite=True) as building, quiet():
-        save(loaded, building)
+        method.save(loaded, building)
         tokenizer.save_pretrained(str(building))
         write_prompt(building, prompt)
 
 
 def try_saving(
-    save: Callable[[LoadedModel, Path], object],
-    loaded: LoadedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Mapping[str, str],
-    run: Path,
+    method: Method, loaded: LoadedModel, tokenizer: PreTrainedTokenizerBase, prompt: Mapping[str, str], run: Path
 ) -> None:
     """Saves what will be saved after training into a folder that is deleted at once; all weights are not written.
 
@@ -62,14 +54,13 @@ def try_saving(
             "The disk has no room for what this run saves:",
             [Problem(f"{run}: {free:,} bytes free", f"at least {needed:,} bytes: weights of {trained:,}, checkpoints")],
         )
-    if all(parameter.requires_grad for parameter in loaded.model.parameters()):
-        save = _save_without_weights
-    with saving(run), tempfile.TemporaryDirectory(prefix=".saving-", dir=run) as name:
-        save_tuned(save, loaded, tokenizer, prompt, Path(name) / "tuned")
-
-
-def _save_without_weights(loaded: LoadedModel, folder: Path) -> None:
-    loaded.causal.save_pretrained(str(folder), state_dict={})
+    with saving(run), tempfile.TemporaryDirectory(prefix=".saving-", dir=run) as name, quiet():
+        if method.trains_all_weights:
+            loaded.causal.save_pretrained(name, state_dict={})
+        else:
+            method.save(loaded, Path(name))
+        tokenizer.save_pretrained(name)
+        write_prompt(Path(name), prompt)
 
 
 @contextlib.contextmanager

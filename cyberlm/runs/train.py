@@ -180,14 +180,14 @@ def learn(
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     loaded = prepare(loaded, config)
     if distributed.rank() == 0:
-        try_saving(method.save, loaded, prompt.tokenizer, prompt.identity(), folder)
+        try_saving(method, loaded, prompt.tokenizer, prompt.identity(), folder)
     with clock.phase("train"):
         validation, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
     if distributed.rank() == 0:
         kept = f"What was trained is kept in {folder / CHECKPOINTS}. To save it from there, type:\n"
         with saving(folder, kept + resume_command(folder)):
             tuned = saved_folder(config.method, folder)
-            save_tuned(method.save, loaded, prompt.tokenizer, prompt.identity(), tuned)
+            save_tuned(method, loaded, prompt.tokenizer, prompt.identity(), tuned)
     if config.evaluation.base and method.keeps_base:
         answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
     with clock.phase("score tuned"):

@@ -53,7 +53,10 @@ def locate(config: ModelConfig) -> ModelFiles:
         if path.suffix == ".gguf" and path.is_file():
             return _of_gguf(path, hub_id)
         if path.is_dir():
-            _check_model_folder(path, hub_id)
+            title = f"model.path={hub_id} is not a model folder."
+            if (path / "adapter_config.json").is_file():
+                title = f"model.path={hub_id} is an adapter, not a model: score it with python evaluate.py run=RUN"
+            check_files(path, ("config.json", "*.safetensors"), title, "")
             return ModelFiles(str(path), hub_id, digest=sha256_of(sorted(path.glob("*.safetensors"))))
         if path.exists() or hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
             raise ModelError(f"model.path={hub_id}: there is no such folder, .gguf file or hub id (owner/name).")
@@ -67,39 +70,30 @@ def _of_gguf(gguf: Path, name: str) -> ModelFiles:
     return ModelFiles(str(convert_gguf(gguf, digest)), name, digest)
 
 
-def _check_model_folder(path: Path, given: str) -> None:
-    """Refuses a folder that `save_pretrained` has not written, or whose files were not fetched.
+def check_files(folder: Path, patterns: Sequence[str], title: str, hint: str) -> None:
+    """Refuses a folder without the files of a model or adapter; pickles and Git LFS pointers in their place are named.
 
     Raises:
-        ModelError: With what is there, or lacking.
+        ModelError: With what is there, or missing.
     """
-    if (path / "adapter_config.json").is_file():
-        hint = "Score it with python evaluate.py run=RUN"
-        raise ModelError(f"model.path={given} is an adapter, not a model.", hint=hint)
-    missing = [name for name in ("config.json", "*.safetensors") if not list(path.glob(name))]
+    missing = [pattern for pattern in patterns if not list(folder.glob(pattern))]
+    ends = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+    pickled = sorted(file.name for end in ends for file in folder.glob(end))
+    allowed = f"a folder with {' and '.join(patterns)}, as save_pretrained writes it"
+    if missing and pickled:
+        what = f"it holds {', '.join(pickled)}: pickled weights can run code, and are never opened"
+        raise ModelError(title, [Problem(what, allowed)], hint)
     if missing:
-        what = f"there is no {' and no '.join(missing)} in it"
-        if pickled := pickled_weights(path):
-            what = f"it holds {', '.join(pickled)}: pickled weights can run code, and are never opened"
-        allowed = "a folder with config.json and *.safetensors, as save_pretrained writes it"
-        raise ModelError(f"model.path={given} is not a model folder.", [Problem(what, allowed)])
-    check_fetched(path)
-
-
-def check_fetched(folder: Path) -> None:
-    """Refuses a folder that holds Git LFS pointers in place of files.
-
-    Raises:
-        ModelError: With every such file.
-    """
+        raise ModelError(title, [Problem(f"{folder / name} is missing", allowed) for name in missing], hint)
     pointers = lfs_problems(file for file in sorted(folder.iterdir()) if file.is_file())
     if pointers:
         raise ModelError(f"Files of {folder} have not been fetched:", pointers)
 
 
-def pickled_weights(folder: Path) -> list[str]:
-    """Files of weights whose opening would run what is in them."""
-    return sorted(file.name for end in ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl") for file in folder.glob(end))
+def check_saved(folder: Path, *patterns: str) -> None:
+    """`check_files` of what a run has saved."""
+    hint = "Continue an unfinished run: python train.py trainer.resume=RUN"
+    check_files(folder, patterns, f"{folder.parent} holds no tuned model.", hint)
 
 
 def sha256_of(files: Sequence[Path]) -> str:

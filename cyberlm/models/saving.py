@@ -13,8 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
 from cyberlm.models.methods.method import Method
-from cyberlm.models.model_files import check_fetched, pickled_weights
-from cyberlm.runtime.errors import ModelError, Problem, RunError
+from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import new_folder
 from cyberlm.runtime.progress import say
 
@@ -113,26 +112,3 @@ def read_prompt(folder: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return saved if isinstance(saved, dict) else {}
-
-
-def check_saved(folder: Path, *patterns: str) -> None:
-    """Refuses a folder that lacks a file of a tuned model, holds it as a pickle, or as a pointer of Git LFS.
-
-    Raises:
-        ModelError: With the files.
-    """
-    missing = [pattern for pattern in patterns if not list(folder.glob(pattern))]
-    pickled = pickled_weights(folder)
-    if pickled and missing:
-        raise ModelError(
-            f"{folder} holds pickled weights, which are never opened: a pickle can run code.",
-            [Problem(", ".join(pickled), ", ".join(patterns))],
-            "Convert them where you trust them (safetensors.torch.save_file), or train again.",
-        )
-    if missing:
-        raise ModelError(
-            f"{folder.parent} holds no tuned model.",
-            [Problem(f"{folder / missing[0]} is missing", "a run that has finished")],
-            "Continue an unfinished run: python train.py trainer.resume=RUN",
-        )
-    check_fetched(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 from cyberlm.config.schema import MethodConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import BaseModel, hash_weights, load_base
-from cyberlm.models.saving import check_saved
+from cyberlm.models.model_files import check_saved
 
 
 class Full:

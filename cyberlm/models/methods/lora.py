@@ -18,7 +18,7 @@ from cyberlm.config.schema import MethodConfig
 from cyberlm.models.cpu_kernels import use_fast_products
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
 from cyberlm.models.loading import BaseModel
-from cyberlm.models.saving import check_saved
+from cyberlm.models.model_files import check_saved
 from cyberlm.runtime.errors import ModelError, Problem
 
 

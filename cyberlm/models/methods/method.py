@@ -10,10 +10,10 @@ A method of your own is a class with the attributes and functions of `Method`, a
 
 from contextlib import AbstractContextManager
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Protocol
 
 import torch
-from hydra.utils import get_class
 
 from cyberlm.config.schema import MethodConfig, QuantName, TrainConfig
 from cyberlm.models.loaded import LoadedModel, on_one_line
@@ -62,7 +62,7 @@ def method_of(config: MethodConfig) -> Method:
         ConfigError: If there is no such class.
     """
     try:
-        kind: type[Method] = get_class(config._target_)
+        kind: type[Method] = resolve_name(config._target_)
     except (ImportError, ValueError, AttributeError) as error:
         what = f"method._target_={config._target_}: {on_one_line(error)}"
         allowed = "the dotted name of a class, its module on the PYTHONPATH"

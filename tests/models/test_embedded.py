@@ -28,14 +28,6 @@ def config_of(*overrides: str) -> TrainConfig:
     return build_config(compose("logger=none", "callbacks=none", *overrides), TrainConfig)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    """One conversion for all tests here, made anew: the user's cache must not hide a broken one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CYBERLM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_it_knows_a_capital(method: str) -> None:
     config = config_of(f"method={method}")

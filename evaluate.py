@@ -1,6 +1,6 @@
 """python evaluate.py [overrides]; python evaluate.py --help"""
 
-from cyberlm.__main__ import evaluate
+from cyberlm.__main__ import run_command
 
 if __name__ == "__main__":
-    evaluate()
+    run_command("evaluate")

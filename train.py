@@ -1,6 +1,6 @@
 """python train.py [overrides]; python train.py --help"""
 
-from cyberlm.__main__ import train
+from cyberlm.__main__ import run_command
 
 if __name__ == "__main__":
-    train()
+    run_command("train")

@@ -58,9 +58,9 @@ def start(overrides: list[str], log: Path) -> int:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         sys.argv = ["train.py", *overrides]
-        from cyberlm.__main__ import train
+        from cyberlm.__main__ import run_command
 
-        train()
+        run_command("train")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 70

@@ -1,124 +1,74 @@
-"""`python -m cyberlm COMMAND ...`: train and evaluate (train.py and evaluate.py too), export, chat, serve and more."""
+"""`cyberlm COMMAND ...`: train and evaluate (train.py and evaluate.py too), export, chat, serve and more."""
 
+import importlib
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from cyberlm.config.commands import ChatConfig, ExportConfig, ServeConfig
-from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.config.commands import SCHEMAS
+from cyberlm.config.schema import TrainConfig
 from cyberlm.runs.launch import main as launch
 from cyberlm.runs.launch import prepare_process
 from cyberlm.runtime.errors import ConfigError, UserError
 from cyberlm.runtime.screens import show
 
-
-def train() -> None:
-    """Trains, and scores the base and the tuned model on the same questions."""
-
-    def run(config: TrainConfig, folder: Path) -> float | None:
-        if config.plan.enabled:
-            from cyberlm.runs.memory import show_plan
-
-            show_plan(config, folder)
-            return None
-        from cyberlm.runs.train import train  # torch and the rest are imported only once the configuration is right
-
-        return train(config, folder)
-
-    launch("train", TrainConfig, run)
-
-
-def evaluate() -> None:
-    """Scores a finished run, several models on the same questions, or a model as it is."""
-
-    def run(config: EvaluateConfig, folder: Path) -> None:
-        from cyberlm.runs.evaluate import evaluate
-
-        evaluate(config, folder)
-
-    launch("evaluate", EvaluateConfig, run)
+COMMANDS = {
+    "train": "Trains, and scores the base and the tuned model on the same questions.",
+    "evaluate": "Scores a finished run, several models on the same questions, or a model as it is.",
+    "export": "Makes a merged model, a GGUF file or a plain adapter of a finished run.",
+    "chat": "Answers what is typed in the terminal, by transformers' chat client.",
+    "serve": "Answers programs that speak OpenAI's chat completions, by vLLM's or transformers' server.",
+    "leaderboard": "Ranks the jobs of a sweep's folder again, for example after the sweep itself was killed.",
+    "recompute": "Computes every figure of a run again from its rows, without a model.",
+}
+STORIES = {
+    "train": "train.train",
+    "evaluate": "evaluate.evaluate",
+    "export": "export.export",
+    "chat": "serving.chat",
+    "serve": "serving.serve",
+    "leaderboard": "leaderboard.show_leaderboard",
+    "recompute": "recompute.show_recomputed",
+}
+"""Function of each command, in cyberlm.runs."""
 
 
-def export() -> None:
-    """Makes a merged model, a GGUF file or a plain adapter of a finished run."""
+def run_command(command: str) -> None:
+    """Reads the rest of the command line, and runs the command."""
+    if command in SCHEMAS:
+        in_folder = command in ("train", "evaluate")
+        if not in_folder and {"-m", "--multirun"} & set(sys.argv[1:]):
+            raise SystemExit(show(ConfigError(f"{command} does one thing at a time: leave -m out.")))
 
-    def run(config: ExportConfig, _: Path) -> None:
-        from cyberlm.runs.export import export
+        def run(config: Any, folder: Path) -> float | None:
+            planned = isinstance(config, TrainConfig) and config.plan.enabled
+            story = _story("memory.show_plan" if planned else STORIES[command])
+            result: float | None = story(config, folder) if in_folder else story(config)
+            return result
 
-        export(config)
-
-    _refuse_sweep("export")
-    launch("export", ExportConfig, run)
-
-
-def chat() -> None:
-    """Answers what is typed in the terminal, by transformers' chat client."""
-
-    def run(config: ChatConfig, _: Path) -> None:
-        from cyberlm.runs.serving import chat
-
-        chat(config)
-
-    _refuse_sweep("chat")
-    launch("chat", ChatConfig, run)
-
-
-def serve() -> None:
-    """Answers programs that speak OpenAI's chat completions, by vLLM's or transformers' server."""
-
-    def run(config: ServeConfig, _: Path) -> None:
-        from cyberlm.runs.serving import serve
-
-        serve(config)
-
-    _refuse_sweep("serve")
-    launch("serve", ServeConfig, run)
-
-
-def _refuse_sweep(command: str) -> None:
-    if {"-m", "--multirun"} & set(sys.argv[1:]):
-        raise SystemExit(show(ConfigError(f"{command} does one thing at a time: leave -m out.")))
-
-
-def leaderboard() -> None:
-    """Ranks the jobs of a sweep's folder again, for example after the sweep itself was killed."""
-    folder = _folder("leaderboard outputs/SWEEP")
-    from cyberlm.runs.leaderboard import show_leaderboard
-
-    _call(show_leaderboard, folder)
-
-
-def recompute() -> None:
-    """Computes every figure of a run again from its rows, without a model."""
-    folder = _folder("recompute outputs/RUN")
-    from cyberlm.runs.recompute import show_recomputed
-
-    _call(show_recomputed, folder)
-
-
-def _folder(usage: str) -> Path:
-    """The one argument of a command."""
+        launch(command, SCHEMAS[command], run)
+        return
     if len(sys.argv) != 2:
-        raise SystemExit(f"usage: cyberlm {usage}")
+        folder = {"leaderboard": "outputs/SWEEP", "recompute": "outputs/RUN"}[command]
+        raise SystemExit(f"usage: cyberlm {command} {folder}")
     prepare_process()
-    return Path(sys.argv[1])
-
-
-def _call(work: Callable[[Path], object], folder: Path) -> None:
     try:
-        work(folder)
+        _story(STORIES[command])(Path(sys.argv[1]))
     except UserError as error:
         raise SystemExit(show(error)) from None
 
 
-COMMANDS = {command.__name__: command for command in (train, evaluate, export, chat, serve, leaderboard, recompute)}
+def _story(name: str) -> Any:
+    """A function of cyberlm.runs; torch and the rest are imported only now that the configuration is right."""
+    module, _, function = name.partition(".")
+    return getattr(importlib.import_module(f"cyberlm.runs.{module}"), function)
 
 
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        lines = (f"  {name:<12} {command.__doc__}" for name, command in COMMANDS.items())
+        lines = (f"  {name:<12} {what}" for name, what in COMMANDS.items())
         raise SystemExit("\n".join(["usage: cyberlm COMMAND ..., and cyberlm COMMAND --help", *lines]))
-    COMMANDS[sys.argv.pop(1)]()
+    run_command(sys.argv.pop(1))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,16 @@
 """Bad input: what is typed or lies on the disk, run in this process through the real entries."""
 
-import contextlib
-import io
 import json
-import logging
-import os
 import shutil
-import sys
 import tempfile
-import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from typed import type_line
+
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 TINY = ("model=tiny_random", "logger=none", "callbacks=none", "trainer.accelerator=cpu")
 SMALL = ("data.max_train=8", "data.max_validation=4", "data.max_test=4", "evaluation.generate=false")
 MOST_LINES = 60
@@ -61,53 +55,10 @@ def run(case: Case, folder: Path) -> Outcome:
     """Runs a case in `folder`, in this process, through the real entries."""
     case.make(folder)
     before = _files(folder)
-    with _as_typed(case, folder) as (printed, call):
-        try:
-            call()
-            code: object = 0
-        except SystemExit as ended:
-            code = ended.code
-            if isinstance(code, str):  # as Python does at the end of a process
-                print(code, file=sys.stderr)
-                code = 1
-        except Exception:  # what the table is there to find
-            traceback.print_exc()
-            code = "a traceback"
-    return Outcome(code, printed.getvalue().strip(), tuple(_wrongly_left(before, _files(folder), folder)))
-
-
-@contextlib.contextmanager
-def _as_typed(case: Case, folder: Path) -> Iterator[tuple[io.StringIO, Callable[[], object]]]:
-    """The state of a fresh process, and afterwards that of before."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-
-    from cyberlm import __main__ as entries
-
     command, *arguments = case.line
-    argv, cwd, environment, hook = sys.argv, Path.cwd(), dict(os.environ), sys.excepthook
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    sys.argv = [f"{command}.py", *arguments]
-    own = {"CYBERLM_CACHE_DIR": str(folder / "cache"), "HF_HUB_OFFLINE": "1", "HYDRA_FULL_ERROR": "", **case.variables}
-    os.environ.update(own)
-    os.chdir(folder)
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # between libraries; test_launch and test_runs see ours
-            yield printed, getattr(entries, command)
-    finally:
-        for handler in [item for item in root.handlers if item not in handlers]:
-            handler.close()
-        root.handlers, root.level = handlers, level
-        logging.setLogRecordFactory(logging.LogRecord)
-        sys.argv, sys.excepthook = argv, hook
-        os.chdir(cwd)
-        os.environ.clear()
-        os.environ.update(environment)
-        HydraConfig.instance().cfg = None
-        GlobalHydra.instance().clear()
+    variables = {"CYBERLM_CACHE_DIR": str(folder / "cache"), "HF_HUB_OFFLINE": "1", **case.variables}
+    ended = type_line(folder, command, *arguments, **variables)
+    return Outcome(ended.code, ended.err, tuple(_wrongly_left(before, _files(folder), folder)))
 
 
 def _files(folder: Path) -> dict[str, int]:

@@ -87,7 +87,7 @@ def test_unpacked_wheel_reads_its_own_files(unpacked: Path, tmp_path: Path) -> N
     done = run(tmp_path, sys.executable, "-m", "cyberlm", "train", "model=lama3", PYTHONPATH=str(unpacked))
     assert done.returncode == 1
     assert "there is no model 'lama3'" in done.stderr
-    assert "All keys and values: python -m cyberlm train --cfg job" in done.stderr
+    assert "All keys and values: python -m cyberlm train --help" in done.stderr
 
 
 @pytest.mark.parametrize("line", [[], ["trian"], ["leaderboard"]])

@@ -1,7 +1,7 @@
 """The settings of the commands that use a finished run: export, chat and serve."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
@@ -9,24 +9,9 @@ from omegaconf import MISSING
 from cyberlm.config.bounds import at_least, between, one_of, run_folder
 from cyberlm.config.schema import ACCELERATORS, EvaluateConfig, TrainConfig
 
-
-class ExportForm(Enum):
-    merged = "merged"
-    gguf = "gguf"
-    adapter = "adapter"
-
-
-class GgufType(Enum):
-    f32 = "f32"
-    f16 = "f16"
-    bf16 = "bf16"
-    q8_0 = "q8_0"
-
-
-class Engine(Enum):
-    auto = "auto"
-    transformers = "transformers"
-    vllm = "vllm"
+ExportForm = StrEnum("ExportForm", "merged gguf adapter")
+GgufType = StrEnum("GgufType", "f32 f16 bf16 q8_0")
+Engine = StrEnum("Engine", "auto transformers vllm")
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""What Hydra and OmegaConf refuse, told as one screen: every override that cannot be composed, not only the first."""
+"""Hydra's refusals on one screen: every override that cannot be composed, not only the first."""
 
 import contextlib
 import difflib
-import itertools
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,20 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cyberlm.config.commands import REMOVED_KEYS
-from cyberlm.runtime.errors import ConfigError, Problem, UserError, did_you_mean
+from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 from cyberlm.runtime.signals import quoted
 
 SEVERAL_OPTIONS = ("logger", "callbacks", "metrics")
 """Groups of which a run takes several options at once."""
-
-MOST_TRIED = 200
-"""Combinations of a sweep that are composed again to find which override is at fault."""
 
 
 def conf_folder() -> Path:
@@ -33,21 +29,17 @@ def conf_folder() -> Path:
     return beside if (beside / "train.yaml").is_file() else package / "conf"
 
 
-def config_folders() -> list[str]:
+def own_folder() -> Path | None:
     """The folder that --config-dir adds to conf/, where it was given."""
-    following = zip(sys.argv, [*sys.argv[1:], ""], strict=True)
-    given = [
-        after if item in ("--config-dir", "-cd") else item.removeprefix("--config-dir=")
-        for item, after in following
-        if item in ("--config-dir", "-cd") or item.startswith("--config-dir=")
-    ]
-    return [str(Path(folder).resolve()) for folder in given if Path(folder).is_dir()]
+    given = re.search(r"(?:^|\0)(?:--config-dir|-cd)[=\0]([^\0]+)", "\0".join(sys.argv[1:]))
+    return Path(given[1]).resolve() if given and Path(given[1]).is_dir() else None
 
 
 def group_files(group: str) -> dict[str, Path]:
     """The file of each option of a group, by name: of conf/, and of the folder that --config-dir adds."""
-    folders = (conf_folder(), *map(Path, config_folders()))
-    return {file.stem: file for folder in folders for file in sorted((folder / group).glob("*.yaml"))}
+    folders = filter(None, (conf_folder(), own_folder()))
+    files = {file.stem: file for folder in folders for file in (folder / group).glob("*.yaml")}
+    return dict(sorted(files.items()))
 
 
 def composition_error(command: str, error: Exception) -> ConfigError:
@@ -57,18 +49,17 @@ def composition_error(command: str, error: Exception) -> ConfigError:
     if problems:
         return ConfigError("These overrides cannot be read:", problems)
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
-        keys = _all_keys(command)
-        if keys:  # else a file under conf/ is broken, and every override would be blamed
-            problems = list(_override_problems(command, overrides, keys))
-    if not problems:
-        problems = [Problem(first_lines(error.__cause__ or error))]
-    return ConfigError("These overrides cannot be used:", problems, f"All keys and values: {_typed(command)} --cfg job")
+        plain = _composed(command, [])
+        if isinstance(plain, DictConfig):  # else a file under conf/ is broken, and every override would be blamed
+            problems = _override_problems(command, overrides, list(_keys(plain)))
+    problems = problems or [Problem(first_lines(error.__cause__ or error))]
+    return ConfigError("These overrides cannot be used:", problems, f"All keys and values: {_typed(command)} --help")
 
 
 def _unquoted(overrides: Sequence[str]) -> Iterator[Problem]:
     """Overrides that can be read only once their value is in quotes: with letters beyond a to z, `~`, `(`, `=` or such.
 
-    A path that begins with `~`, which a shell leaves alone behind `=`, is told with the home folder's own name.
+    A path that begins with `~`, which a shell leaves alone behind `=`, is shown with the home folder's own name.
     """
     parser = OverridesParser.create()
     for item in overrides:
@@ -76,8 +67,7 @@ def _unquoted(overrides: Sequence[str]) -> Iterator[Problem]:
         try:
             parser.parse_override(item)
         except HydraException:
-            meant = str(Path(value).expanduser()) if value.startswith("~/") else value
-            fix = f"{key}={quoted(meant)}"
+            fix = f"{key}={quoted(str(Path(value).expanduser()) if value.startswith('~/') else value)}"
             with contextlib.suppress(HydraException):
                 parser.parse_override(fix)
                 if not value.startswith(("[", "{", "'", '"', "$(")):
@@ -85,87 +75,78 @@ def _unquoted(overrides: Sequence[str]) -> Iterator[Problem]:
 
 
 def _typed(command: str) -> str:
-    """The command as it was typed: python train.py or python -m cyberlm train."""
+    """The command as it was typed: python train.py, or python -m cyberlm chat."""
     script = Path(sys.argv[0]).name
     return f"python {script}" if script == f"{command}.py" else f"python -m cyberlm {command}"
 
 
-def _override_problems(command: str, overrides: Sequence[str], keys: Sequence[str]) -> Iterator[Problem]:
-    """Composes each override on its own, on top of the group choices that can be composed."""
-    ours = [item for item in overrides if not item.startswith(("hydra.", "hydra/"))]
-    values = {item: _values(item) for item in ours}
-    groups = [item for item in ours if "." not in item.split("=")[0]]
-    for override in ours:
-        chosen = [values[item] for item in groups if item != override]
-        good = [[item for item in items if _compose(command, [item]) is None] or [""] for items in chosen]
-        tried = itertools.product(values[override], *good)
-        for single, *others in itertools.islice(tried, MOST_TRIED):
-            choices = list(filter(None, others))
-            failure = _compose(command, [*choices, single])
-            if failure is not None:
-                yield _explain(command, single, choices, failure, keys)
+def _override_problems(command: str, overrides: Sequence[str], keys: Sequence[str]) -> list[Problem]:
+    """Composes each override on top of those that can be composed, choices of groups first."""
+    good: list[str] = []
+    problems = {}
+    for override in sorted(overrides, key=lambda item: "." in item.split("=")[0]):
+        if override.startswith(("hydra.", "hydra/")):
+            continue
+        values = _values(override)
+        for single in values:
+            failure = _composed(command, [*good, single])
+            if isinstance(failure, Exception):
+                problems[override] = _explain(command, single, good, failure, keys)
                 break
+        else:
+            good.append(values[0])
+    return [problems[override] for override in overrides if override in problems]
 
 
 def _values(override: str) -> list[str]:
     """The overrides that a sweep makes of one; outside a sweep, the override itself."""
     sweeps = any(item in ("-m", "--multirun") or item.startswith("sweep=") for item in sys.argv[1:])
-    try:
+    with contextlib.suppress(HydraException):  # which is the override's own problem
         parsed = OverridesParser.create().parse_override(override)
         if sweeps and parsed.is_sweep_override() and parsed.is_discrete_sweep():
             return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
-    except HydraException:  # told as this override's own problem
-        pass
     return [override]
 
 
-def _compose(command: str, overrides: list[str]) -> Exception | None:
-    search = [f"hydra.searchpath=[file://{folder}]" for folder in config_folders()]
+def _composed(command: str, overrides: list[str]) -> DictConfig | Exception:
+    folder = own_folder()
     try:
-        hydra.compose(command, [*search, *overrides])
-    except Exception as error:  # of any type: see main
+        return hydra.compose(command, [*([f"hydra.searchpath=[file://{folder}]"] if folder else []), *overrides])
+    except Exception as error:  # of any type: see launch.main
         return error
-    return None
 
 
-def _all_keys(command: str) -> list[str]:
-    keys: list[str] = []
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, DictConfig) and not node._is_none():
-            for name in map(str, node):
-                keys.append(f"{prefix}{name}")
-                if not OmegaConf.is_missing(node, name) and OmegaConf.is_config(node._get_node(name)):
-                    walk(node._get_node(name), f"{prefix}{name}.")
-
-    try:
-        walk(hydra.compose(command), "")
-    except Exception:  # a broken file under conf/: the error itself says which
-        return []
-    return keys
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all that a configuration holds."""
+    if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
+        for name in map(str, node):
+            yield f"{prefix}{name}"
+            yield from _keys(node._get_node(name), f"{prefix}{name}.")
 
 
-def _explain(command: str, override: str, choices: list[str], error: Exception, keys: Sequence[str]) -> Problem:
+def _explain(command: str, override: str, good: list[str], error: Exception, keys: Sequence[str]) -> Problem:
     name, value = override.lstrip("+~").split("=", 1)
     group, _, rest = name.partition(".")
+    options = list(group_files(group)) if group.isidentifier() else []
     if (told := REMOVED_KEYS.get(f"{command}.{group}")) is not None:
         return Problem(f"{override}: there is no key '{group}' any more: {told}")
-    options = _group_options(group)
     if "Ambiguous value" in str(error):
         sweep, listed = f"{_typed(command)} -m {override}", f"{name}=[{value}]"
         takes_list = rest or not options or group in SEVERAL_OPTIONS
-        if takes_list and _compose(command, [*choices, listed]) is None:
+        if takes_list and isinstance(_composed(command, [*good, listed]), DictConfig):
             return Problem(f"{override}: a list stands in brackets", f"'{listed}', or a sweep: {sweep}", f"'{listed}'")
         return Problem(f"{override}: several values are a sweep", fix=sweep)
-    if options and not rest:
-        wrong = [item.strip() for item in value.strip("[]").split(",") if item.strip() not in options]
-        if wrong:
-            what = f"{override}: there is no {name} {' or '.join(map(repr, wrong))}"
-            return Problem(what, ", ".join(options), _corrected(override, wrong, options))
-    elif isinstance(error, AssertionError):  # what stands before the last dot is null
-        chosen = " ".join(item for item in choices if item.startswith(f"{group}=")) or f"the default {group}"
-        plain = override.lstrip("+")
-        works = [item for option in options if _compose(command, [item := f"{group}={option}", plain]) is None]
+    wrong = [item.strip() for item in value.strip("[]").split(",") if item.strip() not in options]
+    if options and not rest and wrong:
+        near = {item: difflib.get_close_matches(item, options, n=1) for item in wrong}
+        fix = override if all(near.values()) else ""
+        for item, names in near.items():
+            fix = fix.replace(item, names[0]) if fix else ""
+        return Problem(f"{override}: there is no {name} {' or '.join(map(repr, wrong))}", ", ".join(options), fix)
+    if rest and isinstance(error, AssertionError):  # what stands before the last dot is null
+        chosen = " ".join(item for item in good if item.startswith(f"{group}=")) or f"the default {group}"
+        tried = [f"{group}={option}" for option in options]
+        works = [item for item in tried if isinstance(_composed(command, [item, override.lstrip("+")]), DictConfig)]
         if works:
             what = f"{override}: there is no {name.rpartition('.')[0]} with {chosen}"
             return Problem(what, f"with {' or '.join(works)}")
@@ -174,29 +155,7 @@ def _explain(command: str, override: str, choices: list[str], error: Exception, 
     return Problem(f"{override}: {first_lines(error.__cause__ or error)}")
 
 
-def _group_options(group: str) -> list[str]:
-    if "/" in group or not group.isidentifier():
-        return []
-    return sorted({*GlobalHydra.instance().config_loader().get_group_options(group), *group_files(group)})
-
-
-def _corrected(override: str, wrong: Sequence[str], options: Sequence[str]) -> str:
-    """The override with every wrong name replaced by the nearest right one; empty where one has none near."""
-    for name in wrong:
-        near = difflib.get_close_matches(name.strip(), options, n=1)
-        if not near:
-            return ""
-        override = override.replace(name.strip(), near[0])
-    return override
-
-
 def first_lines(error: BaseException) -> str:
+    """A message of Hydra or OmegaConf without what only its developers read."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(line for line in lines if not line.startswith(("full_key", "object_type", "reference_type")))
-
-
-def part_error(error: Exception) -> UserError:
-    """What Hydra met when it made a logger or a callback."""
-    if isinstance(error.__cause__, UserError):
-        return error.__cause__
-    return ConfigError("A part of the run cannot be made:", [Problem(first_lines(error.__cause__ or error))])

@@ -43,6 +43,8 @@ FULL, LORA = "cyberlm.models.methods.full.Full", "cyberlm.models.methods.lora.Lo
 """Methods of which this module knows the rules."""
 
 
+OF_PARTS = ("logger", "callbacks", "metrics", "task")
+"""Groups of parts that are made when a run begins; their texts may refer to the environment."""
 WRITTEN_TO = ("save_dir", "dirpath", "default_root_dir", "root_dir")
 """Arguments of Lightning's loggers and callbacks that name a folder to write to."""
 MOVED = {"cyberlm.loggers.": "cyberlm.training.loggers.", "cyberlm.callbacks.": "cyberlm.training.callbacks.resuming."}
@@ -93,7 +95,7 @@ def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Pro
     """The dataclass of a configuration, and its keys that the dataclass does not have."""
     composed = copy.deepcopy(composed)
     OmegaConf.set_readonly(composed, False)
-    for group in ("logger", "callbacks", "metrics", "task"):
+    for group in OF_PARTS:
         node = composed._get_node(group) if group in composed else None
         if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
             composed[group] = _as_entries(OmegaConf.to_container(node, resolve=False), group)

@@ -12,13 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
-from cyberlm.config.rules import FULL, LORA, Config, read_config
+from cyberlm.config.rules import FULL, LORA, OF_PARTS, Config, read_config
 from cyberlm.config.schema import Monitor, RootConfig, TrainConfig
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
-
-REFERRING = ("logger", "callbacks")
-"""Groups of a configuration whose texts may refer to the environment."""
-
+from cyberlm.runtime.files import write_text
 
 ODD_BREAKS = re.compile("[\x85\u2028\u2029]")
 """Characters that YAML reads as line breaks, unless they are written as escapes."""
@@ -61,14 +58,12 @@ def flattened(plain: Any) -> dict[str, str]:
 
 
 def save_config(folder: Path, config: RootConfig) -> None:
-    """Writes config.yaml so that every text comes back as it is; loggers and callbacks keep their references."""
+    """Writes config.yaml so that every text comes back as it is; parts that are made later keep their references."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {key: value if key in REFERRING else _literal(value) for key, value in plain_config(config).items()}
+    plain = {key: value if key in OF_PARTS else _literal(value) for key, value in plain_config(config).items()}
     readable = not ODD_BREAKS.search(json.dumps(plain, ensure_ascii=False))
     text = yaml.dump(plain, Dumper=get_omega_conf_dumper(), allow_unicode=readable, sort_keys=False)
-    temporary = folder / ".config.yaml.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / "config.yaml")
+    write_text(folder / "config.yaml", text)
 
 
 def _literal(value: Any) -> Any:

@@ -4,7 +4,7 @@ The string below a field is its help (`--help`, docs/configuration.md). OmegaCon
 """
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from omegaconf import MISSING
@@ -15,84 +15,20 @@ ACCELERATORS = ("auto", "cpu", "cuda")
 QUESTION_FILE = "a .json, .jsonl, .csv or .tsv file"
 
 
-class QuantName(Enum):
-    none = "none"
-    nf4 = "nf4"
-
-
-class ModelSource(Enum):
-    embedded = "embedded"
-    hub = "hub"
-    local = "local"
-    tiny = "tiny"
-
-
-class Dtype(Enum):
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class Attention(Enum):
-    sdpa = "sdpa"
-    eager = "eager"
-    flash_attention_2 = "flash_attention_2"
-
-
-class DataName(Enum):
-    sample = "sample"
-    cybermetric = "cybermetric"
-    mcq = "mcq"
-
-
-class OnBadRow(Enum):
-    error = "error"
-    skip = "skip"
-
-
-class OnLongPrompt(Enum):
-    error = "error"
-    skip = "skip"
-
-
-class Protocol(Enum):
-    letter = "letter"
-    text = "text"
-
-
-class PromptStyle(Enum):
-    auto = "auto"
-    chat = "chat"
-    plain = "plain"
-
-
-class OptimizerName(Enum):
-    adamw = "adamw"
-    adamw_8bit = "adamw_8bit"
-    paged_adamw_8bit = "paged_adamw_8bit"
-
-
-class ScheduleName(Enum):
-    cosine = "cosine"
-    linear = "linear"
-    constant = "constant"
-
-
-class OptionScore(Enum):
-    sum = "sum"
-    per_token = "per_token"
-    per_char = "per_char"
-
-
-class Monitor(Enum):
-    option_nll = "option_nll"
-    accuracy = "accuracy"
-
-
-class Strategy(Enum):
-    auto = "auto"
-    ddp = "ddp"
-    fsdp2 = "fsdp2"
+QuantName = StrEnum("QuantName", "none nf4")
+ModelSource = StrEnum("ModelSource", "embedded hub local tiny")
+Dtype = StrEnum("Dtype", "auto float32 bfloat16")
+Attention = StrEnum("Attention", "sdpa eager flash_attention_2")
+DataName = StrEnum("DataName", "sample cybermetric mcq")
+OnBadRow = StrEnum("OnBadRow", "error skip")
+OnLongPrompt = StrEnum("OnLongPrompt", "error skip")
+Protocol = StrEnum("Protocol", "letter text")
+PromptStyle = StrEnum("PromptStyle", "auto chat plain")
+OptimizerName = StrEnum("OptimizerName", "adamw adamw_8bit paged_adamw_8bit")
+ScheduleName = StrEnum("ScheduleName", "cosine linear constant")
+OptionScore = StrEnum("OptionScore", "sum per_token per_char")
+Monitor = StrEnum("Monitor", "option_nll accuracy")
+Strategy = StrEnum("Strategy", "auto ddp fsdp2")
 
 
 @dataclass

@@ -14,13 +14,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.bounds import NAME
-from cyberlm.config.rules import Config, build_config
+from cyberlm.config.compose import own_folder
+from cyberlm.config.rules import Config
 from cyberlm.config.schema import Monitor
 from cyberlm.evaluation.results import read_status, write_status
-from cyberlm.runs.run_folder import check_places, refuse_results, seen_from_here, typed_overrides
+from cyberlm.runs.checks import checked_config
+from cyberlm.runs.run_folder import refuse_results, seen_from_here, typed_overrides
 from cyberlm.runtime import signals
 from cyberlm.runtime.errors import ConfigError, Problem
-from cyberlm.runtime.redaction import refuse_typed
 from cyberlm.runtime.screens import show
 from cyberlm.runtime.signals import quoted
 
@@ -49,8 +50,7 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
             [Problem("hydra.sweeper.direction=minimize", "maximize: a job reports accuracy, or minus its option NLL")],
         )
     try:
-        refuse_typed(OmegaConf.to_container(composed, resolve=False))  # type: ignore[arg-type]
-        check_places(build_config(composed, schema), seen_from_here(str(folder)))
+        checked_config(composed, schema, seen_from_here(str(folder)))
     except ConfigError as error:
         show(error)
         write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))
@@ -59,11 +59,7 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
     group = composed.group or as_name(Path(config.sweep.dir).resolve().name)
     line = [
         *(sys.executable, "-m", "cyberlm", command, f"--config-name={config.job.config_name}"),
-        *(
-            f"--config-dir={source.path}"
-            for source in config.runtime.config_sources
-            if source.provider == "command-line"
-        ),
+        *([f"--config-dir={own_folder()}"] if own_folder() else []),
         *overrides,
         *(f"group={quoted(group)}", "hydra.mode=RUN", f"hydra.run.dir={quoted(str(folder))}"),
     ]

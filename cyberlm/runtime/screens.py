@@ -15,16 +15,14 @@ def show(error: UserError) -> int:
     return 1
 
 
-def stopped(stop: signals.Stopped, command: str, folder: Path) -> int:
-    """Says how to go on with what a signal ended."""
-    resumable = command == "train" and (folder / "config.yaml").is_file()
-    how = f"To go on, type:\n{signals.resume_command(folder)}" if resumable else "Type the same command again."
-    print(f"\n{sentence(stop)} {how}\n", file=sys.stderr)
+def stopped(stop: signals.Stopped, command: str, folder: Path | None) -> int:
+    """Says how to go on with what a signal ended: a run in its folder, or a sweep."""
+    how = "Type the same command again." if folder is not None else "The sweep starts no further job."
+    if folder is not None and command == "train" and (folder / "config.yaml").is_file():
+        how = f"To go on, type:\n{signals.resume_command(folder)}"
+    what = str(stop)
+    print(f"\n{what[0].upper()}{what[1:]}. {how}\n", file=sys.stderr)
     return signals.EXIT_STOPPED
-
-
-def sentence(stop: signals.Stopped) -> str:
-    return f"{stop}."[0].upper() + f"{stop}."[1:]
 
 
 def not_made(error: OSError) -> UserError:

@@ -5,11 +5,11 @@ import hashlib
 import importlib.util
 import os
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from typed import Ended, type_line
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -48,16 +48,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def typed(place: Path, *arguments: str, script: str = "train.py") -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA", "HF_"))}
-    environment |= {
-        **PLANTED,
-        **{"HOME": str(place), "CYBERLM_CACHE_DIR": str(place / "cache"), "OMP_NUM_THREADS": "1"},
-        **{"WANDB_MODE": "offline", "ADDRESS": TYPED["address"], "PASSWORD": TYPED["password"]},
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
-    }
-    line = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=300, check=False)
+def typed(place: Path, *arguments: str, command: str = "train") -> Ended:
+    variables = {**PLANTED, "HOME": str(place), "CYBERLM_CACHE_DIR": str(place / "cache"), "WANDB_MODE": "offline"}
+    return type_line(place, command, *arguments, **variables, ADDRESS=TYPED["address"], PASSWORD=TYPED["password"])
 
 
 def found(place: Path, *outputs: str) -> list[str]:
@@ -92,17 +85,17 @@ def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
 
 
 def test_no_planted_secret_in_any_output(place: Path) -> None:
-    done = typed(place, *SMALL, *loggers(), "hydra.run.dir=outputs/run")
-    assert done.returncode == 0, done.stderr
+    ended = typed(place, *SMALL, *loggers(), "hydra.run.dir=outputs/run")
+    assert ended.code == 0, ended.err
     run = place / "outputs" / "run"
     assert list(run.rglob("*.wandb"))
     proof = hashlib.sha256(f"{TYPED['address']} {TYPED['password']}".encode()).hexdigest()
     assert (run / "proof.txt").read_text() == proof, "the logger itself gets the values"
-    assert found(place, done.stdout, done.stderr) == []
+    assert found(place, ended.out, ended.err) == []
     assert "password: ${oc.env:PASSWORD}" in (run / "config.yaml").read_text(), "and so it does when the run goes on"
-    again = typed(place, "run=outputs/run", *loggers(), script="evaluate.py")
-    assert again.returncode == 0, again.stderr
-    assert found(place, again.stdout, again.stderr) == []
+    again = typed(place, "run=outputs/run", *loggers(), command="evaluate")
+    assert again.code == 0, again.err
+    assert found(place, again.out, again.err) == []
 
 
 @pytest.mark.parametrize(
@@ -118,17 +111,25 @@ def test_no_planted_secret_in_any_output(place: Path) -> None:
         (f"trainer.resume={TYPED['address']}",),
         (f"+logger.mine.password={TYPED['password']}", "trainer.max_epoch=1"),
         ("model.hub_id=planted/aws+secret/key", "model=llama3_8b"),
+        ("-m", "sweep=optuna", f"hydra.sweeper.storage='{TYPED['address']}'"),
+        ("--config-dir=own", "-m", "seed=1,2", "logger=mine"),
     ],
 )
 def test_no_planted_secret_where_a_run_fails(place: Path, arguments: tuple[str, ...]) -> None:
-    done = typed(place, *SMALL, "logger=none", *arguments)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert found(place, done.stdout, done.stderr) == []
+    (place / "own" / "logger").mkdir(parents=True, exist_ok=True)
+    (place / "own" / "logger" / "mine.yaml").write_text("mine: {_target_: x.y, password: not-planted-here}\n")
+    ended = typed(place, *SMALL, "logger=none", *arguments)
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    assert found(place, ended.out, ended.err) == []
+    written = [file for file in place.glob("outputs/**/*") if file.is_file()]
+    assert not [file for file in written if b"not-planted-here" in file.read_bytes()]
 
 
-def test_no_planted_secret_in_a_sweep(place: Path) -> None:
-    done = typed(place, "-m", *SMALL, *loggers()[-1:], "seed=1,2", "hydra.sweep.dir=outputs/sweep")
-    assert done.returncode == 0, done.stderr
+@pytest.mark.slow
+def test_no_planted_secret_in_a_sweep(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    ended = typed(place, "-m", *SMALL, *loggers()[-1:], "seed=1,2", "hydra.sweep.dir=outputs/sweep")
+    assert ended.code == 0, ended.err
     assert (place / "outputs" / "sweep" / "1" / "proof.txt").is_file()
-    assert found(place, done.stdout, done.stderr) == []
+    assert found(place, ended.out, ended.err) == []

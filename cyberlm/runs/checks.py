@@ -1,0 +1,141 @@
+"""Checks before a run has a folder: a configuration that cannot be run leaves nothing behind."""
+
+import atexit
+import contextlib
+import copy
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from cyberlm.config.commands import SCHEMAS
+from cyberlm.config.rules import WRITTEN_TO, Config, build_config
+from cyberlm.config.schema import TrainConfig
+from cyberlm.runs.run_folder import claim_folder, refuse_results, seen_from_here, sole_owner, typed_overrides
+from cyberlm.runtime.errors import ConfigError, Problem, UserError
+from cyberlm.runtime.redaction import refuse_typed
+from cyberlm.runtime.screens import show
+
+PROMPT_TEXTS = ("question", "option", "system", "plain_cue")
+ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+
+
+class CheckFirst(Callback):
+    """Hydra calls this before it makes the folder of a run or a sweep."""
+
+    def __init__(self, command: str) -> None:
+        self.schema: Any = SCHEMAS[command]
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Ends the process with one screen where no job of the sweep could be run."""
+        with _one_screen():
+            _check_hydra(config)
+            subdir = config.hydra.sweep._get_node("subdir")._value()
+            if "${" not in str(subdir):
+                fix = "'hydra.sweep.subdir=${hydra.job.num}'"
+                problem = Problem(f"hydra.sweep.subdir={subdir}", "a name with ${...} in it, another for each job", fix)
+                raise ConfigError("All jobs of the sweep would write into one folder:", [problem])
+            results = ("**/results.json", "**/checkpoints/*.ckpt")
+            refuse = functools.partial(refuse_results, patterns=results, key="hydra.sweep.dir")
+            owned = contextlib.ExitStack()
+            owned.enter_context(sole_owner(claim_folder(config, "hydra.sweep.dir", refuse)))
+            atexit.register(owned.close)
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Ends the process with one screen: Hydra would turn any other exception into a warning."""
+        with _one_screen(), contextlib.suppress(OmegaConfBaseException):  # shown as any that Hydra's composition raises
+            _check_hydra(config)
+            claim_folder(config, "hydra.run.dir", functools.partial(self._check, config))
+
+    def _check(self, config: DictConfig, folder: Path) -> None:
+        """Refuses a configuration that cannot be run in the folder."""
+        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+            config.hydra.runtime.output_dir = str(folder)
+        HydraConfig.instance().set_config(config)
+        own = copy.deepcopy(config)
+        with read_write(own), open_dict(own):
+            del own["hydra"]
+        built = checked_config(own, self.schema, seen_from_here(str(folder)))
+        planned = isinstance(built, TrainConfig) and built.plan.enabled
+        if not planned and built.trainer.resume is None:
+            refuse_results(folder, ("results.json", "checkpoints/*.ckpt"), "hydra.run.dir")
+
+
+@contextlib.contextmanager
+def _one_screen() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(show(error)) from None
+
+
+def _check_hydra(config: DictConfig) -> None:
+    """Refuses settings under which runs would not find their files, and secrets that Hydra would write down."""
+    if config.hydra.job.chdir:
+        what = "hydra.job.chdir=true: relative paths of data, models and runs would not be found"
+        allowed = "hydra.job.chdir=false; what a run writes goes into its folder in any case"
+        raise ConfigError("A run does not change its working directory:", [Problem(what, allowed)])
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    own = plain.pop("hydra")
+    saved = {"job": {"env_set": own["job"]["env_set"]}, "sweeper": own["sweeper"], "launcher": own["launcher"]}
+    refuse_typed({**plain, "hydra": saved})
+
+
+def refuse_typed_secrets(line: Sequence[str]) -> None:
+    """Refuses secrets in the overrides of a command line, before Hydra writes them down.
+
+    Raises:
+        ConfigError: With every key that holds one.
+    """
+    typed: dict[str, Any] = {}
+    for override in (item for item in line if "=" in item and not item.startswith("-")):
+        with contextlib.suppress(HydraException):  # told when Hydra reads it
+            item = OverridesParser.create().parse_override(override)
+            swept = item.is_sweep_override() and item.is_discrete_sweep()
+            typed[item.key_or_group] = list(item.sweep_string_iterator()) if swept else item.value()
+    refuse_typed(typed)
+
+
+def checked_config(composed: DictConfig, schema: type[Config], folder: Path) -> Config:
+    """The configuration of a run in its folder.
+
+    Raises:
+        ConfigError: If a rule is broken, a secret would be saved, or a part would write outside the folder.
+    """
+    refuse_typed(OmegaConf.to_container(composed, resolve=False))
+    _read_escapes(composed)
+    config = build_config(composed, schema)
+    _check_places(config, folder)
+    return config
+
+
+def _read_escapes(composed: DictConfig) -> None:
+    r"""Reads \n, \t and \\ in prompt texts that are typed as overrides, which Hydra leaves as they are."""
+    typed = {item.split("=")[0].lstrip("+") for item in typed_overrides(HydraConfig.get())}
+    for key in (f"prompt.{name}" for name in PROMPT_TEXTS):
+        text = OmegaConf.select(composed, key)
+        if key in typed and isinstance(text, str):
+            read = re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], text)
+            OmegaConf.update(composed, key, re.sub(r"(\\*)\$\{", r"\1\1\\${", read))  # no text is a reference
+
+
+def _check_places(config: object, folder: Path) -> None:
+    problems = []
+    for group in ("logger", "callbacks"):
+        for name, entry in getattr(config, group, {}).items():
+            for key in WRITTEN_TO:
+                place = str(entry.get(key) or folder)
+                if not Path(place).resolve().is_relative_to(folder.resolve()):
+                    what = f"{group}.{name}.{key}={place} lies outside the run's folder {folder}"
+                    fix = f"'{group}.{name}.{key}=${{run_dir:}}'"
+                    problems.append(Problem(what, "the run's folder, or one in it", fix))
+    if problems:
+        raise ConfigError("Runs write into their own folder only:", problems)

@@ -1,19 +1,16 @@
-"""One of two processes that train and answer together: `python two_ranks.py RANK FOLDER`, with FOLDER/cases.json.
+"""One of two processes that train and answer together: `python two_ranks.py RANK FOLDER`, with FOLDER/cases.json."""
 
-Also the callbacks that tests give to runs, by the name of this file.
-"""
-
+import contextlib
 import json
-import os
 import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
 
-import lightning.pytorch as L
 import torch
 import torch.distributed as dist
 from support import config_of, short_questions, tiny
+from training_support import with_callback
 
 from cyberlm.evaluation.inference import predict
 from cyberlm.runs.processes import meet, store_at
@@ -22,51 +19,12 @@ from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.fit import fit
 
 
-class Killed(Exception):
-    pass
-
-
-class KilledAfter(L.Callback):
-    """Ends training in the middle of an epoch, in all processes."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def on_train_batch_end(self, trainer, *_: object) -> None:
-        if trainer.global_step == self.steps:
-            raise Killed
-
-
-class Record(L.Callback):
-    """Each process writes which hyperparameters it trains with."""
-
-    def on_fit_start(self, trainer, pl_module) -> None:
-        lora = pl_module.model.peft_config["default"]
-        seen = {"rank": lora.r, "learning_rate": pl_module.optim.learning_rate, "processes": trainer.world_size}
-        Path(trainer.default_root_dir, f"process_{trainer.global_rank}.json").write_text(json.dumps(seen))
-
-
-class Ask(L.Callback):
-    """Sends one process a signal within a step, or makes a weight of it alone infinite."""
-
-    def __init__(self, rank: int, batch: int, signum: int | None = None) -> None:
-        self.rank, self.batch, self.signum = rank, batch, signum
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if trainer.global_rank != self.rank or trainer.current_epoch or batch_idx != self.batch:
-            return
-        if self.signum is not None:
-            os.kill(os.getpid(), self.signum)
-        else:
-            next(p for p in pl_module.parameters() if p.requires_grad).data.view(-1)[0] = float("inf")
-
-
-def trained(overrides: list[str], count: int, killed_after: int | None, folder: Path, rank: int | None = None) -> None:
+def trained(overrides: list[str], count: int, killed_at: int | None, folder: Path, rank: int | None = None) -> None:
     """Trains on short questions, and writes the weights, the tokens and the answers that came of it.
 
     Args:
-        killed_after: Optimizer steps after which training is ended, and resumed.
-        rank: Which of two processes this is; None for one alone.
+        killed_at: Micro-batch before which training is ended, and resumed.
+        rank: Number of this process of two; None for one alone.
     """
     folder.mkdir(exist_ok=True)
     config, questions, meter = config_of(*overrides), short_questions(count), CostMeter()
@@ -75,12 +33,10 @@ def trained(overrides: list[str], count: int, killed_after: int | None, folder: 
     both = {"train": encoded, "validation": encoded}
     if rank is not None:
         meet(store_at(folder / "store", 2), rank, 2)
-    if killed_after is not None:
-        config.callbacks["killed"] = {"_target_": "two_ranks.KilledAfter", "steps": killed_after}
-        try:
-            fit(config, folder, first, prompt, both, [], CostMeter())
-        except Killed:
-            del config.callbacks["killed"]
+    if killed_at is not None:
+        with contextlib.suppress(ConnectionAbortedError):
+            fit(with_callback(config, "Fail", batch=killed_at), folder, first, prompt, both, [], CostMeter())
+        config.callbacks = {}
         config.trainer.resume = str(folder)
     fit(config, folder, again, prompt, both, [], meter)
     answers = predict(again, prompt, questions, encoded, config.evaluation, config.data.max_batch_tokens, "it")
@@ -100,6 +56,5 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.modules["two_ranks"] = sys.modules["__main__"]  # else its callbacks' Killed would be another class
     warnings.simplefilter("ignore")
     main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -15,7 +15,7 @@ from cyberlm.runs.run_folder import typed_overrides
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import read_json, write_json
 from cyberlm.runtime.signals import resume_command
-from cyberlm.training.checkpointing import newest_settings
+from cyberlm.training.checkpointing import CHECKPOINTS, ORIGIN, newest_whole, read_checkpoint
 
 SPLIT_AGAIN = "split_again.json"
 PROVENANCE = "provenance.json"
@@ -92,9 +92,10 @@ def _written(folder: Path) -> set[str]:
 
 def _changed_settings(folder: Path, now: Mapping[str, str]) -> list[Problem]:
     """Each key of config.yaml that is not as the newest checkpoint has it."""
-    then = newest_settings(folder)
-    if then is None:
+    checkpoint = newest_whole(folder / CHECKPOINTS)
+    if checkpoint is None:
         return [Problem("config.yaml was changed, and there is no checkpoint that tells where")]
+    then = read_checkpoint(checkpoint)[ORIGIN]["settings"]
     return [
         Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
         for key in sorted({*then, *_written(folder)})

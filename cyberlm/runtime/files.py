@@ -30,7 +30,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes beside the file, then renames: a reader, or a crash, never meets half a file."""
+    """Writes beside the file, then renames: a reader, a crash or a power cut never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -41,6 +41,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager

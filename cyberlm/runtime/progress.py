@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with ETA on a terminal, a line every few seconds elsewhere."""
+"""Messages and progress on the terminal: standard output that lasts, plain lines, a bar with ETA."""
 
 import contextlib
 import functools
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -26,35 +26,26 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 Advance = Callable[..., None]
 """`advance(n=1, tokens=0, note="")`: n units are done, with so many non-padding tokens."""
 
-
 log = logging.getLogger(__name__)
 
 
 class LastingStream(io.FileIO):
-    """A standard stream that goes nowhere once it cannot be written to: a pipe or terminal that is gone, a full disk.
-
-    Attributes:
-        lost: Whether that has happened.
-    """
-
-    lost = False
+    """A standard stream that goes nowhere once it cannot be written to: a pipe that is closed, a full disk."""
 
     def write(self, data: Any) -> int:
         left = memoryview(data).cast("B")
-        size = len(left)
         while left:
             try:
                 written = super().write(left)
             except OSError as error:
-                self.lost = True
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # for other processes and libraries, too
                 log.info("file descriptor %d is lost (%s): its messages end here", self.fileno(), error.strerror)
-                return size
+                break
             if written is None:  # a pipe that does not block, and is full
                 time.sleep(0.01)
             else:
                 left = left[written:]
-        return size
+        return len(data)
 
 
 def keep_output() -> None:
@@ -72,11 +63,6 @@ def keep_output() -> None:
             raw = LastingStream(number, "w", closefd=False)
             lasting = io.TextIOWrapper(raw, stream.encoding, "replace", write_through=True)
             setattr(sys, name, lasting)
-
-
-def output_lost() -> bool:
-    """Whether nobody reads standard output any more."""
-    return isinstance(raw := getattr(sys.stdout, "buffer", None), LastingStream) and raw.lost
 
 
 def harmless(text: str) -> str:
@@ -112,26 +98,18 @@ def say_once(line: str) -> None:
 
 @contextlib.contextmanager
 def track(label: str, total: int, unit: str) -> Iterator[Advance]:
-    """Shows how far a piece of work is, how fast it goes, and when it will end.
+    """Progress of a piece of work, with its rate and ETA: a bar on a terminal, elsewhere a line every few seconds.
 
     Args:
-        label: What is being done, for example `Scoring the base model`.
+        label: For example `Scoring the base model`.
         total: Units of work in all.
         unit: Name of one unit, plural, for example `questions`.
 
     Yields:
         The function to call as work gets done.
     """
-    if console.is_terminal:
-        with _bar(label, total, unit) as advance:
-            yield advance
-    else:
-        with _lines(label, total, unit) as advance:
-            yield advance
-
-
-@contextlib.contextmanager
-def _bar(label: str, total: int, unit: str) -> Iterator[Advance]:
+    done, all_tokens = 0, 0
+    started = last = time.monotonic()
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=30),
@@ -140,57 +118,28 @@ def _bar(label: str, total: int, unit: str) -> Iterator[Advance]:
         TextColumn("ETA", markup=False),
         TimeRemainingColumn(),
     )
-    meter = _Meter(total, unit)
-    with Progress(*columns, console=console) as progress:
-        task: TaskID = progress.add_task(label, total=total, rate=unit)
+    bar = Progress(*columns, console=console) if console.is_terminal else None
+    task = bar.add_task(label, total=total, rate=unit) if bar else None
 
-        def advance(n: int = 1, tokens: int = 0, note: str = "") -> None:
-            meter.add(n, tokens)
-            progress.update(task, advance=n, rate=f"{unit} {meter.rates()} {note}".rstrip())
-
-        yield advance
-
-
-@contextlib.contextmanager
-def _lines(label: str, total: int, unit: str) -> Iterator[Advance]:
-    meter = _Meter(total, unit)
-    last = meter.started
+    def rates() -> str:
+        seconds = max(time.monotonic() - started, 1e-9)
+        text = f"{done / seconds:.3g} {unit}/s"
+        return f"{text}, {all_tokens / seconds:.0f} tokens/s" if all_tokens else text
 
     def advance(n: int = 1, tokens: int = 0, note: str = "") -> None:
-        nonlocal last
-        meter.add(n, tokens)
-        now = time.monotonic()
-        if now - last >= SECONDS_BETWEEN_LINES and meter.done < total:
+        nonlocal done, all_tokens, last
+        done, all_tokens, now = done + n, all_tokens + tokens, time.monotonic()
+        if bar is not None and task is not None:
+            bar.update(task, advance=n, rate=f"{unit} {rates()} {note}".rstrip())
+        elif now - last >= SECONDS_BETWEEN_LINES and done < total:
             last = now
-            say(f"{label}: {meter.done:.0f}/{total} {unit}, {meter.rates()}, ETA {meter.eta()} {note}".rstrip())
+            eta = clock((now - started) / done * (total - done)) if done else "unknown"
+            say(f"{label}: {done:.0f}/{total} {unit}, {rates()}, ETA {eta} {note}".rstrip())
 
-    yield advance
-    seconds = clock(time.monotonic() - meter.started)
-    say(f"{label}: {meter.done:.0f}/{total} {unit} in {seconds}, {meter.rates()}")
-
-
-class _Meter:
-    """Counts units and tokens since it was made."""
-
-    def __init__(self, total: int, unit: str) -> None:
-        self.total, self.unit = total, unit
-        self.done, self.tokens = 0, 0
-        self.started = time.monotonic()
-
-    def add(self, n: int, tokens: int) -> None:
-        self.done += n
-        self.tokens += tokens
-
-    def rates(self) -> str:
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        text = f"{self.done / seconds:.3g} {self.unit}/s"
-        return f"{text}, {self.tokens / seconds:.0f} tokens/s" if self.tokens else text
-
-    def eta(self) -> str:
-        if not self.done:
-            return "unknown"
-        seconds = time.monotonic() - self.started
-        return clock(seconds / self.done * (self.total - self.done))
+    with bar or contextlib.nullcontext():
+        yield advance
+    if bar is None:
+        say(f"{label}: {done:.0f}/{total} {unit} in {clock(time.monotonic() - started)}, {rates()}")
 
 
 def clock(seconds: float) -> str:

@@ -1,9 +1,9 @@
-"""Signals that ask a run to stop: one owner, who lets the optimizer step in hand end and leaves with a code of its own.
+"""Signals that ask a run to stop: the optimizer step in hand ends first, then a checkpoint and an exit code of its own.
 
 SIGTERM, SIGINT (Ctrl-C), SIGHUP (the terminal is gone; left alone under nohup) and SIGUSR1 (what Slurm's
 `--signal=USR1@60` sends before the time is up) all mean: stop soon, so that the run can be resumed. Training asks
-`requested()` between two optimizer steps; everywhere else the signal ends what is being done. A second SIGINT stops at
-once, a third is Python's own KeyboardInterrupt.
+`requested()` between two optimizer steps; everywhere else the signal raises `Stopped` at once. A second SIGINT stops
+at once, a third is Python's own KeyboardInterrupt.
 """
 
 import contextlib
@@ -13,10 +13,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -38,16 +37,16 @@ class Stopped(BaseException):
         super().__init__(f"stopped by {self.signum.name}")
 
 
-class _Owner:
-    """What has been asked so far, and whether training wants to be told later."""
+class _Requests:
+    """Handler of the signals: remembers the first one, and raises `Stopped` unless training defers it."""
 
     def __init__(self) -> None:
-        self.asked: int | None = None
+        self.first: int | None = None
         self.deferred = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        again = self.asked is not None
-        self.asked = self.asked or signum
+        again = self.first is not None
+        self.first = self.first or signum
         if not self.deferred:
             raise Stopped(signum)
         if again and signum == signal.SIGINT:
@@ -56,38 +55,40 @@ class _Owner:
             raise Stopped(signum)
 
 
-_owner: _Owner | None = None
+_requests: _Requests | None = None
+
+
+def _handle_by(handler: Callable[[int, FrameType | None], None]) -> None:
+    for signum in STOPPING:
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:  # as nohup starts a process
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def _handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handles the signals within it; outside the main thread, where Python cannot, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in STOPPING}
+    _handle_by(handler)
+    try:
+        yield
+    finally:
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
 
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within it, the signals raise `Stopped`, at once or, in training, between two optimizer steps.
-
-    Outside the main thread, where Python cannot handle signals, nothing changes.
-    """
-    global _owner
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {signum: signal.getsignal(signum) for signum in _heeded()}
-    _owner = _Owner()
-    _install(_owner)
+    """Within it, the signals raise `Stopped`, at once or, in training, between two optimizer steps."""
+    global _requests
+    _requests = _Requests()
     try:
-        yield
+        with _handler(_requests):
+            yield
     finally:
-        _owner = None
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _heeded() -> list[signal.Signals]:
-    """The stopping signals, without a SIGHUP that is ignored: nohup starts a process so."""
-    return [item for item in STOPPING if item != signal.SIGHUP or signal.getsignal(item) != signal.SIG_IGN]
-
-
-def _install(handler: Any) -> None:
-    for signum in _heeded():
-        signal.signal(signum, handler)
+        _requests = None
 
 
 def defer() -> None:
@@ -96,22 +97,22 @@ def defer() -> None:
     Lightning handles SIGTERM itself when training begins (it would stop between two micro-batches, inside an optimizer
     step) and, under Slurm, requeues the job; its handlers give way here and are not put back.
     """
-    if _owner is not None:
-        _owner.deferred = True
-        _install(_owner)
+    if _requests is not None and threading.current_thread() is threading.main_thread():
+        _requests.deferred = True
+        _handle_by(_requests)
 
 
 def stop_deferring() -> None:
     """A signal raises `Stopped` at once again; so does one that has been noted and not heeded."""
-    if _owner is not None and _owner.deferred:
-        _owner.deferred = False
-        if _owner.asked is not None:
-            raise Stopped(_owner.asked)
+    if _requests is not None and _requests.deferred:
+        _requests.deferred = False
+        if _requests.first is not None:
+            raise Stopped(_requests.first)
 
 
 def requested() -> int | None:
     """The signal that has been noted, if any."""
-    return _owner.asked if _owner is not None else None
+    return _requests.first if _requests is not None else None
 
 
 def quoted(text: str) -> str:
@@ -139,8 +140,6 @@ def run_forwarding(command: Sequence[str], environment: Mapping[str, str]) -> in
     Raises:
         Stopped: If a signal came, once the command has ended.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return subprocess.run(command, env=dict(environment), check=False).returncode
     heard: list[int] = []
     process: subprocess.Popen[bytes] | None = None
 
@@ -149,16 +148,12 @@ def run_forwarding(command: Sequence[str], environment: Mapping[str, str]) -> in
         if process is not None and process.poll() is None:
             process.send_signal(signum)
 
-    before = {signum: signal.getsignal(signum) for signum in _heeded()}
-    _install(forward)
-    try:
-        process = subprocess.Popen(command, env=dict(environment), process_group=0)
+    handles = threading.current_thread() is threading.main_thread()
+    with _handler(forward):
+        process = subprocess.Popen(command, env=dict(environment), process_group=0 if handles else None)
         if heard:
             process.send_signal(heard[0])
         code = process.wait()
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
     if heard:
         raise Stopped(heard[0])
     return code

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pickle
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from transformers import PretrainedConfig
 
 from cyberlm.config.saved import settings_of
-from cyberlm.config.schema import MethodConfig, Strategy, TrainConfig, TrainerConfig
+from cyberlm.config.schema import MethodConfig, Strategy, TrainConfig
 from cyberlm.data.datamodule import QuestionData
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.memory import release_freed_memory
@@ -30,27 +29,14 @@ from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.progress import say
 from cyberlm.runtime.signals import resume_command
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
-from cyberlm.training.callbacks.meters import CostMeter, RandomState, TrainingProgress
+from cyberlm.training.callbacks.meters import CostMeter, MetricRows
 from cyberlm.training.callbacks.numbers import FiniteNumbers, LearningWatch
-from cyberlm.training.callbacks.resuming import BestWeights, ResumePoints, validation_figures
-from cyberlm.training.callbacks.rows import MetricRows
-from cyberlm.training.callbacks.steps import StepNumbers
-from cyberlm.training.checkpointing import CHECKPOINTS, SealedCheckpoints, damage, read_checkpoint, resume_point
+from cyberlm.training.callbacks.resuming import BestWeights, RandomState, ResumePoints, validation_figures
+from cyberlm.training.checkpointing import CHECKPOINTS, AtomicCheckpointIO, damage, read_checkpoint, resume_point
 from cyberlm.training.lightning_module import FineTuningModule
 from cyberlm.training.loggers import MetricsFile
 
 log = logging.getLogger(__name__)
-
-
-def lightning_arguments(trainer: TrainerConfig) -> dict[str, Any]:
-    """What Lightning's trainer is told about processes, and about checkpoint files, which one of them writes."""
-    if trainer.devices == 1:
-        return {"devices": 1, "plugins": [SealedCheckpoints()]}
-    shared: dict[str, Any] = {"devices": trainer.devices, "plugins": [SealedCheckpoints(), LightningEnvironment()]}
-    if trainer.strategy is Strategy.fsdp2:
-        strategy = ModelParallelStrategy(trainer.devices, 1, save_distributed_checkpoint=False)
-        return {**shared, "strategy": strategy}
-    return {**shared, "strategy": DDPStrategy(broadcast_buffers=False)}
 
 
 def prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
@@ -77,89 +63,10 @@ def fit(
     Returns:
         The validation figures of these weights by name, and the optimizer steps taken.
     """
-    trainer_config = config.trainer
-    sharded = trainer_config.strategy is Strategy.fsdp2
+    sharded = config.trainer.strategy is Strategy.fsdp2
     share_validation = not sharded and len(encoded["validation"]) >= distributed.world_size()
-    data = _data_of(config, loaded, prompt, encoded, share_validation)
     _check_interval(config, len(encoded["train"]))
-    tuner = FineTuningModule(
-        *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
-    )
-    best = BestWeights(folder / CHECKPOINTS, trainer_config.monitor)
-    numbers = StepNumbers()
-    watch = LearningWatch(numbers, config.optim.warmup_fraction, share_validation=share_validation)
-    metrics = MetricsFile(folder)
-    with _calm_lightning():
-        trainer = L.Trainer(
-            accelerator="gpu" if loaded.device.type == "cuda" else "cpu",
-            **lightning_arguments(trainer_config),
-            precision=_precision(config, loaded.device),  # type: ignore[arg-type]
-            max_epochs=trainer_config.max_epochs,
-            max_steps=trainer_config.max_steps or -1,
-            accumulate_grad_batches=trainer_config.accumulate_grad_batches,
-            val_check_interval=trainer_config.val_check_interval,
-            gradient_clip_val=config.optim.max_grad_norm or None,
-            log_every_n_steps=trainer_config.log_every_n_steps,
-            logger=[metrics, *loggers],
-            callbacks=[
-                TrainingProgress(len(encoded["train"]), numbers),
-                meter,
-                RandomState(config.seed),
-                MetricRows(metrics, loggers, trainer_config.log_every_n_steps, numbers),
-                FiniteNumbers(folder, config.seed, numbers),
-                watch,
-                LambdaCallback(on_validation_start=_release_freed_memory, on_validation_end=_release_freed_memory),
-                *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
-                best,
-                _points_of(config, folder),  # after best, so that it knows of weights that have just been chosen
-            ],
-            default_root_dir=folder,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-        )
-        point = distributed.broadcast(_resume_point(config, folder, tuner) if distributed.rank() == 0 else None)
-        if point is None:
-            metrics.keep(0)  # else MetricRows keeps what the checkpoint counts on
-        trainer.fit(tuner, data, ckpt_path=point, weights_only=True)
-        release_freed_memory()  # the optimizer and its states refer to each other
-        if best.best_model_score is None:  # max_steps came before the first validation
-            trainer.validate(tuner, data, verbose=False)
-        figures = best.figures or validation_figures(trainer)
-        if sharded:
-            _put_together(config, loaded, tuner)
-        if best.best_model_score is not None:
-            restore(tuner, Path(best.best_model_path))
-    if distributed.rank() == 0:
-        watch.conclude(figures)
-    return figures, trainer.global_step
-
-
-def _release_freed_memory(*unused: Any) -> None:
-    """Training's tensors and validation's seldom fit in each other's gaps."""
-    release_freed_memory()
-
-
-def _points_of(config: TrainConfig, folder: Path) -> ResumePoints:
-    every = config.trainer
-    return ResumePoints(
-        folder / CHECKPOINTS,
-        every.checkpoint_every_n_steps,
-        every.checkpoint_every_minutes,
-        every.keep_checkpoints,
-        settings_of(config),
-    )
-
-
-def _data_of(
-    config: TrainConfig,
-    loaded: LoadedModel,
-    prompt: Prompt,
-    encoded: Mapping[str, Sequence[EncodedQuestion]],
-    share_validation: bool,
-) -> QuestionData:
-    return QuestionData(
+    data = QuestionData(
         config.data,
         encoded["train"],
         encoded["validation"],
@@ -169,6 +76,77 @@ def _data_of(
         share_prefix=shares_prefix(config, loaded.causal.config, encoded["train"], len(prompt.end_ids), loaded.reach),
         share_validation=share_validation,
     )
+    module = FineTuningModule(
+        *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
+    )
+    best = BestWeights(folder / CHECKPOINTS, config.trainer.monitor)
+    watch = LearningWatch()
+    metrics = MetricsFile(folder)
+    with _calm_lightning():
+        trainer = L.Trainer(
+            **_trainer_settings(config, loaded.device),
+            logger=[metrics, *loggers],
+            callbacks=[
+                FiniteNumbers(config.seed),
+                meter,
+                RandomState(config.seed),
+                MetricRows(metrics, loggers),
+                watch,
+                # tensors of training and of validation seldom fit in each other's gaps
+                LambdaCallback(on_validation_start=_release_memory, on_validation_end=_release_memory),
+                *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
+                best,
+                # after best, so that it knows of weights that have just been chosen
+                ResumePoints(folder / CHECKPOINTS, config.trainer, settings_of(config)),
+            ],
+            default_root_dir=folder,
+        )
+        point = distributed.broadcast(_resume_point(config, folder, module) if distributed.rank() == 0 else None)
+        if point is None:
+            metrics.keep(0)  # else MetricRows keeps what the checkpoint counts on
+        trainer.fit(module, data, ckpt_path=point, weights_only=True)
+        release_freed_memory()  # the optimizer and its states refer to each other
+        if not best.figures:  # max_steps came before the first validation
+            trainer.validate(module, data, verbose=False)
+        figures = best.figures or validation_figures(trainer)
+        if sharded:
+            _put_together(config, loaded, module)
+        if best.figures:
+            restore(module, best.file)
+    if distributed.rank() == 0:
+        for finding in watch.findings(figures):
+            log.warning("%s", finding)
+    return figures, trainer.global_step
+
+
+def _trainer_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """Arguments of Lightning's trainer that follow from the configuration, and those that are always the same."""
+    trainer = config.trainer
+    settings: dict[str, Any] = {"devices": trainer.devices, "plugins": [AtomicCheckpointIO()]}
+    if trainer.devices > 1:
+        settings["plugins"].append(LightningEnvironment())
+        settings["strategy"] = DDPStrategy(broadcast_buffers=False)
+    if trainer.strategy is Strategy.fsdp2:
+        settings["strategy"] = ModelParallelStrategy(trainer.devices, 1, save_distributed_checkpoint=False)
+    return {
+        **settings,
+        "accelerator": "gpu" if device.type == "cuda" else "cpu",
+        "precision": _precision(config, device),
+        "max_epochs": trainer.max_epochs,
+        "max_steps": trainer.max_steps or -1,
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "val_check_interval": trainer.val_check_interval,
+        "gradient_clip_val": config.optim.max_grad_norm or None,
+        "log_every_n_steps": trainer.log_every_n_steps,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+    }
+
+
+def _release_memory(*_: Any) -> None:
+    release_freed_memory()
 
 
 def shares_prefix(
@@ -230,67 +208,46 @@ def _calm_lightning() -> Iterator[None]:
             ".*does not have many workers.*",
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*isinstance.treespec, LeafSpec.*",
-            ".*could not find the monitored key.*",  # max_steps before the first validation: fit() validates then
+            ".*callbacks used to create the checkpoint.*",  # of an older version: some had other names
             ".*your dataloader is not resumable.*",  # QuestionData's is
             ".*module.s. in eval mode at the start of training.*",  # FineTuningModule.on_train_start changes it
+            ".*`broadcast_buffers` is deprecated.*",  # its successor is younger than the oldest torch that is supported
             ".*It is recommended to use .*sync_dist=True.*",  # what is logged is the same in all processes
         ):
             warnings.filterwarnings("ignore", message=message)
         yield
 
 
-def _put_together(config: TrainConfig, loaded: LoadedModel, tuner: FineTuningModule) -> None:
+def _put_together(config: TrainConfig, loaded: LoadedModel, module: FineTuningModule) -> None:
     """Makes a sharded model whole again, in every process: the base loaded anew, and what was trained put into it."""
-    values = trained_tensors(tuner.model)
+    values = trained_tensors(module.model)
     whole = prepare(load_for_training(config, loaded.device), config)
-    loaded.model, loaded.causal, tuner.model = whole.model, whole.causal, whole.model
+    loaded.model, loaded.causal, module.model = whole.model, whole.causal, whole.model
     whole.model.load_state_dict(values, strict=False)
 
 
-def restore(tuner: FineTuningModule, file: Path) -> None:
+def restore(module: FineTuningModule, file: Path) -> None:
     """Puts the trained weights of a checkpoint into the model.
 
     Raises:
-        RunError: If the file is damaged or missing.
+        RunError: If the file is damaged or missing, or of another model.
     """
-    wrong = damage(file)
-    if wrong:
-        raise RunError(
-            f"The best weights are lost: {file} is damaged.", [Problem(wrong)], resume_command(file.parents[1])
-        )
-    checkpoint = _opened(file)
-    tuner.check_names(checkpoint)
-    tuner.load_state_dict(checkpoint["state_dict"], strict=False)
+    if wrong := damage(file):
+        resume = resume_command(file.parents[1])
+        raise RunError(f"The best weights are lost: {file} is damaged.", [Problem(wrong)], resume)
+    checkpoint = read_checkpoint(file)
+    module.check_names(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
-def _opened(file: Path) -> dict[str, Any]:
-    """A checkpoint's content; nothing but tensors and plain values is ever unpickled.
-
-    Raises:
-        RunError: If it is torn, or is something else.
-    """
-    try:
-        checkpoint = read_checkpoint(file)
-        if not isinstance(checkpoint["state_dict"], dict):
-            raise KeyError("state_dict")
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        told = (str(error).splitlines() or [""])[0].split(". ")[0]
-        raise RunError(
-            f"{file} is not a checkpoint that can be read.",
-            [Problem(f"{type(error).__name__}: {told}", "a whole checkpoint of this run, of tensors and plain values")],
-            f"Delete it to go on from another: rm '{file}'",
-        ) from error
-    return checkpoint
-
-
-def _resume_point(config: TrainConfig, folder: Path, tuner: FineTuningModule) -> Path | None:
+def _resume_point(config: TrainConfig, folder: Path, module: FineTuningModule) -> Path | None:
     """The newest whole checkpoint of the run that is continued, after a look at whether it fits."""
     if config.trainer.resume is None:
         return None
-    file = resume_point(folder, log.warning)
+    file = resume_point(folder)
     if file is None:
         say("There is no checkpoint to go on from: training starts from its beginning.")
         return None
-    tuner.check_names(_opened(file))
+    module.check_names(read_checkpoint(file))
     say(f"Going on from {file}")
     return file

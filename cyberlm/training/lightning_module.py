@@ -1,5 +1,6 @@
 """The LightningModule: one training step, one validation step, and checkpoints that hold what trains."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -29,6 +30,12 @@ class FineTuningModule(L.LightningModule):
         option_score: How an option's log-probabilities become its score in validation (text protocol).
         share_validation: Whether each process validates on its share of the questions, or on all.
         sharded: Whether the weights are spread over the processes (FSDP2).
+
+    Attributes:
+        loss_share: Of the newest micro-batch, in the loss of its optimizer step.
+        step_loss: Mean over the answer tokens of the newest optimizer step, those of all its micro-batches in all
+            processes (nats). The callback FiniteNumbers writes it, others read it.
+        step_gradient_norm: Of all gradients of that step together, before they are clipped.
     """
 
     def __init__(
@@ -46,13 +53,15 @@ class FineTuningModule(L.LightningModule):
         self.optim = optim
         self.option_score = option_score
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` compares the names itself
+        self.share_validation = share_validation
         self.metrics = validation_metrics(over_processes=share_validation)
         self.nll = MeanMetric(sync_on_compute=share_validation)
         # nan_strategy: a model that has diverged must not be judged by the questions it can still be scored on
         self.option_nll = MeanMetric(nan_strategy="disable", sync_on_compute=share_validation)
         self.sharded = sharded
         self.within: Callable[..., Any] = _alone
-        self.loss_share = torch.zeros(())  # of the newest micro-batch, in the loss of its optimizer step
+        self.loss_share = torch.zeros(())
+        self.step_loss = self.step_gradient_norm = math.nan
         self._norm: Tensor | None = None
 
     def configure_model(self) -> None:

@@ -4,17 +4,19 @@ import csv
 import functools
 import hashlib
 import importlib.util
+import io
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from cyberlm.runtime import distributed
 from cyberlm.runtime.cache import writable
 from cyberlm.runtime.errors import ConfigError, Problem
+from cyberlm.runtime.files import write_text
 from cyberlm.runtime.progress import say
 from cyberlm.runtime.redaction import redact, redact_values
 
@@ -58,24 +60,21 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
     for variable, place in {"DATA": Path(wandb.env.get_data_dir()), "CACHE": wandb.env.get_cache_dir()}.items():
         if not writable(place):
             os.environ[f"WANDB_{variable}_DIR"] = str(Path(save_dir, "wandb").absolute())
-    chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode  # silent: its advice would break up the screen
+    mode = wandb.setup(wandb.Settings(silent=True)).settings.mode  # silent: its advice would break up the screen
     if wandb.run is not None:  # left by a run before this one in the same process
         wandb.finish()
-    name = _run_name(save_dir, group)
     settings: dict[str, Any] = {
-        "project": project,
-        "group": group,
-        "entity": entity,
-        "name": name,
+        **{"project": project, "group": group, "entity": entity, "name": _run_name(save_dir, group)},
         "id": hashlib.sha256(str(Path(save_dir).resolve()).encode()).hexdigest()[:12],
-        "save_dir": save_dir,
-        "log_model": False,
-        "resume": "allow",
-        "settings": _wandb_settings(),
+        **{"save_dir": save_dir, "log_model": False, "resume": "allow"},
+        "settings": wandb.Settings(  # wandb would keep the command line and the repository's address, with any secret
+            **{"init_timeout": WANDB_INIT_SECONDS, "console": "off", "silent": True},
+            **{"x_disable_meta": True, "disable_git": True, "disable_code": True, "save_code": False},
+        ),
     }
-    if chosen == "disabled":
+    if mode == "disabled":
         return WandbLogger(**settings, mode="disabled")
-    if chosen == "online":
+    if mode == "online":
         try:
             if wandb.login(prompt=False, verify=False):
                 logger = WandbLogger(**settings)
@@ -89,21 +88,6 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
     folder = Path(logger.experiment.dir).parent
     say(f"wandb is offline. To send this run later: wandb login; wandb sync {shlex.quote(str(folder))}")
     return logger
-
-
-def _wandb_settings() -> Any:
-    """wandb would keep the command line and the repository's address as they are, with what is secret in them."""
-    import wandb
-
-    return wandb.Settings(
-        init_timeout=WANDB_INIT_SECONDS,
-        console="off",
-        silent=True,
-        x_disable_meta=True,
-        disable_git=True,
-        disable_code=True,
-        save_code=False,
-    )
 
 
 def _run_name(save_dir: str, group: str | None) -> str:
@@ -146,19 +130,13 @@ class MetricsFile(Logger):
         folder: Of the run.
     """
 
+    name = version = ""
+
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.file = folder / "metrics.csv"
         self.columns: list[str] = []
         self.rows = 0
-
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
 
     def keep(self, rows: int) -> None:
         """Goes on after the first `rows` rows; what a killed process has written after them is taken out."""
@@ -166,16 +144,14 @@ class MetricsFile(Logger):
             return
         kept = self._read()[:rows]
         self.rows = len(kept)
-        self.columns = sorted({name for row in kept for name, value in row.items() if value})
-        self._rewrite(kept)
+        self._rewrite(kept, {name for row in kept for name, value in row.items() if value})
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if distributed.rank():
             return
         row: dict[str, Any] = {**metrics, "step": self.rows if step is None else step}
         if not row.keys() <= set(self.columns):
-            self.columns = sorted(row.keys() | set(self.columns))
-            self._rewrite(self._read())
+            self._rewrite(self._read(), row.keys() | set(self.columns))
         with self.file.open("a", encoding="utf-8", newline="") as stream:
             csv.DictWriter(stream, self.columns).writerow(row)
         self.rows += 1
@@ -195,42 +171,31 @@ class MetricsFile(Logger):
         with self.file.open(encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
 
-    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
-        if not self.columns:
+    def _rewrite(self, rows: Sequence[Mapping[str, str]], columns: Set[str]) -> None:
+        self.columns = sorted(columns)
+        if not columns:
             self.file.unlink(missing_ok=True)
             return
-        draft = self.file.with_name(".metrics.csv.tmp")
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(self.file)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.file, text.getvalue())
 
 
 def log_config(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
     """Sends the resolved configuration to every logger, without secrets."""
-    config = redact_values(config)
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            attempt(logger, _wandb_config, logger, config)
-        elif not isinstance(logger, CSVLogger):
-            logger.log_hyperparams(dict(config))
+        logger.log_hyperparams(redact_values(config))
 
 
 def log_results(loggers: Sequence[Logger], metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
     """Final figures to every logger, and a table of sample predictions to wandb."""
     for logger in loggers:
-        if not isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbLogger):
+            attempt(logger, _wandb_results, logger, metrics, rows)
+        else:
             logger.log_metrics(dict(metrics))
-            continue
-        attempt(logger, _wandb_results, logger, metrics, rows)
-
-
-def _wandb_config(logger: WandbLogger, config: Mapping[str, Any]) -> None:
-    logger.experiment.config.update(dict(config), allow_val_change=True)
 
 
 def _wandb_results(logger: WandbLogger, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:

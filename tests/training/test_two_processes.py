@@ -10,23 +10,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from support import SHORT, compose, config_of
+from training_support import with_callback
 from two_ranks import trained
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import EvaluateConfig, TrainConfig
 from cyberlm.data.batches import part_of, plan_epoch
-from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.results import read_predictions, read_results
 from cyberlm.runs.processes import Team
 from cyberlm.runs.train import train
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ConfigError, RunError
-from cyberlm.runtime.signals import EXIT_STOPPED
-from cyberlm.training.callbacks.meters import RandomState
+from cyberlm.runtime.signals import Stopped, handled
 from cyberlm.training.callbacks.numbers import BAD_BATCH
+from cyberlm.training.callbacks.resuming import RandomState
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = 33
@@ -48,15 +49,12 @@ RESUMED = {
     "fsdp2": ["method=sft", "trainer.strategy=fsdp2"],
 }
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
-]
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
 
 
-def environment(**more: str) -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **more}
+@pytest.fixture(autouse=True)
+def _path_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)  # of the callbacks of tests, too
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +68,16 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, overrides in RESUMED.items():
         cases[f"{name}_whole"] = ([*two, *overrides], QUESTIONS, None)
-        cases[f"{name}_killed"] = ([*two, *overrides], QUESTIONS, 8)
+        cases[f"{name}_killed"] = ([*two, *overrides], QUESTIONS, 9)
     (folder / "cases.json").write_text(json.dumps(cases))
     script = str(ROOT / "tests" / "two_ranks.py")
     processes = []
     for rank in (0, 1):
         with (folder / f"said_{rank}").open("w") as said:
             line = [sys.executable, script, str(rank), str(folder)]
-            process = subprocess.Popen(line, env=environment(LOCAL_RANK=str(rank)), stdout=said, stderr=said)
+            process = subprocess.Popen(
+                line, env={**os.environ, "PYTHONPATH": PYTHONPATH, "LOCAL_RANK": str(rank)}, stdout=said, stderr=said
+            )
             processes.append(process)
     try:
         codes = [process.wait(timeout=400) for process in processes]
@@ -97,6 +97,7 @@ def column(folder: Path, name: str) -> list[float]:
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EQUAL)
 def test_two_processes_are_as_one(name: str, both: Path, tmp_path: Path) -> None:
     """Loss of every step, validation, weights, token counts and answers: those of one process with the same steps."""
@@ -120,6 +121,7 @@ def test_two_processes_are_as_one(name: str, both: Path, tmp_path: Path) -> None
         assert (answer["hash"], answer["choice"]) == (right["hash"], right["choice"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RESUMED)
 def test_resumed_run_of_two_processes_ends_the_same(name: str, both: Path) -> None:
     """Killed inside epoch 1 and resumed: bit-identical weights, with each process's own dropout."""
@@ -133,11 +135,10 @@ def test_resumed_run_of_two_processes_ends_the_same(name: str, both: Path) -> No
     assert column(both / f"{name}_killed", "train/loss") == column(both / f"{name}_whole", "train/loss")
 
 
+@pytest.mark.slow
 def test_processes_draw_numbers_of_their_own(both: Path) -> None:
     file = both / "ddp_whole" / "checkpoints" / "step_000010.ckpt"
-    (state,) = [
-        value for key, value in torch.load(file, weights_only=True)["callbacks"].items() if "RandomState" in key
-    ]
+    state = torch.load(file, weights_only=True)["callbacks"]["RandomState"]
     first, second = state["by_rank"]
     assert not torch.equal(first["torch"], second["torch"])
     with pytest.raises(RunError, match=r"trainer.devices=2; it cannot go on with trainer.devices=1"):
@@ -164,23 +165,62 @@ def test_each_question_in_one_process(size: int, each: int) -> None:
 SMALL = [
     *("model=tiny_random", "prompt=letter", "logger=none", "trainer.accelerator=cpu", "method=lora"),
     *("data.max_train=21", "data.max_validation=5", "data.max_test=9", "data.micro_batch_size=4"),
-    *("evaluation.generate=false", "evaluation.base=false", *SHORT),
+    *("evaluation.generate=false", "evaluation.base=false", "trainer.max_epochs=2", *SHORT),
 ]
 
 
+def answered(folder: Path) -> list[tuple[str, int]]:
+    return [(answer.hash, answer.choice) for answer in read_predictions(folder / "predictions.jsonl")["tuned"]]
+
+
+def assert_as_one(run: Path, alone: Path, *overrides: str) -> None:
+    """A run of two processes has the losses, the objective and the answers of one process with the same steps."""
+    objective = train(config_of(*SMALL, *overrides, "trainer.accumulate_grad_batches=2"), alone)
+    assert read_results(run).objective == pytest.approx(objective, abs=1e-5)  # a mean over processes
+    assert column(run, "train/loss") == pytest.approx(column(alone, "train/loss"), abs=1e-5)
+    assert answered(run) == answered(alone)
+
+
+def two(name: str, **arguments: object) -> TrainConfig:
+    return with_callback(config_of(*SMALL, "trainer.devices=2"), name, **arguments)
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_signal_to_one_process_stops_both_after_the_same_step(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Stopped, match="SIGTERM"), handled():
+        train(two("Kill", signum=int(signal.SIGTERM), batch=2, rank=rank), run)
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["step_000002.ckpt"]
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": ["trainer.resume=run"]}}))
+    train(config_of(f"trainer.resume={run}"), run)
+    assert_as_one(run, tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_number_that_goes_wrong_in_one_process_stops_both(tmp_path: Path) -> None:
+    """The first writes what all of them had: a micro-batch of each."""
+    with pytest.raises(RunError, match="The loss is nan in optimizer step 1; the step was not taken"):
+        train(two("Poison", batch=2, rank=1), tmp_path)
+    assert {name.partition(".")[0] for name in load_file(tmp_path / BAD_BATCH)} == {"batch0", "batch1", "weights"}
+
+
+@pytest.mark.slow
 def test_optuna_sweep_with_two_processes_a_job(tmp_path: Path) -> None:
     """Both processes of a job train with its hyperparameters, and its figures are those of one process."""
     folder = tmp_path / "sweep"
     line = [
         *(sys.executable, "-m", "cyberlm", "train", "-m", "sweep=optuna", *SMALL, "trainer.devices=2"),
-        *("hydra.sweeper.n_trials=2", f"hydra.sweep.dir={folder}", "+callbacks.record._target_=two_ranks.Record"),
+        *(
+            "hydra.sweeper.n_trials=2",
+            f"hydra.sweep.dir={folder}",
+            "+callbacks.record._target_=training_support.Record",
+        ),
     ]
-    done = subprocess.run(
-        line, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stdout
-    assert "Traceback" not in done.stdout
-    assert done.stdout.count("Training: 21/21 questions") == 2, done.stdout
+    done = subprocess.run(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
+    assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
+    assert done.stdout.count("Training: 42/42 questions") == 2, done.stdout
     chosen = []
     for job in ("0", "1"):
         given = [str(item) for item in OmegaConf.load(folder / job / ".hydra" / "overrides.yaml")]
@@ -190,57 +230,11 @@ def test_optuna_sweep_with_two_processes_a_job(tmp_path: Path) -> None:
         for process in (0, 1):
             seen = json.loads((folder / job / f"process_{process}.json").read_text())
             assert seen == {"rank": int(rank), "learning_rate": float(rate), "processes": 2}
-        alone = tmp_path / f"alone_{job}"
-        objective = train(config_of(*SMALL, *sampled, "trainer.accumulate_grad_batches=2"), alone)
-        assert read_results(folder / job).objective == pytest.approx(objective, abs=1e-5)  # a mean over processes
-        assert column(folder / job, "train/loss") == pytest.approx(column(alone, "train/loss"), abs=1e-5)
-        assert answered(folder / job) == answered(alone)
+        assert_as_one(folder / job, tmp_path / f"alone_{job}", *sampled)
     assert chosen[0] != chosen[1]
 
 
-def answered(folder: Path) -> list[tuple[str, int]]:
-    predictions: list[Prediction] = read_predictions(folder / "predictions.jsonl")["tuned"]
-    return [(answer.hash, answer.choice) for answer in predictions]
-
-
-def typed(folder: Path, *line: str) -> "subprocess.CompletedProcess[str]":
-    words = [sys.executable, "-m", "cyberlm", "train", *line]
-    return subprocess.run(
-        words, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
-    )
-
-
-def asking(folder: Path, rank: int, batch: int) -> list[str]:
-    target = ["+callbacks.ask._target_=two_ranks.Ask", f"+callbacks.ask.rank={rank}", f"+callbacks.ask.batch={batch}"]
-    return [*SMALL, "trainer.devices=2", "trainer.max_epochs=2", f"hydra.run.dir={folder}", *target]
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_signal_to_one_process_stops_both_after_the_same_step(rank: int, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    told = typed(tmp_path, *asking(folder, rank, 1), f"+callbacks.ask.signum={int(signal.SIGTERM)}")
-    assert told.returncode == EXIT_STOPPED, told.stdout
-    assert "Traceback" not in told.stdout and "SIGTERM" in told.stdout
-    assert [file.name for file in (folder / "checkpoints").iterdir()] == ["step_000002.ckpt"]
-    again = typed(tmp_path, f"trainer.resume={folder}")
-    assert again.returncode == 0, again.stdout
-    alone = tmp_path / "alone"
-    train(config_of(*SMALL, "trainer.max_epochs=2", "trainer.accumulate_grad_batches=2"), alone)
-    assert column(folder, "train/loss") == pytest.approx(column(alone, "train/loss"), abs=1e-5)
-    assert answered(folder) == answered(alone)
-
-
-def test_number_that_goes_wrong_in_one_process_stops_both(tmp_path: Path) -> None:
-    """The first writes what all of them had: a micro-batch of each."""
-    folder = tmp_path / "run"
-    told = typed(tmp_path, *asking(folder, 1, 1))
-    assert told.returncode == 1, told.stdout
-    assert "The loss is nan in optimizer step 1; the step was not taken." in told.stdout
-    assert "Traceback" not in told.stdout
-    saved = load_file(folder / BAD_BATCH)
-    assert {name.partition(".")[0] for name in saved} == {"batch0", "batch1", "weights"}
-
-
+@pytest.mark.slow
 def test_process_that_dies_ends_the_run(tmp_path: Path) -> None:
     config = config_of("trainer.devices=2")
     with (

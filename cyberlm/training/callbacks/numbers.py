@@ -1,4 +1,4 @@
-"""Numbers that go wrong in training: what cannot go on stops, what is doubtful is said (docs/reliability.md)."""
+"""Numbers that go wrong in training: a NaN stops the run, what is doubtful is warned of (docs/reliability.md)."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ from cyberlm.data.batches import AnswerBatch, ScoringBatch
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.questions import LETTERS
-from cyberlm.training.callbacks.steps import StepNumbers, ends_step
+from cyberlm.training.callbacks.meters import ends_step
 
 BAD_BATCH = "bad_batch.safetensors"
 
@@ -44,32 +44,30 @@ class FiniteNumbers(L.Callback):
     All processes of a run stop together, and the first saves what all of them had.
 
     Args:
-        folder: Of the run.
         seed: Of the run, for the record.
-        numbers: Written here.
     """
 
-    def __init__(self, folder: Path, seed: int, numbers: StepNumbers) -> None:
-        self.folder, self.seed, self.numbers = folder, seed, numbers
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
         self.window: list[tuple[AnswerBatch, dict[str, Tensor]]] = []
         self.losses: list[Tensor] = []
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: AnswerBatch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: AnswerBatch, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.window.clear()
             self.losses.clear()
-        self.window.append((batch, _random_states()))
+        states = {"random_cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            states["random_cuda"] = torch.cuda.get_rng_state()
+        self.window.append((batch, states))
 
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        self.losses.append(pl_module.loss_share)  # type: ignore[arg-type]  # torch types modules' attributes
+    def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
+        self.losses.append(pl_module.loss_share)
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        norm: Tensor = pl_module.gradient_norm()  # type: ignore[operator]
-        read = torch.stack([*self.losses, _whole(norm).float()]).tolist()
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        read = torch.stack([*self.losses, _whole(pl_module.gradient_norm()).float()]).tolist()
         *losses, norms = distributed.all_reduce(*read)  # not finite where one process's is not
-        self.numbers.loss, self.numbers.gradient_norm = sum(losses), norms / distributed.world_size()
+        pl_module.step_loss, pl_module.step_gradient_norm = sum(losses), norms / distributed.world_size()
         bad = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
         if bad is not None:
             self.window = [self.window[bad]]
@@ -79,18 +77,23 @@ class FiniteNumbers(L.Callback):
             self._stop(trainer, pl_module, "gradient norm", norms)
 
     def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str, value: float) -> None:
-        file = self.folder / BAD_BATCH
+        file = Path(trainer.default_root_dir) / BAD_BATCH
         step = trainer.global_step
-        trained = [(name, _whole(p.detach())) for name, p in pl_module.named_parameters() if p.requires_grad]
-        window = [parts for each in distributed.all_gather(list(map(_parts, self.window))) for parts in each]
-        with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
-            if distributed.rank() == 0:
-                tensors = {f"weights.{name}": p for name, p in trained}
-                tensors |= {f"batch{k}.{name}": part for k, parts in enumerate(window) for name, part in parts.items()}
-                about = {"step": step, "seed": self.seed, "what": what, "value": value, "batches": len(window)}
-                save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, file, _strings(about))
-        broken = [name for name, p in trained if not torch.isfinite(p).all()]
-        why = f"the weights were not finite before it, for example {broken[0]}" if broken else "the weights were finite"
+        trained = {name: _whole(p.detach()) for name, p in pl_module.named_parameters() if p.requires_grad}
+        mine = [
+            {name: torch.as_tensor(part).cpu() for name, part in {**batch._asdict(), **states}.items()}
+            for batch, states in self.window
+        ]
+        window = list(chain(*distributed.all_gather(mine)))
+        if distributed.rank() == 0:
+            tensors = {f"weights.{name}": p for name, p in trained.items()}
+            tensors |= {f"batch{k}.{name}": part for k, parts in enumerate(window) for name, part in parts.items()}
+            about = {"step": step, "seed": self.seed, "what": what, "value": value, "batches": len(window)}
+            metadata = {name: str(item) for name, item in about.items()}
+            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+                save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, file, metadata)
+        broken = next((name for name, p in trained.items() if not torch.isfinite(p).all()), None)
+        why = f"the weights were not finite before it, for example {broken}" if broken else "the weights were finite"
         saved = f"{file} holds the batch, the weights and the random state that make it so"
         raise RunError(
             f"The {what} is {value} in optimizer step {step}; the step was not taken.",
@@ -106,39 +109,16 @@ def _whole(tensor: Tensor) -> Tensor:
     return whole
 
 
-def _parts(taken: tuple[AnswerBatch, dict[str, Tensor]]) -> dict[str, Tensor]:
-    batch, states = taken
-    return {name: torch.as_tensor(part).cpu() for name, part in {**batch._asdict(), **states}.items()}
-
-
-def _strings(about: dict[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in about.items()}
-
-
-def _random_states() -> dict[str, Tensor]:
-    states = {"random_cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["random_cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
 class LearningWatch(L.Callback):
-    """Says once that the loss exploded; at the end, that accuracy stayed at chance or that all answers are the same.
+    """Warns of a loss that exploded; at the end, of accuracy that stayed at chance and of one answer to everything."""
 
-    Args:
-        numbers: Of the newest optimizer step.
-        warmup_fraction: Share of the steps that are not looked at.
-        share_validation: Whether each process validates on its share of the questions, or on all.
-    """
-
-    def __init__(self, numbers: StepNumbers, warmup_fraction: float, *, share_validation: bool = False) -> None:
-        self.numbers, self.warmup_fraction, self.share_validation = numbers, warmup_fraction, share_validation
+    def __init__(self) -> None:
         self.losses: list[float] = []
         self.exploded = False
         self.validations: list[list[int]] = []
         """Of each validation: questions answered right, and questions."""
-        self.chances: list[float] = []
-        """1/options of each question of one validation."""
+        self.options: list[int] = []
+        """Number of options of each question of the last validation."""
         self.answers: list[int] = []
         self.golds: list[int] = []
         self.batches: list[Tensor] = []
@@ -148,16 +128,15 @@ class LearningWatch(L.Callback):
         return {"losses": self.losses, "exploded": self.exploded, "validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.losses, self.exploded = state_dict["losses"], state_dict["exploded"]
-        self.validations = state_dict["validations"]
+        vars(self).update(state_dict)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: AnswerBatch, batch_idx: int
     ) -> None:
-        warmup = self.warmup_fraction * trainer.estimated_stepping_batches
+        warmup = pl_module.optim.warmup_fraction * trainer.estimated_stepping_batches
         if not ends_step(trainer, batch_idx) or trainer.global_step <= warmup:
             return
-        self.losses = [*self.losses, self.numbers.loss][-RECENT_STEPS - BEFORE_STEPS :]
+        self.losses = [*self.losses, pl_module.step_loss][-RECENT_STEPS - BEFORE_STEPS :]
         before, recent = self.losses[:-RECENT_STEPS], self.losses[-RECENT_STEPS:]
         if self.exploded or len(before) < LEAST_BEFORE:
             return
@@ -170,43 +149,32 @@ class LearningWatch(L.Callback):
                 *(now, RECENT_STEPS, trainer.global_step, usual),
             )
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         self.batches = []
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: ScoringBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: ScoringBatch, *_: Any
     ) -> None:
         self.batches.append(torch.stack([outputs, batch.gold, batch.option_mask.any(-1).sum(-1)]))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.answers, self.golds, options = torch.cat(self.batches, dim=1).tolist()
-        self.chances = [1 / count for count in options]
-        if self.share_validation:
-            shares = distributed.all_gather((self.chances, self.answers, self.golds))
-            self.chances, self.answers, self.golds = (list(chain(*parts)) for parts in zip(*shares, strict=True))
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        found: list[list[int]] = torch.cat(self.batches, dim=1).tolist()
+        if pl_module.share_validation:
+            found = [list(chain(*parts)) for parts in zip(*distributed.all_gather(found), strict=True)]
+        self.answers, self.golds, self.options = found
         right = sum(answer == gold for answer, gold in zip(self.answers, self.golds, strict=True))
         self.validations.append([right, len(self.golds)])
 
-    def conclude(self, figures: Mapping[str, float]) -> None:
-        """Says what the whole of training showed; called once no more validation comes.
+    def findings(self, figures: Mapping[str, float]) -> list[str]:
+        """Sentences on what the whole of training showed, once no more validation comes.
 
         Args:
             figures: By name, those of the validation that chose the weights.
         """
-        for finding in self.findings(figures):
-            log.warning("%s", finding)
-
-    def findings(self, figures: Mapping[str, float]) -> list[str]:
         if not self.golds:  # a run that was resumed after its last validation has said it already
             return []
         found = []
-        chance = statistics.mean(self.chances)
+        chance = statistics.mean(1 / count for count in self.options)
         right, asked = max(self.validations)
         # the best of several validations is held to a level divided by their number (Bonferroni)
         p_value = binomtest(right, asked, chance, alternative="greater").pvalue * len(self.validations)
@@ -216,7 +184,7 @@ class LearningWatch(L.Callback):
                 f"{chance:.0%} (one-sided exact test, p = {min(p_value, 1):.2g})."
             )
             if "option_nll" in figures:
-                guessing = statistics.mean(-math.log(share) for share in self.chances)
+                guessing = statistics.mean(math.log(count) for count in self.options)
                 found[-1] += (
                     f" The option NLL of the weights that are kept is {figures['option_nll']:.3g}, "
                     f"that of guessing {guessing:.3g}."

@@ -1,23 +1,23 @@
 """When checkpoints are written, which one is the best, and what they hold besides Lightning's own state."""
 
 import math
+import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch import callbacks
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from torch import Tensor
+from lightning.pytorch.callbacks import Checkpoint
 
-from cyberlm.config.schema import Monitor
+from cyberlm.config.schema import Monitor, TrainerConfig
 from cyberlm.data.batches import AnswerBatch
 from cyberlm.runtime import distributed, signals
-from cyberlm.training.callbacks.steps import ends_step
-from cyberlm.training.checkpointing import BEST, ORIGIN, STEP_NAME, prune
-
-MODES = {Monitor.option_nll: "min", Monitor.accuracy: "max"}
+from cyberlm.runtime.errors import RunError
+from cyberlm.training.callbacks.meters import ends_step
+from cyberlm.training.checkpointing import BEST_NAME, ORIGIN, STEP_NAME, prune
 
 
 def validation_figures(trainer: L.Trainer) -> dict[str, float]:
@@ -26,63 +26,46 @@ def validation_figures(trainer: L.Trainer) -> dict[str, float]:
     return {name.removeprefix("val/"): float(value) for name, value in metrics if name.startswith("val/")}
 
 
-class BestWeights(ModelCheckpoint):
+class BestWeights(Checkpoint):
     """best.ckpt: the weights that did best in validation so far, and nothing that training needs to go on.
-
-    Of two that are equal in the figure that is monitored, those better in the other are kept. Follows the run's folder
-    where it is moved.
 
     Args:
         folder: Of the checkpoints.
-        monitor: Figure that decides.
+        monitor: Figure that decides; of two that are equal in it, those better in the other are kept.
+
+    Attributes:
+        figures: Of the validation that chose best.ckpt, by name; empty before the first.
     """
 
     def __init__(self, folder: Path, monitor: Monitor) -> None:
-        super().__init__(
-            dirpath=folder,
-            filename=BEST,
-            monitor=f"val/{monitor.name}",
-            mode=MODES[monitor],
-            save_weights_only=True,
-            save_on_train_epoch_end=False,  # else val_check_interval=1 judges only an epoch's last validation
-            enable_version_counter=False,
-        )
-        self.by = monitor
+        self.file, self.monitor = folder / BEST_NAME, monitor
         self.figures: dict[str, float] = {}
-        """Of the validation that chose best.ckpt."""
 
-    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
-        if current is None:
-            return False
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != "fit":
+            return
         found = validation_figures(trainer)
-        better = not self.best_k_models or self._rank(found) > self._rank(self.figures)
+        better = not self.figures or self._rank(found) > self._rank(self.figures)
         if trainer.strategy.reduce_boolean_decision(better):
             self.figures = found
-            return True
-        return False
+            trainer.save_checkpoint(self.file, weights_only=True)
 
     def _rank(self, figures: Mapping[str, float]) -> tuple[float, float]:
         """Higher is better. Not a number is the worst; an older checkpoint, which holds no NLL, wins a tie."""
         nll, accuracy = figures.get(Monitor.option_nll.name, -math.inf), figures[Monitor.accuracy.name]
         low_nll = -math.inf if math.isnan(nll) else -nll
-        return (low_nll, accuracy) if self.by is Monitor.option_nll else (accuracy, low_nll)
+        return (low_nll, accuracy) if self.monitor is Monitor.option_nll else (accuracy, low_nll)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "figures": self.figures}
+        return {"figures": self.figures}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.figures = state_dict.get("figures", {})
-        if not self.figures and state_dict["best_model_score"] is not None:  # of a time when accuracy alone decided
-            self.figures = {Monitor.accuracy.name: float(state_dict["best_model_score"])}
-
-        def here(path: str) -> str:
-            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
-
-        moved = dict(state_dict, dirpath=self.dirpath)
-        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-            moved[name] = here(state_dict[name])
-        moved["best_k_models"] = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict(moved)
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Reads its state under the longer names of older versions, too, the oldest of which know accuracy alone."""
+        states = checkpoint["callbacks"].items()
+        (state,) = (state for name, state in states if name.startswith(type(self).__name__))
+        self.figures = state.get("figures", {})
+        if not self.figures and state.get("best_model_score") is not None:
+            self.figures = {Monitor.accuracy.name: float(state["best_model_score"])}
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -94,8 +77,9 @@ class EarlyStopping(callbacks.EarlyStopping):
     """
 
     def __init__(self, monitor: Monitor | str, patience: int) -> None:
-        by = Monitor[monitor] if isinstance(monitor, str) else monitor
-        super().__init__(monitor=f"val/{by.name}", mode=MODES[by], patience=patience)
+        name = monitor if isinstance(monitor, str) else monitor.name
+        mode = "max" if name == Monitor.accuracy.name else "min"
+        super().__init__(monitor=f"val/{name}", mode=mode, patience=patience)
 
 
 class ResumePoints(Checkpoint):
@@ -107,60 +91,56 @@ class ResumePoints(Checkpoint):
 
     Args:
         folder: Of the checkpoints.
-        every_n_steps: Optimizer steps between two.
-        every_minutes: Wall time between two; None for no such rule.
-        keep: How many stay.
+        config: How often (`checkpoint_every_*`), and how many are kept.
         settings: The run's configuration by dotted key, kept in each checkpoint.
     """
 
-    def __init__(
-        self, folder: Path, every_n_steps: int, every_minutes: float | None, keep: int, settings: Mapping[str, str]
-    ) -> None:
-        self.folder, self.keep, self.settings = folder, keep, dict(settings)
-        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+    def __init__(self, folder: Path, config: TrainerConfig, settings: Mapping[str, str]) -> None:
+        self.folder, self.config, self.settings = folder, config, dict(settings)
         self.due = False
         self.ended = False
         self.written = time.monotonic()
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         signals.defer()
         trainer.should_stop |= self.ended
         self.written = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: AnswerBatch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: AnswerBatch, batch_idx: int
     ) -> None:
         if not ends_step(trainer, batch_idx):
             return
         minutes = (time.monotonic() - self.written) / 60
-        late = self.every_minutes is not None and minutes >= self.every_minutes
-        self.due = self.due or late or trainer.global_step % self.every_n_steps == 0
+        every_minutes = self.config.checkpoint_every_minutes
+        self.due |= every_minutes is not None and minutes >= every_minutes
+        self.due |= trainer.global_step % self.config.checkpoint_every_n_steps == 0
         assert trainer.val_check_batch is not None
         if (batch_idx + 1) % trainer.val_check_batch and not self._epoch_ends(trainer):
             self._save_or_leave(trainer)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not self._epoch_ends(trainer):
             self._save_or_leave(trainer)
 
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.due = True
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if trainer.max_steps == -1 or last or self._training_ends(trainer):
             self._save_or_leave(trainer)
         # else after the next step: with max_steps, Lightning takes a run resumed from here for one that has ended
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         signals.stop_deferring()
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint[ORIGIN] = {"settings": self.settings, "ended": trainer.should_stop}
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         self.ended = checkpoint[ORIGIN]["ended"]
 
     def _epoch_ends(self, trainer: L.Trainer) -> bool:
-        """Whether `on_train_epoch_end` comes next: after the last batch, the last step, or early stopping."""
+        """True where `on_train_epoch_end` comes next: after the last batch, the last step, or early stopping."""
         return trainer.is_last_batch or self._training_ends(trainer)
 
     def _training_ends(self, trainer: L.Trainer) -> bool:
@@ -172,7 +152,50 @@ class ResumePoints(Checkpoint):
         if due or stopping:
             trainer.save_checkpoint(self.folder / STEP_NAME.format(trainer.global_step))
             if distributed.rank() == 0:
-                prune(self.folder, self.keep)
+                prune(self.folder, self.config.keep_checkpoints)
             self.due, self.written = False, time.monotonic()
         if stopping:
             raise signals.Stopped(next(signum for signum in distributed.all_gather(asked) if signum is not None))
+
+
+class RandomState(L.Callback):
+    """Random numbers go on where the checkpoint left them, so that a resumed run draws the same dropout.
+
+    Each process has numbers of its own: with the same ones, all would drop the same units.
+
+    Args:
+        seed: Where training starts from its beginning: whatever was done before it, it draws the same.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.restored: dict[str, Any] | None = None
+
+    def on_fit_start(self, *_: Any) -> None:
+        if self.restored is None:
+            torch.manual_seed(self.seed + distributed.rank())
+            random.seed(self.seed + distributed.rank())
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self.restored is not None:
+            torch.set_rng_state(self.restored["torch"])
+            random.setstate(self.restored["python"])
+            if "cuda" in self.restored:
+                torch.cuda.set_rng_state(self.restored["cuda"])
+            self.restored = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of all processes: only what rank 0 returns is saved."""
+        state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        return {"by_rank": distributed.all_gather(state)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        states = state_dict["by_rank"]
+        if len(states) != distributed.world_size():
+            raise RunError(
+                f"The checkpoint is of a run with trainer.devices={len(states)}; it cannot go on with "
+                f"trainer.devices={distributed.world_size()}: its random numbers would be others."
+            )
+        self.restored = states[distributed.rank()]

@@ -1,4 +1,4 @@
-"""Where what can be made again is kept: downloaded files, converted models, tokenised questions."""
+"""Cache directory for downloaded files, converted models and tokenised questions; a home for users without one."""
 
 import getpass
 import os
@@ -15,27 +15,27 @@ def cache_folder() -> Path:
     """$CYBERLM_CACHE_DIR, or the user's cache folder for cyberlm; a temporary folder where that cannot be written to.
 
     Raises:
-        ConfigError: If something else stands there.
+        ConfigError: If the path is a file.
     """
     given = os.environ.get("CYBERLM_CACHE_DIR")
     folder = Path(given) if given else user_cache_path("cyberlm")
-    standing = _standing(folder)
-    if not given and standing.is_dir() and not writable(folder):
+    existing = _existing(folder)
+    if not given and existing.is_dir() and not writable(folder):
         return _own_temporary() / "cache"
-    if standing.exists() and not standing.is_dir():
+    if existing.exists() and not existing.is_dir():
         raise ConfigError(
-            "The cache has no place:",
-            [Problem(f"{standing} is not a folder", "a folder, or a name that is free", "CYBERLM_CACHE_DIR=FOLDER")],
+            "The cache directory cannot be made:",
+            [Problem(f"{existing} is not a folder", "a folder, or a name that is free", "CYBERLM_CACHE_DIR=FOLDER")],
         )
     return folder
 
 
 def writable(folder: Path) -> bool:
-    """Whether a folder can be written to, or made."""
-    return os.access(_standing(folder), os.W_OK | os.X_OK)
+    """True for a folder that can be written to, or made."""
+    return os.access(_existing(folder), os.W_OK | os.X_OK)
 
 
-def _standing(folder: Path) -> Path:
+def _existing(folder: Path) -> Path:
     """The folder, or the nearest above it that exists."""
     return next((path for path in (folder, *folder.parents) if path.exists()), folder)
 

@@ -68,8 +68,13 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
         "id": hashlib.sha256(str(Path(save_dir).resolve()).encode()).hexdigest()[:12],
         **{"save_dir": save_dir, "log_model": False, "resume": "allow"},
         "settings": wandb.Settings(  # wandb would keep the command line and the repository's address, with any secret
-            **{"init_timeout": WANDB_INIT_SECONDS, "console": "off", "silent": True},
-            **{"x_disable_meta": True, "disable_git": True, "disable_code": True, "save_code": False},
+            init_timeout=WANDB_INIT_SECONDS,
+            console="off",
+            silent=True,
+            x_disable_meta=True,
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
         ),
     }
     if mode == "disabled":

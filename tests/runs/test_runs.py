@@ -1,7 +1,8 @@
 """A whole run and its evaluation, end to end, on the tiny model and the embedded questions."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,12 @@ from support import MULTIPLE_CHOICE, TINY, compose, config_of, sample_questions
 from cyberlm.config.rules import build_config
 from cyberlm.config.saved import config_of as saved_by
 from cyberlm.config.saved import save_config
-from cyberlm.config.schema import EvaluateConfig, Protocol, TrainConfig
+from cyberlm.config.schema import EvaluateConfig, TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.evidence import read_evidence
 from cyberlm.evaluation.results import read_predictions, read_results, read_status
-from cyberlm.evaluation.scores import score_predictions
-from cyberlm.evaluation.verdict import compare
+from cyberlm.runs import evaluate as evaluating
 from cyberlm.runs.eval_set import pose
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.recompute import recompute
@@ -32,16 +32,6 @@ SMALL = (
     *("optim.learning_rate=1e-2", "trainer.max_epochs=2"),
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
-]
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
-
 
 def small(*overrides: str) -> TrainConfig:
     return config_of(*SMALL, *overrides)
@@ -52,62 +42,63 @@ def scoring(*overrides: str) -> EvaluateConfig:
     return build_config(composed, EvaluateConfig)
 
 
+def evaluated(run: Path, folder: Path, *overrides: str) -> Path:
+    evaluate(scoring(f"run={run}", "evaluation=full", "evaluation.prior_share=0.2", *overrides), folder)
+    return folder
+
+
+@pytest.fixture
+def run(lora_run: Path, tmp_path: Path) -> Path:
+    """A finished run that the test may change."""
+    return Path(shutil.copytree(lora_run, tmp_path / "run"))
+
+
 @pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
-def test_a_run_leaves_everything_it_promises(method: str, tmp_path: Path) -> None:
-    objective = train(small(f"method={method}"), tmp_path / "run")
-    run = tmp_path / "run"
+def test_a_run_leaves_everything_it_promises(method: str, finished_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = finished_run(f"method={method}")
     results = read_results(run)
     status = read_status(run)
-    assert status is not None and (status.state, status.objective) == ("finished", objective)
-    assert results.questions == {"train": 24, "validation": 8, "test": 16}
-    assert results.objective == objective and results.steps == 6
-    assert results.monitor == "option_nll" and results.validation["option_nll"] == objective
-    assert set(results.validation) == {"accuracy", "nll", "option_nll"}
+    assert status is not None and (status.state, status.objective) == ("finished", results.objective)
+    assert results.questions == {"train": 48, "validation": 8, "test": 16}
+    assert results.monitor == "option_nll" and results.validation["option_nll"] == results.objective
+    assert results.steps == 12 and set(results.validation) == {"accuracy", "nll", "option_nll"}
     assert set(results.scores) == {"base", "tuned"}
-    assert results.cost is not None and 0 < results.cost.label_tokens < results.cost.processed_tokens
-    assert results.cost.label_tokens == 2 * 2 * 24  # letter and end of turn, two epochs
+    assert results.cost is not None and results.cost.label_tokens < results.cost.processed_tokens
+    assert results.cost.label_tokens == 2 * 2 * 48  # letter and end of turn, two epochs
     tuned = run / ("model" if method == "sft" else "adapter")
-    for file in (
-        "prompt.json",
-        "tokenizer.json",
-        "README.md",
-        "config.json" if method == "sft" else "adapter_config.json",
-    ):
-        assert (tuned / file).is_file(), file
-    for file in ("config.yaml", "environment.json", "split_manifest.json", "metrics.csv", "provenance.json"):
-        assert (run / file).is_file(), file
+    own = "config.json" if method == "sft" else "adapter_config.json"
+    assert {"prompt.json", "tokenizer.json", "README.md", own} <= {file.name for file in tuned.iterdir()}
+    promised = {"config.yaml", "environment.json", "split_manifest.json", "metrics.csv", "provenance.json"}
+    assert promised <= {file.name for file in run.iterdir()}
     header = (run / "metrics.csv").read_text().splitlines()[0]
     assert {"train/loss", "val/accuracy", "val/nll"} <= set(header.split(","))
     assert results.provenance["weights"] and results.provenance["prompt"]
+    assert results.comparison is not None
+    assert "\n".join(results.comparison.sentences()) in (tuned / "README.md").read_text()
 
-    # every figure comes again from predictions.jsonl
+    # the same figures from the rows, and from evaluate.py
     predictions = read_predictions(run / "predictions.jsonl")
     for name, rows in predictions.items():
-        assert score_predictions(rows, Protocol.letter, True) == results.scores[name]
-        right = sum(row.choice == row.gold for row in rows)
-        assert results.scores[name].likelihood.value == right / 16
-    assert compare(read_evidence(run).pairs) == results.comparison
-    assert results.comparison is not None and results.comparison.metric == "generation"
-    assert "\n".join(results.comparison.sentences()) in (tuned / "README.md").read_text()
-    assert results.comparison.only_tuned_right == sum(
-        tuned.generated_correct and not base.generated_correct
-        for base, tuned in zip(predictions["base"], predictions["tuned"], strict=True)
-    )
+        assert results.scores[name].likelihood.value == sum(row.choice == row.gold for row in rows) / 16
+    again = evaluated(run, tmp_path / "again")
+    assert recompute(run) == recompute(again) == []
+    assert read_results(again).scores == results.scores
+    assert read_results(again).comparison == results.comparison
+    assert read_predictions(again / "predictions.jsonl") == predictions
 
-    # the same figures from evaluate.py
-    evaluate(scoring(f"run={run}"), tmp_path / "again")
-    again = read_results(tmp_path / "again")
-    assert again.scores == results.scores
-    assert again.comparison == results.comparison
-    assert read_predictions(tmp_path / "again" / "predictions.jsonl") == predictions
+
+def test_a_row_that_was_changed_is_found(run: Path) -> None:
+    rows = (run / "predictions.jsonl").read_text().splitlines()
+    row = json.loads(rows[0])
+    row["choice"] = (row["choice"] + 1) % 4
+    (run / "predictions.jsonl").write_text("\n".join([json.dumps(row), *rows[1:]]) + "\n")
+    assert any(name.startswith("evidence.") for name in recompute(run))
 
 
 @pytest.mark.parametrize("prompt", ["letter", "text"])
-def test_every_figure_comes_again_from_the_rows(prompt: str, tmp_path: Path) -> None:
-    """With all passes, of a training run and of an evaluation of it; and a changed row is found."""
-    run, again = tmp_path / "run", tmp_path / "again"
-    train(small(f"prompt={prompt}", "evaluation=full", "evaluation.prior_share=0.2"), run)
-    evaluate(scoring(f"run={run}", "evaluation=full", "evaluation.prior_share=0.2"), again)
+def test_evidence_of_a_run_with_all_passes(prompt: str, finished_run: Callable[..., Path]) -> None:
+    text = (*("prompt=text", "prompt.question='{question}'"), "evaluation.parquet=true")
+    run = finished_run("method=lora", *(text if prompt == "text" else ()))
     evidence = json.loads((run / "evidence.json").read_text())
     for model in evidence["models"].values():
         assert (model["permutations"] is not None) == (prompt == "letter")
@@ -119,47 +110,57 @@ def test_every_figure_comes_again_from_the_rows(prompt: str, tmp_path: Path) -> 
     assert {row["outcome"] for row in evidence["differences"]} >= {"gold_nll", "option_nll", "rouge1", "rougeL"}
     assert evidence["leaks"]["n_exact"] == 0
     assert recompute(run) == []
-    assert recompute(again) == []
-    rows = (run / "predictions.jsonl").read_text().splitlines()
-    row = json.loads(rows[0])
-    row["choice"] = (row["choice"] + 1) % 4
-    (run / "predictions.jsonl").write_text("\n".join([json.dumps(row), *rows[1:]]) + "\n")
-    assert any(name.startswith("evidence.") for name in recompute(run))
+    if prompt == "text":
+        rows = (run / "predictions.jsonl").read_text().splitlines()
+        assert parquet.read_table(run / "predictions.parquet").to_pylist() == list(map(json.loads, rows))
+        tuned = read_results(run).scores["tuned"]
+        assert tuned.generation is None and "not shown" in tuned.generation_note
+        assert tuned.rouge is not None and tuned.rouge.rouge2 is not None
 
 
-def test_text_prompt_has_rouge_and_says_why_there_is_no_generation_accuracy(tmp_path: Path) -> None:
-    train(small("prompt=text", "evaluation.base=false", "evaluation.parquet=true"), tmp_path / "run")
-    rows = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
-    assert parquet.read_table(tmp_path / "run" / "predictions.parquet").to_pylist() == list(map(json.loads, rows))
-    results = read_results(tmp_path / "run")
-    assert set(results.scores) == {"tuned"} and results.comparison is None
-    tuned = results.scores["tuned"]
-    assert tuned.generation is None and "not shown" in tuned.generation_note
-    assert tuned.rouge is not None and tuned.rouge.rouge2 is not None
-
-
-def test_a_model_as_it_is_is_scored_on_the_whole_file(tmp_path: Path) -> None:
+def test_a_base_model_is_scored_on_the_whole_file(tmp_path: Path) -> None:
     config = scoring("model=tiny_random", "data.max_test=20", "prompt=letter", "evaluation.generate=false")
-    evaluate(config, tmp_path / "e")
-    results = read_results(tmp_path / "e")
+    evaluate(config, tmp_path)
+    results = read_results(tmp_path)
     assert results.kind == "evaluate" and set(results.scores) == {"base"} and results.questions == {"test": 20}
     assert results.scores["base"].rouge is None
-    status = read_status(tmp_path / "e")
+    status = read_status(tmp_path)
     assert status is not None and status.objective is None
 
 
-def test_scoring_refuses_questions_that_were_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cyberlm.runs import evaluate as evaluating
-
-    train(small(), tmp_path / "run")
+def test_scoring_refuses_questions_that_were_trained_on(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a whole file, and one that the split itself calls a test question."""
     monkeypatch.setattr(evaluating, "_groups_given", lambda: {"data", "run"})
     with pytest.raises(RunError, match="were trained on or validated on"):
-        evaluate(scoring(f"run={tmp_path / 'run'}", "data=sample"), tmp_path / "e")
+        evaluated(run, tmp_path / "e", "data=sample")
     status = read_status(tmp_path / "e")
     assert status is not None and status.state == "failed"
     monkeypatch.setattr(evaluating, "_groups_given", lambda: {"model", "run"})
     with pytest.raises(ConfigError, match="belong to the run"):
-        evaluate(scoring(f"run={tmp_path / 'run'}"), tmp_path / "e2")
+        evaluated(run, tmp_path / "e2")
+    monkeypatch.undo()
+    manifest = json.loads((run / "split_manifest.json").read_text())
+    manifest["parts"]["test"][0] = manifest["parts"]["train"][0]
+    (run / "split_manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunError, match="1 of 16 questions were trained on or validated on"):
+        evaluated(run, tmp_path / "e3")
+
+
+def test_scoring_refuses_another_prompt_and_another_base(run: Path, tmp_path: Path) -> None:
+    prompt = run / "adapter" / "prompt.json"
+    saved = prompt.read_text()
+    prompt.write_text(json.dumps({"fingerprint": "0" * 16}))
+    with pytest.raises(RunError, match="prompt is not the one"):
+        evaluated(run, tmp_path / "e")
+    prompt.write_text(saved)
+    config = run / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("    seed: 0\n", "    seed: 5\n"))
+    assert config.read_text() != text
+    with pytest.raises(RunError, match="base weights are not those"):
+        evaluated(run, tmp_path / "e2")
 
 
 def questions_file(path: Path, questions: Sequence[Question]) -> Path:
@@ -266,34 +267,6 @@ def test_test_questions_are_never_trained_on(tmp_path: Path) -> None:
     assert leaks is not None and (leaks.n_test, leaks.n_exact, leaks.n_near) == (8, 0, 0)
 
 
-def test_a_test_question_slipped_among_those_that_were_trained_on_is_refused(tmp_path: Path) -> None:
-    """Also where the split itself says that it is a test question."""
-    run = tmp_path / "run"
-    train(small("trainer.max_steps=1", "evaluation.generate=false"), run)
-    manifest = json.loads((run / "split_manifest.json").read_text())
-    manifest["parts"]["test"][0] = manifest["parts"]["train"][0]
-    (run / "split_manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(RunError, match="1 of 16 questions were trained on or validated on"):
-        evaluate(scoring(f"run={run}"), tmp_path / "e")
-
-
-def test_scoring_refuses_another_prompt_and_another_base(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    train(small(), run)
-    prompt = run / "adapter" / "prompt.json"
-    saved = prompt.read_text()
-    prompt.write_text(json.dumps({"fingerprint": "0" * 16}))
-    with pytest.raises(RunError, match="prompt is not the one"):
-        evaluate(scoring(f"run={run}"), tmp_path / "e")
-    prompt.write_text(saved)
-    config = run / "config.yaml"
-    text = config.read_text()
-    config.write_text(text.replace("    seed: 0\n", "    seed: 5\n"))
-    assert config.read_text() != text
-    with pytest.raises(RunError, match="base weights are not those"):
-        evaluate(scoring(f"run={run}"), tmp_path / "e2")
-
-
 def test_validation_that_would_never_come_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Validation would never come"):
         train(small("trainer.val_check_interval=40"), tmp_path / "run")
@@ -307,7 +280,7 @@ def test_max_steps_before_the_first_validation_still_has_an_objective(tmp_path: 
     assert read_results(tmp_path / "run").steps == 1
 
 
-@pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
+@pytest.mark.parametrize("method", ["sft", "lora", pytest.param("qlora", marks=pytest.mark.slow)])
 def test_mixed_precision_trains_and_clips(method: str, tmp_path: Path) -> None:
     """bf16-mixed is the default on a GPU; here it runs on the CPU."""
     overrides = (f"method={method}", "trainer.precision=bf16-mixed", "optim.max_grad_norm=0.1", "trainer.max_steps=3")

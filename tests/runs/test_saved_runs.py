@@ -26,16 +26,10 @@ from cyberlm.training.callbacks.resuming import EarlyStopping
 
 SAVED = Path(__file__).parents[1] / "saved_runs"
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
-]
-
 
 @pytest.fixture
 def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folders where they were written, in outputs/ of the working directory."""
-    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(SAVED, "outputs"))
 

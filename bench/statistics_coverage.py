@@ -20,8 +20,8 @@ import measure
 import numpy as np
 
 from cyberlm.evaluation.intervals import accuracy_interval
-from cyberlm.evaluation.metrics.baselines import Floor, skill_limits
-from cyberlm.evaluation.metrics.calibration import calibration
+from cyberlm.evaluation.metrics.baselines import Baseline, skill_limits
+from cyberlm.evaluation.metrics.calibration import calibrated_errors, calibration_measures, confidence_of
 from cyberlm.evaluation.metrics.letter_bias import preference_test
 from cyberlm.evaluation.paired_tests import detectable_difference, difference_interval, mcnemar, mean_difference_test
 
@@ -225,9 +225,9 @@ def skill_above_floors(rng: np.random.Generator, share: float) -> list[Rate]:
         truth, hits = 1 - (1 - model) / (1 - max(floors)), 0
         for _ in range(repeats):
             (right, *credits), clusters = drawn_answers(rng, n, size, (model, *floors), alike)
-            measured = [Floor("drawn", float(row.mean()), tuple(row.astype(float)), "") for row in credits]
-            low, high = skill_limits(right.tolist(), measured, clusters)
-            hits += low is not None and high is not None and low <= truth <= high
+            measured = [Baseline("drawn", tuple(row.astype(float).tolist()), "") for row in credits]
+            limits = skill_limits(right.tolist(), measured, clusters)
+            hits += limits is not None and limits[0] <= truth <= limits[1]
         near = f", clusters of {size}" if size > 1 else ""
         case = f"n={n}, accuracy {model}, floors {', '.join(map(str, floors))}, {alike:.0%} alike{near}"
         rates.append(Rate(case, hits, repeats, 0.95, 0.94, 0.97 if len(floors) == 1 else 1.0))
@@ -268,8 +268,8 @@ def calibrated_model(rng: np.random.Generator, share: float) -> list[Rate]:
             chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
             drawn = np.repeat(rng.random(n // size), size)[:, None]
             gold = (chances.cumsum(axis=1) > drawn).argmax(axis=1)
-            found = calibration(scores, gold, clusters=np.arange(n) // size)
-            hits += found.ece_chance_hi is not None and found.ece > found.ece_chance_hi
+            by_chance = calibrated_errors(confidence_of(scores), clusters=np.arange(n) // size)
+            hits += calibration_measures(scores, gold)["ece"] > np.quantile(by_chance, 0.95)
         near = f", clusters of {size}" if size > 1 else ""
         rates.append(Rate(f"n={n}{near}", hits, repeats, 0.05, 0.02, 0.08))
     return rates

@@ -1,17 +1,24 @@
 """Questions and predictions for the tests of cyberlm.evaluation."""
 
+import functools
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import settings
-from support import compose
+from support import MULTIPLE_CHOICE, compose
 
 from cyberlm.config.rules import build_config
-from cyberlm.config.schema import EvaluateConfig
+from cyberlm.config.schema import EvaluateConfig, OnBadRow
+from cyberlm.data.readers import QuestionSet, read_questions
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.metrics.metric import Metric, MetricFunction
+from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.tasks.questions import LETTERS, Question
 
-calmly = settings(deadline=None, derandomize=True)
+calmly = settings(deadline=None, derandomize=True, max_examples=25)
 """For property tests: the same examples every time, and no clock, which a busy machine would fail."""
 
 
@@ -56,7 +63,34 @@ def outcomes(right: Sequence[bool]) -> list[Prediction]:
     return predictions("A" * len(right), "".join("A" if hit else "B" for hit in right))
 
 
+@functools.cache
+def _config(*overrides: str) -> EvaluateConfig:
+    return build_config(compose("prompt=letter", "logger=none", *overrides, command="evaluate"), EvaluateConfig)
+
+
 def eval_set(asked: Sequence[Question], *overrides: str, seen: Sequence[Question] = ()) -> EvalSet:
     """The context of metrics: the letter protocol, unless overrides say otherwise."""
-    composed = compose("prompt=letter", "logger=none", *overrides, command="evaluate")
-    return EvalSet(build_config(composed, EvaluateConfig), asked, seen=seen)
+    return EvalSet(_config(*overrides), asked, seen=seen)
+
+
+def measured(
+    metric: MetricFunction,
+    asked: Sequence[Question],
+    rows: Sequence[Prediction],
+    *overrides: str,
+    seen: Sequence[Question] = (),
+    **further: Any,
+) -> dict[str, Metric]:
+    """Metrics of one model by name; `further` are fields of its `Predictions`."""
+    found = list(metric(Predictions(rows, **further), eval_set(asked, *overrides, seen=seen)))
+    assert len({one.name for one in found}) == len(found)
+    return {one.name: one for one in found}
+
+
+DATA_DIR = os.environ.get("CYBERLM_DATA_DIR")
+needs_files = pytest.mark.skipif(DATA_DIR is None, reason="CYBERLM_DATA_DIR names no folder with the CyberMetric files")
+
+
+def cybermetric(size: int) -> QuestionSet:
+    name = f"CyberMetric-{size}-v1"
+    return read_questions(Path(str(DATA_DIR)) / f"{name}.json", name, OnBadRow.error, MULTIPLE_CHOICE)

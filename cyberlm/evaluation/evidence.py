@@ -17,20 +17,32 @@ from scipy.special import log_softmax
 
 from cyberlm.config.schema import OptionScore, Protocol
 from cyberlm.evaluation.comparison import MeanDifference, PairComparison, compare_means, compare_models
-from cyberlm.evaluation.intervals import AccuracyInterval, accuracy_interval
-from cyberlm.evaluation.metrics.baselines import (
+from cyberlm.evaluation.evidence_measures import (
+    accuracy_clean_and_dirty,
+    audit_leaks,
+    calibrate,
+    compare_with_floors,
+    debias,
+    diagnose,
+    letter_bias,
+    noise_sensitivity,
+    permutation_scores,
+    shortcut_floors,
+)
+from cyberlm.evaluation.evidence_records import (
+    CalibrationReport,
+    CleanAccuracy,
+    Debiasing,
     Finding,
     FloorReport,
     Floors,
-    compare_with_floors,
-    diagnose,
-    shortcut_floors,
+    LeakAudit,
+    LetterBias,
+    NoiseSensitivity,
+    PermutationScores,
 )
-from cyberlm.evaluation.metrics.calibration import CalibrationReport, calibrate
-from cyberlm.evaluation.metrics.contamination import CleanAccuracy, LeakAudit, accuracy_clean_and_dirty, audit_leaks
-from cyberlm.evaluation.metrics.label_noise import NoiseSensitivity, Suspect, noise_sensitivity
-from cyberlm.evaluation.metrics.letter_bias import Debiasing, LetterBias, debias, letter_bias
-from cyberlm.evaluation.metrics.rotations import PermutationScores, permutation_scores
+from cyberlm.evaluation.intervals import AccuracyInterval, accuracy_interval
+from cyberlm.evaluation.metrics.label_noise import Suspect
 from cyberlm.evaluation.outcomes import cluster_numbers, golds, option_scores, right
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.records import RougeScores

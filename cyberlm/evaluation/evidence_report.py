@@ -8,12 +8,10 @@ from collections.abc import Sequence
 
 from cyberlm.evaluation.comparison import NAMED, NAMED_BY_BOTH, MeanDifference, PairComparison
 from cyberlm.evaluation.evidence import Evidence, ModelEvidence, RougeContext
-from cyberlm.evaluation.intervals import AccuracyInterval
-from cyberlm.evaluation.metrics.calibration import CalibrationReport
-from cyberlm.evaluation.metrics.letter_bias import LetterBias
+from cyberlm.evaluation.evidence_records import CalibrationReport, LetterBias
+from cyberlm.evaluation.intervals import AccuracyInterval, share_text, with_limits
 from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, primary_metric
 from cyberlm.evaluation.records import RougeScores
-from cyberlm.evaluation.shares import share_text, with_limits
 from cyberlm.tasks.questions import LETTERS
 
 LABELS = {

@@ -1,12 +1,17 @@
-"""Accuracy with a 95% interval that knows of near-duplicates."""
+"""95% intervals of accuracy, and of skill, in which near-duplicate questions count once."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import norm
 
-from cyberlm.evaluation.shares import wilson
+from cyberlm.evaluation.outcomes import FloatArray, cluster_sums
 from cyberlm.runtime.errors import Problem, RunError
+
+Z95 = float(norm.ppf(0.975))
+"""Two-sided 95% quantile of the normal distribution, 1.95996."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +21,7 @@ class AccuracyInterval:
     Attributes:
         acc: Share answered right.
         n: Questions asked.
-        n_eff: How many independent questions carry as much information; `n` where there are no near-duplicates.
+        n_eff: Independent questions that carry as much information; `n` without near-duplicates.
         ci_lo, ci_hi: Wilson interval of `acc` on `n_eff` questions.
     """
 
@@ -31,55 +36,114 @@ def accuracy_interval(correct: ArrayLike, clusters: ArrayLike | None = None) -> 
     """Accuracy with its 95% interval: Wilson on the effective number of questions.
 
     Args:
-        correct: (N,) bool, whether each question was answered right.
+        correct: (N,) bool, whether each question was answered right; without clusters also float, right in part.
         clusters: (N,) int, number of the near-duplicate cluster of each question; None if all are independent.
 
     Raises:
         RunError: If there are no questions.
     """
-    values = np.asarray(correct, dtype=bool)
+    values = np.asarray(correct, dtype=np.float64)
     if not values.size:
         raise RunError("There are no questions to score.", [Problem("a share of 0 questions is undefined")])
-    share = float(values.mean())
+    share = math.fsum(values.tolist()) / values.size
     n_eff = float(values.size) if clusters is None else effective_questions(values, clusters)
     return AccuracyInterval(share, values.size, n_eff, *wilson(share, n_eff))
 
 
-def clustered_variance(correct: ArrayLike, clusters: ArrayLike) -> float:
-    """Variance of accuracy where questions of one cluster may be answered alike.
+def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
+    """95% score interval (Wilson 1927, JASA 22:209, doi 10.1080/01621459.1927.10502953), no continuity correction.
 
-    v = (1/n²) Σ_c (Σ_{i in c} (x_i - p))²: the cluster-robust variance of a mean (Liang and Zeger 1986, Biometrika
-    73:13, doi 10.1093/biomet/73.1.13; for evaluations Miller 2024, arXiv 2411.00640). Without a correction
-    for few clusters, so that clusters of one question each give p(1-p)/n exactly.
+    With z = 1.96: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n). `n` need not be whole, so that an effective
+    number of questions can be put in (as surveys do: Korn and Graubard 1998, Survey Methodology 24:193).
 
     Args:
-        correct: (N,) bool.
-        clusters: (N,) int.
+        share: p, in [0, 1].
+        n: Above 0.
+        z: Quantile of the normal distribution on each side.
+
+    Returns:
+        Lower and upper limit, in [0, 1].
     """
-    values = np.asarray(correct, dtype=np.float64)
-    _, members = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.bincount(members, weights=values - values.mean())  # (clusters,)
-    return float((sums**2).sum() / values.size**2)
+    centre = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    # The interval holds its share; rounding alone can put it outside, where the share is 0 or 1.
+    return max(0.0, min(share, (centre - half) / scale)), min(1.0, max(share, (centre + half) / scale))
 
 
 def effective_questions(correct: ArrayLike, clusters: ArrayLike) -> float:
-    """How many independent questions would give accuracy the same variance: p(1-p)/v, in (0, n].
+    """Independent questions that would give accuracy the same variance: p(1-p)/v, in (0, n].
+
+    v = (1/n²) Σ_c (Σ_{i in c} (x_i - p))² is the cluster-robust variance of a mean (Liang and Zeger 1986, Biometrika
+    73:13, doi 10.1093/biomet/73.1.13; for evaluations Miller 2024, arXiv 2411.00640), without a correction for few
+    clusters, so that clusters of one question each give n exactly.
 
     - At most n. The estimate passes n only where near-duplicates happen to be answered unlike one another; that is
       noise of v, and a duplicate never tells more than a fresh question.
-    - Where all answers are right, or all wrong, p(1-p)/v is 0/0. Then every cluster is answered of one piece, and
-      each counts once: the number of clusters.
-    - One cluster alone has v = 0 whatever its answers, for nothing varies between clusters: it counts as one question.
+    - Where all answers are right, or all wrong, p(1-p)/v is 0/0: each cluster counts once.
+    - One cluster alone has v = 0 whatever its answers: it counts as one question.
 
     Args:
-        correct: (N,) bool.
+        correct: (N,) bool or 0 and 1.
         clusters: (N,) int.
     """
-    values = np.asarray(correct, dtype=bool)
-    count = np.unique(np.asarray(clusters)).size
-    share = float(values.mean())
-    if count in (1, values.size) or share in (0.0, 1.0):
-        return float(count)
-    variance = clustered_variance(values, clusters)
-    binomial = share * (1 - share)
-    return float(values.size) if variance * values.size <= binomial else binomial / variance
+    values = np.asarray(correct, dtype=np.float64)
+    share, n = float(values.mean()), values.size
+    sums = cluster_sums(values - share, clusters)  # (G,)
+    if sums.size in (1, n) or share in (0.0, 1.0):
+        return float(sums.size)
+    variance, binomial = float((sums**2).sum() / n**2), share * (1 - share)
+    return float(n) if variance * n <= binomial else binomial / variance
+
+
+def skill_interval(
+    correct: ArrayLike, credits: ArrayLike, clusters: ArrayLike | None, z_low: float = Z95, z_high: float = Z95
+) -> tuple[float, float]:
+    """Interval of skill 1 - (1 - a)/(1 - f), of accuracies a and f that are both estimated on the same questions.
+
+    The ratio of the two shares of errors, by MOVER (Donner and Zou 2012, Stat. Methods Med. Res. 21:347): each share's
+    Wilson limits on its effective number of questions, and their correlation. Half a question in each of the four
+    cells (both wrong, ...; Agresti and Min 2005) keeps the correlation below 1 where the two answer alike.
+
+    Args:
+        correct: (N,) bool, whether the model is right.
+        credits: (N,) float in [0, 1], the baseline's share of a right answer; not all 1.
+        clusters: (N,) int, number of each question's near-duplicate cluster; None if all are independent.
+        z_low, z_high: Quantiles of the normal distribution for the lower and the upper limit.
+    """
+    errors = 1 - np.array([correct, credits], dtype=np.float64)  # (2, N)
+    (model, baseline), n = errors.mean(axis=1).tolist(), errors.shape[1]
+    sums: FloatArray = np.array([cluster_sums(row - row.mean(), clusters) for row in errors])  # (2, G)
+    sums[np.abs(sums) < 1e-9] = 0  # rounding: one cluster must not count as many questions that agree
+    products = sums @ sums.T  # (2, 2)
+    half = (n / sums.shape[1]) ** 2 / 2
+    correlation = products[0, 1] / math.sqrt((products[0, 0] + half) * (products[1, 1] + half))
+
+    def limits(z: float) -> list[tuple[float, float]]:
+        """Of the model's errors, and of the baseline's."""
+        found = []
+        for share, square in ((model, products[0, 0]), (baseline, products[1, 1])):
+            effective = share * (1 - share) * n**2 / square if square else sums.shape[1]
+            found.append(wilson(share, min(effective, n), z))
+        return found
+
+    (_, up), (baseline_low, _) = limits(z_low)
+    (low, _), (_, baseline_up) = limits(z_high)
+    centre = model * baseline - correlation * (up - model) * (baseline - baseline_low)
+    square = baseline_low * (2 * baseline - baseline_low)
+    highest = (centre + math.sqrt(max(0.0, centre**2 - up * (2 * model - up) * square))) / square
+    centre = model * baseline - correlation * (model - low) * (baseline_up - baseline)
+    square = low * (2 * model - low)
+    root = math.sqrt(max(0.0, centre**2 - square * baseline_up * (2 * baseline - baseline_up)))
+    lowest = square / (centre + root) if square else 0.0
+    return float(1 - highest), float(1 - lowest)
+
+
+def share_text(share: float | None, n: int) -> str:
+    """Text of a share of n questions with its interval: `41.2% (37-46%)`; `-` where there is none."""
+    return "-" if share is None or not n else with_limits(share, *wilson(share, n))
+
+
+def with_limits(share: float, low: float, high: float) -> str:
+    """Text of a share with the limits of its interval."""
+    return f"{share:.1%} ({100 * low:.0f}-{high:.0%})"

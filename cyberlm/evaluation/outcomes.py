@@ -1,9 +1,9 @@
-"""From predictions to the arrays that the statistics are made of."""
+"""Arrays of outcomes, scores and clusters, made from predictions."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.predictions import Prediction
@@ -14,11 +14,11 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 NO_CHOICE = -1
-"""Stands for a completion that names no option."""
+"""Choice of a completion that names no option."""
 
 
 def choices(predictions: Sequence[Prediction], generated: bool = False) -> IntArray:
-    """What was chosen: option indices (N,) int64; `NO_CHOICE` where a completion names none.
+    """Indices of the chosen options, (N,) int64; `NO_CHOICE` where a completion names none.
 
     Args:
         predictions: One for each question.
@@ -47,7 +47,7 @@ def golds(predictions: Sequence[Prediction]) -> IntArray:
 
 
 def right(predictions: Sequence[Prediction], generated: bool = False) -> BoolArray:
-    """Which questions were answered right, (N,) bool; a completion that names no option is wrong.
+    """Questions answered right, (N,) bool; a completion that names no option is wrong.
 
     Raises:
         RunError: As `choices`.
@@ -56,7 +56,7 @@ def right(predictions: Sequence[Prediction], generated: bool = False) -> BoolArr
 
 
 def cluster_numbers(hashes: Sequence[str], clusters: Mapping[str, int] | None) -> IntArray:
-    """The near-duplicate cluster of each question, (N,) int64, renumbered from 0; without any, each is its own.
+    """Near-duplicate cluster of each question, (N,) int64, renumbered from 0; without any, each is its own.
 
     Args:
         hashes: Of the questions.
@@ -64,12 +64,31 @@ def cluster_numbers(hashes: Sequence[str], clusters: Mapping[str, int] | None) -
     """
     if clusters is None:
         return np.arange(len(hashes), dtype=np.int64)
-    numbers = np.array([clusters[hash_] for hash_ in hashes], dtype=np.int64)
-    return np.unique(numbers, return_inverse=True)[1].astype(np.int64)
+    return _members(np.array([clusters[hash_] for hash_ in hashes], dtype=np.int64))
+
+
+def _members(clusters: ArrayLike) -> IntArray:
+    return np.unique(np.asarray(clusters), return_inverse=True)[1].astype(np.int64)
+
+
+def cluster_sums(values: ArrayLike, clusters: ArrayLike | None = None) -> FloatArray:
+    """Sums of the values of each near-duplicate cluster, (G, ...); without clusters, the values.
+
+    Args:
+        values: (N, ...) float.
+        clusters: (N,) int, number of each question's cluster; None if all are independent.
+    """
+    each = np.asarray(values, dtype=np.float64)
+    if clusters is None:
+        return each
+    members = _members(clusters)
+    sums = np.zeros((members.max() + 1, *each.shape[1:]))
+    np.add.at(sums, members, each)
+    return sums
 
 
 def option_scores(predictions: Sequence[Prediction], how: OptionScore) -> FloatArray:
-    """What options are compared by: their log-probabilities, as they are or by token or character.
+    """Scores that options are compared by: log-probabilities, as they are or by token or character.
 
     Args:
         predictions: N questions of at most K options.

@@ -11,8 +11,8 @@ from scipy.optimize import brentq
 from scipy.stats import binom
 from scipy.stats import t as student
 
-from cyberlm.evaluation.outcomes import FloatArray
-from cyberlm.evaluation.shares import Z95
+from cyberlm.evaluation.intervals import Z95
+from cyberlm.evaluation.outcomes import FloatArray, cluster_sums
 
 POWER_FACTOR = 2.8
 """z(0.975) + z(0.80) = 1.96 + 0.84: a two-sided test at 5% that finds the difference 80 times in 100."""
@@ -38,7 +38,7 @@ def mcnemar(changes: ArrayLike, clusters: ArrayLike | None = None) -> tuple[floa
     Returns:
         The exact p and the mid-p; both are 1 where no cluster changed.
     """
-    totals, _ = _by_cluster(changes, clusters)
+    totals = cluster_sums(changes, clusters)
     sizes, counts = np.unique(np.abs(totals[totals != 0]), return_counts=True)
     if not sizes.size:
         return 1.0, 1.0
@@ -105,9 +105,9 @@ def _upper_limit(b: float, c: float, n: float) -> float:
 
 
 def design_effect(changes: ArrayLike, clusters: ArrayLike | None = None) -> float:
-    """How many times larger near-duplicates make the variance of the mean change; at least 1 (Kish 1965).
+    """Design effect of near-duplicates: factor of the variance of the mean change, at least 1 (Kish 1965).
 
-    The cluster-robust variance (as `intervals.clustered_variance`) over that of independent questions. Where nothing
+    The cluster-robust variance (as `intervals.effective_questions`) over that of independent questions. Where nothing
     changed, and in a single cluster, it is unknown, and each cluster counts as one question.
 
     Args:
@@ -116,9 +116,9 @@ def design_effect(changes: ArrayLike, clusters: ArrayLike | None = None) -> floa
     """
     values = np.asarray(changes, dtype=np.float64)
     deviations = values - values.mean()
-    sums, sizes = _by_cluster(deviations, clusters)
-    if not deviations.any() or sizes.size == 1:
-        return float(values.size / sizes.size)
+    sums = cluster_sums(deviations, clusters)
+    if not deviations.any() or sums.size == 1:
+        return float(values.size / sums.size)
     return max(1.0, float((sums**2).sum() / (deviations**2).sum()))
 
 
@@ -139,7 +139,7 @@ def mean_difference_test(
     """
     values = np.asarray(differences, dtype=np.float64)
     mean = float(values.mean())
-    sums, _ = _by_cluster(values - mean, clusters)
+    sums = cluster_sums(values - mean, clusters)
     squares, count = float((sums**2).sum()), sums.size
     if count < 2 or np.abs(sums).max() <= ROUNDING * np.abs(values).sum():
         return None
@@ -148,16 +148,6 @@ def mean_difference_test(
     error = math.sqrt(count / (count - 1) * squares) / values.size
     half = float(student.ppf(0.975, freedom)) * error
     return mean - half, mean + half, 2 * float(student.sf(abs(mean) / error, freedom))
-
-
-def _by_cluster(values: ArrayLike, clusters: ArrayLike | None) -> tuple[FloatArray, FloatArray]:
-    """Sum and number of the values of each cluster, (G,) each."""
-    each = np.asarray(values, dtype=np.float64)
-    if clusters is None:
-        return each, np.ones(each.size)
-    _, members = np.unique(np.asarray(clusters), return_inverse=True)
-    sums, sizes = np.bincount(members, weights=each), np.bincount(members)
-    return sums.astype(np.float64), sizes.astype(np.float64)
 
 
 def detectable_difference(only_first: int, only_second: int, n: int, effect: float = 1.0) -> float:

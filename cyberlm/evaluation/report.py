@@ -8,8 +8,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from cyberlm.evaluation.intervals import share_text
 from cyberlm.evaluation.records import Cost, ModelScores, Proportion, Results
-from cyberlm.evaluation.shares import share_text
 from cyberlm.runtime import progress
 from cyberlm.runtime.progress import clock, say
 

@@ -16,9 +16,9 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from torchmetrics.functional.text import rouge_score
 
 from cyberlm.config.schema import OptionScore, Protocol
+from cyberlm.evaluation.intervals import wilson
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.records import ModelScores, Proportion, RougeScores
-from cyberlm.evaluation.shares import wilson
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.questions import LETTERS
 

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 WORDS = {
     "missing": "{place} is missing",
     "extra_forbidden": "{place} is not known",
+    "unexpected_keyword_argument": "{place} is not known",
     "string_type": "{place} is {kind}, not text",
     "string_unicode": "{place} holds half of a surrogate pair, which no text can hold: {value}",
     "string_too_short": "{place} is empty",

@@ -1,20 +1,17 @@
-"""The leak audit: each planted leak is found by the checks that should find it and by no other, in any order."""
+"""Contamination: each planted leak is found by the checks that should find it and by no other, in any order."""
 
-import os
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import MULTIPLE_CHOICE
+from statistics_support import answered, cybermetric, measured, needs_files
 
-from cyberlm.config.schema import DataConfig, DataName, OnBadRow
+from cyberlm.config.schema import DataConfig, DataName
 from cyberlm.data.near_duplicates import alike, alike_between, words_of
-from cyberlm.data.readers import QuestionSet, read_questions
 from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.metrics.contamination import (
     CHECKS,
@@ -22,19 +19,13 @@ from cyberlm.evaluation.metrics.contamination import (
     JACCARD,
     MAX_NAMED,
     NGRAM,
-    CleanAccuracy,
-    Leak,
-    LeakAudit,
-    accuracy_clean_and_dirty,
-    audit_leaks,
+    contamination,
+    find_contamination,
     refuse_leaked,
 )
-from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.questions import Question
-
-DATA_DIR = os.environ.get("CYBERLM_DATA_DIR")
-needs_files = pytest.mark.skipif(DATA_DIR is None, reason="CYBERLM_DATA_DIR names no folder with the CyberMetric files")
 
 TEXT = "Which attack floods a server with more requests than allowed?"  # 10 words
 OPTIONS = ("Denial of service", "Phishing by mail", "Shoulder surfing", "A rainbow table")
@@ -47,16 +38,21 @@ TRAIN = (
 )
 
 
-def prediction(question: Question, choice: int) -> Prediction:
-    n = len(question.options)
-    logprobs = tuple(0.0 if k == choice else -1.0 for k in range(n))
-    return Prediction(
-        question.id, question.hash, question.gold, n, logprobs, (1,) * n, (1,) * n, choice, 1.0, None, None, "A", "p"
-    )
+def audit(test: Sequence[Question], choices: Sequence[int], train: Sequence[Question]) -> dict[str, Metric]:
+    rows = [answered(question, choice) for question, choice in zip(test, choices, strict=True)]
+    return measured(contamination, test, rows, seen=train)
 
 
-def found_by(audit: LeakAudit) -> set[str]:
-    return {check for check, leaks in audit.leaks.items() if leaks}
+def found_by(test: Sequence[Question], train: Sequence[Question]) -> set[str]:
+    return {check for check, matches in find_contamination(test, train).items() if matches}
+
+
+def pairs_of(test: Sequence[Question], train: Sequence[Question]) -> dict[str, set[tuple[str, str]]]:
+    found = find_contamination(test, train)
+    return {
+        check: {(test[i].id, train[j].id) for i, rows in matches.items() for j in rows}
+        for check, matches in found.items()
+    }
 
 
 def numbered(prefix: str, count: int) -> str:
@@ -93,59 +89,50 @@ def numbered(prefix: str, count: int) -> str:
     ],
 )
 def test_a_planted_leak_is_found_by_the_checks_that_should(planted: Question, checks: set[str]) -> None:
-    audit = audit_leaks([planted, Question("test:1", "What is a nonce?", ("A number", "A user"), 0)], TRAIN)
-    assert found_by(audit) == checks
-    pair = (Leak("test:0", "train:1"),)
-    assert audit.leaks == {check: pair if check in checks else () for check in CHECKS}
-    assert (audit.n_test, audit.n_train) == (2, 3)
-    assert audit.n_exact == int("question" in checks)
-    assert audit.n_near == int(bool(checks) and "question" not in checks)
-    assert audit.flagged == ((planted.hash,) if checks else ())
-    assert audit.tested[0] == planted.hash
+    test = [planted, Question("test:1", "What is a nonce?", ("A number", "A user"), 0)]
+    assert find_contamination(test, TRAIN) == {check: {0: [1]} if check in checks else {} for check in CHECKS}
+    found = audit(test, (0, 0), TRAIN)
+    exact = int("question" in checks)
+    assert found["leaks"].note == (
+        f"Leak audit: {exact} exact and {bool(checks) - exact} near copies of training questions among 2 test questions"
+    )
+    named = {check: found[f"leaks_{check}"].note for check in CHECKS}
+    assert named == {check: "test:0 is train:1" if check in checks else "" for check in CHECKS}
 
 
 @pytest.mark.parametrize(("shared", "checks"), [(NGRAM - 1, set()), (NGRAM, {"ngram"}), (NGRAM + 5, {"ngram"})])
 def test_thirteen_words_running_are_a_leak_and_twelve_are_not(shared: int, checks: set[str]) -> None:
     planted = Question("test:0", f"Complete this: {numbered('w', shared)}", ("x", "y"), 0)
     train = Question("train:0", "What is this?", (f"It is {numbered('w', shared)}, no more", "z"), 0)
-    assert found_by(audit_leaks([planted], [train])) == checks
+    assert found_by([planted], [train]) == checks
 
 
 def test_words_running_from_the_question_into_its_options_count() -> None:
     planted = Question("test:0", numbered("w", 7), (numbered("v", 6), "x"), 0)
     train = Question("train:0", f"Now, {numbered('w', 7)}", (numbered("v", 6), "y"), 1)
-    assert "ngram" in found_by(audit_leaks([planted], [train]))
+    assert "ngram" in found_by([planted], [train])
 
 
 def test_a_common_phrase_is_no_leak_but_copies_of_one_text_are_not_common() -> None:
-    planted = Question("test:0", numbered("w", 13), ("x", "y"), 0)
-
-    def holders(count: int) -> list[Question]:
-        return [
-            Question(f"train:{k}", f"{numbered('w', 13)} {numbered(f'v{k}', 9)}", ("x", "y"), 0) for k in range(count)
-        ]
-
-    assert len(audit_leaks([planted], holders(COMMON_NGRAM)).leaks["ngram"]) == COMMON_NGRAM
-    assert found_by(audit_leaks([planted], holders(COMMON_NGRAM + 1))) == set()
-    assert found_by(audit_leaks([planted], holders(1) * (COMMON_NGRAM + 1))) == {"ngram"}
+    planted = [Question("test:0", numbered("w", 13), ("x", "y"), 0)]
+    train = [
+        Question(f"train:{k}", f"{numbered('w', 13)} {numbered(f'v{k}', 9)}", ("x", "y"), 0)
+        for k in range(COMMON_NGRAM + 1)
+    ]
+    assert find_contamination(planted, train[:-1])["ngram"] == {0: list(range(COMMON_NGRAM))}
+    assert found_by(planted, train) == set()
+    assert found_by(planted, train[:1] * (COMMON_NGRAM + 1)) == {"ngram"}
 
 
 def test_several_matches_are_all_named_up_to_a_limit() -> None:
     tests = [replace(ORIGINAL, id=f"test:{k}") for k in range(2)]
     train = [replace(ORIGINAL, id=f"train:{k}") for k in range(MAX_NAMED + 5)]
-    audit = audit_leaks(tests, train[:2])
-    assert audit.leaks["question"] == tuple(Leak(f"test:{i}", f"train:{j}") for i in range(2) for j in range(2))
-    audit = audit_leaks(tests, train)
-    for check in CHECKS:
-        assert len(audit.leaks[check]) == 2 * MAX_NAMED
-    assert (audit.n_exact, audit.n_near, audit.flagged) == (2, 0, (ORIGINAL.hash,))
-
-
-def test_nothing_is_compared_with_nothing() -> None:
-    for test, train in (((), TRAIN), (TRAIN, ()), ((), ())):
-        audit = audit_leaks(test, train)
-        assert (audit.n_exact, audit.n_near, audit.flagged) == (0, 0, ())
-        assert list(audit.leaks) == list(CHECKS)
+    found = audit(tests, (0, 0), train)
+    assert (found["leaks"].value, found["leaks_ngram"].value) == (2, 2)
+    assert {found[f"leaks_{check}"].note.count("train") for check in CHECKS} == {2 * MAX_NAMED}
+    for nothing in (((), TRAIN), (TRAIN, ()), ((), ())):
+        assert find_contamination(*nothing) == {check: {} for check in CHECKS}
+    assert audit(TRAIN, (0, 0, 0), ()) == {}
 
 
 # --- properties ---
@@ -166,7 +153,7 @@ def with_ids(questions: Sequence[Question], name: str) -> list[Question]:
     return [replace(question, id=f"{name}:{k}") for k, question in enumerate(questions)]
 
 
-def by_comparing_all(test: Sequence[Question], train: Sequence[Question]) -> dict[str, set[Leak]]:
+def by_comparing_all(test: Sequence[Question], train: Sequence[Question]) -> dict[str, set[tuple[str, str]]]:
     """The definitions, pair by pair."""
 
     def grams(question: Question) -> set[tuple[str, ...]]:
@@ -184,73 +171,35 @@ def by_comparing_all(test: Sequence[Question], train: Sequence[Question]) -> dic
         "jaccard": lambda a, b: jaccard(a, b) >= JACCARD,
         "ngram": lambda a, b: bool(grams(a) & grams(b)),
     }
-    return {check: {Leak(a.id, b.id) for a in test for b in train if is_same(a, b)} for check, is_same in same.items()}
+    return {check: {(a.id, b.id) for a in test for b in train if is_same(a, b)} for check, is_same in same.items()}
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50, derandomize=True)
 @given(QUESTIONS, QUESTIONS, st.randoms(use_true_random=False))
 def test_it_is_what_comparing_every_pair_finds_in_any_order(
     test: list[Question], train: list[Question], rng: random.Random
 ) -> None:
     test, train = with_ids(test, "test"), with_ids(train, "train")
     expected = by_comparing_all(test, train)
-    audit = audit_leaks(test, train)
-    assert {check: set(leaks) for check, leaks in audit.leaks.items()} == expected
+    assert pairs_of(test, train) == expected
     assert expected["identical"] <= expected["question"] <= expected["normalised"] <= expected["jaccard"]
-    exact = {leak.test for leak in expected["question"]}
-    assert (audit.n_exact, audit.n_near) == (
-        len(exact),
-        len({leak.test for leaks in expected.values() for leak in leaks} - exact),
-    )
-    again = audit_leaks(rng.sample(test, len(test)), rng.sample(train, len(train)))
-    assert {check: set(leaks) for check, leaks in again.leaks.items()} == expected
-    assert (again.n_exact, again.n_near, set(again.flagged)) == (audit.n_exact, audit.n_near, set(audit.flagged))
-
-
-@settings(deadline=None)
-@given(QUESTIONS)
-def test_every_question_leaks_into_itself(questions: list[Question]) -> None:
-    audit = audit_leaks(with_ids(questions, "test"), with_ids(questions, "train"))
-    assert (audit.n_exact, audit.n_near) == (len(questions), 0)
-    assert set(audit.flagged) == set(audit.tested)
+    assert pairs_of(rng.sample(test, len(test)), rng.sample(train, len(train))) == expected
+    itself = find_contamination(test, test)["identical"]
+    assert all(row in itself[row] for row in range(len(test)))
 
 
 # --- accuracy ---
 
 
-def test_accuracy_of_clean_and_dirty_questions() -> None:
+def test_accuracy_of_clean_and_flagged_questions() -> None:
     clean = [Question(f"test:{k}", numbered(f"w{k}", 9), ("x", "y"), 0) for k in range(3)]
-    dirty = [replace(question, id=f"test:{k}") for k, question in enumerate(TRAIN[:2], start=3)]
-    audit = audit_leaks([*clean, *dirty], TRAIN)
-    predictions = [
-        prediction(question, choice) for question, choice in zip([*clean, *dirty], (0, 1, 0, 0, 1), strict=True)
-    ]
-    expected = CleanAccuracy(2 / 3, 2, 3, 1 / 2, 1, 2)
-    assert accuracy_clean_and_dirty(audit, predictions) == expected
-    assert accuracy_clean_and_dirty(audit, predictions[::-1]) == expected
-    only_clean = accuracy_clean_and_dirty(audit_leaks(clean, TRAIN), predictions[:3])
-    assert only_clean == CleanAccuracy(2 / 3, 2, 3, None, 0, 0)
-    only_dirty = accuracy_clean_and_dirty(audit_leaks(dirty, TRAIN), predictions[3:])
-    assert only_dirty == CleanAccuracy(None, 0, 0, 1 / 2, 1, 2)
-
-
-def test_predictions_of_other_questions_are_refused() -> None:
-    audit = audit_leaks(TRAIN[:2], TRAIN)
-    for predictions, expected in (
-        ([TRAIN[0]], "1 of 2 audited questions have no prediction, 0 of 1 predictions are of other questions"),
-        (
-            [TRAIN[0], TRAIN[2]],
-            "1 of 2 audited questions have no prediction, 1 of 2 predictions are of other questions",
-        ),
-        (
-            [TRAIN[0], TRAIN[0]],
-            "1 of 2 audited questions have no prediction, 1 of 2 predictions are of other questions",
-        ),
-        ([], "2 of 2 audited questions have no prediction, 0 of 0 predictions are of other questions"),
-    ):
-        with pytest.raises(RunError) as caught:
-            accuracy_clean_and_dirty(audit, [prediction(question, 0) for question in predictions])
-        assert expected in caught.value.screen()
+    flagged = [replace(question, id=f"test:{k}") for k, question in enumerate(TRAIN[:2], start=3)]
+    found = audit([*clean, *flagged], (0, 1, 0, 0, 1), TRAIN)
+    assert (found["accuracy_clean"].value, found["accuracy_clean"].n) == (2 / 3, 3)
+    assert (found["accuracy_flagged"].value, found["accuracy_flagged"].n) == (1 / 2, 2)
+    assert not {"accuracy_clean", "accuracy_flagged"} & audit(clean, (0, 1, 0), TRAIN).keys()
+    only = audit(flagged, (0, 1), TRAIN)
+    assert only["accuracy_flagged"].value == 1 / 2 and "accuracy_clean" not in only
 
 
 # --- refusal ---
@@ -279,8 +228,7 @@ def test_the_screen_of_a_refusal() -> None:
 
 def test_what_is_only_nearly_the_same_is_counted_and_not_refused() -> None:
     near = Question("test:0", TEXT.replace("server", "host"), OTHERS, 0)
-    audit = audit_leaks([near], TRAIN)
-    assert (audit.n_exact, audit.n_near) == (0, 1)
+    assert found_by([near], TRAIN) == {"jaccard"}
     refuse_leaked([near], TRAIN, "outputs/mine")
 
 
@@ -294,7 +242,7 @@ def is_alike(left: frozenset[str], right: frozenset[str], threshold: float) -> b
     return len(left & right) / len(left | right) >= threshold
 
 
-@settings(deadline=None, derandomize=True)  # one pair in 10,000 just at the threshold may be missed
+@settings(deadline=None, derandomize=True, max_examples=50)  # one pair in 10,000 just at the threshold may be missed
 @given(WORD_SETS, WORD_SETS, THRESHOLDS)
 def test_no_pair_of_word_sets_is_missed_or_guessed(
     left: list[frozenset[str]], right: list[frozenset[str]], threshold: float
@@ -314,46 +262,33 @@ def test_words_of_a_text() -> None:
 # --- the real files ---
 
 
-def real(size: int) -> QuestionSet:
-    return read_questions(
-        Path(str(DATA_DIR)) / f"CyberMetric-{size}-v1.json", f"CyberMetric-{size}-v1", OnBadRow.error, MULTIPLE_CHOICE
-    )
-
-
 @needs_files
 def test_500_and_2000_share_130_questions_a_quarter_of_them_in_other_dress() -> None:
-    audit = audit_leaks(real(500).questions, real(2000).questions)
-    assert {check: len({leak.test for leak in leaks}) for check, leaks in audit.leaks.items()} == {
-        "identical": 96,
-        "question": 130,
-        "normalised": 130,
-        "jaccard": 134,
-        "ngram": 128,
-    }
-    assert (audit.n_exact, audit.n_near, len(audit.flagged)) == (130, 5, 135)
+    test, train = cybermetric(500).questions, cybermetric(2000).questions
+    found = find_contamination(test, train)
+    counts = {"identical": 96, "question": 130, "normalised": 130, "jaccard": 134, "ngram": 128}
+    assert {check: len(matches) for check, matches in found.items()} == counts
+    assert len(set().union(*found.values())) == 135
     with pytest.raises(RunError, match="130 of 500 questions were trained on"):
-        refuse_leaked(real(500).questions, real(2000).questions, "outputs/mine")
-
-
-@needs_files
-def test_80_lies_inside_500() -> None:
-    audit = audit_leaks(real(80).questions, real(500).questions)
-    assert (audit.n_test, audit.n_exact, audit.n_near) == (80, 80, 0)
+        refuse_leaked(test, train, "outputs/mine")
+    assert len(find_contamination(cybermetric(80).questions, test)["question"]) == 80  # 80 lies inside 500
 
 
 @needs_files
 def test_a_split_by_cluster_passes() -> None:
-    held_out = split_questions(DataConfig(name=DataName.mcq), real(2000), real(500))
-    audit = audit_leaks(held_out.test, held_out.train + held_out.validation)
-    assert found_by(audit) == {"ngram"}  # of one test question: an option that is the text of another question
-    assert (audit.n_exact, audit.n_near) == (0, 1)
-    refuse_leaked(held_out.test, held_out.train + held_out.validation, "outputs/mine")
+    held_out = split_questions(DataConfig(name=DataName.mcq), cybermetric(2000), cybermetric(500))
+    train = held_out.train + held_out.validation
+    found = find_contamination(held_out.test, train)
+    # Of one test question: an option that is the text of another question.
+    assert {check: len(matches) for check, matches in found.items() if matches} == {"ngram": 1}
+    refuse_leaked(held_out.test, train, "outputs/mine")
 
 
 @needs_files
-def test_2000_questions_are_audited_against_10000_in_seconds() -> None:
+@pytest.mark.slow
+def test_2000_questions_are_compared_with_10000_in_seconds() -> None:
     rng = random.Random(0)
-    test = real(2000).questions
+    test = cybermetric(2000).questions
     words = sorted({word for question in test for word in question.question.split()})
     train = []
     for k in range(10_000):
@@ -364,6 +299,6 @@ def test_2000_questions_are_audited_against_10000_in_seconds() -> None:
         options = tuple(rng.sample(source.options, len(source.options)))
         train.append(replace(source, id=f"train:{k}", question=" ".join(changed), options=options))
     begun = time.monotonic()
-    audit = audit_leaks(test, train)
+    found = find_contamination(test, train)
     assert time.monotonic() - begun < 20
-    assert 1000 < len(audit.flagged) < 2000
+    assert 1000 < len(set().union(*found.values())) < 2000

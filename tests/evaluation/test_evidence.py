@@ -23,14 +23,22 @@ from cyberlm.evaluation.evidence import (
     read_evidence,
     write_evidence,
 )
+from cyberlm.evaluation.evidence_records import (
+    Calibration,
+    CalibrationReport,
+    CleanAccuracy,
+    Debiasing,
+    Finding,
+    FloorReport,
+    Leak,
+    LeakAudit,
+    LetterBias,
+    NoiseSensitivity,
+    PermutationScores,
+)
 from cyberlm.evaluation.evidence_report import differences, sentences, summary
 from cyberlm.evaluation.intervals import AccuracyInterval, accuracy_interval
-from cyberlm.evaluation.metrics.baselines import Finding, FloorReport
-from cyberlm.evaluation.metrics.calibration import Calibration, CalibrationReport
-from cyberlm.evaluation.metrics.contamination import CleanAccuracy, Leak, LeakAudit
-from cyberlm.evaluation.metrics.label_noise import NoiseSensitivity, Suspect
-from cyberlm.evaluation.metrics.letter_bias import Debiasing, LetterBias
-from cyberlm.evaluation.metrics.rotations import PermutationScores
+from cyberlm.evaluation.metrics.label_noise import Suspect
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.records import Comparison, RougeScores
 from cyberlm.evaluation.verdict import compare

@@ -1,4 +1,4 @@
-"""Intervals against scipy and statsmodels, by hand, and by simulation."""
+"""Intervals against scipy, statsmodels and a bootstrap, by hand, and by simulation."""
 
 import numpy as np
 import pytest
@@ -9,11 +9,8 @@ from statistics_support import calmly
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
-from cyberlm.evaluation.intervals import accuracy_interval, clustered_variance, effective_questions
-from cyberlm.evaluation.shares import wilson
+from cyberlm.evaluation.intervals import accuracy_interval, effective_questions, skill_interval, wilson
 from cyberlm.runtime.errors import RunError
-
-CLUSTERED = st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1, max_size=60)
 
 
 def test_wilson_by_hand() -> None:
@@ -21,72 +18,52 @@ def test_wilson_by_hand() -> None:
     # half width 1.959964 √(0.016 + 0.384146/40) / 1.384146 = 0.226570.
     interval = accuracy_interval([True] * 8 + [False] * 2)
     assert (interval.acc, interval.n, interval.n_eff) == (0.8, 10, 10.0)
-    assert interval.ci_lo == pytest.approx(0.490162, abs=1e-6)
-    assert interval.ci_hi == pytest.approx(0.943318, abs=1e-6)
+    assert (interval.ci_lo, interval.ci_hi) == pytest.approx((0.490162, 0.943318), abs=1e-6)
 
 
-@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (56, 150), (8581, 10180)])
-def test_wilson_equals_scipy_and_statsmodels(correct: int, n: int) -> None:
+@pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (56, 150), (8581, 10180), (23.31, 33.3)])
+def test_wilson_equals_scipy_and_statsmodels(correct: float, n: float) -> None:
     found = wilson(correct / n, n)
-    expected = binomtest(correct, n).proportion_ci(0.95, method="wilson")
-    assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
     assert found == pytest.approx(proportion_confint(correct, n, method="wilson"), abs=1e-12)
-
-
-def test_wilson_of_a_number_that_is_not_whole() -> None:
-    assert wilson(0.7, 33.3) == pytest.approx(proportion_confint(0.7 * 33.3, 33.3, method="wilson"), abs=1e-12)
+    if n == int(n):
+        expected = binomtest(int(correct), int(n)).proportion_ci(0.95, method="wilson")
+        assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_clusters_by_hand() -> None:
     # p = 3/5. Clusters {1, 1}, {0, 0}, {1}: sums of x - p are 0.8, -1.2, 0.4, so v = (0.64 + 1.44 + 0.16) / 25 =
     # 0.0896 and n_eff = 0.24 / 0.0896 = 2.678571.
-    correct, clusters = [True, True, False, False, True], [4, 4, 9, 9, 1]
-    assert clustered_variance(correct, clusters) == pytest.approx(0.0896, abs=1e-15)
-    interval = accuracy_interval(correct, clusters)
-    assert (interval.acc, interval.n) == (0.6, 5)
-    assert interval.n_eff == pytest.approx(2.678571, abs=1e-6)
+    interval = accuracy_interval([True, True, False, False, True], [4, 4, 9, 9, 1])
+    assert (interval.acc, interval.n, interval.n_eff) == (0.6, 5, pytest.approx(0.24 / 0.0896))
     assert (interval.ci_lo, interval.ci_hi) == pytest.approx(wilson(0.6, 0.24 / 0.0896), abs=1e-12)
 
 
-def test_clustered_variance_equals_statsmodels() -> None:
+def test_effective_questions_equal_the_clustered_variance_of_statsmodels() -> None:
     rng = np.random.default_rng(0)
     clusters = rng.integers(0, 80, 300)
     correct = rng.random(300) < 0.3 + 0.4 * (clusters % 2)
     fit = OLS(correct.astype(float), np.ones((300, 1))).fit(
         cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False}
     )
-    assert clustered_variance(correct, clusters) == pytest.approx(float(fit.bse[0] ** 2), rel=1e-9)
+    variance = correct.mean() * (1 - correct.mean()) / effective_questions(correct, clusters)
+    assert variance == pytest.approx(float(fit.bse[0] ** 2), rel=1e-9)
 
 
-def test_single_questions_give_the_plain_interval() -> None:
-    correct = np.arange(50) % 3 == 0
-    plain, clustered = accuracy_interval(correct), accuracy_interval(correct, np.arange(50)[::-1])
-    assert (clustered.ci_lo, clustered.ci_hi, clustered.n_eff) == pytest.approx((plain.ci_lo, plain.ci_hi, 50.0))
-
-
-def test_doubled_questions_count_once() -> None:
-    correct = np.arange(40) % 4 == 0
-    once = accuracy_interval(correct)
-    twice = accuracy_interval(np.repeat(correct, 2), np.repeat(np.arange(40), 2))
-    assert (twice.n, twice.n_eff) == (80, pytest.approx(40))
-    assert (twice.ci_lo, twice.ci_hi) == pytest.approx((once.ci_lo, once.ci_hi))
-
-
-@pytest.mark.parametrize("share", [True, False])
-def test_all_right_or_all_wrong_counts_clusters(share: bool) -> None:
-    interval = accuracy_interval([share] * 6, [0, 0, 0, 1, 1, 2])
-    assert interval.n_eff == 3
-    expected = binomtest(3 * share, 3).proportion_ci(0.95, method="wilson")
-    assert (interval.ci_lo, interval.ci_hi) == pytest.approx((expected.low, expected.high))
-
-
-def test_one_cluster_is_one_question() -> None:
-    assert effective_questions([True, False, True], [5, 5, 5]) == 1
-
-
-def test_answers_unlike_one_another_do_not_count_double() -> None:
-    # Each pair has one right and one wrong: v = 0, which would make n_eff infinite.
-    assert effective_questions([True, False] * 10, np.repeat(np.arange(10), 2)) == 20
+@pytest.mark.parametrize(
+    ("correct", "clusters", "effective"),
+    [
+        (np.arange(50) % 3 == 0, np.arange(50)[::-1], 50),  # no duplicates
+        (np.repeat(np.arange(40) % 4 == 0, 2), np.repeat(np.arange(40), 2), 40),  # every question twice
+        ([True] * 6, [0, 0, 0, 1, 1, 2], 3),  # all right, or all wrong: clusters
+        ([False] * 6, [0, 0, 0, 1, 1, 2], 3),
+        ([True, False, True], [5, 5, 5], 1),  # one cluster
+        ([True, False] * 10, np.repeat(np.arange(10), 2), 20),  # answered unlike one another: v = 0, yet no more than n
+    ],
+)
+def test_effective_questions_where_they_are_known(correct: object, clusters: object, effective: float) -> None:
+    interval = accuracy_interval(correct, clusters)
+    assert interval.n_eff == effective_questions(correct, clusters) == pytest.approx(effective)
+    assert (interval.ci_lo, interval.ci_hi) == pytest.approx(wilson(interval.acc, effective))
 
 
 def test_no_questions_are_an_error() -> None:
@@ -95,32 +72,76 @@ def test_no_questions_are_an_error() -> None:
 
 
 @calmly
-@given(CLUSTERED)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1, max_size=60))
 def test_interval_holds_its_share_and_ignores_order(rows: list[tuple[bool, int]]) -> None:
     correct, clusters = zip(*rows, strict=True)
     for interval in (accuracy_interval(correct), accuracy_interval(correct, clusters)):
         assert 0 <= interval.ci_lo <= interval.acc <= interval.ci_hi <= 1
         assert 1 <= interval.n_eff <= interval.n
     backwards = accuracy_interval(correct[::-1], clusters[::-1])
-    assert backwards.n_eff == pytest.approx(interval.n_eff)
-    assert (backwards.acc, backwards.ci_lo, backwards.ci_hi) == pytest.approx(
-        (interval.acc, interval.ci_lo, interval.ci_hi)
+    assert (backwards.n_eff, backwards.acc, backwards.ci_lo, backwards.ci_hi) == pytest.approx(
+        (interval.n_eff, interval.acc, interval.ci_lo, interval.ci_hi)
     )
 
 
 def test_clustered_interval_covers_what_the_plain_one_misses() -> None:
-    # 100 clusters of 5 near-duplicates that are mostly answered alike; the true accuracy is 0.8.
+    """100 clusters of 5 near-duplicates that are mostly answered alike; the true accuracy is 0.8."""
     rng = np.random.default_rng(1)
-    clusters = np.repeat(np.arange(100), 5)
-    plain = clustered = 0
+    clusters, covered = np.repeat(np.arange(100), 5), np.zeros(2)
+    for _ in range(200):
+        correct = rng.random(500) < rng.beta(0.8, 0.2, 100)[clusters]  # mean 0.8
+        both = accuracy_interval(correct), accuracy_interval(correct, clusters)
+        covered += [interval.ci_lo <= 0.8 <= interval.ci_hi for interval in both]
+    assert covered[0] / 200 < 0.8 and covered[1] / 200 > 0.9
+
+
+def skill_by_bootstrap(correct: np.ndarray, credits: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """Percentile interval over clusters drawn whole, both accuracies anew in each of 1,000 resamples."""
+    rng, count = np.random.default_rng(0), clusters.max() + 1
+    sums = np.array([np.bincount(clusters, weights=row) for row in (1 - correct, 1 - credits)])  # (2, G)
+    draws = rng.integers(0, count, (1000, count))
+    model, baseline = sums[:, draws].sum(axis=2)
+    low, high = np.quantile(1 - model / baseline, (0.025, 0.975)).tolist()
+    return low, high
+
+
+@pytest.mark.parametrize(("size", "alike"), [(1, 0.0), (1, 0.6), (3, 0.3)])
+def test_interval_of_skill_equals_a_paired_bootstrap(size: int, alike: float) -> None:
+    rng = np.random.default_rng(1)
+    clusters = np.arange(600) // size
+    shared, own = rng.random(600)[clusters], rng.random((2, 600))[:, clusters]
+    correct, credits = np.where(rng.random(600)[clusters] < alike, shared, own) < np.array([[0.6], [0.4]])
+    assert skill_interval(correct, credits, clusters) == pytest.approx(
+        skill_by_bootstrap(correct, credits, clusters), abs=0.02
+    )
+
+
+def test_skill_does_not_take_the_baseline_as_known() -> None:
+    """Wilson's limits of accuracy, put on skill's scale with the baseline as known, are too narrow: they cover 85%."""
+    rng, covered = np.random.default_rng(0), np.zeros(2)
     for _ in range(400):
-        skill = rng.beta(0.8, 0.2, 100)  # mean 0.8
-        correct = rng.random(500) < skill[clusters]
-        for interval in (accuracy_interval(correct), accuracy_interval(correct, clusters)):
-            covered = interval.ci_lo <= 0.8 <= interval.ci_hi
-            if interval.n_eff == 500:
-                plain += covered
-            else:
-                clustered += covered
-    assert plain / 400 < 0.8
-    assert clustered / 400 > 0.92
+        correct, credits = rng.random((2, 300)) < [[0.42], [0.4]]
+        baseline = float(credits.mean())
+        known = [(limit - baseline) / (1 - baseline) for limit in wilson(float(correct.mean()), 300)]
+        covered += [low <= 1 - 0.58 / 0.6 <= high for low, high in (known, skill_interval(correct, credits, None))]
+    assert covered[0] / 400 < 0.88 and 0.92 < covered[1] / 400 < 0.98
+
+
+def test_interval_of_skill_at_its_ends() -> None:
+    """A model that is always right, or that is the baseline itself, has no interval of one point."""
+    half = [1.0, 0.0] * 50
+    low, high = skill_interval([True] * 100, half, None)
+    assert 0.9 < low < 0.95 and high == 1
+    low, high = skill_interval([True, False] * 50, half, None)
+    assert -0.06 < low < 0 < high < 0.06
+    alike = [k % 8 < 6 for k in range(200)]
+    twice = skill_interval(alike, [1.0, 1.0, 0.0, 0.0] * 50, np.arange(200) // 2)
+    assert twice == pytest.approx(skill_interval(alike[::2], half, None))
+
+
+def test_interval_of_skill_of_one_cluster_is_that_of_one_question() -> None:
+    """Deviations of one cluster sum to 0: rounding must not make them many questions that agree."""
+    credits, correct = (1 / 3, 0.0, 1.0, 0.5, 1 / 3, 0.0, 0.0, 1.0, 0.5, 1 / 3), [k % 3 > 0 for k in range(10)]
+    low, high = skill_interval(correct, credits, np.zeros(10))
+    apart = skill_interval(correct, credits, None)
+    assert low < 2 * apart[0] < apart[1] < high

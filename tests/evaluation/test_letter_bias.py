@@ -1,6 +1,6 @@
 """Letter bias against scikit-learn and scipy, PriDe by hand and on a model whose bias is known."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,67 +8,79 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi, chi2, chisquare
 from sklearn.metrics import recall_score
-from statistics_support import answered, calmly, predictions, question
+from statistics_support import answered, calmly, measured, question
 
-from cyberlm.evaluation.metrics.letter_bias import debias, debiased_choices, letter_bias, letter_prior, without_prior
-from cyberlm.evaluation.metrics.rotations import rotations
+from cyberlm.evaluation.metrics.letter_bias import (
+    debiased,
+    debiased_choices,
+    letter_bias,
+    letter_prior,
+    letter_recalls,
+    letter_rstd,
+    preference_test,
+    rstd_by_chance,
+)
+from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.metrics.rotations import prior_sample, rotations
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.questions import LETTERS, Question
 
 
+def bias_of(golds: Sequence[int], choices: Sequence[int], options: Sequence[str] = "wxyz") -> dict[str, Metric]:
+    asked = [question(k, gold, options) for k, gold in enumerate(golds)]
+    return measured(letter_bias, asked, [answered(q, choice) for q, choice in zip(asked, choices, strict=True)])
+
+
+def indices(letters: str) -> list[int]:
+    return [LETTERS.index(letter) for letter in letters]
+
+
 def test_bias_by_hand() -> None:
     # Recalls 1, 1/2, 1/2, 0: mean 1/2, RStd √(1/8) = 0.353553. Chosen 5, 2, 1, 0 against 2, 2, 2, 2: D = 3, 0, -1, -2.
     # Each letter's count has the variance 2·(1/2)(1/2) + 6·(1/6)(5/6) = 4/3, any two the covariance -4/9: V⁻¹ is 9/16.
-    bias = letter_bias(predictions("AABBCCDD", "AAABABCA"[:4] + "CABA"))
-    assert bias.recall == {"A": 1.0, "B": 0.5, "C": 0.5, "D": 0.0}
-    assert bias.rstd == pytest.approx(0.353553, abs=1e-6)
-    assert bias.gold == {"A": 2, "B": 2, "C": 2, "D": 2}
-    assert bias.predicted == {"A": 5, "B": 2, "C": 1, "D": 0}
-    assert bias.chi_square == pytest.approx((9 + 1 + 4) * 9 / 16)
-    assert bias.p_value == pytest.approx(chi2.sf(14 * 9 / 16, 3))
+    found = bias_of(indices("AABBCCDD"), indices("AAABCABA"))
+    values = {name: metric.value for name, metric in found.items()}
+    assert [values[f"recall_{letter}"] for letter in "ABCD"] == [1.0, 0.5, 0.5, 0.0]
+    assert [8 * values[f"chosen_{letter}"] for letter in "ABCD"] == [5, 2, 1, 0]
+    assert values["letter_rstd"] == pytest.approx(0.353553, abs=1e-6)
+    assert values["letter_preference_chi2"] == pytest.approx((9 + 1 + 4) * 9 / 16)
+    assert values["letter_preference_p"] == pytest.approx(chi2.sf(14 * 9 / 16, 3))
+    lowest = found["lowest_recall"]
+    assert (lowest.value, lowest.n, lowest.note) == (0.0, 2, "recall is lowest where D is right")
 
 
-LETTER = st.sampled_from("ABCD")
+LETTER = st.integers(0, 3)
 
 
 @calmly
 @given(st.lists(st.tuples(LETTER, LETTER), min_size=1, max_size=60))
-def test_recall_equals_scikit_learn(rows: list[tuple[str, str]]) -> None:
-    gold, chosen = ("".join(side) for side in zip(*rows, strict=True))
-    bias = letter_bias(predictions(gold, chosen))
-    ever = sorted(set(gold))
-    expected = recall_score(list(gold), list(chosen), labels=ever, average=None, zero_division=0)
-    assert list(bias.recall) == ever
-    assert list(bias.recall.values()) == pytest.approx(expected)
-    assert bias.rstd == (pytest.approx(np.std(expected)) if len(ever) > 1 else None)
-    turned = letter_bias(predictions(gold, chosen)[::-1])
-    assert replace(turned, chi_square=None, p_value=None) == replace(bias, chi_square=None, p_value=None)
-    assert turned.chi_square == (None if bias.chi_square is None else pytest.approx(bias.chi_square))
+def test_recall_equals_scikit_learn(rows: list[tuple[int, int]]) -> None:
+    gold, chosen = (np.array(side) for side in zip(*rows, strict=True))
+    recalls = letter_recalls(chosen == gold, gold)
+    ever = np.unique(gold).tolist()
+    expected = recall_score(gold, chosen, labels=ever, average=None, zero_division=0)
+    assert list(recalls) == ever and list(recalls.values()) == pytest.approx(expected)
+    assert letter_rstd(recalls) == (pytest.approx(np.std(expected)) if len(ever) > 1 else None)
+    straight, turned = (
+        preference_test(chosen[::step], gold[::step], np.full(gold.size, 4), np.arange(gold.size))[0]
+        for step in (1, -1)
+    )
+    assert turned == (None if straight is None else pytest.approx(straight))
 
 
-def test_unparseable_completions_are_wrong_and_no_letter() -> None:
-    rows = [answered(question(i, i % 2), 0, parsed=parsed) for i, parsed in enumerate((0, 1, -1, -1, 0, 0))]
-    bias = letter_bias(rows, generated=True)
-    assert bias.recall == {"A": pytest.approx(2 / 3), "B": pytest.approx(1 / 3)}
-    assert bias.predicted == {"A": 3, "B": 1, "C": 0, "D": 0}
-    assert bias.chi_square is not None  # of the 4 completions that name a letter
-    silent = [answered(question(i, i % 2), 0, parsed=-1) for i in range(4)]
-    assert letter_bias(silent, generated=True).chi_square is None
+def test_answers_that_say_nothing_of_a_preference() -> None:
+    """None is wrong; or, of two options, all are, where the wrong one is always the other: χ² would be 0/0."""
+    single = bias_of([0] * 4, [0] * 4)
+    assert (single["letter_rstd"].value, single["letter_preference_p"].value) == (None, None)
+    assert "letter_rstd_chance" not in single
+    reversed_key = bias_of([0, 1] * 2, [1, 0] * 2, options=("yes", "no"))
+    assert (reversed_key["letter_preference_p"].value, reversed_key["letter_preference_chi2"].value) == (None, None)
+    eight = bias_of(range(8), range(8), [f"option {k}" for k in range(8)])
+    assert [eight[f"recall_{letter}"].value for letter in LETTERS] == [1.0] * 8 and eight["letter_rstd"].value == 0
 
 
-def test_nothing_wrong_says_nothing_of_a_preference() -> None:
-    single = letter_bias(predictions("AAAA", "AAAA"))
-    assert (single.chi_square, single.p_value, single.rstd, single.rstd_chance) == (None, None, None, None)
-
-
-def test_answers_that_could_not_be_otherwise_say_nothing_of_a_preference() -> None:
-    """Of two options the wrong one is always the other: with no answer right the χ² would be 0/0."""
-    rows = [answered(question(i, i % 2, ("yes", "no")), 1 - i % 2) for i in range(4)]
-    assert (letter_bias(rows).chi_square, letter_bias(rows).p_value) == (None, None)
-
-
-def flowing(rng: np.random.Generator, n: int, accuracy: float, to_a: float = 1 / 3) -> tuple[str, str]:
+def flowing(rng: np.random.Generator, n: int, accuracy: float, to_a: float = 1 / 3) -> tuple[np.ndarray, np.ndarray]:
     """Gold and chosen letters; of the errors on B, C and D a share goes to A."""
     gold = rng.integers(0, 4, n)
     wrong = (gold + rng.integers(1, 4, n)) % 4
@@ -76,24 +88,28 @@ def flowing(rng: np.random.Generator, n: int, accuracy: float, to_a: float = 1 /
         others = np.array([[0, 2, 3], [0, 1, 3], [0, 1, 2]])[gold - 1]  # of B, C, D: A first
         column = (rng.random(n) > to_a) * rng.integers(1, 3, n)
         wrong = np.where(gold == 0, wrong, np.take_along_axis(others, column[:, None], 1)[:, 0])
-    chosen = np.where(rng.random(n) < accuracy, gold, wrong)
-    return "".join(LETTERS[k] for k in gold), "".join(LETTERS[k] for k in chosen)
+    return gold, np.where(rng.random(n) < accuracy, gold, wrong)
 
 
-@pytest.mark.parametrize(("accuracy", "least", "fits"), [(0.6, 0.95, 1.0), (0.8, 0.75, 0.6), (0.95, 0.22, 0.01)])
+def p_of(gold: np.ndarray, chosen: np.ndarray, clusters: np.ndarray | None = None) -> float:
+    numbers = np.arange(gold.size) if clusters is None else clusters
+    p_value = preference_test(chosen, gold, np.full(gold.size, 4), numbers)[1]
+    assert p_value is not None
+    return p_value
+
+
+@pytest.mark.parametrize(("accuracy", "least", "fits"), [(0.6, 0.95, 1.0), (0.8, 0.75, 0.6), (0.95, 0.2, 0.01)])
 def test_an_accurate_model_is_judged_by_its_errors(accuracy: float, least: float, fits: float) -> None:
     """Goodness of fit of predicted to gold counts rejects 0.00 where 0.05 is right, and misses what is there."""
-    rng, size, power, fitted = np.random.default_rng(0), 0, 0, np.zeros(2, dtype=int)
+    rng, rejected, fitted = np.random.default_rng(0), np.zeros(2, dtype=int), np.zeros(2, dtype=int)
     for _ in range(200):
         for column, to_a in enumerate((1 / 3, 0.8)):
             gold, chosen = flowing(rng, 300, accuracy, to_a)
-            bias = letter_bias(predictions(gold, chosen))
-            found = bias.p_value is not None and bias.p_value < 0.05
-            size, power = size + (found and not column), power + (found and column)
-            counts = [[side.count(letter) for letter in "ABCD"] for side in (chosen, gold)]
+            rejected[column] += p_of(gold, chosen) < 0.05
+            counts = (np.bincount(side, minlength=4) for side in (chosen, gold))
             fitted[column] += chisquare(*counts).pvalue < 0.05
-    assert 0.005 <= size / 200 <= 0.09
-    assert power / 200 >= least and fitted[1] / 200 <= fits
+    size, power = rejected / 200
+    assert 0.005 <= size <= 0.09 and power >= least and fitted[1] / 200 <= fits
     assert accuracy == 0.6 or fitted[0] == 0
 
 
@@ -102,34 +118,25 @@ def test_a_key_that_is_uneven_is_no_preference() -> None:
     rng = np.random.default_rng(0)
     gold = rng.choice(4, 600, p=[0.55, 0.2, 0.15, 0.1])
     chosen = np.where(rng.random(600) < 0.5, gold, (gold + rng.integers(1, 4, 600)) % 4)
-    rows = predictions(*("".join(LETTERS[k] for k in side) for side in (gold, chosen)))
-    bias = letter_bias(rows)
-    assert bias.p_value is not None and bias.p_value > 0.05
+    assert p_of(gold, chosen) > 0.05
     assert chisquare(np.bincount(chosen), np.bincount(gold)).pvalue < 1e-10
 
 
 def test_a_constant_letter_is_a_preference_and_duplicates_count_once() -> None:
-    gold = "ABCD" * 20
-    alone = letter_bias(predictions(gold, "A" * 80))
-    assert alone.p_value is not None and alone.p_value < 1e-12
-    rng = np.random.default_rng(0)
-    gold, chosen = flowing(rng, 60, 0.6, 0.8)
-    once = letter_bias(predictions(gold, chosen))
-    doubled = ("".join(letter * 2 for letter in side) for side in (gold, chosen))
-    twice = letter_bias(predictions(*doubled), clusters=np.arange(120) // 2)
-    assert twice.p_value == pytest.approx(once.p_value)
-    assert twice.rstd_chance == pytest.approx(once.rstd_chance, rel=0.1)
+    assert p_of(np.arange(80) % 4, np.zeros(80, dtype=int)) < 1e-12
+    gold, chosen = flowing(np.random.default_rng(0), 60, 0.6, 0.8)
+    assert p_of(np.repeat(gold, 2), np.repeat(chosen, 2), np.arange(120) // 2) == pytest.approx(p_of(gold, chosen))
 
 
 def test_rstd_by_chance() -> None:
     """By the law of χ with 3 degrees of freedom, which the spread of four equal binomials is close to."""
-    gold = "ABCD" * 18
-    chosen = "".join(letter if k % 5 < 2 else "BCDA"["ABCD".index(letter)] for k, letter in enumerate(gold))
-    bias = letter_bias(predictions(gold, chosen))
-    accuracy = sum(one == other for one, other in zip(gold, chosen, strict=True)) / 72
-    scale = (accuracy * (1 - accuracy) / 18 / 4) ** 0.5
-    assert bias.rstd_chance == pytest.approx(scale * chi.mean(3), abs=0.003) == pytest.approx(0.092, abs=0.003)
-    assert bias.rstd_chance_hi == pytest.approx(scale * chi.ppf(0.95, 3), abs=0.006) == pytest.approx(0.16, abs=0.006)
+    by_chance, scale = rstd_by_chance([18, 18, 18, 18], 0.4), (0.4 * 0.6 / 18 / 4) ** 0.5
+    assert by_chance.mean() == pytest.approx(scale * chi.mean(3), abs=0.003)
+    assert np.quantile(by_chance, 0.95) == pytest.approx(scale * chi.ppf(0.95, 3), abs=0.006)
+    golds = indices("ABCD" * 18)
+    found = bias_of(golds, [gold if k % 5 < 2 else (gold + 1) % 4 for k, gold in enumerate(golds)])
+    assert found["letter_rstd_chance"].value == pytest.approx(0.092, abs=0.003)
+    assert found["letter_rstd_chance"].interval[1] == pytest.approx(0.16, abs=0.006)
 
 
 def test_prior_by_hand() -> None:
@@ -139,13 +146,8 @@ def test_prior_by_hand() -> None:
     # A second question without bias: the mean over questions.
     both = np.concatenate([log_probs, np.log([[[0.9, 0.1], [0.1, 0.9]]])])
     assert letter_prior(both) == pytest.approx([0.560102, 0.439898], abs=1e-6)
-
-
-def test_prior_does_not_need_normalised_probabilities() -> None:
-    log_probs = np.random.default_rng(0).normal(size=(5, 4, 4))
-    shifts = np.random.default_rng(1).normal(size=(5, 4, 1))
-    assert letter_prior(log_probs + shifts) == pytest.approx(letter_prior(log_probs))
-    assert letter_prior(log_probs).sum() == pytest.approx(1)
+    shifts = np.random.default_rng(1).normal(size=(2, 2, 1))  # probabilities need not be normalised
+    assert letter_prior(both + shifts) == pytest.approx(letter_prior(both))
 
 
 def test_debiased_choice_by_hand() -> None:
@@ -161,60 +163,46 @@ BIAS = np.array([2.0, 0.5, -0.5, -2.0])
 
 def biased(asked: Question) -> Prediction:
     """A model that knows something of each option, but adds the bias of its letter."""
-    knowledge = np.array([hash_of(asked.id, text) + 1.5 * (text == asked.answer) for text in asked.options])
-    scores = knowledge + BIAS[: len(asked.options)]
+    knowledge = [np.random.default_rng([*map(ord, asked.id + text)]).normal(0, 0.5) for text in asked.options]
+    scores = np.array(knowledge) + 1.5 * (np.arange(len(knowledge)) == asked.gold) + BIAS[: len(asked.options)]
     scores -= np.log(np.exp(scores).sum())
     return answered(asked, int(scores.argmax()), log_probs=scores.tolist())
-
-
-def hash_of(*texts: str) -> float:
-    return np.random.default_rng([ord(letter) for letter in "".join(texts)]).normal(0, 0.5)
 
 
 def test_known_bias_is_found_and_taken_out() -> None:
     asked = [question(i, i % 4) for i in range(400)]
     rows = [biased(q) for q in asked]
-    sample = [[biased(turned) for turned in rotations(q)] for q in asked[:20]]
-    found = debias(sample, rows)
+    sample = {q.hash for q in prior_sample(asked, 0.05, 0)}
+    rotated = [[biased(turned) for turned in rotations(q)] for q in asked]
+    found = measured(debiased, asked, rows, "seed=0", rotated=rotated)
     # Options average out exactly over rotations, so that only the bias of the letters remains.
-    assert list(found.prior.values()) == pytest.approx(np.exp(BIAS) / np.exp(BIAS).sum())
-    assert list(found.prior) == list("ABCD")
-    assert (found.n_sample, found.n, found.n_unchanged) == (20, 380, 0)
-    assert found.acc == pytest.approx(np.mean([row.correct for row in rows[20:]]))
-    unbiased = [replace(row, choice=int((np.array(row.option_logprobs) - BIAS).argmax())) for row in rows]
-    assert found.acc_debiased == pytest.approx(np.mean([row.correct for row in unbiased[20:]]))
-    assert found.acc_debiased > found.acc + 0.2
-    assert found.rstd is not None and found.rstd_debiased is not None
-    assert found.rstd_debiased < 0.1 < found.rstd
-    assert debias(sample[::-1], rows[::-1]) == replace(found, prior=pytest.approx(found.prior))
+    prior = [found[f"prior_{letter}"].value for letter in "ABCD"]
+    assert prior == pytest.approx(np.exp(BIAS) / np.exp(BIAS).sum())
+    rest = [row for row in rows if row.hash not in sample]
+    assert (found["prior_A"].n, found["accuracy_debiased"].n) == (20, 380)
+    assert found["accuracy_before_debiasing"].value == pytest.approx(np.mean([row.correct for row in rest]))
+    unbiased = [(np.array(row.option_logprobs) - BIAS).argmax() == row.gold for row in rest]
+    assert found["accuracy_debiased"].value == pytest.approx(np.mean(unbiased))
+    assert found["accuracy_debiased"].value > found["accuracy_before_debiasing"].value + 0.2
+    assert found["letter_rstd_debiased"].value < 0.1 < found["letter_rstd_before_debiasing"].value
+    assert measured(debiased, asked, rows, "prompt=text", rotated=rotated) == {}  # letters are not asked for
+    assert measured(debiased, asked, rows) == {}  # no rotations
 
 
 def test_questions_with_other_options_stay_as_they_are() -> None:
-    rows = [biased(question(i, 0, ("yes", "no"))) for i in range(5)] + [biased(question(9, 3))]
-    changed = without_prior(rows, [0.7, 0.1, 0.1, 0.1])
-    assert changed[:5] == rows[:5]
-    assert [replace(row, choice=0) for row in changed] == [replace(row, choice=0) for row in rows]
-    found = debias([[biased(turned) for turned in rotations(question(7, 1))]], rows)
-    assert (found.n, found.n_unchanged) == (6, 5)
+    asked = [*(question(i, 0, ("yes", "no")) for i in range(5)), *(question(9 + i, 3) for i in range(6))]
+    rows = [biased(q) for q in asked]
+    rotated = [[biased(turned) for turned in rotations(q)] for q in asked]
+    found = measured(debiased, asked, rows, "evaluation.prior_share=0.01", rotated=rotated)
+    assert (found["accuracy_debiased"].n, found["prior_A"].n) == (10, 1)
+    right = sum(row.correct for row in rows[:5])
+    assert found["accuracy_debiased"].value == (right + 5) / 10  # without the bias all the others are right
 
 
-def test_samples_that_cannot_be_used_are_refused() -> None:
-    four = [biased(turned) for turned in rotations(question(0, 1))]
-    two = [biased(turned) for turned in rotations(question(1, 1, ("yes", "no")))]
-    rest = [biased(question(2, 0))]
-    for sample, message in (
-        ([], "no question can be permuted"),
-        ([four, two], "numbers of options in the sample: 2, 4"),
-        ([four[:2]], "one for each rotation"),
-    ):
-        with pytest.raises(RunError, match=message):
-            debias(sample, rest)
-    with pytest.raises(RunError, match="estimated from all of them"):
-        debias([four], four[:1])
-
-
-def test_eight_options_have_eight_letters() -> None:
-    asked = [question(i, i, [f"option {k}" for k in range(8)]) for i in range(8)]
-    bias = letter_bias([answered(q, q.gold) for q in asked])
-    assert bias.recall == dict.fromkeys(LETTERS, 1.0)
-    assert (bias.rstd, bias.chi_square, bias.p_value) == (0.0, None, None)
+def test_samples_that_cannot_be_used() -> None:
+    asked = [question(0, 1)]
+    group = [biased(turned) for turned in rotations(asked[0])]
+    with pytest.raises(RunError, match="one for each rotation"):
+        measured(debiased, asked, group[:1], rotated=[group[:2]])
+    found = measured(debiased, asked, group[:1], rotated=[group])["accuracy_debiased"]
+    assert found.value is None and "estimated from all questions" in found.note

@@ -23,7 +23,8 @@ from transformers import LlamaForCausalLM
 from cyberlm.config.schema import Monitor, OptimizerName, OptionScore
 from cyberlm.data.batches import AnswerCollator, plan_epoch
 from cyberlm.evaluation.inference import predict
-from cyberlm.evaluation.metrics.calibration import calibrate
+from cyberlm.evaluation.metrics.calibration import option_nll
+from cyberlm.evaluation.outcomes import golds, option_scores
 from cyberlm.models.loaded import trainable_names
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.models.tiny import tiny_model
@@ -337,7 +338,7 @@ def test_option_nll_is_that_of_the_evidence(prompt: str, how: str, tmp_path: Pat
     prompted = Prompt(config.prompt, load_tokenizer(config.model))
     evaluation = replace(config.evaluation, generate=False)
     rows = predict(loaded, prompted, questions, prompted.encode(questions), evaluation, 4096, "kept")
-    expected = calibrate(rows, (), config.evaluation.option_score).raw.nll
+    expected = option_nll(option_scores(rows, config.evaluation.option_score), golds(rows)).mean()
     assert figures["option_nll"] == pytest.approx(expected, abs=1e-5)
 
 

@@ -1,17 +1,22 @@
-"""Which test questions stand among the training questions, and how much of the accuracy rests on them.
+"""Contamination: test questions among the training questions, and the accuracy that rests on them.
 
 Test and training questions are compared by the checks of `CHECKS`, from the strictest to the loosest. A hit of the
 last two is a suspicion and no proof: look at the pair before you believe it.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import TypeVar
 
+import numpy as np
+
 from cyberlm.data.near_duplicates import alike_between, words_of
-from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.metric import Metric, share_metric
+from cyberlm.evaluation.outcomes import right
+from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.questions import Question
 
@@ -32,123 +37,57 @@ MAX_NAMED = 10
 """Training questions named for one test question and check."""
 
 Words = tuple[str, ...]
+Matches = dict[int, list[int]]
+"""By row of the test questions, in order: the rows of the training questions that are the same by some check."""
 Key = TypeVar("Key", bound=Hashable)
 
 
-@dataclass(frozen=True)
-class Leak:
-    """A test question and a training question that are the same by some check: their ids."""
-
-    test: str
-    train: str
-
-
-@dataclass(frozen=True)
-class LeakAudit:
-    """What stands on both sides.
-
-    Attributes:
-        n_test, n_train: Questions compared.
-        tested: Hashes of the test questions, in order.
-        leaks: By check, in the order of `CHECKS`: the pairs it found, in the order of the test questions; for one test
-            question at most `MAX_NAMED` training questions are named.
-        n_exact: Test questions whose text, character for character, is that of a training question.
-        n_near: Test questions that another check found, but not that one.
-        flagged: Hashes of the test questions that any check found, in order.
-    """
-
-    n_test: int
-    n_train: int
-    tested: tuple[str, ...]
-    leaks: dict[str, tuple[Leak, ...]]
-    n_exact: int
-    n_near: int
-    flagged: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class CleanAccuracy:
-    """Accuracy by likelihood apart on clean and on flagged (dirty) test questions; None where there are none.
+def contamination(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
+    """Test questions that each check found among the seen ones, and accuracy apart on these and on the others.
 
     Flagged questions may be easier or harder than the others even for a model that never saw them: compare the
     difference with the base model's.
     """
-
-    accuracy_clean: float | None
-    correct_clean: int
-    n_clean: int
-    accuracy_dirty: float | None
-    correct_dirty: int
-    n_dirty: int
-
-
-def audit_leaks(test: Sequence[Question], train: Sequence[Question]) -> LeakAudit:
-    """Compares every test question with every training question.
-
-    Args:
-        test: What is scored.
-        train: What a model has seen: give the validation questions, too, for they chose the checkpoint.
-    """
-    test_words, train_words = ([words_of(question.question) for question in part] for part in (test, train))
-    found = {
-        **_same_text(test, train, test_words, train_words),
-        "jaccard": _alike(test_words, train_words),
-        "ngram": _share_ngram(
-            [_all_words(question) for question in test], [_all_words(question) for question in train]
-        ),
-    }
-    flagged = sorted(set(chain.from_iterable(found.values())))
-    return LeakAudit(
-        n_test=len(test),
-        n_train=len(train),
-        tested=tuple(question.hash for question in test),
-        leaks={check: _named(rows, test, train) for check, rows in found.items()},
-        n_exact=len(found["question"]),
-        n_near=len(flagged) - len(found["question"]),
-        flagged=tuple(dict.fromkeys(test[i].hash for i in flagged)),
-    )
+    if not context.seen:
+        return
+    found, n = _found(context), len(context.questions)
+    flagged = np.zeros(n, dtype=bool)
+    flagged[list(set(chain.from_iterable(found.values())))] = True
+    total, exact = int(flagged.sum()), len(found["question"])
+    note = f"{exact} exact and {total - exact} near copies of training questions among {n} test questions"
+    yield Metric("leaks", total, n=n, note=f"Leak audit: {note}", format_spec=".0f", place="note")
+    for check, matches in found.items():
+        pairs = _pairs(matches, context.questions, context.seen)
+        named = ", ".join(f"{test_id} is {train_id}" for test_id, train_id in pairs)
+        yield Metric(f"leaks_{check}", len(matches), n=n, note=named, format_spec=".0f", place="detail")
+    correct = right(predictions.test)
+    for name, asked in (("accuracy_flagged", flagged), ("accuracy_clean", ~flagged)):
+        if flagged.any() and asked.any():
+            label = f"accuracy, {'not ' if asked is not flagged else ''}flagged by a leak check"
+            yield share_metric(name, correct[asked], label=label, place="evidence")
 
 
-def accuracy_clean_and_dirty(audit: LeakAudit, predictions: Sequence[Prediction]) -> CleanAccuracy:
-    """Accuracy apart on the test questions that the audit flagged and on those that it did not.
+@functools.lru_cache(maxsize=1)
+def _found(context: EvalSet) -> dict[str, Matches]:
+    return find_contamination(context.questions, context.seen)
+
+
+def find_contamination(test: Sequence[Question], train: Sequence[Question]) -> dict[str, Matches]:
+    """Compares every test question with every training question, by each of `CHECKS`.
 
     Args:
-        audit: Of the questions that were scored.
-        predictions: One for each of them, in any order.
-
-    Raises:
-        RunError: If the predictions are not of the questions that were audited.
+        test: Questions that are scored.
+        train: Questions that a model has seen; the validation questions, too, for they chose the checkpoint.
     """
-    tested, answered = Counter(audit.tested), Counter(prediction.hash for prediction in predictions)
-    if tested != answered:
-        raise RunError(
-            "The predictions are not of the questions that were audited for leaks.",
-            [
-                Problem(
-                    f"{(tested - answered).total()} of {audit.n_test} audited questions have no prediction, "
-                    f"{(answered - tested).total()} of {len(predictions)} predictions are of other questions",
-                    allowed="one prediction for each audited question",
-                )
-            ],
-            hint="Audit and score the same questions.",
-        )
-    flagged = set(audit.flagged)
-    dirty = [prediction.correct for prediction in predictions if prediction.hash in flagged]
-    clean = [prediction.correct for prediction in predictions if prediction.hash not in flagged]
-    return CleanAccuracy(
-        accuracy_clean=sum(clean) / len(clean) if clean else None,
-        correct_clean=sum(clean),
-        n_clean=len(clean),
-        accuracy_dirty=sum(dirty) / len(dirty) if dirty else None,
-        correct_dirty=sum(dirty),
-        n_dirty=len(dirty),
-    )
+    texts = ([words_of(" ".join((q.question, *q.options))) for q in part] for part in (test, train))
+    words = ([words_of(question.question) for question in part] for part in (test, train))
+    return {**_same_text(test, train), "jaccard": _alike(*words), "ngram": _share_ngram(*texts)}
 
 
 def refuse_leaked(test: Sequence[Question], train: Sequence[Question], run: str) -> None:
     """Refuses to score questions that a run was trained on, in the same options or others, reordered or reworded.
 
-    What is only nearly the same (`jaccard`, `ngram`) is not refused: the audit counts it.
+    What is only nearly the same (`jaccard`, `ngram`) is not refused: the metrics count it.
 
     Args:
         test: The questions to be scored.
@@ -158,11 +97,10 @@ def refuse_leaked(test: Sequence[Question], train: Sequence[Question], run: str)
     Raises:
         RunError: If the text of a test question is that of a training question, case and punctuation apart.
     """
-    words = ([words_of(question.question) for question in part] for part in (test, train))
     twins: dict[str, tuple[str, str]] = {}
-    for check, rows in _same_text(test, train, *words).items():
-        for leak in _named(rows, test, train):
-            twins.setdefault(leak.test, (leak.train, CHECKS[check]))
+    for check, matches in _same_text(test, train).items():
+        for test_id, train_id in _pairs(matches, test, train):
+            twins.setdefault(test_id, (train_id, CHECKS[check]))
     if twins:
         raise RunError(
             f"{len(twins)} of {len(test)} questions were trained on or validated on in {run}: "
@@ -173,35 +111,38 @@ def refuse_leaked(test: Sequence[Question], train: Sequence[Question], run: str)
         )
 
 
-def _same_text(
-    test: Sequence[Question], train: Sequence[Question], test_words: Sequence[Words], train_words: Sequence[Words]
-) -> dict[str, dict[int, list[int]]]:
-    """The checks that leave no doubt: by check, by row of `test`, the rows of `train`."""
-    return {
-        "identical": _same([question.hash for question in test], [question.hash for question in train]),
-        "question": _same([question.question for question in test], [question.question for question in train]),
-        "normalised": _same(test_words, train_words),
+def _pairs(matches: Matches, test: Sequence[Question], train: Sequence[Question]) -> list[tuple[str, str]]:
+    """Ids of the test and the training question of each match, at most `MAX_NAMED` for one test question."""
+    return [(test[i].id, train[j].id) for i, rows in matches.items() for j in rows[:MAX_NAMED]]
+
+
+def _same_text(test: Sequence[Question], train: Sequence[Question]) -> dict[str, Matches]:
+    """Matches of the checks that leave no doubt."""
+    keys: dict[str, Callable[[Question], Hashable]] = {
+        "identical": lambda question: question.hash,
+        "question": lambda question: question.question,
+        "normalised": lambda question: words_of(question.question),
     }
+    found = {}
+    for check, key in keys.items():
+        rows = _rows_of(map(key, train))
+        found[check] = {i: rows[value] for i, value in enumerate(map(key, test)) if value in rows}
+    return found
 
 
-def _same(test: Sequence[Hashable], train: Sequence[Hashable]) -> dict[int, list[int]]:
-    """By row of `test`: the rows of `train` with an equal key."""
-    rows = _rows_of(train)
-    return {i: rows[key] for i, key in enumerate(test) if key in rows}
-
-
-def _alike(test: Sequence[Words], train: Sequence[Words]) -> dict[int, list[int]]:
-    """By row of `test`: the rows of `train` whose word set has a Jaccard index of at least `JACCARD`."""
+def _alike(test: Sequence[Words], train: Sequence[Words]) -> Matches:
+    """Matches of word sets with a Jaccard index of at least `JACCARD`."""
     test_rows, train_rows = _rows_of(map(frozenset, test)), _rows_of(map(frozenset, train))
     test_sets, train_sets = list(test_rows), list(train_rows)
     alike: defaultdict[int, list[int]] = defaultdict(list)
     for a, b in alike_between(test_sets, train_sets, JACCARD):
         alike[a].extend(train_rows[train_sets[b]])
-    return {i: sorted(rows) for a, rows in alike.items() for i in test_rows[test_sets[a]]}
+    found = {i: sorted(rows) for a, rows in alike.items() for i in test_rows[test_sets[a]]}
+    return dict(sorted(found.items()))
 
 
-def _share_ngram(test: Sequence[Words], train: Sequence[Words]) -> dict[int, list[int]]:
-    """By row of `test`: the rows of `train` that share an n-gram that is not common; a shorter text has none."""
+def _share_ngram(test: Sequence[Words], train: Sequence[Words]) -> Matches:
+    """Matches of texts that share an n-gram that is not common; a shorter text has none."""
     train_rows = _rows_of(train)  # equal texts count once
     wanted = {ngram for words in test for ngram in _ngrams(words)}
     holders: defaultdict[Words, list[Words]] = defaultdict(list)
@@ -217,22 +158,13 @@ def _share_ngram(test: Sequence[Words], train: Sequence[Words]) -> dict[int, lis
     return found
 
 
-def _all_words(question: Question) -> Words:
-    """Words of the question and its options, in order."""
-    return words_of(" ".join((question.question, *question.options)))
-
-
 def _ngrams(words: Words) -> set[Words]:
     return {words[start : start + NGRAM] for start in range(len(words) - NGRAM + 1)}
 
 
 def _rows_of(keys: Iterable[Key]) -> dict[Key, list[int]]:
-    """By key, in order of first appearance: the rows that hold it."""
+    """Rows that hold each key, by key in order of first appearance."""
     rows: dict[Key, list[int]] = {}
     for row, key in enumerate(keys):
         rows.setdefault(key, []).append(row)
     return rows
-
-
-def _named(found: Mapping[int, Sequence[int]], test: Sequence[Question], train: Sequence[Question]) -> tuple[Leak, ...]:
-    return tuple(Leak(test[i].id, train[j].id) for i in sorted(found) for j in found[i][:MAX_NAMED])

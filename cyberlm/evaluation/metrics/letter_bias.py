@@ -1,121 +1,119 @@
-"""Whether a model prefers some letters to others, and what is left of accuracy without the preference.
+"""Preference of a model for some letters, and accuracy without the preference.
 
 Measures and method (PriDe) of Zheng et al. 2024, "Large Language Models Are Not Robust Multiple Choice Selectors"
 (ICLR; arXiv 2309.03882). They are of the letter protocol, where an option's log-probability is its letter's.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import softmax
 from scipy.stats import chi2
 
+from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import effective_questions
-from cyberlm.evaluation.metrics.rotations import check_rotations
-from cyberlm.evaluation.outcomes import FloatArray, IntArray, choices, golds
-from cyberlm.evaluation.predictions import Prediction
-from cyberlm.runtime.errors import Problem, RunError
+from cyberlm.evaluation.metrics.metric import Metric, chance_metric, share_metric
+from cyberlm.evaluation.metrics.rotations import check_rotations, prior_sample
+from cyberlm.evaluation.outcomes import BoolArray, FloatArray, IntArray, choices, cluster_sums, golds
+from cyberlm.evaluation.predictions import Predictions
 from cyberlm.tasks.questions import LETTERS
 
 DRAWS = 10_000
 """Of the law of RStd without bias."""
 
 
-@dataclass(frozen=True)
-class LetterBias:
-    """How answers fall on the letters.
-
-    Attributes:
-        recall: Of the questions with each gold letter, the share answered right; letters that are never gold are left
-            out. A completion that names no option is wrong.
-        rstd: Standard deviation of these recalls (of a population, as the paper's code has it), in [0, 0.5]. None where
-            fewer than two letters are ever gold.
-        gold: How often each letter is right.
-        predicted: How often each letter was chosen.
-        chi_square: Of the chosen letters against those that an unbiased model of the same accuracy would choose, see
-            `preference_test`; None where nothing was chosen, or all answers are right.
-        p_value: Of `chi_square`.
-        rstd_chance, rstd_chance_hi: Mean and 95% point of `rstd` for an unbiased model of the same accuracy on as many
-            questions of each letter: with few, chance alone makes the recalls differ.
-    """
-
-    recall: dict[str, float]
-    rstd: float | None
-    gold: dict[str, int]
-    predicted: dict[str, int]
-    chi_square: float | None
-    p_value: float | None
-    rstd_chance: float | None = None
-    rstd_chance_hi: float | None = None
-
-
-@dataclass(frozen=True)
-class Debiasing:
-    """Accuracy without the preference for letters, by PriDe, on the questions that the prior was not estimated from.
-
-    Attributes:
-        prior: Probability of each letter before the model has read the options; sums to 1.
-        n_sample: Questions that the prior was estimated from.
-        n: Questions scored: all but the sample.
-        n_unchanged: Of these, those with another number of options than the sample has: the prior says nothing of them.
-        acc: Accuracy on the n questions as they were answered.
-        acc_debiased: Accuracy on the same with the prior taken out.
-        rstd, rstd_debiased: Of the same two.
-    """
-
-    prior: dict[str, float]
-    n_sample: int
-    n: int
-    n_unchanged: int
-    acc: float
-    acc_debiased: float
-    rstd: float | None
-    rstd_debiased: float | None
-
-
-def letter_bias(
-    predictions: Sequence[Prediction], generated: bool = False, clusters: ArrayLike | None = None
-) -> LetterBias:
-    """Recall of each gold letter, its spread RStd, and chosen letters against those of an unbiased model.
-
-    Args:
-        predictions: One for each question.
-        generated: Whether to judge the generated answers instead of the choice by likelihood.
-        clusters: (N,) int, number of the near-duplicate cluster of each question; None if all are independent.
+def letter_bias(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
+    """Recall of each gold letter, its spread RStd beside its level by chance, and a test for a preference.
 
     Raises:
-        RunError: If there are no predictions, or completions are asked for and some predictions hold none.
+        RunError: If there are no predictions.
     """
-    chosen, gold = choices(predictions, generated), golds(predictions)
-    options = np.array([prediction.n_options for prediction in predictions])
-    numbers = np.arange(gold.size) if clusters is None else np.asarray(clusters)
-    width = int(options.max())
-    asked = np.bincount(gold, minlength=width)  # (K,)
-    hits = np.bincount(gold[chosen == gold], minlength=width)  # (K,)
-    recall = {LETTERS[k]: float(hits[k] / asked[k]) for k in np.flatnonzero(asked)}
-    given = chosen >= 0
-    statistic, p_value = preference_test(chosen[given], gold[given], options[given], numbers[given])
-    several = len(recall) > 1
-    share = effective_questions(chosen == gold, numbers) / gold.size
-    mean, high = _rstd_by_chance(asked[asked > 0] * share, float((chosen == gold).mean())) if several else (None, None)
-    return LetterBias(
-        recall=recall,
-        rstd=float(np.std(list(recall.values()))) if several else None,
-        gold=dict(zip(LETTERS, asked.tolist(), strict=False)),
-        predicted=dict(zip(LETTERS, np.bincount(chosen[given], minlength=width).tolist(), strict=False)),
-        chi_square=statistic,
-        p_value=p_value,
-        rstd_chance=mean,
-        rstd_chance_hi=high,
-    )
+    chosen, gold, n = choices(predictions.test), golds(predictions.test), len(predictions.test)
+    options = np.array([row.n_options for row in predictions.test])
+    hits, recalls = chosen == gold, letter_recalls(chosen == gold, gold)
+    weakest = min(recalls, key=lambda letter: recalls[letter])  # the first of equals
+    lowest = share_metric("lowest_recall", hits[gold == weakest], label="letters: lowest recall", place="evidence")
+    yield replace(lowest, note=f"recall is lowest where {LETTERS[weakest]} is right")
+    rstd = letter_rstd(recalls)
+    yield Metric("letter_rstd", rstd, n=n, label="letters: RStd", format_spec=".3f", place="evidence")
+    if rstd is not None:
+        independent = effective_questions(hits, context.clusters) / n
+        asked = np.bincount(gold)
+        by_chance = rstd_by_chance(asked[asked > 0] * independent, float(hits.mean()))
+        yield chance_metric("letter_rstd_chance", by_chance, n, label="  without preference (5-95%)")
+    statistic, p_value = preference_test(chosen, gold, options, context.clusters)
+    note = "no answer could tell of a preference for letters" if p_value is None else ""
+    label = "letters: preference, p"
+    yield Metric("letter_preference_p", p_value, n=n, note=note, label=label, format_spec=".2g", place="evidence")
+    yield Metric("letter_preference_chi2", statistic, n=n, place="detail")
+    for letter in recalls:
+        yield share_metric(f"recall_{LETTERS[letter]}", hits[gold == letter], place="detail")
+    for letter in range(int(options.max())):
+        yield share_metric(f"chosen_{LETTERS[letter]}", chosen == letter, place="detail")
+
+
+def debiased(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
+    """Accuracy without the letters' prior, by PriDe, on the questions that the prior was not estimated from.
+
+    Questions with another number of options than those of the sample stay as they were answered.
+
+    Raises:
+        RunError: If rotations are missing.
+    """
+    wanted = context.config.evaluation
+    hashes = {example.hash for example in prior_sample(context.questions, wanted.prior_share, context.config.seed)}
+    sample = [group for group in predictions.rotated if group[0].hash in hashes]
+    if not sample or not context.asks_letters:
+        return
+    check_rotations(sample)
+    prior = letter_prior([[row.option_logprobs for row in group] for group in sample])
+    rest = [row for row in predictions.test if row.hash not in hashes]
+    label = "without the letters' prior"
+    if not rest:
+        note = "the letters' prior was estimated from all questions: none is left to score"
+        yield Metric("accuracy_debiased", None, note=note, label=label, format_spec=".1%", place="evidence")
+        return
+    before, gold = choices(rest), golds(rest)
+    after = before.copy()
+    for i, row in enumerate(rest):
+        if row.n_options == prior.size:
+            after[i] = debiased_choices([row.option_logprobs], prior)[0]
+    yield share_metric("accuracy_debiased", after == gold, label=label, place="evidence")
+    yield share_metric("accuracy_before_debiasing", before == gold, place="detail")
+    for name, chosen in (("letter_rstd_before_debiasing", before), ("letter_rstd_debiased", after)):
+        yield Metric(name, letter_rstd(letter_recalls(chosen == gold, gold)), n=gold.size, place="detail")
+    for letter, share in zip(LETTERS, prior.tolist(), strict=False):
+        yield Metric(f"prior_{letter}", share, n=len(sample), place="detail")
+
+
+def letter_recalls(hits: BoolArray, gold: IntArray) -> dict[int, float]:
+    """Share answered right of the questions with each gold letter; letters that are never gold are left out."""
+    return {int(letter): float(hits[gold == letter].mean()) for letter in np.unique(gold)}
+
+
+def letter_rstd(recalls: dict[int, float]) -> float | None:
+    """Standard deviation of the letters' recalls, of a population as in the paper's code; None with a single letter."""
+    return float(np.std(list(recalls.values()))) if len(recalls) > 1 else None
+
+
+def rstd_by_chance(asked: ArrayLike, accuracy: float) -> FloatArray:
+    """Draws of RStd, (DRAWS,), where every letter's recall is the accuracy, by binomial laws.
+
+    Args:
+        asked: (K,) questions of each gold letter.
+        accuracy: Of the model.
+    """
+    counts = np.maximum(np.rint(asked), 1).astype(np.int64)
+    recalls = np.random.default_rng(0).binomial(counts, accuracy, (DRAWS, counts.size)) / counts
+    return recalls.std(axis=1)
 
 
 def preference_test(
     chosen: IntArray, gold: IntArray, n_options: IntArray, clusters: ArrayLike
 ) -> tuple[float | None, float | None]:
-    """Whether some letters are chosen more often than by a model without preference: statistic and p-value.
+    """χ² test of whether some letters are chosen more often than without a preference: statistic and p-value.
 
     Stratified by gold letter: a model without preference, right in a share a of the questions, chooses the gold letter
     with probability a and each of the K - 1 others with (1 - a)/(K - 1). D is how often each letter was chosen minus
@@ -153,29 +151,14 @@ def preference_test(
     if not residuals.any():
         return None, None
     excess = residuals.sum(axis=0)
-    _, members = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = np.zeros((members.max() + 1, width))
-    np.add.at(sums, members, residuals)
+    sums = cluster_sums(residuals, clusters)  # (G, K)
     variance *= max(1.0, (sums**2).sum() / (residuals**2).sum())
     statistic = float(excess @ np.linalg.pinv(variance) @ excess)
     return statistic, float(chi2.sf(statistic, np.linalg.matrix_rank(variance)))
 
 
-def _rstd_by_chance(asked: ArrayLike, accuracy: float) -> tuple[float, float]:
-    """Mean and 95% point of RStd where every letter's recall is the accuracy, drawn by binomial laws.
-
-    Args:
-        asked: (K,) questions of each gold letter.
-        accuracy: Of the model.
-    """
-    counts = np.maximum(np.rint(asked), 1).astype(np.int64)
-    recalls = np.random.default_rng(0).binomial(counts, accuracy, (DRAWS, counts.size)) / counts
-    spread = recalls.std(axis=1)  # (DRAWS,)
-    return float(spread.mean()), float(np.quantile(spread, 0.95))
-
-
 def letter_prior(log_probs: ArrayLike) -> FloatArray:
-    """PriDe's prior: how probable each letter is to the model whatever stands behind it.
+    """PriDe's prior: probability of each letter to the model whatever option it stands for.
 
     Over the cyclic permutations of a question every option stands once behind every letter, so that what options have
     to say averages out: softmax of the mean over permutations of log p(letter); then the mean over questions.
@@ -203,57 +186,3 @@ def debiased_choices(log_probs: ArrayLike, prior: ArrayLike) -> IntArray:
     # A prior that has underflowed to 0 must not become an infinite advantage.
     log_prior = np.log(np.maximum(np.asarray(prior, dtype=np.float64), np.finfo(np.float64).tiny))
     return (np.asarray(log_probs, dtype=np.float64) - log_prior).argmax(axis=1)
-
-
-def debias(sample: Sequence[Sequence[Prediction]], predictions: Sequence[Prediction]) -> Debiasing:
-    """Estimates the prior on a sample and takes it out of all other answers.
-
-    Args:
-        sample: For each question of `permutations.prior_sample`, its K predictions in the order of
-            `permutations.rotations`; all with the same K.
-        predictions: Of all questions, unrotated. Those of the sample are left out: held out, its questions cannot
-            improve their own score.
-
-    Raises:
-        RunError: If the sample is empty, holds questions of different K, or leaves no question to score.
-    """
-    if not sample:
-        raise RunError("The prior of the letters cannot be estimated.", [Problem("no question can be permuted")])
-    check_rotations(sample)
-    sizes = sorted({len(group) for group in sample})
-    if len(sizes) > 1:
-        raise RunError(
-            "The prior of the letters cannot be estimated.",
-            [Problem(f"numbers of options in the sample: {', '.join(map(str, sizes))}", allowed="one number")],
-        )
-    prior = letter_prior([[p.option_logprobs for p in group] for group in sample])
-    used = {group[0].hash for group in sample}
-    rest = [p for p in predictions if p.hash not in used]
-    if not rest:
-        raise RunError("There are no questions to score.", [Problem("the prior was estimated from all of them")])
-    changed = without_prior(rest, prior)
-    before, after = letter_bias(rest), letter_bias(changed)
-    return Debiasing(
-        prior=dict(zip(LETTERS, prior.tolist(), strict=False)),
-        n_sample=len(sample),
-        n=len(rest),
-        n_unchanged=sum(p.n_options != sizes[0] for p in rest),
-        acc=sum(p.correct for p in rest) / len(rest),
-        acc_debiased=sum(p.correct for p in changed) / len(rest),
-        rstd=before.rstd,
-        rstd_debiased=after.rstd,
-    )
-
-
-def without_prior(predictions: Sequence[Prediction], prior: ArrayLike) -> list[Prediction]:
-    """The same predictions with the debiased choice, ready for every other statistic.
-
-    Args:
-        predictions: One for each question.
-        prior: (K,); predictions of questions with another number of options stay as they are.
-    """
-    count = len(np.asarray(prior))
-    return [
-        replace(p, choice=int(debiased_choices([p.option_logprobs], prior)[0])) if p.n_options == count else p
-        for p in predictions
-    ]

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 from hydra.errors import HydraException
 from hydra.utils import get_method
 from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import accuracy_interval
+from cyberlm.evaluation.outcomes import FloatArray
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 
@@ -76,6 +78,16 @@ def share_metric(
     """
     share = accuracy_interval(hits, clusters)
     return Metric(name, share.acc, (share.ci_lo, share.ci_hi), share.n, "", label, ".1%", place)
+
+
+def chance_metric(name: str, draws: FloatArray, n: int, label: str) -> Metric:
+    """Mean of a figure by chance alone, with what lies below it 5 times and 95 times in 100.
+
+    Args:
+        draws: Of the figure's law where the model has no fault.
+    """
+    low, high = np.quantile(draws, 0.05), np.quantile(draws, 0.95)
+    return Metric(name, float(draws.mean()), (float(low), float(high)), n, "", label, ".3f", "evidence")
 
 
 MetricFunction = Callable[[Predictions, EvalSet], Iterable[Metric]]

@@ -1,14 +1,16 @@
-"""The same questions with their options in another order: which may be reordered, and what it shows."""
+"""Rotations of a question's options: questions that may be reordered, and accuracy over all rotations."""
 
 import functools
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from cyberlm.evaluation.outcomes import NO_CHOICE, choices, golds
-from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.metric import Metric, share_metric
+from cyberlm.evaluation.outcomes import choices, golds
+from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.questions import LETTERS, Question
 
@@ -33,134 +35,41 @@ _GROUP = tuple(
         r"\b(?:same|as)\s+(?:as\s+)?(?:the\s+)?above\W*$",
     )
 )
-"""What refers to other options by place or as a group."""
+"""Patterns of an option that refers to others by place or as a group."""
 _SPEAKING = (
     r"and|answers?|are|as|between|both|but|by|choices?|either|except|for|from|if|in|is|just|like|neither|not|of|on|only"
     r"|options?|or|responses?|statements?|than|that|to|was|when|with"
 )
-"""Words before letters that leave these to be the options'."""
+"""Words before letters that still leave these to be letters of options."""
 
 
-@dataclass(frozen=True)
-class PermutationScores:
-    """What one model answered to the same questions under every rotation of their options.
+def circular_eval(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
+    """Accuracy and consistency over the rotations of each question's options.
 
-    Attributes:
-        n: Questions that were rotated.
-        skipped: Questions left out, since their options must not be reordered.
-        acc_mean: Mean over questions of the share of rotations answered right.
-        circular_acc: Share of questions answered right under every rotation.
-        consistency: Share of questions where every rotation led to the same option text, right or wrong.
-    """
-
-    n: int
-    skipped: int
-    acc_mean: float
-    circular_acc: float
-    consistency: float
-
-
-def safe_to_permute(options: Sequence[str]) -> bool:
-    """Whether options mean the same in another order: none speaks of another by letter, by place, or as a group.
-
-    "All of the above", "neither", "the first two", "both A and B", "all but C", "same as A" do. In doubt the answer
-    is no: a question that is left out costs less than one whose right answer has become wrong.
-    """
-    return not any(_speaks_of_others(option, len(options)) for option in options)
-
-
-def _speaks_of_others(option: str, n_options: int) -> bool:
-    return any(pattern.search(option) for pattern in (*_GROUP, *_letter_patterns(n_options)))
-
-
-@functools.cache
-def _letter_patterns(n_options: int) -> tuple[re.Pattern[str], ...]:
-    """What refers to other options by letter. Letters are capitals, so that the article "a" is none."""
-    letter = f"[A-{LETTERS[n_options - 1]}]"
-    both = r"\b(?i:both|either|neither)\s+\(?"
-    # Not "Hepatitis B and C", "machines A and B": there the word before says what the letters are of.
-    before = rf"(?:^|[^\w\s&/.'’-]\s*|\b(?i:{_SPEAKING})\s+)(?<![A-Z],\s)(?<![A-Z],)\(?"
-    patterns = (
-        # "A, B, and C", "A) and B)", "B nor C"; not "C&C", "C and C++", "A and AAAA"
-        rf"{before}({letter})\)?(?:\s*(?:,|&|\b(?i:and|n?or)\b))+\s*\(?(?!\1){letter}(?![\w&/'’+-])",
-        rf"\b(?i:answers?|choices?|options?|statements?)\s+\(?{letter}\b",  # "option B"
-        rf"\b(?i:both|either|except|neither|only)\s+\(?{letter}(?=\W*(?:$|\b(?:and|n?or|is|are)\b))",  # "only B is"
-        rf"^\W*{letter}\)?\s+(?i:only|alone)\b(?!-)",  # "A only"
-        rf"\b(?i:(?:all|any|each|every\w*|none)\b.*\b(?:but|except|besides|excluding|than)(?:\s+for)?)\s+\(?{letter}\)?\W*$",
-        rf"\b(?i:same\s+as|identical\s+to|equal\s+to|equivalent\s+to|opposite\s+of|see)\s+\(?{letter}\)?\W*$",
-        rf"{both}{letter.lower()}\)?\s+(?:and|n?or)\s+\(?{letter.lower()}\b",  # "both a and b"
-        rf"^\W*{letter.lower()}\)?\s*(?:,|&|\band\b|\bn?or\b)\s*\(?{letter.lower()}\W*$",  # "a and b"
-    )
-    return tuple(map(re.compile, patterns))
-
-
-def rotate(question: Question, shift: int) -> Question:
-    """The question with its options moved `shift` places towards the front, the first ones to the end.
-
-    Option k of the rotated question is option (k + shift) mod K of the original. The id stays; the hash does not.
-    """
-    count = len(question.options)
-    shift %= count
-    return replace(
-        question,
-        options=question.options[shift:] + question.options[:shift],
-        gold=(question.gold - shift) % count,
-    )
-
-
-def rotations(question: Question) -> tuple[Question, ...]:
-    """All K rotations of a question with K options, by shift; the first is the question itself."""
-    return tuple(rotate(question, shift) for shift in range(len(question.options)))
-
-
-def prior_sample(questions: Sequence[Question], share: float = 0.05, seed: int = 0) -> tuple[Question, ...]:
-    """Questions to estimate the prior of letters from: safe to permute, and of the most common number of options.
-
-    Args:
-        questions: Of the test.
-        share: Of all questions, as in PriDe (Zheng et al. 2024, arXiv 2309.03882); at least one.
-        seed: The same questions in any order, and the same seed, give the same sample.
-
-    Returns:
-        In the order of their hashes; empty where no question is safe to permute.
-    """
-    safe = sorted((q for q in questions if safe_to_permute(q.options)), key=lambda q: (q.hash, q.id))
-    if not safe:
-        return ()
-    common = Counter(len(question.options) for question in safe).most_common()
-    count = max(k for k, times in common if times == common[0][1])
-    usable = [question for question in safe if len(question.options) == count]
-    size = min(len(usable), max(1, round(share * len(questions))))
-    return tuple(usable[i] for i in sorted(random.Random(seed).sample(range(len(usable)), size)))
-
-
-def permutation_scores(
-    rotated: Sequence[Sequence[Prediction]], skipped: int = 0, generated: bool = False
-) -> PermutationScores:
-    """Accuracy and consistency over rotations; `circular_acc` is CircularEval (Liu et al. 2023, arXiv 2307.06281).
-
-    Args:
-        rotated: For each question, its K predictions in the order of `rotations`.
-        skipped: Questions left out, to be reported.
-        generated: Whether to judge the generated answers instead of the choice by likelihood.
+    `circular_accuracy`, right under every rotation, is CircularEval (Liu et al. 2023, arXiv 2307.06281);
+    `rotations_consistency` is the share of questions where every rotation led to the same option text, right or wrong.
 
     Raises:
-        RunError: If there are no questions, or the predictions of one are not its rotations.
+        RunError: If the predictions of a question are not its rotations.
     """
-    if not rotated:
-        raise RunError("There are no questions whose options can be reordered.")
-    check_rotations(rotated)
-    shares, circular, consistent = 0.0, 0, 0
-    for group in rotated:
-        chosen = choices(group, generated)  # (K,)
+    groups, n = predictions.rotated, len(predictions.test)
+    if not groups:
+        return
+    check_rotations(groups)
+    shares, circular, consistent = [], [], []
+    for group in groups:
+        chosen = choices(group)  # (K,)
         correct = chosen == golds(group)
         # Back to where each option stood in the question itself.
-        texts = {int(choice + shift) % len(group) for shift, choice in enumerate(chosen)}
-        shares += float(correct.mean())
-        circular += bool(correct.all())
-        consistent += len(texts) == 1 and NO_CHOICE not in chosen
-    n = len(rotated)
-    return PermutationScores(n, skipped, acc_mean=shares / n, circular_acc=circular / n, consistency=consistent / n)
+        originals = {int(choice + shift) % len(group) for shift, choice in enumerate(chosen)}
+        shares.append(float(correct.mean()))
+        circular.append(bool(correct.all()))
+        consistent.append(len(originals) == 1)
+    mean = share_metric("rotations_accuracy", shares, label="rotations: mean", place="evidence")
+    left_out = f"the options of {n - len(groups)} of {n} questions must not be reordered: rotations leave these out"
+    yield replace(mean, note=left_out if len(groups) < n else "")
+    yield share_metric("circular_accuracy", circular, label="rotations: right in all", place="evidence")
+    yield share_metric("rotations_consistency", consistent, label="rotations: same option", place="evidence")
 
 
 def check_rotations(rotated: Sequence[Sequence[Prediction]]) -> None:
@@ -180,3 +89,74 @@ def check_rotations(rotated: Sequence[Sequence[Prediction]]) -> None:
                 "The predictions are not those of rotated questions.",
                 [Problem(f"{name}: {len(group)} predictions", "one for each rotation of the options, by shift")],
             )
+
+
+def safe_to_permute(options: Sequence[str]) -> bool:
+    """Check that options mean the same in another order: none refers to another by letter, by place, or as a group.
+
+    "All of the above", "neither", "the first two", "both A and B", "all but C", "same as A" do. In doubt the answer
+    is no: a question that is left out costs less than one whose right answer has become wrong.
+    """
+    patterns = (*_GROUP, *_letter_patterns(len(options)))
+    return not any(pattern.search(option) for option in options for pattern in patterns)
+
+
+@functools.cache
+def _letter_patterns(n_options: int) -> tuple[re.Pattern[str], ...]:
+    """Patterns of an option that refers to others by letter. Letters are capitals, so that the article "a" is none."""
+    letter = f"[A-{LETTERS[n_options - 1]}]"
+    both = r"\b(?i:both|either|neither)\s+\(?"
+    # Not "Hepatitis B and C", "machines A and B": there the word before says what the letters are of.
+    before = rf"(?:^|[^\w\s&/.'’-]\s*|\b(?i:{_SPEAKING})\s+)(?<![A-Z],\s)(?<![A-Z],)\(?"
+    patterns = (
+        # "A, B, and C", "A) and B)", "B nor C"; not "C&C", "C and C++", "A and AAAA"
+        rf"{before}({letter})\)?(?:\s*(?:,|&|\b(?i:and|n?or)\b))+\s*\(?(?!\1){letter}(?![\w&/'’+-])",
+        rf"\b(?i:answers?|choices?|options?|statements?)\s+\(?{letter}\b",  # "option B"
+        rf"\b(?i:both|either|except|neither|only)\s+\(?{letter}(?=\W*(?:$|\b(?:and|n?or|is|are)\b))",  # "only B is"
+        rf"^\W*{letter}\)?\s+(?i:only|alone)\b(?!-)",  # "A only"
+        rf"\b(?i:(?:all|any|each|every\w*|none)\b.*\b(?:but|except|besides|excluding|than)(?:\s+for)?)\s+\(?{letter}\)?\W*$",
+        rf"\b(?i:same\s+as|identical\s+to|equal\s+to|equivalent\s+to|opposite\s+of|see)\s+\(?{letter}\)?\W*$",
+        rf"{both}{letter.lower()}\)?\s+(?:and|n?or)\s+\(?{letter.lower()}\b",  # "both a and b"
+        rf"^\W*{letter.lower()}\)?\s*(?:,|&|\band\b|\bn?or\b)\s*\(?{letter.lower()}\W*$",  # "a and b"
+    )
+    return tuple(map(re.compile, patterns))
+
+
+def rotate(question: Question, shift: int) -> Question:
+    """Question with its options moved `shift` places towards the front, the first ones to the end.
+
+    Option k of the rotated question is option (k + shift) mod K of the original. The id stays; the hash does not.
+    """
+    count = len(question.options)
+    shift %= count
+    return replace(
+        question,
+        options=question.options[shift:] + question.options[:shift],
+        gold=(question.gold - shift) % count,
+    )
+
+
+def rotations(question: Question) -> tuple[Question, ...]:
+    """Rotations of a question with K options, by shift; the first is the question itself."""
+    return tuple(rotate(question, shift) for shift in range(len(question.options)))
+
+
+def prior_sample(questions: Sequence[Question], share: float = 0.05, seed: int = 0) -> tuple[Question, ...]:
+    """Sample to estimate the prior of letters from: safe to permute, and of the most common number of options.
+
+    Args:
+        questions: Of the test.
+        share: Of all questions, as in PriDe (Zheng et al. 2024, arXiv 2309.03882); at least one.
+        seed: The same questions in any order, and the same seed, give the same sample.
+
+    Returns:
+        In the order of their hashes; empty where no question is safe to permute.
+    """
+    safe = sorted((q for q in questions if safe_to_permute(q.options)), key=lambda q: (q.hash, q.id))
+    if not safe:
+        return ()
+    common = Counter(len(question.options) for question in safe).most_common()
+    count = max(k for k, times in common if times == common[0][1])
+    usable = [question for question in safe if len(question.options) == count]
+    size = min(len(usable), max(1, round(share * len(questions))))
+    return tuple(usable[i] for i in sorted(random.Random(seed).sample(range(len(usable)), size)))

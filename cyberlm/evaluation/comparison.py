@@ -1,4 +1,4 @@
-"""Models compared two by two on the same questions."""
+"""Comparison of models, two by two, on the same questions."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cyberlm.evaluation.outcomes import NO_CHOICE, BoolArray, IntArray, choices, cluster_numbers, right
+from cyberlm.evaluation.outcomes import NO_CHOICE, IntArray, choices, cluster_numbers, right
 from cyberlm.evaluation.paired_tests import (
     design_effect,
     detectable_difference,
@@ -23,20 +23,20 @@ from cyberlm.runtime.errors import Problem, RunError
 
 NAMED, NAMED_BY_BOTH = "option_named", "named_by_both"
 OUTCOMES = (LIKELIHOOD, GENERATION, NAMED, NAMED_BY_BOTH)
-"""Right by likelihood; right by generation; the completion names an option (format); right by generation where both
-models' completions name one (knowledge)."""
+"""What is compared: right by likelihood; right by generation; the completion names an option (format); right by
+generation where both models' completions name one (knowledge)."""
 
 ALL_PAIRS = "all pairs"
 AGAINST_BASE = "each tuned model against its base"
 AGAINST_OTHERS = "tuned models against bases of others"
 AMONG_TUNED = "tuned models among each other"
 AMONG_BASES = "base models among each other"
-"""Questions that a comparison answers: p-values are corrected over those that ask the same."""
+"""Families of comparisons that ask the same: p-values are corrected over each."""
 
 
 @dataclass(frozen=True)
 class PairComparison:
-    """Two models on the same questions, by one outcome.
+    """Comparison of two models by one outcome.
 
     Attributes:
         first, second: Their names.
@@ -52,7 +52,7 @@ class PairComparison:
             got right, sorted.
         outcome: What is counted as right, one of `OUTCOMES`.
         p_mid: Mid-p of the same test, which decides whether a difference is significant; None in older files.
-        family: What was asked, over which Holm corrects; empty in older files, which correct over all pairs.
+        family: Comparisons over which Holm corrects; empty in older files, which correct over all pairs.
         first_right, second_right: Questions that each got right; None in older files.
     """
 
@@ -77,13 +77,13 @@ class PairComparison:
 
     @property
     def p(self) -> float:
-        """What decides, before correction: `p_mid`, or what an older file has."""
+        """p-value that decides, before correction: `p_mid`, or that of an older file."""
         return self.p_value if self.p_mid is None else self.p_mid
 
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """Two models on the same questions, by the mean of a figure that each question has.
+    """Comparison of two models by the mean of a figure that each question has.
 
     Attributes:
         first, second: Their names.
@@ -94,7 +94,7 @@ class MeanDifference:
             alike or not at all, or are one cluster.
         p_value: Two-sided; None where the interval is.
         p_holm: The same after Holm's correction over the family.
-        family: What was asked, over which Holm corrects.
+        family: Comparisons over which Holm corrects.
     """
 
     first: str
@@ -110,11 +110,12 @@ class MeanDifference:
 
     @property
     def p(self) -> float | None:
-        """What decides, before correction."""
+        """p-value that decides, before correction."""
         return self.p_value
 
 
 Compared = TypeVar("Compared", PairComparison, MeanDifference)
+Predicted = Sequence[Prediction]
 
 
 def compare_models(
@@ -140,20 +141,13 @@ def compare_models(
         RunError: If there are fewer than two models or no questions, the models did not answer the same questions, or
             completions are missing.
     """
-    aligned = _aligned(models)
-    numbers = _clusters_of(aligned, clusters)
+    aligned, numbers = _aligned(models, clusters)
     found = []
     for outcome in OUTCOMES if generated else OUTCOMES[:1]:
         for first, second, family in _pairs(models, tuned_from):
-            one, other = aligned[first], aligned[second]
-            asked = np.ones(numbers.size, dtype=bool)
-            if outcome == NAMED_BY_BOTH:
-                asked = _outcome(one, NAMED) & _outcome(other, NAMED)
-            if asked.any():
-                sides = _outcome(one, outcome)[asked], _outcome(other, outcome)[asked]
-                ids = [prediction.id for prediction, is_asked in zip(one, asked, strict=True) if is_asked]
-                compared = _compared(sides, ids, numbers[asked])
-                found.append(replace(compared, first=first, second=second, outcome=outcome, family=family))
+            pair = _compared((first, second), (aligned[first], aligned[second]), outcome, family, numbers)
+            if pair is not None:
+                found.append(pair)
     return _corrected(found)
 
 
@@ -172,33 +166,41 @@ def compare_means(
     Raises:
         RunError: As `compare_models`.
     """
-    aligned = _aligned(models)
-    numbers = _clusters_of(aligned, clusters)
+    aligned, numbers = _aligned(models, clusters)
     found = []
     for outcome, figure in figures.items():
         values = {name: np.asarray(figure(rows), dtype=np.float64) for name, rows in aligned.items()}
         for first, second, family in _pairs(models, tuned_from):
             changes = values[second] - values[first]  # (N,)
             low, high, p_value = mean_difference_test(changes, numbers) or (None, None, None)
-            found.append(
-                MeanDifference(
-                    *(first, second, outcome, changes.size, float(changes.mean())),
-                    *(low, high, p_value, p_value, family),
-                )
-            )
+            pair = first, second, outcome, changes.size, float(changes.mean())
+            found.append(MeanDifference(*pair, low, high, p_value, p_holm=p_value, family=family))
     return _corrected(found)
 
 
-def _compared(sides: tuple[BoolArray, BoolArray], ids: Sequence[str], clusters: IntArray) -> PairComparison:
-    """A comparison whose models are still to be named."""
+def _compared(
+    names: tuple[str, str], rows: tuple[Predicted, Predicted], outcome: str, family: str, clusters: IntArray
+) -> PairComparison | None:
+    """One comparison, not yet corrected; None where no question is asked."""
+    ids = np.array([row.id for row in rows[0]])
+    sides = [right(side, generated=outcome != LIKELIHOOD) for side in rows]  # (N,) each
+    if outcome in (NAMED, NAMED_BY_BOTH):
+        named = [choices(side, generated=True) != NO_CHOICE for side in rows]
+        if outcome == NAMED:
+            sides = named
+        else:
+            asked = named[0] & named[1]
+            ids, clusters, sides = ids[asked], clusters[asked], [side[asked] for side in sides]
+    if not ids.size:
+        return None
     changes = sides[1].astype(np.int64) - sides[0]  # (N,): -1 lost, 1 gained
-    lost, gained = (sorted(ids[i] for i in np.flatnonzero(changes == sign).tolist()) for sign in (-1, 1))
+    lost, gained = (tuple(sorted(ids[changes == sign].tolist())) for sign in (-1, 1))
     low, high = difference_interval(changes, clusters)
     exact, mid = mcnemar(changes, clusters)
     effect = design_effect(changes, clusters)
     return PairComparison(
-        first="",
-        second="",
+        first=names[0],
+        second=names[1],
         n=changes.size,
         difference=float(changes.mean()),
         ci_lo=low,
@@ -208,22 +210,18 @@ def _compared(sides: tuple[BoolArray, BoolArray], ids: Sequence[str], clusters: 
         p_value=exact,
         p_holm=mid,
         detectable=detectable_difference(len(lost), len(gained), changes.size, effect),
-        lost=tuple(lost),
-        gained=tuple(gained),
+        lost=lost,
+        gained=gained,
+        outcome=outcome,
         p_mid=mid,
+        family=family,
         first_right=int(sides[0].sum()),
         second_right=int(sides[1].sum()),
     )
 
 
-def _outcome(rows: Sequence[Prediction], outcome: str) -> BoolArray:
-    if outcome == NAMED:
-        return choices(rows, generated=True) != NO_CHOICE
-    return right(rows, generated=outcome != LIKELIHOOD)
-
-
 def _pairs(models: Mapping[str, object], tuned_from: Mapping[str, str | None] | None) -> list[tuple[str, str, str]]:
-    """Every two models and what their comparison asks; a base stands before a tuned model."""
+    """Every two models and the family of their comparison; a base comes before a tuned model."""
     if tuned_from is None:
         return [(first, second, ALL_PAIRS) for first, second in combinations(models, 2)]
     found = []
@@ -237,7 +235,7 @@ def _pairs(models: Mapping[str, object], tuned_from: Mapping[str, str | None] | 
 
 
 def _corrected(compared: Sequence[Compared]) -> tuple[Compared, ...]:
-    """The same with Holm's correction over the comparisons of one outcome that ask the same."""
+    """Comparisons with Holm's correction over those of one outcome and family."""
     families: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for place, pair in enumerate(compared):
         if pair.p is not None:
@@ -249,45 +247,38 @@ def _corrected(compared: Sequence[Compared]) -> tuple[Compared, ...]:
     return tuple(corrected)
 
 
-def _clusters_of(aligned: Mapping[str, Sequence[Prediction]], clusters: Mapping[str, int] | None) -> IntArray:
-    return cluster_numbers([prediction.hash for prediction in next(iter(aligned.values()))], clusters)
-
-
-def _aligned(models: Mapping[str, Sequence[Prediction]]) -> dict[str, list[Prediction]]:
-    """Every model's predictions in one order of the questions.
+def _aligned(
+    models: Mapping[str, Predicted], clusters: Mapping[str, int] | None
+) -> tuple[dict[str, Predicted], IntArray]:
+    """Every model's predictions in one order of the questions, and the cluster of each.
 
     Equal questions (one hash, several ids) are paired in the order of their ids.
     """
     if len(models) < 2:
         raise RunError("There is nothing to compare.", [Problem(f"models given: {len(models)}", "two or more")])
-    ordered = {name: sorted(rows, key=lambda p: (p.hash, p.id)) for name, rows in models.items()}
+    ordered: dict[str, Predicted] = {
+        name: sorted(rows, key=lambda row: (row.hash, row.id)) for name, rows in models.items()
+    }
     reference, *others = ordered
-    expected = [p.hash for p in ordered[reference]]
+    hashes = [row.hash for row in ordered[reference]]
     for name in others:
-        if [p.hash for p in ordered[name]] != expected:
-            raise _other_questions(reference, ordered[reference], name, ordered[name])
-    if not expected:
+        if [row.hash for row in ordered[name]] != hashes:
+            hint = "Score both on the same questions: python evaluate.py 'runs=[outputs/A,outputs/B]'"
+            problems = [*_unanswered(ordered, reference, name), *_unanswered(ordered, name, reference)]
+            raise RunError(f"{reference} and {name} cannot be compared.", problems, hint)
+    if not hashes:
         raise RunError("There are no questions to score.")
-    return ordered
+    return ordered, cluster_numbers(hashes, clusters)
 
 
-def _other_questions(
-    first: str, first_rows: Sequence[Prediction], second: str, second_rows: Sequence[Prediction]
-) -> RunError:
-    problems = []
-    for name, rows, other, other_rows in (
-        (first, first_rows, second, second_rows),
-        (second, second_rows, first, first_rows),
-    ):
-        left = Counter(p.hash for p in rows) - Counter(p.hash for p in other_rows)
-        if left:
-            example = next(p for p in rows if p.hash in left)
-            problems.append(
-                Problem(
-                    f"{left.total()} of the {len(rows)} questions that {name} answered were not answered by {other}, "
-                    f"for example {example.id} ({example.hash})",
-                    allowed="the same questions",
-                )
-            )
-    hint = "Score both on the same questions: python evaluate.py 'runs=[outputs/A,outputs/B]'"
-    return RunError(f"{first} and {second} cannot be compared.", problems, hint)
+def _unanswered(models: Mapping[str, Predicted], name: str, other: str) -> list[Problem]:
+    """The questions that only the first of two models answered, if any."""
+    left = Counter(row.hash for row in models[name]) - Counter(row.hash for row in models[other])
+    if not left:
+        return []
+    example = next(row for row in models[name] if row.hash in left)
+    what = (
+        f"{left.total()} of the {len(models[name])} questions that {name} answered were not answered by {other}, "
+        f"for example {example.id} ({example.hash})"
+    )
+    return [Problem(what, "the same questions")]

@@ -67,9 +67,6 @@ def test_mcnemar_equals_statsmodels_and_scipy(b: int, c: int) -> None:
         assert exact == pytest.approx(binomtest(b, b + c, 0.5).pvalue, rel=1e-9)
         found = binom.pmf(b, b + c, 0.5)
         assert mid == pytest.approx(exact - (found / 2 if b == c else found), rel=1e-9)
-
-
-def test_mid_p_of_the_cited_paper() -> None:
     # Fagerland et al. 2013, airway hyper-responsiveness before and after transplantation: b = 1, c = 7 of 21
     assert mcnemar(changes_of(1, 7, 21)) == pytest.approx((0.0703, 0.0391), abs=5e-5)
 
@@ -82,7 +79,7 @@ def test_mcnemar_is_symmetric_and_a_probability(b: int, c: int) -> None:
     assert 0 < mid <= exact <= 1
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_mcnemar_of_clusters_equals_scipy_flipping_all_signs(seed: int) -> None:
     rng = np.random.default_rng(seed)
     clusters = rng.integers(0, 9, 30)
@@ -96,31 +93,27 @@ def test_mcnemar_of_clusters_equals_scipy_flipping_all_signs(seed: int) -> None:
     assert mid == pytest.approx(exact - np.mean(sums == abs(totals.sum())) / 2, abs=1e-12)
 
 
-def test_doubled_questions_give_the_p_of_single_ones() -> None:
-    once = changes_of(2, 11, 60)
-    assert mcnemar(np.repeat(once, 2), np.repeat(np.arange(60), 2)) == pytest.approx(mcnemar(once), rel=1e-12)
-    assert mcnemar(np.repeat(once, 2))[0] < mcnemar(once)[0] / 10  # taken as independent
-
-
-def test_holm_by_hand() -> None:
-    # Ascending 0.01, 0.03, 0.04 times 3, 2, 1: 0.03, 0.06, 0.04; the last is raised to the one before.
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
-    assert holm([0.2]) == pytest.approx([0.2])
-
-
-@pytest.mark.parametrize("count", [1, 2, 5, 20])
-def test_holm_equals_statsmodels(count: int) -> None:
-    values = np.random.default_rng(count).random(count) / 10
-    assert holm(values) == pytest.approx(multipletests(values, method="holm")[1], abs=1e-12)
-    assert holm([0.01] * count) == pytest.approx(multipletests([0.01] * count, method="holm")[1], abs=1e-12)
+def test_doubled_questions_count_once() -> None:
+    once, pairs = changes_of(2, 11, 60), np.repeat(np.arange(60), 2)
+    twice = np.repeat(once, 2)
+    assert mcnemar(twice, pairs) == pytest.approx(mcnemar(once), rel=1e-12)
+    assert mcnemar(twice)[0] < mcnemar(once)[0] / 10  # taken as independent
+    assert design_effect(twice, pairs) == pytest.approx(2)
+    assert difference_interval(twice, pairs) == pytest.approx(difference_interval(once))
+    nothing = np.zeros(120)
+    assert difference_interval(nothing, pairs) == pytest.approx(difference_interval(nothing[:60]))
+    assert design_effect(changes_of(1, 3, 10), np.zeros(10)) == 10  # one cluster counts as one question
+    assert design_effect([1], [0]) == 1
 
 
 @calmly
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_holm_raises_p_values_and_keeps_their_order(values: list[float]) -> None:
+def test_holm_equals_statsmodels(values: list[float]) -> None:
     adjusted = holm(values)
+    assert adjusted == pytest.approx(multipletests(values, method="holm")[1], abs=1e-12)
     assert (adjusted >= values).all() and (adjusted <= 1).all()
-    assert (np.diff(adjusted[np.argsort(values, kind="stable")]) >= 0).all()
+    # Ascending 0.01, 0.03, 0.04 times 3, 2, 1: 0.03, 0.06, 0.04; the last is raised to the one before.
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
 
 
 def test_detectable_difference() -> None:
@@ -130,26 +123,20 @@ def test_detectable_difference() -> None:
     assert detectable_difference(0, 2, 500) == pytest.approx(7.9196 / 500, abs=1e-6)
     assert detectable_difference(30, 20, 1000, effect=4) == 2 * detectable_difference(30, 20, 1000)
     assert detectable_difference(1, 0, 3) == 1
+    for b, c, n in ((0, 0, 9), (0, 9, 10), (5, 3, 8), (40, 60, 400)):  # no more than change sides, or would have to
+        assert detectable_difference(b, c, n) <= min(1, max(b + c, 8) / n)
 
 
-@calmly
-@given(COUNTS, COUNTS, st.integers(1, 400))
-def test_detectable_difference_is_possible(b: int, c: int, same: int) -> None:
-    """No more questions than change sides, or than would have to, can be a difference."""
-    n = b + c + same
-    assert detectable_difference(b, c, n) <= min(1, max(b + c, 8) / n)
-
-
-@pytest.mark.parametrize(("lost", "gained"), [(60, 140), (16, 25), (0, 8), (0, 3), (0, 0)])
+@pytest.mark.parametrize(("lost", "gained"), [(60, 140), (0, 8), (0, 0)])
 def test_difference_of_the_detectable_size_is_found_four_times_in_five(lost: int, gained: int) -> None:
     """Where as many questions change as changed, or as many as must for a difference of that size."""
     rng = np.random.default_rng(0)
     n = 2000
     true = detectable_difference(lost, gained, n)
     changed = max((lost + gained) / n, true)
-    lost_, gained_, _ = rng.multinomial(n, [(changed - true) / 2, (changed + true) / 2, 1 - changed], size=1000).T
+    lost_, gained_, _ = rng.multinomial(n, [(changed - true) / 2, (changed + true) / 2, 1 - changed], size=500).T
     found = np.mean([mcnemar(changes_of(b, c))[0] < 0.05 for b, c in zip(lost_, gained_, strict=True)])
-    assert found == pytest.approx(0.8, abs=0.07)
+    assert found == pytest.approx(0.8, abs=0.08)
 
 
 def inverted_score_test(b: int, c: int, n: int) -> tuple[float, float]:
@@ -180,14 +167,12 @@ def test_interval_equals_the_score_test_inverted(b: int, c: int, n: int) -> None
     assert score_interval(c, b, n) == tuple(-limit for limit in score_interval(b, c, n)[::-1])
 
 
-def test_interval_where_few_questions_changed() -> None:
+def test_interval_where_few_questions_changed_and_at_its_ends() -> None:
     # with none, ±z²/(n + z²) = 3.841/153.841
     assert score_interval(0, 0, 150) == pytest.approx((-0.02497, 0.02497), abs=5e-6)
     assert score_interval(0, 3, 150) == pytest.approx((-0.0055, 0.0571), abs=5e-5)
     assert score_interval(0, 5, 500) == pytest.approx((0.0023, 0.0232), abs=5e-5)
 
-
-def test_interval_at_its_ends() -> None:
     assert score_interval(0, 10, 10)[1] == 1 and 0.4 < score_interval(0, 10, 10)[0] < 0.5
     assert score_interval(10, 0, 10)[0] == -1
     assert difference_interval([0]) == pytest.approx((-0.79345, 0.79345), abs=1e-5)
@@ -201,15 +186,6 @@ def test_interval_holds_the_difference(rows: list[tuple[int, int]]) -> None:
     for low, high in (difference_interval(changes), difference_interval(changes, clusters)):
         assert -1 <= low <= changes.mean() <= high <= 1
         assert low < high
-
-
-def test_interval_of_doubled_questions_is_that_of_single_ones() -> None:
-    once, twice = changes_of(4, 11, 100), np.repeat(changes_of(4, 11, 100), 2)
-    pairs = np.repeat(np.arange(100), 2)
-    assert design_effect(twice, pairs) == pytest.approx(2)
-    assert difference_interval(twice, pairs) == pytest.approx(difference_interval(once))
-    nothing = np.zeros(200)
-    assert difference_interval(nothing, pairs) == pytest.approx(difference_interval(nothing[:100]))
 
 
 def test_mean_difference_equals_statsmodels_and_scipy() -> None:
@@ -227,43 +203,28 @@ def test_mean_difference_equals_statsmodels_and_scipy() -> None:
     assert mean_difference_test(values) == pytest.approx(expected, rel=1e-9)
 
 
-def test_few_differences_have_few_degrees_of_freedom() -> None:
+def test_few_differences_have_few_degrees_of_freedom_or_none() -> None:
     # 3 of 150 differ by 1: mean 0.02, standard error √(150/149 · 2.94)/150 = 0.01147; κ = 48.02, so 300/47.02 = 6.38
     found = mean_difference_test(changes_of(0, 3, 150))
     assert found == pytest.approx((-0.00767, 0.04767, 0.1289), abs=5e-5)
-    assert mean_difference_test(np.zeros(150)) is None
-    assert mean_difference_test([0.5, 0.1], [1, 1]) is None
-
-
-@pytest.mark.parametrize("clusters", [None, [0, 0, 1, 1]])
-def test_rounding_is_no_variance(clusters: list[int] | None) -> None:
-    """All clusters differ alike: the standard error is unknown, not the 1e-17 that sums of 0.1 are off by."""
-    values = [0.1] * 3 if clusters is None else [0.1, 0.2, 0.1, 0.2]
-    assert mean_difference_test(values, clusters) is None
+    # All clusters differ alike: the standard error is unknown, not the 1e-17 that sums of 0.1 are off by.
+    for values, clusters in (
+        *((np.zeros(150), None), ([0.5, 0.1], [1, 1]), ([0.1] * 3, None)),
+        ([0.1, 0.2, 0.1, 0.2], [0, 0, 1, 1]),
+    ):
+        assert mean_difference_test(values, clusters) is None
     assert mean_difference_test([1.0, 1.0 + 1e-9]) is not None
-
-
-def test_one_cluster_counts_as_one_question() -> None:
-    assert design_effect(changes_of(1, 3, 10), np.zeros(10)) == 10
-    assert design_effect([1], [0]) == 1
 
 
 @calmly
 @given(st.permutations(range(12)), st.lists(st.tuples(st.booleans(), st.booleans()), min_size=12, max_size=12))
-def test_order_of_questions_changes_nothing(order: list[int], rows: list[tuple[bool, bool]]) -> None:
+def test_order_of_questions_and_of_models(order: list[int], rows: list[tuple[bool, bool]]) -> None:
     first, second = (outcomes(side) for side in zip(*rows, strict=True))
     clusters = {p.hash: i // 3 for i, p in enumerate(first)}
-    straight = compare_models({"a": first, "b": second}, clusters)
-    assert compare_models({"a": first, "b": [second[i] for i in order]}, clusters) == straight
-    assert compare_models({"a": [first[i] for i in order], "b": second}, clusters) == straight
-
-
-@calmly
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
-def test_swapping_models_turns_the_comparison_around(rows: list[tuple[bool, bool]]) -> None:
-    first, second = (outcomes(side) for side in zip(*rows, strict=True))
-    (there,) = compare_models({"a": first, "b": second})
-    (back,) = compare_models({"b": second, "a": first})
+    (there,) = compare_models({"a": first, "b": second}, clusters)
+    assert compare_models({"a": first, "b": [second[i] for i in order]}, clusters) == (there,)
+    assert compare_models({"a": [first[i] for i in order], "b": second}, clusters) == (there,)
+    (back,) = compare_models({"b": second, "a": first}, clusters)
     assert there.difference == -back.difference
     assert (there.lost, there.gained, there.p_value) == (back.gained, back.lost, back.p_value)
     assert there.detectable == back.detectable

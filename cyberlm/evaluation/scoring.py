@@ -1,13 +1,12 @@
-"""Answers of a model: the log-probability of every option, and greedy completions.
+"""Log-probability of every option, and greedy completions.
 
-Work is shared: what all prompts of a batch begin with is encoded once; letters need one forward pass a question; option
+Work is shared: the common prefix of a batch's prompts is encoded once; letters need one forward pass a question; option
 texts continue from their prompt's keys and values. A model whose cache is not all keys and values of a batch (`reach`)
 reads whole rows instead. Neither batch size nor padding changes a result.
 """
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +15,11 @@ from torch.func import functional_call
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from cyberlm.data.batches import ScoringBatch, pad_right
+from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.prefix_cache import encode_prefix, shared_length
 
 SHARE_ALIVE = 0.75
-"""Rows that have stopped leave a batch once no more than this share goes on: to leave, keys and values are copied."""
+"""Largest share of unfinished rows at which finished ones leave the batch; that copies keys and values."""
 
 LOGITS_AT_ONCE = 2**26
 """Numbers, rows times vocabulary: 256 MiB of float32."""
@@ -27,23 +27,7 @@ HEAD_ROWS_AT_ONCE = 16_384
 """Rows of an output head that are widened to float32 at a time."""
 
 
-class CausalParts(Protocol):
-    """What scoring needs of a loaded model (`cyberlm.models.loaded.LoadedModel` has it)."""
-
-    causal: PreTrainedModel
-    reach: int
-
-    @property
-    def backbone(self) -> nn.Module: ...
-
-    @property
-    def head(self) -> nn.Module: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-
-def option_log_probs(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
+def option_log_probs(loaded: LoadedModel, batch: ScoringBatch) -> Tensor:
     """Summed log-probability of each option's tokens after its prompt.
 
     Returns:
@@ -56,7 +40,7 @@ def option_log_probs(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
             return _whole_rows(loaded, batch)
     with autocast(loaded.device):
         past = encode_prefix(loaded.backbone, loaded.causal.config, batch.prefix_ids, rows=len(batch.gold))
-        # Right padding needs no mask here: no token sees what stands behind it.
+        # Right padding needs no mask here: no token attends to later ones.
         prompt = loaded.backbone(
             input_ids=batch.prompt_ids, past_key_values=past, use_cache=past is not None or not one_token_each
         )
@@ -69,7 +53,7 @@ def option_log_probs(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
     return scores.masked_fill(batch.option_mask[:, :, 0] == 0, -torch.inf)
 
 
-def _whole_rows(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
+def _whole_rows(loaded: LoadedModel, batch: ScoringBatch) -> Tensor:
     """`option_log_probs` without a cache: of each question's options one at a time, behind its whole prompt."""
     width = batch.option_ids.shape[2]
     ids = F.pad(batch.prompt_ids, (0, width))  # (B, P+O)
@@ -78,7 +62,7 @@ def _whole_rows(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
     for option in range(batch.option_ids.shape[1]):
         tokens, wanted = batch.option_ids[:, option], batch.option_mask[:, option].bool()  # (B, O)
         with autocast(loaded.device):
-            # Right padding needs no mask here: no token sees what stands behind it.
+            # Right padding needs no mask here: no token attends to later ones.
             rows = ids.scatter(1, places, tokens)
             hidden = loaded.backbone(input_ids=rows, use_cache=False).last_hidden_state
             before = hidden.gather(1, (places - 1)[:, :, None].expand(-1, -1, hidden.shape[2]))  # (B, O, H)
@@ -88,7 +72,7 @@ def _whole_rows(loaded: CausalParts, batch: ScoringBatch) -> Tensor:
     return torch.stack(totals, 1)
 
 
-def next_logits(loaded: CausalParts, prompts: Sequence[Sequence[int]]) -> Tensor:
+def next_logits(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Logits (B, V), in float32, of the first token after each prompt."""
     ids, mask = (part.to(loaded.device) for part in pad_right(prompts))
     with autocast(loaded.device):
@@ -129,7 +113,7 @@ def _log_probs(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat([torch.log_softmax(head_logits(head, part), dim=-1).gather(1, own) for part, own in pairs])
 
 
-def _continued(loaded: CausalParts, batch: ScoringBatch, cache: DynamicCache) -> Tensor:
+def _continued(loaded: LoadedModel, batch: ScoringBatch, cache: DynamicCache) -> Tensor:
     """Summed log-probability (B, K) of each option's tokens from the second on, from the prompt's keys and values."""
     count, options, width = batch.option_ids.shape
     inputs = batch.option_ids[:, :, :-1].reshape(count * options, width - 1)
@@ -154,7 +138,7 @@ def _continued(loaded: CausalParts, batch: ScoringBatch, cache: DynamicCache) ->
 
 
 def generate(
-    loaded: CausalParts, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int], max_new_tokens: int
+    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int], max_new_tokens: int
 ) -> list[list[int]]:
     """Greedy completions, batched with left padding; each stops before the first of `stop_ids`.
 
@@ -168,7 +152,7 @@ def generate(
     with autocast(loaded.device):
         tokens, mask, cache = _first_tokens(loaded, prompts)
         completions: list[list[int]] = [[] for _ in prompts]
-        rows = list(range(len(prompts)))  # prompts that still stand in the batch
+        rows = list(range(len(prompts)))  # prompts that are still in the batch
         stopped: set[int] = set()
         for length in range(1, max_new_tokens + 1):
             for row, token in zip(rows, tokens.tolist(), strict=True):
@@ -196,7 +180,7 @@ def generate(
 
 
 def _generate_unpadded(
-    loaded: CausalParts, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int], max_new_tokens: int
+    loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int], max_new_tokens: int
 ) -> list[list[int]]:
     """`generate` by transformers with the model's own cache, in batches of prompts of one length."""
     greedy = GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=list(stop_ids) or None, pad_token_id=0)
@@ -216,7 +200,7 @@ def _generate_unpadded(
 
 @contextlib.contextmanager
 def _without_settings(causal: PreTrainedModel) -> Iterator[None]:
-    """Without a model's own generation settings (a repetition penalty, for example): transformers mixes them in."""
+    """Clears a model's own generation settings (a repetition penalty, for example), which transformers would mix in."""
     kept, causal.generation_config = causal.generation_config, GenerationConfig()
     try:
         yield
@@ -224,10 +208,10 @@ def _without_settings(causal: PreTrainedModel) -> Iterator[None]:
         causal.generation_config = kept
 
 
-def _first_tokens(loaded: CausalParts, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, DynamicCache]:
+def _first_tokens(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, DynamicCache]:
     """The likeliest first token (B,) of each completion, with the mask (B, P) and the cache of the prompts."""
     width, shared = max(len(ids) for ids in prompts), shared_length(prompts)
-    rows = [[0] * (width - len(ids)) + list(ids[shared:]) for ids in prompts]  # padding stands behind what is shared
+    rows = [[0] * (width - len(ids)) + list(ids[shared:]) for ids in prompts]  # padding comes after the shared prefix
     seen = [[1] * shared + [0] * (width - len(ids)) + [1] * (len(ids) - shared) for ids in prompts]
     input_ids, mask = torch.tensor(rows, device=loaded.device), torch.tensor(seen, device=loaded.device)
     prefix_ids = torch.tensor(prompts[0][:shared], dtype=torch.long, device=loaded.device)
@@ -244,7 +228,7 @@ def _first_tokens(loaded: CausalParts, prompts: Sequence[tuple[int, ...]]) -> tu
 
 @contextlib.contextmanager
 def answering(model: nn.Module) -> Iterator[None]:
-    """Switches dropout off and gradients with it, and puts training mode back as it was."""
+    """Turns off dropout and gradients, and restores training mode."""
     training = model.training
     model.eval()
     try:
@@ -255,5 +239,5 @@ def answering(model: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """bfloat16 where a GPU computes."""
+    """Autocast to bfloat16 on a GPU."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()

@@ -68,7 +68,7 @@ class Team:
         trainer: How many, and on what.
 
     Raises:
-        ConfigError: If there are not so many GPUs.
+        ConfigError: If there are fewer GPUs.
     """
 
     def __init__(self, trainer: TrainerConfig) -> None:
@@ -173,16 +173,9 @@ def ready_key(rank: int) -> str:
 def _check_devices(trainer: TrainerConfig) -> None:
     found = torch.cuda.device_count() if pick_device(trainer.accelerator).type == "cuda" else trainer.devices
     if found < trainer.devices:
-        raise ConfigError(
-            "There are not so many GPUs:",
-            [
-                Problem(
-                    f"trainer.devices={trainer.devices}",
-                    f"at most {found}, or processes on the CPU with trainer.accelerator=cpu",
-                    f"trainer.devices={found}",
-                )
-            ],
-        )
+        allowed = f"at most {found}, or processes on the CPU with trainer.accelerator=cpu"
+        problem = Problem(f"trainer.devices={trainer.devices}", allowed, f"trainer.devices={found}")
+        raise ConfigError(f"Only {found} GPU{'s are' if found > 1 else ' is'} available:", [problem])
 
 
 def _last_lines(said: IO[bytes]) -> str:

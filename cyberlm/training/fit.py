@@ -66,22 +66,16 @@ def fit(
     sharded = config.trainer.strategy is Strategy.fsdp2
     share_validation = not sharded and len(encoded["validation"]) >= distributed.world_size()
     _check_interval(config, len(encoded["train"]))
-    data = QuestionData(
-        config.data,
-        encoded["train"],
-        encoded["validation"],
-        prompt.end_ids,
-        config.trainer.accumulate_grad_batches,
-        config.seed,
-        share_prefix=shares_prefix(config, loaded.causal.config, encoded["train"], len(prompt.end_ids), loaded.reach),
-        share_validation=share_validation,
-    )
+    data = question_data(config, loaded, prompt, encoded, share_validation=share_validation)
     module = FineTuningModule(
         *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
     )
     best = BestWeights(folder / CHECKPOINTS, config.trainer.monitor)
-    watch = LearningWatch()
-    metrics = MetricsFile(folder)
+    watch, metrics = LearningWatch(), MetricsFile(folder)
+    # tensors of training and of validation seldom fit in each other's gaps
+    tidy = LambdaCallback(
+        **dict.fromkeys(("on_validation_start", "on_validation_end"), lambda *_: release_freed_memory())
+    )
     with _calm_lightning():
         trainer = L.Trainer(
             **_trainer_settings(config, loaded.device),
@@ -92,8 +86,7 @@ def fit(
                 RandomState(config.seed),
                 MetricRows(metrics, loggers),
                 watch,
-                # tensors of training and of validation seldom fit in each other's gaps
-                LambdaCallback(on_validation_start=_release_memory, on_validation_end=_release_memory),
+                tidy,
                 *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
                 best,
                 # after best, so that it knows of weights that have just been chosen
@@ -145,14 +138,31 @@ def _trainer_settings(config: TrainConfig, device: torch.device) -> dict[str, An
     }
 
 
-def _release_memory(*_: Any) -> None:
-    release_freed_memory()
+def question_data(
+    config: TrainConfig,
+    loaded: LoadedModel,
+    prompt: Prompt,
+    encoded: Mapping[str, Sequence[EncodedQuestion]],
+    *,
+    share_validation: bool = False,
+) -> QuestionData:
+    """Batches of training and of validation, as the configuration and the model want them."""
+    return QuestionData(
+        config.data,
+        encoded["train"],
+        encoded["validation"],
+        prompt.end_ids,
+        config.trainer.accumulate_grad_batches,
+        config.seed,
+        share_prefix=shares_prefix(config, loaded.causal.config, encoded["train"], len(prompt.end_ids), loaded.reach),
+        share_validation=share_validation,
+    )
 
 
 def shares_prefix(
     config: TrainConfig, shape: PretrainedConfig, questions: Sequence[EncodedQuestion], end: int, reach: int
 ) -> bool:
-    """Whether what a micro-batch's prompts begin with is encoded once.
+    """True where the beginning that a micro-batch's prompts share is encoded once.
 
     Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache. Nor with
     FSDP2, whose processes must call the same layers equally often: batches need not share a beginning. Nor where the
@@ -171,7 +181,7 @@ def shares_prefix(
 
 
 def _drops(method: MethodConfig, shape: PretrainedConfig) -> bool:
-    """Whether a method or a model (GPT-2: attn_pdrop, embd_pdrop, resid_pdrop) is set to drop anything at random."""
+    """True where a method or a model (GPT-2: attn_pdrop, embd_pdrop, resid_pdrop) is set to drop anything at random."""
     settings = {**shape.get_text_config(decoder=True).to_dict(), **method.settings}
     settings["lora_dropout"] = getattr(method.lora, "dropout", 0.0)
     return any(isinstance(value, float) and value > 0 for name, value in settings.items() if "drop" in name)
@@ -206,7 +216,6 @@ def _calm_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers.*",
-            ".*Checkpoint directory .* exists and is not empty.*",
             ".*isinstance.treespec, LeafSpec.*",
             ".*callbacks used to create the checkpoint.*",  # of an older version: some had other names
             ".*your dataloader is not resumable.*",  # QuestionData's is

@@ -116,7 +116,7 @@ class FineTuningModule(L.LightningModule):
             metric.reset()
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.model, self.optim, fused=not self._scales_gradients())
+        optimizer = build_optimizer(self.model, self.optim, fused=self.trainer.precision != "16-mixed")
         schedule = build_schedule(optimizer, self.optim, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -134,9 +134,6 @@ class FineTuningModule(L.LightningModule):
             self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
         return self._norm
 
-    def _scales_gradients(self) -> bool:
-        return self.trainer.precision == "16-mixed"
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trained = {f"model.{name}" for name in trainable_names(self.model)}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
@@ -149,23 +146,16 @@ class FineTuningModule(L.LightningModule):
         """Refuses a checkpoint that does not hold exactly what this model trains.
 
         Raises:
-            RunError: With names that are missing or not expected, or of another shape.
+            RunError: With tensors that are missing, not expected, or of another shape.
         """
-        trained = {f"model.{name}" for name in trainable_names(self.model)}
-        found = set(checkpoint["state_dict"])
-        if found != trained:
-            odd = sorted(found ^ trained)
+        trained = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        found = {name: tuple(tensor.shape) for name, tensor in checkpoint["state_dict"].items()}
+        odd = [name for name in sorted({*found, *trained}) if found.get(name) != trained.get(name)]
+        if odd:
             raise RunError(
-                f"The checkpoint does not fit this model: {len(trained - found)} tensors are missing and "
-                f"{len(found - trained)} are not expected, for example {odd[0]}."
+                f"The checkpoint does not fit this model in {len(odd)} tensors, for example:",
+                [Problem(f"{name}: {found.get(name, 'missing')}", str(trained.get(name, "none"))) for name in odd[:3]],
             )
-        for name, parameter in self.named_parameters():
-            shape = checkpoint["state_dict"][name].shape if name in found else parameter.shape
-            if shape != parameter.shape:
-                raise RunError(
-                    "The checkpoint does not fit this model:",
-                    [Problem(f"{name} has the shape {tuple(shape)}", str(tuple(parameter.shape)))],
-                )
 
 
 def _alone(compute: Callable[..., Any], *arguments: Any) -> Any:

@@ -128,14 +128,13 @@ def test_torn_files_are_refused(whole: bytes, tmp_path: Path) -> None:
             check_gguf(path)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(600, marks=pytest.mark.slow)])
-def test_changed_bytes_never_hang_or_fill_the_memory(count: int, whole: bytes, tmp_path: Path) -> None:
+def test_changed_bytes_never_hang_or_fill_the_memory(whole: bytes, tmp_path: Path) -> None:
     """A changed byte gives our error, or a file whose claims still hold (in a weight, a name of a token)."""
-    path, choose = tmp_path / "x.gguf", random.Random(count)
+    path, choose = tmp_path / "x.gguf", random.Random(0)
     head = whole.index(b"output.weight") + 2000
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
     ended = []
-    for number in range(count):
+    for number in range(60):
         changed = bytearray(whole)
         for _ in range(choose.choice((1, 1, 1, 4))):
             changed[choose.randrange(head)] = choose.choice((0, 0xFF, choose.randrange(256)))

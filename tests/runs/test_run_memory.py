@@ -18,7 +18,7 @@ from cyberlm.evaluation.results import read_results
 from cyberlm.runs.memory import RunMemory, out_of_memory_explained, show_plan
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ModelError, OutOfMemory
-from cyberlm.training.fit import _data_of
+from cyberlm.training.fit import question_data
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("data.max_train=8", "data.max_validation=8", "data.max_test=8", "evaluation.generate=false")
@@ -108,7 +108,7 @@ def test_the_first_micro_batch_is_the_one_that_was_estimated(setting: str) -> No
     loaded, prompt = tiny(config)
     questions = prompt.encode(sample_questions(32))
     encoded = {"train": questions, "validation": questions, "test": questions}
-    first, *_ = _data_of(config, loaded, prompt, encoded, share_validation=True).train_dataloader()
+    first, *_ = question_data(config, loaded, prompt, encoded).train_dataloader()
     memory = RunMemory(loaded.causal.config, encoded, len(prompt.end_ids), torch.device("cpu"))
     batches = memory.batches(config)
     rows, width = first.input_ids.shape

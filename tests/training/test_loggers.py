@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -189,22 +190,12 @@ class Failing(Logger):
         self.fails = fails
         self._call("__init__")
 
-    def _call(self, method: str) -> None:
+    def _call(self, method: str, *_: object, **__: object) -> None:
         if method == self.fails:
             raise OSError("no space left\non device")
 
-    @property
-    def experiment(self) -> None:
-        self._call("experiment")
-
-    def log_metrics(self, *_: object, **__: object) -> None:
-        self._call("log_metrics")
-
-    def log_hyperparams(self, *_: object, **__: object) -> None:
-        self._call("log_hyperparams")
-
-    def save(self) -> None:
-        self._call("save")
+    log_metrics, log_hyperparams = partialmethod(_call, "log_metrics"), partialmethod(_call, "log_hyperparams")
+    save, experiment = partialmethod(_call, "save"), property(lambda self: self._call("experiment"))
 
     def finalize(self, status: str) -> None:
         self._call("finalize")

@@ -39,25 +39,13 @@ from cyberlm.training.losses import answer_nll_sum, hidden_states, step_loss
 from cyberlm.training.optim import build_optimizer
 
 METHODS = ("sft", "lora", "qlora")
-RATES = {"sft": 3e-3, "lora": 4e-3, "qlora": 4e-3}
 
 
-def overfit_config(method: str, *overrides: str):
-    return config_of(
-        f"method={method}",
-        f"optim.learning_rate={RATES[method]}",
-        "optim.schedule=linear",
-        f"trainer.max_epochs={40 if method == 'sft' else 70}",
-        *SHORT,
-        *overrides,
-    )
-
-
-@pytest.mark.parametrize(
-    "method", [pytest.param("sft"), *(pytest.param(m, marks=pytest.mark.slow) for m in METHODS[1:])]
-)
+@pytest.mark.parametrize("method", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "qlora"))])
 def test_tiny_llama_overfits_32_questions(method: str, tmp_path: Path) -> None:
-    _, figures, _ = fit_tiny(overfit_config(method), short_questions(32), tmp_path)
+    rate, epochs = (3e-3, 40) if method == "sft" else (4e-3, 70)
+    longer = (f"optim.learning_rate={rate}", "optim.schedule=linear", f"trainer.max_epochs={epochs}")
+    _, figures, _ = fit_tiny(config_of(f"method={method}", *longer, *SHORT), short_questions(32), tmp_path)
     assert figures["accuracy"] == 1.0
 
 
@@ -380,10 +368,8 @@ def test_adapter_opens_with_peft_alone_and_answers_the_same(method: str, tmp_pat
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_adapter_switches_train(switch: str, method: str, tmp_path: Path) -> None:
     config = config_of(f"method={method}", f"method.lora.{switch}=true", "optim.learning_rate=1e-2", *SHORT)
-    loaded, _, steps = fit_tiny(config, short_questions(16), tmp_path)
-    assert steps == 2
-    moved = [p for name, p in loaded.model.named_parameters() if "lora_B" in name and p.abs().sum() > 0]
-    assert moved
+    loaded, _, _ = fit_tiny(config, short_questions(16), tmp_path)
+    assert any("lora_B" in name and p.abs().sum() > 0 for name, p in loaded.model.named_parameters())
 
 
 def test_dropout_is_active_in_training(tmp_path: Path) -> None:
@@ -392,11 +378,3 @@ def test_dropout_is_active_in_training(tmp_path: Path) -> None:
     without = curve("lora", tmp_path / "b")
     assert first[0] == pytest.approx(without[0], abs=1e-6)  # B is zero in the first step
     assert first[3:] != pytest.approx(without[3:], abs=1e-6)
-
-
-def test_resolved_seed_gives_the_same_run(tmp_path: Path) -> None:
-    assert curve("lora", tmp_path / "a") == curve("lora", tmp_path / "b")
-
-
-def test_tokenizer_is_the_tiny_one() -> None:
-    assert len(load_tokenizer(config_of().model)) == 256 + 26 + 6

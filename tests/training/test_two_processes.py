@@ -262,25 +262,6 @@ def test_process_that_fails_tells_why(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- what cannot work
 
 
-@pytest.mark.parametrize(
-    ("overrides", "told"),
-    [
-        (["trainer.devices=0"], "trainer.devices=0"),
-        (["trainer.strategy=fsdp2"], "trainer.strategy=fsdp2 with one device"),
-        (["trainer.strategy=ddp"], "trainer.strategy=ddp with one device"),
-        (["trainer.strategy=fsdp2", "trainer.devices=2", "method=qlora"], "whose weights cannot be cut up"),
-        (["trainer.strategy=fsdp2", "trainer.devices=2", "trainer.gradient_checkpointing=true"], "checkpointing=true"),
-        (["trainer.strategy=fsdp2", "trainer.devices=2", "trainer.precision=16-mixed"], "precision=16-mixed"),
-        (["trainer.strategy=fsdp2", "trainer.devices=2", "optim=paged_adamw_8bit"], "optim.name=paged_adamw_8bit"),
-        (["trainer.strategy=fsdp2", "trainer.devices=2", "method.lora.use_dora=true"], "use_dora=true"),
-    ],
-)
-def test_what_cannot_be_spread_is_refused(overrides: list[str], told: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        build_config(compose("model=tiny_random", "logger=none", *overrides), TrainConfig)
-    assert told in caught.value.screen()
-
-
 def test_evaluation_is_one_process() -> None:
     with pytest.raises(ConfigError, match="a problem") as caught:
         build_config(compose("model=tiny_random", "trainer.devices=2", command="evaluate"), EvaluateConfig)

@@ -26,10 +26,6 @@ from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
-]
 IDS = torch.arange(5, 45)[None]
 
 NORMS = '''

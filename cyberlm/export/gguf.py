@@ -45,40 +45,27 @@ PRE_TOKENIZERS: dict[str, tuple[list[dict[str, Any]], bool]] = {
 
 
 def write_gguf(folder: Path, file: Path, kind: GgufType, name: str, licence: str) -> str:
-    """Writes `file` from a transformers folder.
+    """Writes `file` from a transformers folder, by the converter in the folder $LLAMA_CPP_DIR or on the PATH if any.
 
     Returns:
         What wrote it.
 
     Raises:
-        ModelError: If the converter fails, or there is none and the model is more than this module can write.
+        ModelError: If the converter fails or is not there, and the model is more than this module can write.
     """
-    converter = find_converter()
+    given = os.environ.get("LLAMA_CPP_DIR")
+    converter = f"{given}/{CONVERTER}" if given else shutil.which(CONVERTER)
     if converter is None:
         write_llama(folder, file, kind, name, licence)
         return f"gguf {metadata.version('gguf')}"
-    line = [sys.executable, str(converter), str(folder), "--outfile", str(file), "--outtype", kind.value]
+    if not Path(converter).is_file():
+        raise ModelError(f"LLAMA_CPP_DIR={given} holds no {CONVERTER}.", hint="Point it at a copy of llama.cpp.")
+    line = [sys.executable, converter, str(folder), "--outfile", str(file), "--outtype", kind.value]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode != 0 or not file.is_file():
         last = [row for row in (done.stderr or done.stdout).splitlines() if row.strip()][-3:]
         raise ModelError(f"{converter} failed (exit code {done.returncode}):", [Problem(row) for row in last])
-    return converter.name
-
-
-def find_converter() -> Path | None:
-    """llama.cpp's converter: in the folder $LLAMA_CPP_DIR, or on the PATH.
-
-    Raises:
-        ModelError: If LLAMA_CPP_DIR is set and holds none.
-    """
-    given = os.environ.get("LLAMA_CPP_DIR")
-    if given:
-        script = Path(given) / CONVERTER
-        if not script.is_file():
-            raise ModelError(f"LLAMA_CPP_DIR={given} holds no {CONVERTER}.", hint="Point it at a copy of llama.cpp.")
-        return script
-    found = shutil.which(CONVERTER)
-    return Path(found) if found else None
+    return CONVERTER
 
 
 def load_gguf(file: Path, device: torch.device, dtype: torch.dtype, source: Path) -> LoadedModel:

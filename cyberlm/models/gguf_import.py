@@ -25,7 +25,7 @@ from cyberlm.runtime.progress import say
 MOST_PARTS = 4096
 """Of a `_count` in the metadata (blocks, heads, experts): each is built on its own."""
 MOST_NUMBERS = 2_000_000
-"""Of an array in the metadata: gguf's reader makes an object of each."""
+"""Of all arrays in the metadata: gguf's reader makes an object of each number."""
 MALFORMED = (OSError, ValueError, KeyError, TypeError, IndexError, ArithmeticError, RuntimeError, struct.error)
 
 
@@ -102,9 +102,10 @@ def _check_parts(metadata: dict[str, Any]) -> None:
             f"it is part {metadata.get('split.no', 0) + 1} of {parts} of a split model; llama.cpp joins them: "
             "llama-gguf-split --merge FIRST_PART OUT.gguf"
         )
+    numbers = sum(len(value) for value in metadata.values() if isinstance(value, list))
+    if numbers > MOST_NUMBERS:
+        raise ValueError(f"its metadata has arrays of {numbers:,} numbers")
     for name, value in metadata.items():
-        if isinstance(value, list) and len(value) > MOST_NUMBERS:
-            raise ValueError(f"{name} has {len(value):,} numbers")
         if name.endswith("_count") and isinstance(value, int) and not 0 <= value <= MOST_PARTS:
             raise ValueError(f"{name} is {value:,}")
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session
 
 from cyberlm.config.schema import ModelConfig, ModelSource
@@ -150,35 +150,20 @@ def explained(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
         raise ModelError(f"{config.name} needs a package that is not installed: {error}") from error
     except torch.OutOfMemoryError:
         raise
-    except (OSError, HfHubHTTPError, *UNREADABLE) as error:
-        causes = _causes(error)
-        reason = on_one_line(error)
-        if any(isinstance(cause, GatedRepoError) for cause in causes):
-            reason = "its licence is not accepted by this login, or there is no login"
-        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            reason = "there is no such repository, or it needs a login"
-        elif not isinstance(error, OSError | HfHubHTTPError) or Path(config.path or "").is_dir():
+    except (OSError, HfHubHTTPError) as error:
+        if Path(config.path or "").is_dir():
             raise _unreadable(config, error) from error
-        raise _unavailable(config, reason) from error
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    chain = []
-    while error is not None:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain
+        raise _unavailable(config, on_one_line(error)) from error
+    except UNREADABLE as error:
+        raise _unreadable(config, error) from error
 
 
 def _unreadable(config: ModelConfig, error: Exception) -> ModelError:
     hint = "Type model=local model.path=FOLDER with a folder as save_pretrained wrote it."
     if "code" in str(error) and "execute" in str(error):
         hint = "Code that comes with a model is run only with model.trust_remote_code=true: read it first."
-    return ModelError(
-        f"The model {config.name} cannot be loaded.",
-        [Problem(f"{config.path or config.hub_id}: {on_one_line(error)}", "whole files, without code of their own")],
-        hint,
-    )
+    problem = Problem(f"{config.path or config.hub_id}: {on_one_line(error)}", "whole files, without code of their own")
+    return ModelError(f"The model {config.name} cannot be loaded.", [problem], hint)
 
 
 def _unavailable(config: ModelConfig, reason: str) -> ModelError:

@@ -48,11 +48,6 @@ RUNS = {"sft": ("method=sft",), "lora": ("method=lora",), "qlora": ("method=qlor
 RUNS["dora"] = ("method=lora", "method.lora.use_dora=true", "method.lora.target_modules=[q_proj,down_proj]")
 QUICK = ("evaluation=default", "evaluation.base=false", "evaluation.generate=false")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
-]
-
 
 @pytest.fixture(autouse=True)
 def _no_converter(monkeypatch: pytest.MonkeyPatch) -> None:

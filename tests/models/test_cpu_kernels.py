@@ -27,8 +27,6 @@ from cyberlm.models.cpu_kernels import (
     use_fast_products,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
-
 
 @pytest.fixture(autouse=True)
 def _as_on_a_processor_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,6 @@ from cyberlm.training.fit import fit, prepare
 
 CPU = torch.device("cpu")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
-]
-
 
 def config_of(*overrides: str) -> TrainConfig:
     return build_config(compose("logger=none", "callbacks=none", *overrides), TrainConfig)

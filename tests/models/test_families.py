@@ -22,7 +22,6 @@ from cyberlm.tasks.questions import Question
 from cyberlm.training.fit import shares_prefix
 from cyberlm.training.losses import answer_nll_sum, hidden_states
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
 CPU = torch.device("cpu")
 NEW = 6
 

@@ -33,11 +33,6 @@ from cyberlm.training.optim import build_optimizer
 
 CPU, GPU, GIB = torch.device("cpu"), torch.device("cuda"), 2**30
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
-
 
 def sizes_of(config: TrainConfig, device: torch.device = CPU) -> ModelSizes:
     shape = config.model.shape

@@ -49,8 +49,6 @@ FEW = (
     *("evaluation.base=false", "evaluation.generate=false"),
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
-
 
 def model_folder(folder: Path, model: PreTrainedModel | None = None, **generation: object) -> Path:
     """Writes a model with the tiny tokenizer, and its generation settings."""

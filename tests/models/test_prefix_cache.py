@@ -10,8 +10,6 @@ from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.prefix_cache import shared_length
 from cyberlm.training.losses import answer_nll_sum, hidden_states
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
-
 
 def test_what_all_rows_begin_with_is_shared() -> None:
     begin = tuple(range(20))

@@ -23,7 +23,7 @@ def config_of(*overrides: str) -> TrainConfig:
     return build_config(compose("logger=none", "callbacks=none", *overrides), TrainConfig)
 
 
-@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("method", ["lora", pytest.param("qlora", marks=pytest.mark.slow)])
 def test_it_knows_a_capital(method: str) -> None:
     config = config_of(f"method={method}")
     loaded = load_base(config.model, config.quant, CPU)

@@ -1,4 +1,4 @@
-"""A transformers folder as one GGUF file, by llama.cpp's converter where it is installed, else for Llama by hand here.
+"""GGUF export, by llama.cpp's converter where it is installed, else (Llama only) by the `gguf` package.
 
 Names, metadata and the order of the rows of query and key weights follow llama.cpp's convert_hf_to_gguf.py.
 """
@@ -41,7 +41,7 @@ PRE_TOKENIZERS: dict[str, tuple[list[dict[str, Any]], bool]] = {
         True,
     ),
 }
-"""How llama.cpp cuts text under each name of `tokenizer.ggml.pre`, and whether a word that is a token stays whole."""
+"""Steps of llama.cpp's cut of text under each name of `tokenizer.ggml.pre`; True where a word that is a token stays."""
 
 
 def write_gguf(folder: Path, file: Path, kind: GgufType, name: str, licence: str) -> str:
@@ -144,7 +144,7 @@ def write_llama(folder: Path, file: Path, kind: GgufType, name: str, licence: st
 
 
 def _problems(config: Any, described: Mapping[str, Any]) -> Iterator[Problem]:
-    """What only llama.cpp's converter can write."""
+    """Lists what only llama.cpp's converter can write."""
     model = described["model"]
     if config.model_type != "llama":
         yield Problem(f"model_type is {config.model_type}", "llama")
@@ -159,7 +159,7 @@ def _problems(config: Any, described: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def pre_tokenizer(described: Mapping[str, Any]) -> str | None:
-    """The name that llama.cpp gives to how a tokenizer.json cuts text before merging; None where it is another way."""
+    """Finds llama.cpp's name for the way a tokenizer.json cuts text before merging; None where it has none here."""
     given = described.get("pre_tokenizer") or {}
     steps = [
         {key: value for key, value in step.items() if key != "trim_offsets"}
@@ -262,7 +262,7 @@ def _as_stored(tensor: torch.Tensor, name: str, config: Any) -> np.ndarray:
 
 
 def _rope_factors(config: Any) -> np.ndarray | None:
-    """By what the frequencies of Llama 3.1's rotary embedding are divided; None where they are as they were."""
+    """Divisors of the frequencies of Llama 3.1's rotary embedding; None for plain frequencies."""
     if config.rope_parameters["rope_type"] == "default":
         return None
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))

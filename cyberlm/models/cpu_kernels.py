@@ -42,7 +42,7 @@ def align_weights(model: nn.Module) -> None:
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Whether this is an AMD processor with AVX-512. A rule, not a measurement: a run repeats on the same machine."""
+    """True on an AMD processor with AVX-512: a rule, not a measurement, so that a run repeats on the same machine."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkldnn.is_available():
         return False
     return CPU_INFO.is_file() and "AuthenticAMD" in CPU_INFO.read_text(encoding="utf-8", errors="replace")
@@ -111,7 +111,7 @@ def _is_plain(layer: lora.Linear) -> bool:
 
 
 def _is_float32(x: Tensor) -> bool:
-    """Whether a layer gets, and would compute with, float32 numbers on a CPU."""
+    """True where a layer gets, and would compute with, float32 numbers on a CPU."""
     plain = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
     return plain and not torch.is_autocast_enabled("cpu")
 

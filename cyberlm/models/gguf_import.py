@@ -30,7 +30,7 @@ MALFORMED = (OSError, ValueError, KeyError, TypeError, IndexError, ArithmeticErr
 
 
 def convert_gguf(gguf: Path, digest: str) -> Path:
-    """The GGUF file as a plain float32 transformers folder, made once and kept: loading it is then 20 times faster.
+    """Converts a GGUF file to a float32 transformers folder, once: loading it is then 20 times faster.
 
     Args:
         digest: SHA-256 of the file.
@@ -111,7 +111,7 @@ def _check_parts(metadata: dict[str, Any]) -> None:
 
 
 def _load(gguf: Path, shape: PretrainedConfig) -> PreTrainedModel:
-    """The model of a GGUF file, in float32, all of its weights read from the file: transformers would draw the others.
+    """Loads a GGUF file in float32 and refuses a model of which it lacks weights: transformers draws these at random.
 
     Raises:
         ModelError: With the weights that the file does not hold, or of which nothing is known.

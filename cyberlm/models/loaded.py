@@ -15,7 +15,7 @@ from cyberlm.models.prefix_cache import PROBED, find_reach, nearly_equal
 from cyberlm.runtime.errors import ModelError, Problem
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
-"""What transformers, peft and safetensors raise at files that are torn or are not what their names say."""
+"""Errors of transformers, peft and safetensors at files that are torn or are not what their names say."""
 
 MOST_TOLD = 300
 """Characters of a library's own message that are shown."""
@@ -110,7 +110,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def on_one_line(error: Exception) -> str:
-    """A library's own message without its line breaks, as much of it as a screen has room for."""
+    """Shortens a library's message to one line that a screen has room for."""
     told = " ".join(str(error).split()) or type(error).__name__
     return told[:MOST_TOLD] + ("..." if len(told) > MOST_TOLD else "")
 

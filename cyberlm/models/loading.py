@@ -45,7 +45,7 @@ def pick_device(accelerator: str) -> torch.device:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a padding token that is not the end of a turn wherever one can be had."""
+    """Loads the model's tokenizer, with a padding token that is not the end of a turn wherever one can be had."""
     if config.source is ModelSource.tiny:
         return tiny_tokenizer()
     tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, config, locate(config))
@@ -57,7 +57,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def read_shape(config: ModelConfig) -> PretrainedConfig:
-    """The configuration that lies beside a model's weights; the weights are not read."""
+    """Reads the configuration beside a model's weights, and not the weights."""
     if config.source is ModelSource.tiny:
         assert config.tiny is not None
         return tiny_shape(config.tiny, len(tiny_tokenizer()))

@@ -37,7 +37,7 @@ class ModelFiles:
 
 
 def locate(config: ModelConfig) -> ModelFiles:
-    """The folder or repository that holds tokenizer, configuration and weights; a GGUF file is converted once.
+    """Finds the folder or repository that holds tokenizer, configuration and weights; converts a GGUF file once.
 
     Raises:
         ModelError: If they cannot be had.

@@ -1,4 +1,4 @@
-"""What all prompts of a batch begin with (system prompt, instructions), encoded once instead of once a question.
+"""Prefix cache: what all prompts of a batch begin with (system prompt, instructions) is encoded once.
 
 Keys and values of the shared tokens are the same in every row, since a token sees only what stands before it; a
 gradient to them is the sum over the rows. So results are those of whole prompts, with fewer tokens computed.
@@ -19,7 +19,7 @@ PROBED = 12
 
 
 def shared_length(rows: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens to encode once: those that all rows begin with, where that saves work.
+    """Counts the tokens to encode once: those that all rows begin with, where that saves work.
 
     Args:
         rows: Token ids of each prompt; every row keeps at least its last token.
@@ -100,7 +100,7 @@ def find_reach(backbone: nn.Module, config: PretrainedConfig, device: torch.devi
 
 
 def nearly_equal(found: Tensor, expected: Tensor) -> bool:
-    """Whether two ways to compute hidden states agree, up to rounding."""
+    """Compares two ways to compute hidden states, up to rounding."""
     tolerance = 1e-3 if expected.dtype == torch.float32 else 5e-2
     found, expected = found.float(), expected.float()
     return float((found - expected).norm()) <= tolerance * float(expected.norm())

@@ -106,7 +106,7 @@ def write_prompt(folder: Path, prompt: Mapping[str, str]) -> None:
 
 
 def read_prompt(folder: Path) -> dict[str, str]:
-    """The content of prompt.json; nothing where it is absent or torn."""
+    """Reads prompt.json; empty where it is absent or torn."""
     try:
         saved = json.loads((folder / "prompt.json").read_text())
     except (OSError, ValueError):

@@ -40,7 +40,7 @@ def shard(loaded: LoadedModel, mesh: DeviceMesh) -> Callable[..., Any]:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The whole of each trained parameter of a sharded model, in the host memory of every process.
+    """Gathers each trained parameter of a sharded model, whole, in the host memory of every process.
 
     Called by all of them; the device holds one whole parameter at a time.
     """

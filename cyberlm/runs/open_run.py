@@ -1,4 +1,4 @@
-"""A finished run's tuned model, opened again for whatever comes after training."""
+"""Opens a finished run: its tuned model, base and prompt."""
 
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from cyberlm.tasks.task import make_task
 
 
 def load_tuned(trained: TrainConfig, run: Path, device: torch.device) -> LoadedModel:
-    """A run's tuned model.
+    """Loads a run's tuned model.
 
     Raises:
         RunError: If the base is not the one that was tuned.

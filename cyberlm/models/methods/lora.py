@@ -134,7 +134,7 @@ def _linear_layers(causal: nn.Module) -> tuple[list[str], list[str]]:
 
 @torch.no_grad()
 def _gives_rows(module: Any) -> bool:
-    """Whether a layer of a model's own class maps (1, I) to (1, O)."""
+    """Tries a layer of a model's own class: it maps (1, I) to (1, O)."""
     weight = module.weight
     try:
         given = module(torch.zeros(1, module.in_features, device=weight.device, dtype=weight.dtype))

@@ -59,7 +59,7 @@ BAD_ROWS = {
     json.dumps({**ROW, "question": " "}): "question is empty",
     json.dumps({**ROW, "question": None}): "question is null, not text",
     json.dumps({**ROW, "question": "\ud800"}): "half of a surrogate pair",
-    json.dumps({**ROW, "answer": "A"}): "solution and answer stand side by side",
+    json.dumps({**ROW, "answer": "A"}): "solution and answer are given side by side",
     json.dumps({**ROW, "explanation": "x"}): "field 'explanation' is not known",
     '{"question": "a", "options": ["b", "c"]}': "solution is missing",
     '{"question": "a", "question": "b"}': "'question' more than once",
@@ -165,7 +165,7 @@ EVALUATIONS = [
     Case("a tuned model that is truncated", evaluation(), ("run/model", "cannot be loaded"), changed(sft, cut("model/model.safetensors"))),
     Case("a tuned model that is pickled", evaluation(), ("model.pt", "pickled weights can run code"), changed(sft, several(pickled("model/model.pt"), removed("model/model.safetensors")))),
     Case("questions that were trained on", evaluation("run=run", "data=sample"), ("were trained on or validated on",), lora),
-    Case("a question file that has changed since", evaluation(), ("are not in q (sha256",), changed(lora, several(text("../q.jsonl", row()), replaced("config.yaml", "  name: sample\n", "  name: mcq\n"), replaced("config.yaml", "  path: null\n  test_size", "  path: q.jsonl\n  test_size")))),
+    Case("a question file that has changed since", evaluation(), ("are not in q (sha256",), changed(lora, several(text("../q.jsonl", row()), replaced("config.yaml", "  name: sample\n", "  name: mcq\n"), replaced("config.yaml", "  path: null\n  address: package://cyberlm/data/sample.json\n", "  path: q.jsonl\n  address: null\n")))),
 ]  # fmt: skip
 
 UNFINISHED = [

@@ -1,8 +1,10 @@
 """What others add from a folder of their own: one module and one YAML file each, and nothing in the package changed."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import hydra
@@ -16,7 +18,7 @@ from cyberlm.config.commands import ExportConfig, ExportForm, register_schemas
 from cyberlm.config.compose import conf_folder
 from cyberlm.config.rules import build_config
 from cyberlm.config.saved import config_of
-from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.config.schema import EvaluateConfig, Monitor, TrainConfig
 from cyberlm.evaluation.results import read_predictions
 from cyberlm.evaluation.scoring import answering
 from cyberlm.runs.evaluate import evaluate
@@ -24,7 +26,8 @@ from cyberlm.runs.export import export
 from cyberlm.runs.open_run import load_tuned
 from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.train import train
-from cyberlm.runtime.errors import ConfigError
+from cyberlm.runtime.errors import ConfigError, DataError
+from cyberlm.tasks.task import make_task
 
 IDS = torch.arange(5, 45)[None]
 
@@ -141,3 +144,97 @@ def test_a_method_that_cannot_be_used_says_why(own_folder: Path, tmp_path: Path)
         config = build_config(composed(own_folder, *TINY, *FEW, *overrides), TrainConfig)
         with pytest.raises(ConfigError, match=words):
             train(config, tmp_path / "run")
+
+
+SEVERITY = '''
+"""Severity of an advisory: one of three classes."""
+
+from cyberlm.tasks.task import Example
+
+
+class Severity:
+    def __init__(self, prompt, labels):
+        self.labels = tuple(labels)
+
+    def read(self, row, example_id):
+        if row["severity"] not in self.labels:
+            raise ValueError(f"severity is {row['severity']!r}; allowed: {', '.join(self.labels)}")
+        return Example(example_id, row["text"], self.labels, self.labels.index(row["severity"]))
+
+    def prompt(self, example):
+        return f"{example.question}: {', '.join(self.labels)}?"
+
+    def target(self, example):
+        return example.answer
+
+    def candidates(self, example):
+        return self.labels
+
+    def parse(self, completion, example):
+        named = [k for k, label in enumerate(self.labels) if label in completion.lower()]
+        return named[0] if len(named) == 1 else None
+'''
+SEVERITY_YAML = """# @package _global_
+defaults:
+  - override /prompt: text
+task: {_target_: my_tasks.Severity, labels: [low, medium, high]}
+prompt: {system: "", show_options: true} # the question names the classes
+trainer: {monitor: accuracy}
+"""
+ADVISORIES = "Id,Text,Severity\n" + "".join(
+    f"{k},{word} of component {k} in module {k * 7 % 31},{('low', 'medium', 'high')[k % 3]}\n"
+    for k, word in enumerate(["typo", "crash", "remote code execution"] * 20)
+)
+
+
+def test_a_task_and_a_data_source(own_folder: Path, tmp_path: Path) -> None:
+    """Three classes: trained on, scored by likelihood over the classes, generated and parsed, reported."""
+    source = f"name: advisories\naddress: file://{own_folder}/advisories.csv\nlicence: CC0-1.0\n"
+    pins = f"sha256: {sha256(ADVISORIES.encode()).hexdigest()}\ncolumns: {{Text: text, Severity: severity}}\n"
+    write(own_folder, my_tasks_py=SEVERITY, task__severity_yaml=SEVERITY_YAML, data__advisories_yaml=source + pins)
+    (own_folder / "advisories.csv").write_text(ADVISORIES)
+    tiny = [item for item in TINY if not item.startswith("prompt=")]
+    fast = (
+        "trainer.max_epochs=4",
+        "optim.learning_rate=1e-2",
+        "data.micro_batch_size=4",
+        "evaluation.max_new_tokens=8",
+    )
+    config = build_config(composed(own_folder, *tiny, "task=severity", "data=advisories", *fast), TrainConfig)
+    assert config.trainer.monitor is Monitor.accuracy
+    run = tmp_path / "run"
+    train(config, run)
+    tuned = read_predictions(run / "predictions.jsonl")["tuned"]
+    assert {row.n_options for row in tuned} == {3} and {row.reference for row in tuned} == {"low", "medium", "high"}
+    assert sum(row.choice == row.gold for row in tuned) > len(tuned) / 2
+    assert sum(row.parsed == row.gold for row in tuned) > len(tuned) / 2
+    assert re.search(r'"(accuracy_)?generation":\s*[{\d]', (run / "results.json").read_text())
+    assert "advisories" in (run / "adapter" / "README.md").read_text()
+
+    asked = composed(own_folder, "logger=none", "trainer.accelerator=cpu", f"run={run}", command="evaluate")
+    evaluate(build_config(asked, EvaluateConfig), tmp_path / "again")
+    again = {row.hash: row for row in read_predictions(tmp_path / "again" / "predictions.jsonl")["tuned"]}
+    assert {row.hash: row.generated for row in tuned} == {key: row.generated for key, row in again.items()}
+    assert all(again[row.hash].choice == row.choice for row in tuned)
+
+
+def test_a_row_that_a_task_cannot_use_is_named(own_folder: Path, tmp_path: Path) -> None:
+    write(own_folder, my_tasks_py=SEVERITY, task__severity_yaml=SEVERITY_YAML)
+    file = own_folder / "q.csv"
+    typed = composed(own_folder, "model=tiny_random", "logger=none", "task=severity", "data=mcq", f"data.path={file}")
+    for content, words in (
+        ("text,severity\na,low\nb,dire\n", r"row 2 \(line 3\): severity is 'dire'; allowed: low, medium, high"),
+        ("text,level\na,low\nb,low\n", "every row: there is no field 'severity'"),
+    ):
+        file.write_text(content)
+        with pytest.raises(DataError, match=words):
+            train(build_config(typed, TrainConfig), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("target", "words"), [("nowhere.Task", "cannot be made"), ("collections.Counter", "it has no read")]
+)
+def test_a_task_that_cannot_be_used_says_why(target: str, words: str, own_folder: Path) -> None:
+    config = build_config(composed(own_folder, *TINY, f"task._target_={target}"), TrainConfig)
+    with pytest.raises(ConfigError, match=words):
+        make_task(config)

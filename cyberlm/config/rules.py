@@ -18,7 +18,6 @@ from cyberlm.config.bounds import bound_problems
 from cyberlm.config.commands import ExportConfig, OpenConfig, ServeConfig
 from cyberlm.config.schema import (
     DataConfig,
-    DataName,
     EvaluateConfig,
     LoraConfig,
     MethodConfig,
@@ -37,10 +36,10 @@ from cyberlm.config.schema import (
 )
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 
-CYBERMETRIC_SIZES = (80, 500, 2000, 10000)
 EMBEDDING_MODULES = ("lm_head", "embed_tokens")
 FULL, LORA = "cyberlm.models.methods.full.Full", "cyberlm.models.methods.lora.Lora"
 """Methods of which this module knows the rules."""
+MULTIPLE_CHOICE = "cyberlm.tasks.multiple_choice.MultipleChoice"
 
 
 OF_PARTS = ("logger", "callbacks", "metrics", "task")
@@ -146,7 +145,7 @@ def _problems(config: Any) -> Iterator[Problem]:
     if isinstance(config, RootConfig):
         yield from _model_problems(config.model)
         yield from _data_problems(config.data)
-        yield from _prompt_problems(config.prompt)
+        yield from _prompt_problems(config.prompt, templates=config.task.get("_target_") == MULTIPLE_CHOICE)
         yield from _trainer_problems(config.trainer)
         yield from _target_problems(config)
     if isinstance(config, TrainConfig):
@@ -252,47 +251,61 @@ def _lora_problems(lora: LoraConfig, model: ModelConfig) -> Iterator[Problem]:
 
 
 def _data_problems(data: DataConfig) -> Iterator[Problem]:
-    if data.name is DataName.cybermetric:
-        yield from _cybermetric_problems(data)
+    if data.address is None:
+        yield from _belongs_to(data, "cybermetric", ("size", "test_size", "dir"))
+        if data.path is None:
+            what = f"data={data.name} without data.path"
+            yield Problem(what, "your question file", f"data={data.name} data.path=questions.jsonl")
     else:
-        yield from _belongs_to(data, DataName.cybermetric, ("size", "test_size", "dir"))
-    if data.name is not DataName.mcq:
-        yield from _belongs_to(data, DataName.mcq, ("path", "test_path"))
-    elif data.path is None:
-        yield Problem("data=mcq without data.path", "your question file", "data=mcq data.path=questions.jsonl")
+        yield from _pinned_problems(data, data.address)
     held_out = 0 if data.test_size or data.test_path else data.test_fraction
     if data.validation_fraction + held_out >= 1:
         what = f"data.validation_fraction={data.validation_fraction:g} and data.test_fraction={held_out:g}"
         yield Problem(f"{what} leave nothing to train on", "a sum below 1")
 
 
-def _cybermetric_problems(data: DataConfig) -> Iterator[Problem]:
-    sizes = ", ".join(map(str, CYBERMETRIC_SIZES))
-    for name, required in (("size", True), ("test_size", False)):
+def _pinned_problems(data: DataConfig, address: str) -> Iterator[Problem]:
+    """Rules of a source whose files are pinned."""
+    yield from _belongs_to(data, "mcq", ("path", "test_path"))
+    downloaded = address.startswith(("http://", "https://"))
+    if not downloaded:
+        yield from _belongs_to(data, "cybermetric", ("dir",))
+    if not data.files:
+        yield from _belongs_to(data, "cybermetric", ("size", "test_size"))
+    sizes = ", ".join(map(str, data.files))
+    for name, required in (("size", True), ("test_size", False)) if data.files else ():
         value = getattr(data, name)
-        if value not in CYBERMETRIC_SIZES and (required or value is not None):
-            yield Problem(f"data.{name}={value}: there is no such CyberMetric file", sizes, f"data.{name}=2000")
+        if value not in data.files and (required or value is not None):
+            fix = f"data.{name}={2000 if 2000 in data.files else next(iter(data.files))}"
+            yield Problem(f"data.{name}={value}: {data.name} has no such file", sizes, fix)
     if data.test_size is not None and data.test_size == data.size:
         what = f"data.test_size={data.test_size} is the training file itself"
         yield Problem(what, "another size, or no data.test_size")
+    named = _placeholders(address) or set()
+    for entry in data.files.values() or [{}]:
+        pinned = {"commit": data.commit, "sha256": data.sha256, **entry}
+        for name in sorted(named | ({"sha256"} if downloaded else set())):
+            if pinned.get(name) is None:
+                yield Problem(f"data.address={address} without data.{name}", fix=f"data.{name}=...")
 
 
-def _belongs_to(data: DataConfig, owner: DataName, names: tuple[str, ...]) -> Iterator[Problem]:
+def _belongs_to(data: DataConfig, owner: str, names: tuple[str, ...]) -> Iterator[Problem]:
     for name in names:
         value = getattr(data, name)
         if value is not None:
             yield Problem(
-                f"data.{name}={value} with data={data.name.name}",
-                f"data.{name} only with data={owner.name}, else data.{name}=null",
-                f"data={owner.name} data.{name}={value}",
+                f"data.{name}={value} with data={data.name}",
+                f"data.{name} only with data={owner}, else data.{name}=null",
+                f"data={owner} data.{name}={value}",
             )
 
 
-def _prompt_problems(prompt: PromptConfig) -> Iterator[Problem]:
+def _prompt_problems(prompt: PromptConfig, *, templates: bool) -> Iterator[Problem]:
+    """Rules of the prompt; a task of a user's own renders its questions itself, without the templates."""
     wanted = {"question", "options"} if prompt.show_options else {"question"}
     for name, allowed in (("question", wanted), ("option", {"letter", "text"})):
         template = getattr(prompt, name)
-        if _placeholders(template) != allowed:
+        if templates and _placeholders(template) != allowed:
             wants = " and ".join(f"{{{item}}}" for item in sorted(allowed))
             yield Problem(f"prompt.{name}={template!r}", f"a template with {wants} and no other placeholder")
     if prompt.protocol is Protocol.letter and not prompt.show_options:

@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
-from cyberlm.config.rules import FULL, LORA, OF_PARTS, Config, read_config
+from cyberlm.config.compose import conf_folder
+from cyberlm.config.rules import FULL, LORA, MULTIPLE_CHOICE, OF_PARTS, Config, read_config
 from cyberlm.config.schema import Monitor, RootConfig, TrainConfig
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import write_text
@@ -116,13 +117,23 @@ def saved_as(run: Path, schema: type[Config]) -> Config:
     try:
         saved.trainer.resume = None
         saved.trainer.setdefault("monitor", Monitor.accuracy.name)
-        saved.setdefault("task", {"_target_": "cyberlm.tasks.multiple_choice.MultipleChoice"})
+        saved.setdefault("task", {"_target_": MULTIPLE_CHOICE})
+        if "address" not in saved.data:
+            _pin_source(saved.data)
         if "method" in saved:
             saved.method.setdefault("_target_", OLDER_METHODS.get(saved.method.name, "???"))
         return read_config(saved, schema)
     except (ConfigError, OmegaConfBaseException) as error:
         told = "; ".join(problem.what for problem in error.problems) if isinstance(error, ConfigError) else str(error)
         raise _not_a_config(run / "config.yaml", told) from error
+
+
+def _pin_source(data: DictConfig) -> None:
+    """Adds what its YAML pins to a source that an older configuration only names."""
+    file = conf_folder() / "data" / f"{data.name}.yaml"
+    pinned = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file.is_file() else {}
+    assert isinstance(pinned, dict)
+    data.update({key: value for key, value in pinned.items() if key in ("address", "sha256", "files", "licence")})
 
 
 def _not_a_config(file: Path, what: str) -> RunError:

@@ -19,7 +19,6 @@ QuantName = StrEnum("QuantName", "none nf4")
 ModelSource = StrEnum("ModelSource", "embedded hub local tiny")
 Dtype = StrEnum("Dtype", "auto float32 bfloat16")
 Attention = StrEnum("Attention", "sdpa eager flash_attention_2")
-DataName = StrEnum("DataName", "sample cybermetric mcq")
 OnBadRow = StrEnum("OnBadRow", "error skip")
 OnLongPrompt = StrEnum("OnLongPrompt", "error skip")
 Protocol = StrEnum("Protocol", "letter text")
@@ -145,16 +144,30 @@ class QuantConfig:
 
 @dataclass
 class DataConfig:
-    name: DataName = MISSING
-    """sample (embedded), cybermetric (downloaded), or mcq (your own file)."""
+    name: str = MISSING
+    """Short name of the source: sample (embedded), cybermetric (downloaded), mcq (your own file), or one of yours."""
     size: int | None = None
-    """CyberMetric file: 80, 500, 2000 or 10000 questions."""
+    """File of a source that has several (data.files); of CyberMetric: 80, 500, 2000 or 10000 questions."""
     dir: str | None = folder("a folder that holds CyberMetric-<size>-v1.json")
-    """Folder that already holds the CyberMetric files; nothing is downloaded then."""
+    """Folder that already holds the source's files; nothing is downloaded then."""
     path: str | None = file(QUESTION_FILE)
     """Your own questions: .json, .jsonl, .csv or .tsv (data=mcq)."""
+    address: str | None = None
+    """Pinned file: https://..., file://..., a path, or package://PACKAGE/FILE; {commit} and such are filled in."""
+    commit: str | None = None
+    """Commit of the repository that the file is downloaded from."""
+    sha256: str | None = None
+    """SHA-256 of the file's bytes; another file is refused."""
+    files: dict[int, dict[str, str]] = field(default_factory=dict)
+    """Files of a source that has several, by data.size, each with its sha256 and what data.address names."""
+    reader: str | None = None
+    """Format: json, jsonl, csv or tsv; null: by the ending of the file's name."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Fields that the task reads, by the file's names for them; other columns are left out. Empty: all as they are."""
+    licence: str = "unknown"
+    """Licence of the questions."""
     test_size: int | None = None
-    """Another CyberMetric file held out as the test set; what it shares with training is left out of training."""
+    """Another of data.files held out as the test set; what it shares with training is left out of training."""
     test_path: str | None = file(QUESTION_FILE)
     """Your own held-out test file (data=mcq)."""
     on_bad_row: OnBadRow = OnBadRow.error

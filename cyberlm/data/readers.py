@@ -59,7 +59,7 @@ def read_questions(
     on_bad_row: OnBadRow,
     task: Task,
     columns: Mapping[str, str] | None = None,
-    ending: str | None = None,
+    reader: str | None = None,
 ) -> QuestionSet:
     """Reads all examples of a .json, .jsonl, .csv or .tsv file.
 
@@ -70,12 +70,12 @@ def read_questions(
         task: Makes an example of a row.
         columns: Fields of a row by the names that the file has for them; fields it does not name are left out.
             Without it, every field is handed on under its own name.
-        ending: Says the format; that of the file's name unless given.
+        reader: Format; by the ending of the file's name unless given.
 
     Raises:
         DataError: The file cannot be read, has another shape, holds bad rows (all are listed), or no good one.
     """
-    ending = ending or path.suffix.lower()
+    ending = f".{reader}" if reader else path.suffix.lower()
     raw, text = read_text(path, ending, tuple(READERS))
     questions, bad, normalised = [], [], 0
     try:
@@ -231,7 +231,7 @@ def _csv_rows(path: Path, text: str, delimiter: str = ",") -> Iterator[_Row]:
         raise unreadable(
             path,
             f"the row that begins on line {line} is malformed: {error}",
-            'a cell that holds the separator, a line break or a quote stands in "quotes", a quote in it is doubled',
+            'a cell that holds the separator, a line break or a quote is put in "quotes", a quote in it is doubled',
         ) from error
     finally:
         csv.field_size_limit(previous_limit)

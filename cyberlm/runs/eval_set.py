@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from cyberlm.config.schema import EvaluateConfig, PromptConfig, TrainConfig
 from cyberlm.data.readers import QuestionSet
@@ -43,7 +44,7 @@ def pose(config: EvaluateConfig, trained: Trained, *, own_data: bool) -> EvalSet
     Raises:
         RunError: If the runs differ in prompt or test questions, or one has seen a question that is to be asked.
     """
-    config = replace(config, prompt=_shared_prompt(trained)) if trained else config
+    config = replace(config, prompt=_shared_prompt(trained), task=_shared_task(trained)) if trained else config
     if trained and not own_data:
         config = replace(config, data=next(iter(trained.values())).data)
         loaded = load_sources(config.data, make_task(config))
@@ -102,6 +103,14 @@ def _shared_prompt(trained: Trained) -> PromptConfig:
                 problems.append(Problem(f"prompt.{item.name}: {_typed(ours)} in {first}, {_typed(theirs)} in {run}"))
     if problems:
         raise RunError("These runs were trained with different prompts:", problems, "Score them one by one: run=...")
+    return expected
+
+
+def _shared_task(trained: Trained) -> dict[str, Any]:
+    (first, expected), *others = ((run, config.task) for run, config in trained.items())
+    problems = [Problem(f"{expected} in {first}, {task} in {run}") for run, task in others if task != expected]
+    if problems:
+        raise RunError("These runs were trained on different tasks:", problems, "Score them one by one: run=...")
     return expected
 
 

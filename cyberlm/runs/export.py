@@ -10,10 +10,10 @@ import torch
 
 from cyberlm.config.commands import ExportConfig, ExportForm, GgufType
 from cyberlm.config.saved import config_of
-from cyberlm.config.schema import DataName, TrainConfig
+from cyberlm.config.schema import TrainConfig
 from cyberlm.data.batches import plan_batches
 from cyberlm.data.datamodule import encode_questions
-from cyberlm.data.sources import load_sources
+from cyberlm.data.sources import SAMPLE, load_sources
 from cyberlm.data.splits import SPLIT_MANIFEST, read_manifest, select_questions
 from cyberlm.evaluation.agreement import Agreement, compare_answers
 from cyberlm.evaluation.inference import predict
@@ -124,7 +124,7 @@ def exam_of(config: ExportConfig, trained: TrainConfig, run: Path) -> Exam:
     except DataError as error:
         instead = f"{error.title}\nThe export is checked on the embedded sample questions instead of the run's own."
         say(instead)
-        sample, _ = load_sources(replace(trained.data, name=DataName.sample), prompt.task)
+        sample, _ = load_sources(SAMPLE, prompt.task)
         questions = sample.questions[: config.questions]
     encoded = encode_questions(questions, prompt, trained.data.max_length, cache_folder() / "tokenised")
     return Exam(trained, prompt, questions, encoded)

@@ -16,6 +16,7 @@ from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.records import ScoredModel
 from cyberlm.evaluation.results import write_predictions
 from cyberlm.models.loaded import LoadedModel
+from cyberlm.tasks.multiple_choice import MultipleChoice
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.questions import Question
 
@@ -55,7 +56,8 @@ def ask(loaded: LoadedModel, prompt: Prompt, asked: Asked, config: RootConfig, l
     wanted, tokens = config.evaluation, config.data.max_batch_tokens
     plain = predict(loaded, prompt, asked.test, asked.encoded, wanted, tokens, label)
     rotated: Sequence[Sequence[Prediction]] = ()
-    if wanted.rotations and prompt.config.show_options:  # in what order options are not shown changes nothing
+    # The order of options that are not shown, or that are classes, changes nothing.
+    if wanted.rotations and prompt.config.show_options and isinstance(prompt.task, MultipleChoice):
         rotated = predict_rotations(loaded, prompt, asked.test, plain, wanted, tokens, label)
     blind: Sequence[Prediction] = ()
     if wanted.without_question:

@@ -128,7 +128,7 @@ def announce(config: RootConfig, folder: Path) -> None:
 
 
 def _data_name(config: RootConfig) -> str:
-    return f"{config.data.name.name} {config.data.size or ''}".strip()
+    return f"{config.data.name} {config.data.size or ''}".strip()
 
 
 def announce_split(split: Split) -> None:

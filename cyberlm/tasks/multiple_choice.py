@@ -27,8 +27,6 @@ class MultipleChoice:
         prompt: Templates of the question and of an option's line.
     """
 
-    primary_metric = "option_nll"
-
     def __init__(self, prompt: PromptConfig) -> None:
         self.config = prompt
 
@@ -82,16 +80,16 @@ def _in_one_shape(row: Mapping[str, Any]) -> dict[str, Any]:
             hint = did_you_mean(field, FIELDS)
             problems.append(f"field {shown(name)} is not known; allowed: {', '.join(FIELDS)}. {hint}".rstrip())
         elif key in target:
-            problems.append(f"field '{key}' stands twice")
+            problems.append(f"field '{key}' is given twice")
         target[key] = value
     if options and not fields.keys().isdisjoint(OPTIONS_FIELDS):
-        problems.append(f"the field '{next(iter(options))}' stands beside a field of all options")
+        problems.append(f"the field '{next(iter(options))}' is given beside a field of all options")
     elif options:
         fields[OPTIONS_FIELDS[0]] = options
     for names in (OPTIONS_FIELDS, GOLD_FIELDS):
         present = [name for name in names if name in fields]
         if len(present) != 1:
-            found = " and ".join(present) + " stand side by side" if present else f"{names[0]} is missing"
+            found = " and ".join(present) + " are given side by side" if present else f"{names[0]} is missing"
             problems.append(f"{found}; allowed: one of {', '.join(names)}")
     if problems:
         raise ValueError("; ".join(problems))

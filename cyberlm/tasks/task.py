@@ -57,15 +57,12 @@ class Example:
 
 @runtime_checkable
 class Task(Protocol):
-    """What training and evaluation need of a task.
+    """Functions of a task that training and evaluation call.
 
-    A task is made by its `_target_` with `prompt`, the group of that name, and its own settings from its YAML.
-
-    Attributes:
-        primary_metric: Validation figure that chooses the weights unless `trainer.monitor` names one.
+    A task is made by its `_target_` with `prompt`, the group of that name, and its own settings from its YAML. That
+    YAML names the metrics of the task too, and the one that chooses the weights: with `# @package _global_` it sets
+    `trainer.monitor`, and takes other options of the groups `metrics` and `prompt`.
     """
-
-    primary_metric: str
 
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:
         """Make an example of a file's row: a JSON object, or the cells of a CSV row by the names in the header.
@@ -112,7 +109,7 @@ def task_of(entry: Mapping[str, Any], prompt: PromptConfig) -> Task:
         problem = Problem(" ".join(str(error).split()), "a class whose module is on PYTHONPATH")
         raise ConfigError(f"The task {entry.get('_target_')} cannot be made:", [problem]) from error
     if not isinstance(task, Task):
-        parts = ("primary_metric", "read", "prompt", "target", "candidates", "parse")
+        parts = ("read", "prompt", "target", "candidates", "parse")
         missing = [Problem(f"it has no {name}") for name in parts if not hasattr(task, name)]
         raise ConfigError(f"{entry['_target_']} is not a task:", missing, "cyberlm/tasks/task.py shows its parts.")
     return task

@@ -91,7 +91,11 @@ BAD: list[tuple[str, str, str, str]] = [
     *(
         (
             f"data=cybermetric data.{name}={value}",
-            *(f"data.{name}={shown}: there is no such CyberMetric file", "80, 500, 2000, 10000", f"data.{name}=2000"),
+            *(
+                f"data.{name}={shown}: cybermetric has no such file",
+                "80, 500, 2000, 10000",
+                f"data.{name}=2000",
+            ),
         )
         for name, value, shown in (("size", 100, 100), ("size", "null", None), ("test_size", 7, 7))
     ),
@@ -316,7 +320,7 @@ def test_presets(line: str, expected: tuple[object, ...]) -> None:
     assert (
         config.method.name,
         config.model.name,
-        config.data.name.name,
+        config.data.name,
         config.data.size,
         config.prompt.name,
         config.quant.name.name,

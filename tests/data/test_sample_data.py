@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 from support import MULTIPLE_CHOICE
 
-from cyberlm.config.schema import DataConfig, DataName
 from cyberlm.data import sources
-from cyberlm.data.sources import load_sources
+from cyberlm.data.sources import SAMPLE, load_sources
 from cyberlm.data.splits import near_duplicate_clusters, split_questions
 from cyberlm.tasks.questions import Question
 
 DATASHEET = Path(__file__).parents[2] / "docs" / "sample_data.md"
-QUESTIONS = load_sources(DataConfig(name=DataName.sample), MULTIPLE_CHOICE)[0].questions
+QUESTIONS = load_sources(SAMPLE, MULTIPLE_CHOICE)[0].questions
 
 
 def domain(question: Question) -> str:
@@ -81,8 +80,8 @@ def test_no_question_repeats_another_and_none_refers_to_its_options() -> None:
 
 
 def test_the_default_split() -> None:
-    main, held_out = load_sources(DataConfig(name=DataName.sample), MULTIPLE_CHOICE)
-    split = split_questions(DataConfig(name=DataName.sample), main, held_out)
+    main, held_out = load_sources(SAMPLE, MULTIPLE_CHOICE)
+    split = split_questions(SAMPLE, main, held_out)
     assert {name: len(part) for name, part in split.parts().items()} == {"train": 252, "validation": 36, "test": 72}
 
 

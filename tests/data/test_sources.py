@@ -1,4 +1,4 @@
-"""Where questions come from. Downloads go to a local server; nothing here touches the network."""
+"""Sources of questions. Downloads go to a local server; nothing here touches the network."""
 
 import dataclasses
 import hashlib
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import MULTIPLE_CHOICE
+from omegaconf import OmegaConf
+from support import MULTIPLE_CHOICE, config_of
 
-from cyberlm.config.schema import DataConfig, DataName, OnBadRow
-from cyberlm.data import sources
-from cyberlm.data.sources import CYBERMETRIC_FILES, CyberMetricFile, load_sources
+from cyberlm.config.compose import conf_folder
+from cyberlm.config.schema import DataConfig, OnBadRow
+from cyberlm.data.readers import QuestionSet
+from cyberlm.data.sources import SAMPLE, load_sources, pinned_file
 from cyberlm.runtime import cache as cache_module
 from cyberlm.runtime.errors import ConfigError, DataError
 
@@ -27,16 +29,26 @@ ROW = {"question": "Which port does HTTPS use?", "answers": {"A": "80", "B": "44
 CONTENT = json.dumps(
     {"questions": [ROW | {"question": f"Which port does service {i} use?"} for i in range(2000)]}
 ).encode()
+FILE = "CyberMetric-2000-v1.json"
 
 
 def cybermetric(**settings: Any) -> DataConfig:
-    return DataConfig(**({"name": DataName.cybermetric, "size": 2000} | settings))
+    pinned = OmegaConf.to_container(OmegaConf.load(conf_folder() / "data" / "cybermetric.yaml"))
+    return DataConfig(**(pinned | {"dir": None} | settings))
+
+
+def load(config: DataConfig) -> tuple[QuestionSet, QuestionSet | None]:
+    return load_sources(config, MULTIPLE_CHOICE)
 
 
 def refusal(config: DataConfig) -> str:
     with pytest.raises(DataError) as caught:
-        load_sources(config, MULTIPLE_CHOICE)
+        load(config)
     return caught.value.screen()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 class Server:
@@ -61,15 +73,16 @@ class Server:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.http.server_port}"
 
+    def source(self, **settings: Any) -> DataConfig:
+        files = {2000: {"file": FILE, "commit": "2f5818b", "sha256": sha256(CONTENT)}}
+        return cybermetric(address=f"{self.address}/{{commit}}/{{file}}", files=files, **settings)
+
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server = Server()
     thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    file = CyberMetricFile("CyberMetric-2000-v1", "2f5818b", hashlib.sha256(CONTENT).hexdigest())
-    monkeypatch.setattr(sources, "CYBERMETRIC_ADDRESS", server.address)
-    monkeypatch.setattr(sources, "CYBERMETRIC_FILES", {2000: file})
     monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "new" / "cache"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -79,8 +92,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     thread.join()
 
 
-def cache() -> Path:
-    return Path(os.environ["CYBERLM_CACHE_DIR"])
+def cached() -> list[str]:
+    return [path.name for path in Path(os.environ["CYBERLM_CACHE_DIR"]).iterdir()]
 
 
 # --- downloading ---
@@ -89,66 +102,59 @@ def cache() -> Path:
 def test_a_file_is_downloaded_once_and_read_from_the_cache_after(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main, held_out = load_sources(cybermetric(), MULTIPLE_CHOICE)
+    main, held_out = load(server.source())
     assert held_out is None
     assert (main.name, len(main.questions)) == ("CyberMetric-2000-v1", 2000)
-    assert main.source == f"{server.address}/2f5818b/CyberMetric-2000-v1.json"
-    assert main.sha256 == hashlib.sha256(CONTENT).hexdigest()
+    assert main.source == f"{server.address}/2f5818b/{FILE}"
+    assert main.sha256 == sha256(CONTENT)
     assert main.questions[6].id == "CyberMetric-2000-v1:7"
-    assert f"Downloading CyberMetric-2000-v1.json: {len(CONTENT)}/{len(CONTENT)} bytes" in capsys.readouterr().out
-    assert load_sources(cybermetric(), MULTIPLE_CHOICE) == (main, None)
-    assert server.paths == ["/2f5818b/CyberMetric-2000-v1.json"]
-    assert [path.name for path in cache().iterdir()] == ["CyberMetric-2000-v1.json"], "no partial file stays behind"
+    assert f"Downloading {FILE}: {len(CONTENT)}/{len(CONTENT)} bytes" in capsys.readouterr().out
+    assert load(server.source()) == (main, None)
+    assert server.paths == [f"/2f5818b/{FILE}"]
+    assert cached() == [FILE], "no partial file stays behind"
 
 
 def test_a_server_need_not_say_the_length(server: Server) -> None:
     server.announced = None
-    assert len(load_sources(cybermetric(), MULTIPLE_CHOICE)[0].questions) == 2000
+    assert len(load(server.source())[0].questions) == 2000
 
 
 def test_a_torn_download_leaves_nothing_and_the_next_run_starts_afresh(server: Server) -> None:
     server.content = CONTENT[:-100]
-    screen = refusal(cybermetric())
-    assert f"the connection closed after {len(CONTENT) - 100} of {len(CONTENT)} bytes" in screen
-    assert list(cache().iterdir()) == []
+    assert f"the connection closed after {len(CONTENT) - 100} of {len(CONTENT)} bytes" in refusal(server.source())
+    assert cached() == []
+    server.announced = None  # a torn download of unknown length is found by its hash
+    assert sha256(CONTENT[:-100]) in refusal(server.source())
+    assert cached() == []
     server.content = CONTENT
-    assert len(load_sources(cybermetric(), MULTIPLE_CHOICE)[0].questions) == 2000
-
-
-def test_a_torn_download_of_unknown_length_is_refused_by_its_hash(server: Server) -> None:
-    server.content, server.announced = CONTENT[:-100], None
-    assert hashlib.sha256(CONTENT[:-100]).hexdigest() in refusal(cybermetric())
-    assert list(cache().iterdir()) == []
+    assert len(load(server.source())[0].questions) == 2000
 
 
 def test_a_download_with_another_hash_is_refused_with_both_and_not_kept(server: Server) -> None:
     server.content = CONTENT.replace(b'"B"}', b'"A"}', 1)
-    screen = refusal(cybermetric())
-    assert f"What {server.address}/2f5818b/CyberMetric-2000-v1.json sent is not the CyberMetric-2000-v1" in screen
-    assert f"its sha256 is {hashlib.sha256(server.content).hexdigest()}" in screen
-    assert f"allowed: {hashlib.sha256(CONTENT).hexdigest()}" in screen
-    assert list(cache().iterdir()) == []
+    screen = refusal(server.source())
+    assert f"What {server.address}/2f5818b/{FILE} sent is not the CyberMetric-2000-v1" in screen
+    assert f"its sha256 is {sha256(server.content)}" in screen
+    assert f"allowed: {sha256(CONTENT)}" in screen
+    assert cached() == []
 
 
 def test_a_cached_file_that_changed_is_refused_and_left_for_the_user_to_remove(server: Server) -> None:
-    load_sources(cybermetric(), MULTIPLE_CHOICE)
-    path = cache() / "CyberMetric-2000-v1.json"
+    load(server.source())
+    path = Path(os.environ["CYBERLM_CACHE_DIR"]) / FILE
     path.write_bytes(CONTENT + b"\n")
-    screen = refusal(cybermetric())
-    assert f"its sha256 is {hashlib.sha256(path.read_bytes()).hexdigest()}" in screen
+    screen = refusal(server.source())
+    assert f"its sha256 is {sha256(path.read_bytes())}" in screen
     assert f"rm '{path}'" in screen
     assert path.is_file()
 
 
-def test_an_error_page_is_named(server: Server) -> None:
+def test_no_network_gives_the_address_and_every_way_out(server: Server) -> None:
     server.status = 404
-    assert "HTTP Error 404: Not Found" in refusal(cybermetric())
-
-
-def test_no_network_gives_the_address_and_every_way_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CYBERMETRIC_ADDRESS", "http://127.0.0.1:9")
-    screen = refusal(cybermetric())
-    assert "http://127.0.0.1:9/2f5818b/CyberMetric-2000-v1.json" in screen
+    assert "HTTP Error 404: Not Found" in refusal(server.source())
+    server.address = "http://127.0.0.1:9"
+    screen = refusal(server.source())
+    assert f"http://127.0.0.1:9/2f5818b/{FILE}" in screen
     for way in ("data.dir=FOLDER", "CYBERLM_DATA_DIR=FOLDER", "CYBERLM_CACHE_DIR", "python train.py data=sample"):
         assert way in screen
 
@@ -159,7 +165,7 @@ def test_a_cache_folder_that_cannot_be_made_is_an_error_not_a_traceback(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with pytest.raises(ConfigError, match="is not a folder") as caught:
-        load_sources(cybermetric(), MULTIPLE_CHOICE)
+        load(server.source())
     assert caught.value.problems[0].fix == "CYBERLM_CACHE_DIR=FOLDER"
 
 
@@ -168,22 +174,19 @@ def test_without_a_variable_the_cache_is_the_users(
 ) -> None:
     monkeypatch.delenv("CYBERLM_CACHE_DIR")
     monkeypatch.setattr(cache_module, "user_cache_path", lambda name: tmp_path / name)
-    load_sources(cybermetric(), MULTIPLE_CHOICE)
-    assert (tmp_path / "cyberlm" / "CyberMetric-2000-v1.json").read_bytes() == CONTENT
+    load(server.source())
+    assert (tmp_path / "cyberlm" / FILE).read_bytes() == CONTENT
 
 
-def test_the_pinned_addresses() -> None:
-    assert {size: file.address for size, file in CYBERMETRIC_FILES.items()} == {
-        80: "https://raw.githubusercontent.com/cybermetric/CyberMetric/2f5818b/CyberMetric-80-v1.json",
-        500: "https://raw.githubusercontent.com/cybermetric/CyberMetric/2f5818b/CyberMetric-500-v1.json",
-        2000: "https://raw.githubusercontent.com/cybermetric/CyberMetric/2f5818b/CyberMetric-2000-v1.json",
-        10000: "https://raw.githubusercontent.com/cybermetric/CyberMetric/205262cdf5022ba890e792efd176fb19d42913fa/"
-        "CyberMetric-10000-v1.json",
+def test_the_pinned_addresses_and_a_size_that_does_not_exist() -> None:
+    main = "https://raw.githubusercontent.com/cybermetric/CyberMetric"
+    config = cybermetric()
+    assert {size: pinned_file(config, size).address for size in config.files} == {
+        80: f"{main}/2f5818b/CyberMetric-80-v1.json",
+        500: f"{main}/2f5818b/CyberMetric-500-v1.json",
+        2000: f"{main}/2f5818b/CyberMetric-2000-v1.json",
+        10000: f"{main}/205262cdf5022ba890e792efd176fb19d42913fa/CyberMetric-10000-v1.json",
     }
-    assert all(len(file.sha256) == 64 for file in CYBERMETRIC_FILES.values())
-
-
-def test_a_size_that_does_not_exist() -> None:
     assert "allowed: 80, 500, 2000, 10000" in refusal(cybermetric(size=1000))
 
 
@@ -191,22 +194,22 @@ def test_a_size_that_does_not_exist() -> None:
 
 
 def test_a_folder_without_the_file_is_refused_and_nothing_is_downloaded(server: Server, tmp_path: Path) -> None:
-    screen = refusal(cybermetric(dir=str(tmp_path)))
-    assert "there is no CyberMetric-2000-v1.json in it" in screen
-    assert f"curl -fLo '{tmp_path}/CyberMetric-2000-v1.json' {server.address}" in screen
+    screen = refusal(server.source(dir=str(tmp_path)))
+    assert f"there is no {FILE} in it" in screen
+    assert f"curl -fLo '{tmp_path}/{FILE}' {server.address}" in screen
     assert server.paths == []
 
 
 def test_the_pinned_hash_of_the_10000_file_is_enforced(tmp_path: Path) -> None:
     (tmp_path / "CyberMetric-10000-v1.json").write_bytes(CONTENT)
     screen = refusal(cybermetric(size=10000, dir=str(tmp_path)))
-    assert f"its sha256 is {hashlib.sha256(CONTENT).hexdigest()}" in screen
+    assert f"its sha256 is {sha256(CONTENT)}" in screen
     assert "allowed: 4e35bb62c73b60bd27e54512b2ace6f9286ff2921a45a3d5fe2da22401e04bbb" in screen
 
 
 @needs_files
 def test_the_real_files_pass_and_one_changed_byte_is_refused_with_both_hashes(tmp_path: Path) -> None:
-    main, held_out = load_sources(cybermetric(dir=DATA_DIR, test_size=500), MULTIPLE_CHOICE)
+    main, held_out = load(cybermetric(dir=DATA_DIR, test_size=500))
     assert held_out is not None
     assert (len(main.questions), len(held_out.questions)) == (2000, 500)
     assert main.source == f"{DATA_DIR}/CyberMetric-2000-v1.json"
@@ -215,8 +218,39 @@ def test_the_real_files_pass_and_one_changed_byte_is_refused_with_both_hashes(tm
     changed = path.read_bytes().replace(b'"solution": "B"', b'"solution": "C"', 1)
     path.write_bytes(changed)
     screen = refusal(cybermetric(size=80, dir=str(tmp_path)))
-    assert hashlib.sha256(changed).hexdigest() in screen
-    assert CYBERMETRIC_FILES[80].sha256 in screen
+    assert sha256(changed) in screen
+    assert cybermetric().files[80]["sha256"] in screen
+
+
+@pytest.mark.parametrize("scheme", ["file://", ""])
+def test_a_local_file_is_read_in_place_by_its_hash_its_reader_and_its_columns(scheme: str, tmp_path: Path) -> None:
+    path = tmp_path / "cti.txt"
+    path.write_text("URL\tQuestion\tOption A\tOption B\tGT\nhttp://x\tWhich port?\t80\t443\tb\n")
+    columns = {"Question": "question", "Option A": "A", "Option B": "B", "GT": "solution"}
+    pinned = DataConfig(name="cti", address=f"{scheme}{path}", sha256=sha256(path.read_bytes()), columns=columns)
+    main, _ = load(dataclasses.replace(pinned, reader="tsv"))
+    assert (main.name, main.source) == ("cti", str(path))
+    assert [(item.question, item.options, item.letter) for item in main.questions] == [
+        ("Which port?", ("80", "443"), "B")
+    ]
+    assert "its name ends in '.txt'" in refusal(pinned)
+    other = dataclasses.replace(pinned, reader="tsv", columns=columns | {"Key": "answer"})
+    assert "there is no 'Key', which data.columns names" in refusal(other)
+    assert "that is pinned by its sha256" in refusal(dataclasses.replace(pinned, sha256="0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("typed", "problem"),
+    [
+        ("data=sample +data.files={1:{file:x}} data.size=2", "data.size=2: sample has no such file"),
+        ("data=sample data.address='https://x/{commit}/q.json' data.sha256=abc", "without data.commit"),
+        ("data=sample data.address=https://x/q.json data.sha256=null", "without data.sha256"),
+        ("data=sample data.size=80", "data.size=80 with data=sample"),
+    ],
+)
+def test_what_a_source_does_not_pin_is_asked_for_before_anything_is_read(typed: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        config_of(*typed.split())
 
 
 # --- your own files and the sample ---
@@ -228,11 +262,11 @@ def test_your_own_file_alone_and_with_a_test_file(tmp_path: Path) -> None:
     train.write_text(json.dumps(ROW))
     test.write_text(json.dumps(ROW))
     same_name.write_text(json.dumps([ROW]))
-    config = DataConfig(name=DataName.mcq, path=str(train))
-    main, held_out = load_sources(config, MULTIPLE_CHOICE)
+    config = DataConfig(name="mcq", path=str(train))
+    main, held_out = load(config)
     assert (main.name, main.source, held_out) == ("train", str(train), None)
     for path, name in [(test, "test"), (same_name, "train-test")]:
-        main, held_out = load_sources(dataclasses.replace(config, test_path=str(path)), MULTIPLE_CHOICE)
+        main, held_out = load(dataclasses.replace(config, test_path=str(path)))
         assert held_out is not None
         assert (main.questions[0].id, held_out.questions[0].id) == ("train:1", f"{name}:1")
 
@@ -240,17 +274,18 @@ def test_your_own_file_alone_and_with_a_test_file(tmp_path: Path) -> None:
 def test_bad_rows_of_your_own_file_follow_the_setting(tmp_path: Path) -> None:
     path = tmp_path / "q.json"
     path.write_text(json.dumps([ROW, ROW | {"solution": "C"}]))
-    assert "row 2" in refusal(DataConfig(name=DataName.mcq, path=str(path)))
-    main, _ = load_sources(DataConfig(name=DataName.mcq, path=str(path), on_bad_row=OnBadRow.skip), MULTIPLE_CHOICE)
+    assert "row 2" in refusal(DataConfig(name="mcq", path=str(path)))
+    main, _ = load(DataConfig(name="mcq", path=str(path), on_bad_row=OnBadRow.skip))
     assert (len(main.questions), len(main.skipped)) == (1, 1)
 
 
 def test_your_own_file_must_be_named() -> None:
-    assert "data.path=FILE" in refusal(DataConfig(name=DataName.mcq))
+    assert "data.path=FILE" in refusal(DataConfig(name="mcq"))
 
 
 def test_the_sample_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    main, held_out = load_sources(DataConfig(name=DataName.sample), MULTIPLE_CHOICE)
-    assert (main.name, main.source, len(main.questions)) == ("sample", "cyberlm/data/sample.json", 360)
-    assert held_out is None
+    for config in (SAMPLE, config_of("data=sample").data):
+        main, held_out = load(config)
+        assert (main.name, main.source, len(main.questions)) == ("sample", "cyberlm/data/sample.json", 360)
+        assert held_out is None

@@ -1,4 +1,4 @@
-"""Which questions stand in which batch. Batches are a function of (seed, epoch), so that a run can be repeated."""
+"""Batches of questions: a function of (seed, epoch), so that a run can be repeated."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ BATCHES_IN_A_BUCKET = 32
 class AnswerBatch(NamedTuple):
     """Right-padded training examples, with the places whose next token is trained on.
 
-    Padding needs no mask in attention: it stands behind an example's tokens, which see only what is before them.
+    Padding needs no mask in attention: it is behind an example's tokens, which see only what is before them.
 
     Attributes:
         prefix_ids: (P,) int64, tokens that all examples begin with (`cyberlm.models.prefix_cache`); may be empty.
@@ -80,26 +80,23 @@ class ScoringBatch(NamedTuple):
         return self._replace(prefix_ids=self.prefix_ids[:0], prompt_ids=ids, prompt_mask=mask)
 
 
-def make_scoring_batch(
-    prompts: Sequence[tuple[int, ...]],
-    options: Sequence[Sequence[Sequence[int]]],
-    chars: Sequence[Sequence[int]],
-    gold: Sequence[int],
-) -> ScoringBatch:
-    """Pads token ids of B questions into one batch."""
-    most = max(len(row) for row in options)
-    longest = max(len(ids) for row in options for ids in row)
-    option_ids = torch.zeros(len(options), most, longest, dtype=torch.long)
+def collate_scoring(questions: Sequence[EncodedQuestion]) -> ScoringBatch:
+    """Pads B questions into one batch."""
+    most = max(len(item.option_ids) for item in questions)
+    longest = max(len(ids) for item in questions for ids in item.option_ids)
+    option_ids = torch.zeros(len(questions), most, longest, dtype=torch.long)
     option_mask = torch.zeros_like(option_ids)
-    for b, row in enumerate(options):
-        for k, ids in enumerate(row):
+    for b, item in enumerate(questions):
+        for k, ids in enumerate(item.option_ids):
             option_ids[b, k, : len(ids)] = torch.tensor(ids)
             option_mask[b, k, : len(ids)] = 1
+    prompts = [item.prompt_ids for item in questions]
     shared = shared_length(prompts)
     prefix_ids = torch.tensor(prompts[0][:shared], dtype=torch.long)
     prompt_ids, prompt_mask = pad_right([ids[shared:] for ids in prompts])
-    option_chars, _ = pad_right(chars)
-    return ScoringBatch(prefix_ids, prompt_ids, prompt_mask, option_ids, option_mask, option_chars, torch.tensor(gold))
+    option_chars, _ = pad_right([item.option_chars for item in questions])
+    gold = torch.tensor([item.gold for item in questions])
+    return ScoringBatch(prefix_ids, prompt_ids, prompt_mask, option_ids, option_mask, option_chars, gold)
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -278,13 +275,3 @@ class AnswerCollator:
         """One token that counts as none, goes through the model and trains on nothing: its gradients are zeros."""
         none, one = torch.zeros(0, dtype=torch.long), torch.tensor([self.end_ids[:1]])
         return AnswerBatch(none, one, torch.zeros_like(one), none, none, step_label_tokens, questions=0, tokens=0)
-
-
-def collate_scoring(questions: Sequence[EncodedQuestion]) -> ScoringBatch:
-    """Makes a `ScoringBatch` for validation."""
-    return make_scoring_batch(
-        [question.prompt_ids for question in questions],
-        [question.option_ids for question in questions],
-        [question.option_chars for question in questions],
-        [question.gold for question in questions],
-    )

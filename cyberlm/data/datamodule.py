@@ -2,8 +2,9 @@
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from cyberlm.runtime.cache import writable
 from cyberlm.runtime.errors import DataError, ModelError, Problem
 from cyberlm.runtime.progress import say_once, track
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 TOKENISED_AT_ONCE = 256
 
 
 def encode_questions(
-    questions: Sequence[Question], prompt: Prompt, max_length: int, cache: Path | None = None
+    questions: Sequence[Example], prompt: Prompt, max_length: int, cache: Path | None = None
 ) -> list[EncodedQuestion]:
     """Token ids of every question; kept as an Arrow file in `cache` under a fingerprint of prompt and questions.
 
@@ -59,60 +60,43 @@ def encode_split(
     _count_control_tokens([question for part in split.parts().values() for question in part], prompt)
     for name, part in split.parts().items():
         long = _too_long(part, encoded[name], prompt, config.max_length)
-        if not long:
-            continue
-        if config.on_long_prompt is OnLongPrompt.error or name != "train":
-            raise _length_error(part, long, config.max_length, name)
         kept = [row for row, question in enumerate(part) if question.id not in long]
-        if not kept:
+        if long and (config.on_long_prompt is OnLongPrompt.error or name != "train" or not kept):
             raise _length_error(part, long, config.max_length, name)
-        encoded[name] = [encoded[name][row] for row in kept]
-        listed = tuple(f"{question}: {length} tokens" for question, length in long.items())
-        split = replace(split, train=tuple(part[row] for row in kept), too_long=listed)
+        if long:
+            encoded[name] = [encoded[name][row] for row in kept]
+            listed = tuple(f"{question}: {length} tokens" for question, length in long.items())
+            split = replace(split, train=tuple(part[row] for row in kept), too_long=listed)
     return split, encoded
 
 
-def _count_control_tokens(questions: Sequence[Question], prompt: Prompt) -> None:
+def _count_control_tokens(questions: Sequence[Example], prompt: Prompt) -> None:
     holding = [question.id for question in questions if prompt.holds_control_token(question)]
     if holding:
         count = f"{len(holding)} questions contain" if len(holding) > 1 else "1 question contains"
         say_once(f"{count} text that looks like control tokens, encoded as plain text ({', '.join(holding[:3])})")
 
 
-def _tokenised(questions: Sequence[Question], prompt: Prompt, cache: Path | None) -> list[EncodedQuestion]:
-    columns = {
-        "id": [question.id for question in questions],
-        "question": [question.question for question in questions],
-        "options": [list(question.options) for question in questions],
-        "gold": [question.gold for question in questions],
-    }
-    versions = (transformers.__version__, tokenizers.__version__)
-    made_of = (prompt.fingerprint(), prompt.tokenizer_hash, *versions, *(question.hash for question in questions))
-    fingerprint = hashlib.sha256(" ".join(made_of).encode()).hexdigest()
-    file = cache / f"{fingerprint}.arrow" if cache and _can_keep(cache) else None
+def _tokenised(questions: Sequence[Example], prompt: Prompt, cache: Path | None) -> list[EncodedQuestion]:
+    key = _tokens_key(questions, prompt)
+    file = cache / f"{key}.arrow" if cache and _can_keep(cache) else None
     known = file is not None and _is_whole(file)
     with contextlib.nullcontext() if known else track("Tokenising", len(questions), "questions") as advance:
 
-        def tokenise(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
-            values = zip(rows["id"], rows["question"], rows["options"], rows["gold"], strict=True)
-            batch = [Question(*row) for row in values]
-            encoded = prompt.encode(batch)
+        def tokenise(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
+            encoded = prompt.encode([questions[row] for row in rows["row"]])
             if advance is not None:
-                advance(len(batch), sum(len(item.prompt_ids) for item in encoded))
-            return {
-                "prompt_ids": [item.prompt_ids for item in encoded],
-                "option_ids": [item.option_ids for item in encoded],
-                "option_chars": [item.option_chars for item in encoded],
-            }
+                advance(len(encoded), sum(len(item.prompt_ids) for item in encoded))
+            return {field.name: [getattr(item, field.name) for item in encoded] for field in fields(EncodedQuestion)}
 
         datasets.disable_progress_bars()
-        table = datasets.Dataset.from_dict(columns).map(
+        table = datasets.Dataset.from_dict({"row": list(range(len(questions)))}).map(
             tokenise,
             batched=True,
             batch_size=TOKENISED_AT_ONCE,
-            remove_columns=["question", "options"],
+            remove_columns=["row"],
             cache_file_name=str(file) if file else None,
-            new_fingerprint=fingerprint,
+            new_fingerprint=key,
         )
     return [
         EncodedQuestion(
@@ -122,8 +106,16 @@ def _tokenised(questions: Sequence[Question], prompt: Prompt, cache: Path | None
     ]
 
 
+def _tokens_key(questions: Sequence[Example], prompt: Prompt) -> str:
+    """SHA-256 of everything that the tokens of these questions depend on."""
+    versions = (transformers.__version__, tokenizers.__version__)
+    rendered = ([prompt.task.prompt(item), *prompt.answers(item), item.gold] for item in questions)
+    made_of = [prompt.fingerprint(), prompt.tokenizer_hash, *versions, *rendered]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+
 def _can_keep(cache: Path) -> bool:
-    """Whether tokens can be kept there; elsewhere they are made each time."""
+    """Test that tokens can be kept there; elsewhere they are made each time."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -132,7 +124,7 @@ def _can_keep(cache: Path) -> bool:
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether kept tokens can be read; torn ones are made again."""
+    """Test that kept tokens can be read; torn ones are removed, and made again."""
     try:
         datasets.Dataset.from_file(str(file))
     except FileNotFoundError:
@@ -149,7 +141,7 @@ def scored_length(question: EncodedQuestion) -> int:
 
 
 def _too_long(
-    questions: Sequence[Question], encoded: Sequence[EncodedQuestion], prompt: Prompt, max_length: int
+    questions: Sequence[Example], encoded: Sequence[EncodedQuestion], prompt: Prompt, max_length: int
 ) -> dict[str, int]:
     """Ids of the questions that pass `max_length`, with their tokens."""
     lengths = (scored_length(item) + len(prompt.end_ids) for item in encoded)
@@ -157,7 +149,7 @@ def _too_long(
     return {question.id: length for question, length in pairs if length > max_length}
 
 
-def _length_error(questions: Sequence[Question], long: dict[str, int], max_length: int, part: str = "") -> DataError:
+def _length_error(questions: Sequence[Example], long: dict[str, int], max_length: int, part: str = "") -> DataError:
     advice = {
         "": "",
         "train": "\nOr leave them out of training, counted and listed: data.on_long_prompt=skip",

@@ -19,7 +19,7 @@ from cyberlm.runtime import progress
 from cyberlm.runtime.errors import DataError, Problem
 from cyberlm.runtime.progress import say
 from cyberlm.tasks.prompts import PROBE, EncodedQuestion, Prompt
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 CHECKED_AT_ONCE = 256
 NAMED = 3
@@ -31,14 +31,14 @@ Collate = Callable[[tuple[list[EncodedQuestion], int]], AnswerBatch]
 
 
 @dataclass(frozen=True)
-class Example:
+class _Row:
     """One row of a batch, as the loss sees it.
 
     Attributes:
         inputs: Token ids without padding.
         places: Positions within `inputs` whose next token is trained on.
         labels: These tokens.
-        padded: Whether a label stands on padding.
+        padded: Whether padding has a label.
     """
 
     inputs: list[int]
@@ -48,7 +48,7 @@ class Example:
 
 
 def lint_labels(
-    questions: Sequence[Question], encoded: Sequence[EncodedQuestion], prompt: Prompt, collate: Collate | None = None
+    questions: Sequence[Example], encoded: Sequence[EncodedQuestion], prompt: Prompt, collate: Collate | None = None
 ) -> None:
     """Checks every training example, and shows the first one.
 
@@ -62,7 +62,7 @@ def lint_labels(
     collate = collate or AnswerCollator(prompt.end_ids, share_prefix=True)
     rules = _Rules(prompt)
     broken: dict[str, list[str]] = defaultdict(list)
-    shown: Example | None = None
+    shown: _Row | None = None
     for start in range(0, len(questions), CHECKED_AT_ONCE):
         rows = slice(start, start + CHECKED_AT_ONCE)
         examples = _examples(collate((list(encoded[rows]), 1)), len(encoded[rows]))
@@ -87,7 +87,7 @@ def _named(ids: Sequence[str]) -> str:
     return ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
 
 
-def _examples(batch: AnswerBatch, count: int) -> list[Example]:
+def _examples(batch: AnswerBatch, count: int) -> list[_Row]:
     """The rows of a batch, apart again."""
     width, prefix = batch.input_ids.shape[1], batch.prefix_ids.tolist()
     rows, columns = batch.answer_index // width, batch.answer_index % width  # (N,), (N,)
@@ -100,15 +100,15 @@ def _examples(batch: AnswerBatch, count: int) -> list[Example]:
     for row, column, target in zip(rows.tolist(), columns.tolist(), batch.targets.tolist(), strict=True):
         places[row].append(len(prefix) + column)
         labels[row].append(target)
-    return [Example(*item) for item in zip(inputs, places, labels, map(bool, padded), strict=True)]
+    return [_Row(*item) for item in zip(inputs, places, labels, map(bool, padded), strict=True)]
 
 
 BOS = "not exactly one beginning-of-sequence token"
 END = "the end of turn is not trained on"
-END_INSIDE = "an end of turn stands inside the answer"
+END_INSIDE = "an end of turn is inside the answer"
 PADDING = "padding is trained on"
 NO_LABEL = "no token of the answer is trained on"
-CUT = "the answer is cut or stands elsewhere"
+CUT = "the answer is cut or in another place"
 LETTER = "a letter is not one token of its own"
 DECODED = "the labels do not read as the right answer"
 
@@ -124,7 +124,7 @@ ADVICE = {
 
 
 class _Rules:
-    """What must hold of every example under one prompt."""
+    """Rules that hold for every example under one prompt."""
 
     def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
@@ -144,7 +144,7 @@ class _Rules:
         written = self.prompt.render(PROBE).count(bos) - own.count(bos)
         return max(written, int(self.prompt.adds_bos()))
 
-    def broken(self, question: Question, item: EncodedQuestion, example: Example) -> Iterator[str]:
+    def broken(self, question: Example, item: EncodedQuestion, example: _Row) -> Iterator[str]:
         gold = list(item.option_ids[question.gold])
         answer = example.labels[: -len(self.end)]
         if self.bos is not None and example.inputs.count(self.bos) != self.bos_wanted:
@@ -165,8 +165,8 @@ class _Rules:
         if self._text(answer) != _canonical(self.prompt.task.target(question)):
             yield DECODED
 
-    def _is_cut(self, example: Example, whole: list[int], labels: int) -> bool:
-        """Whether an example is other than `whole`, with its last `labels` tokens trained on."""
+    def _is_cut(self, example: _Row, whole: list[int], labels: int) -> bool:
+        """Test for an example other than `whole`, with its last `labels` tokens trained on."""
         adjacent = all(second == first + 1 for first, second in pairwise(example.places))
         at_end = example.places[-1:] == [len(whole) - 2]
         return example.inputs != whole[:-1] or example.labels != whole[-labels:] or not adjacent or not at_end
@@ -191,7 +191,7 @@ def _canonical(text: str) -> str:
 # ------------------------------------------------------------------------------------------------- on the terminal
 
 
-def _show(example: Example, prompt: Prompt) -> None:
+def _show(example: _Row, prompt: Prompt) -> None:
     """Prints a decoded example; what is trained on is coloured, or in [brackets] where there is no colour."""
     first = example.places[0] + 1
     before, trained = (

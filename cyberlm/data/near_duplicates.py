@@ -1,4 +1,4 @@
-"""Which texts are nearly the same: the words of a text, and pairs of word sets with a high Jaccard index.
+"""Near-duplicates: the words of a text, and pairs of word sets with a high Jaccard index.
 
 MinHash with banding (datasketch) proposes pairs; the exact Jaccard index of the two word sets decides.
 """

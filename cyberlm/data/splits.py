@@ -1,25 +1,28 @@
-"""Splits questions into training, validation and test so that no near-duplicate stands on two sides."""
+"""Splits questions into training, validation and test so that near-duplicates are on one side."""
 
 import hashlib
 import json
 import random
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from typing_extensions import TypedDict
 
 from cyberlm.config.schema import DataConfig
 from cyberlm.data.near_duplicates import alike, words_of
 from cyberlm.data.readers import QuestionSet
 from cyberlm.runtime.errors import DataError, Problem
-from cyberlm.tasks.questions import Question
+from cyberlm.runtime.validation import reasons_of
+from cyberlm.tasks.task import Example
 
-MANIFEST_VERSION = 1
+SPLIT_MANIFEST = "split_manifest.json"
 SETTINGS = (
     "on_bad_row",
     "validation_fraction",
@@ -32,12 +35,9 @@ SETTINGS = (
 """Fields of DataConfig that, with the seed and the files, decide the split."""
 
 
-# --- near-duplicates ---
-
-
 @dataclass(frozen=True)
 class Split:
-    """Questions for training, validation and test; no near-duplicate cluster stands in two of them.
+    """Questions for training, validation and test; each near-duplicate cluster is in one of them.
 
     Attributes:
         sources: The files the questions came from.
@@ -46,19 +46,16 @@ class Split:
         too_long: Training questions left out under `data.on_long_prompt=skip`, with their tokens.
     """
 
-    train: tuple[Question, ...]
-    validation: tuple[Question, ...]
-    test: tuple[Question, ...]
+    train: tuple[Example, ...]
+    validation: tuple[Example, ...]
+    test: tuple[Example, ...]
     sources: tuple[QuestionSet, ...]
     clusters: int
     dropped: dict[str, int] = field(default_factory=dict)
     too_long: tuple[str, ...] = ()
 
-    def parts(self) -> dict[str, Sequence[Question]]:
+    def parts(self) -> dict[str, Sequence[Example]]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
-
-
-SPLIT_MANIFEST = "split_manifest.json"
 
 
 def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
@@ -137,7 +134,7 @@ def _take(target: float, rows: list[int], clusters: list[int], rng: random.Rando
     return sorted(taken), [row for row in rows if row not in taken]
 
 
-def test_questions(config: DataConfig, questions: Sequence[Question]) -> tuple[Question, ...]:
+def test_questions(config: DataConfig, questions: Sequence[Example]) -> tuple[Example, ...]:
     """At most `data.max_test` of a file's questions: those that `split_questions` chooses where it is held out."""
     rows = _choose(list(range(len(questions))), config.max_test, f"{config.seed} test")
     return tuple(questions[row] for row in rows)
@@ -179,7 +176,7 @@ def _check_parts(config: DataConfig, parts: dict[str, list[int]], usable: int, d
 
 
 def write_manifest(split: Split, config: DataConfig, path: Path) -> str:
-    """Writes which question stands in which part, and why: the same split gives the same bytes.
+    """Writes the questions of each part, and why: the same split gives the same bytes.
 
     Args:
         split: As made by `split_questions`.
@@ -190,7 +187,7 @@ def write_manifest(split: Split, config: DataConfig, path: Path) -> str:
         SHA-256 of the file.
     """
     manifest = {
-        "version": MANIFEST_VERSION,
+        "version": 1,
         "seed": config.seed,
         "settings": {name: getattr(config, name) for name in SETTINGS} | {"on_bad_row": config.on_bad_row.name},
         "sources": [
@@ -217,6 +214,38 @@ def write_manifest(split: Split, config: DataConfig, path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+class _ManifestSource(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    name: str
+    sha256: str
+    source: str
+
+
+class _ManifestRow(TypedDict):
+    id: str
+    hash: str
+
+
+_ManifestPart = Annotated[list[_ManifestRow], Field(min_length=1)]
+
+
+class _ManifestParts(TypedDict):
+    train: _ManifestPart
+    validation: _ManifestPart
+    test: _ManifestPart
+
+
+class _Manifest(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    version: Literal[1]
+    seed: int
+    settings: dict[str, Any]
+    sources: list[_ManifestSource]
+    clusters: int
+    dropped: dict[str, int]
+    parts: _ManifestParts
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """Reads what `write_manifest` wrote, and checks its shape.
 
@@ -224,57 +253,27 @@ def read_manifest(path: Path) -> dict[str, Any]:
         DataError: The file is missing, is not a manifest, or is of another version.
     """
     try:
-        manifest = json.loads(path.read_text("utf-8"))
+        return dict(TypeAdapter(_Manifest).validate_json(path.read_bytes(), strict=True))
     except OSError as error:
         raise DataError(f"{path} cannot be read:", [Problem(error.strerror or str(error))]) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not a split manifest:", [Problem(f"it is not JSON: {error}")]) from error
-    problems = list(_manifest_problems(manifest))
-    if problems:
+    except ValidationError as error:
         raise DataError(
             f"{path} is not a split manifest that this version reads:",
-            map(Problem, problems),
+            map(Problem, reasons_of(error)),
             "docs/data.md shows its shape; a run writes a new one with the same data settings.",
-        )
-    return manifest
+        ) from error
 
 
-def _manifest_problems(manifest: Any) -> Iterator[str]:
-    kinds = {"seed": int, "settings": dict, "sources": list, "clusters": int, "dropped": dict, "parts": dict}
-    if not isinstance(manifest, dict) or manifest.get("version") != MANIFEST_VERSION:
-        yield f'it does not hold "version": {MANIFEST_VERSION}'
-        return
-    wrong = [
-        f"'{key}' is missing or not of type {kind.__name__}"
-        for key, kind in kinds.items()
-        if not isinstance(manifest.get(key), kind)
-    ]
-    if wrong:
-        yield from wrong
-        return
-    for i, source in enumerate(manifest["sources"]):
-        if not _holds_texts(source, "name", "sha256", "source"):
-            yield f"sources[{i}] does not hold the texts name, sha256 and source"
-    for name in ("train", "validation", "test"):
-        part = manifest["parts"].get(name)
-        if not isinstance(part, list) or not part or not all(_holds_texts(row, "id", "hash") for row in part):
-            yield f'parts.{name} is not a list of {{"id", "hash"}} with at least one row'
-
-
-def _holds_texts(value: Any, *keys: str) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in keys)
-
-
-def select_questions(sources: Sequence[QuestionSet], hashes: Sequence[str]) -> tuple[Question, ...]:
+def select_questions(sources: Sequence[QuestionSet], hashes: Sequence[str]) -> tuple[Example, ...]:
     """Finds the questions that a manifest names by hash, in its order.
 
-    A hash that stands for several equal rows takes those of the later source first (the held-out file: training holds
+    A hash of several equal rows takes those of the later source first (the held-out file: training holds
     none of its questions), then in file order.
 
     Raises:
         DataError: Some are in none of the sources.
     """
-    found: dict[str, deque[Question]] = defaultdict(deque)
+    found: dict[str, deque[Example]] = defaultdict(deque)
     for source in reversed(sources):
         for question in source.questions:
             found[question.hash].append(question)

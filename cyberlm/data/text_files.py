@@ -8,7 +8,7 @@ from cyberlm.runtime.errors import DataError, Problem, lfs_problems
 
 MAX_FILE_BYTES = 512 * 10**6
 MAX_LINE_BYTES = 10**6
-"""Of .jsonl, .csv and .tsv; a .json file may stand on one line."""
+"""Of .jsonl, .csv and .tsv; a .json file may be one line."""
 
 
 def read_text(path: Path, ending: str, endings: Sequence[str]) -> tuple[bytes, str]:
@@ -50,7 +50,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _folder(path: Path) -> tuple[str, str, str]:
-    """What a folder is, a file instead of it, and for one of the datasets library how to make that file."""
+    """Kind of a folder, a file instead of it, and for one of the datasets library the command that makes that file."""
     if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         part = "['train']" if (path / "dataset_dict.json").is_file() else ""
         code = f"from datasets import load_from_disk; load_from_disk('{path}'){part}.to_json('questions.jsonl')"
@@ -73,7 +73,7 @@ def _check_is_content(path: Path, raw: bytes, ending: str) -> None:
 
 
 def _is_json_lines(raw: bytes) -> bool:
-    """Whether each of the first two lines is a JSON object of its own."""
+    """Test the first two lines for a JSON object each."""
     lines = [line for line in raw[: 4 * MAX_LINE_BYTES].splitlines() if line.strip()][:2]
     try:
         return len(lines) == 2 and all(isinstance(json.loads(line), dict) for line in lines)

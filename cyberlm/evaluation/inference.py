@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from cyberlm.config.schema import EvaluationConfig
-from cyberlm.data.batches import make_scoring_batch, plan_batches
+from cyberlm.data.batches import collate_scoring, plan_batches
 from cyberlm.evaluation.metrics.rotations import rotations, safe_to_permute
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.scores import choose
@@ -147,12 +147,7 @@ def _score(
     scored: dict[int, tuple[float, ...]] = {}
     for rows in plan_batches(lengths, max_batch_tokens):
         items = [encoded[row] for row in rows]
-        batch = make_scoring_batch(
-            [item.prompt_ids for item in items],
-            [item.option_ids for item in items],
-            [item.option_chars for item in items],
-            [item.gold for item in items],
-        ).to_device(loaded.device)
+        batch = collate_scoring(items).to_device(loaded.device)
         log_probs = option_log_probs(loaded, batch)
         for row, item, values in zip(rows, items, log_probs.tolist(), strict=True):
             scored[row] = tuple(values[: len(item.option_ids)])

@@ -1,10 +1,11 @@
-"""What pydantic refuses in a record, in words that name the place and the value."""
+"""Words for the records that pydantic refuses: each problem with its place and its value."""
 
 from typing import Any
 
 from pydantic import ValidationError
 
 WORDS = {
+    "json_invalid": "it is not JSON: {error}",
     "missing": "{place} is missing",
     "extra_forbidden": "{place} is not known",
     "unexpected_keyword_argument": "{place} is not known",
@@ -22,10 +23,11 @@ def reasons_of(error: ValidationError) -> list[str]:
     reasons = []
     for item in error.errors(include_url=False):
         value = item["input"]
-        words = WORDS.get(item["type"], "{place}: {message}, not {kind}")
+        other = "{place}: {message}, not {kind}" if item["type"].endswith("_type") else "{place}: {message}"
+        words = WORDS.get(item["type"], other)
         reasons.append(
             words.format(
-                place=".".join(map(str, item["loc"])),
+                place=".".join(map(str, item["loc"])) or "it",
                 message=item["msg"],
                 kind=kind_of(value),
                 value=shown(str(value)),

@@ -1,7 +1,7 @@
-"""Where a prompt is rendered, tokenised, and given its fingerprint. Nothing else builds a prompt.
+"""Prompts: rendered, tokenised, and given their fingerprint. No other module builds a prompt.
 
-A prompt is rendered together with its answer and tokenised once; the answer's tokens are what stands behind the
-prompt's. So a letter's token is found where it really stands ("A" and " A" differ), never guessed.
+A prompt is rendered together with its answer and tokenised once; the answer's tokens are those behind the prompt's. So
+a letter's token is the one in its place ("A" and " A" differ), never a guess.
 
 Control tokens come from the chat template alone: where a question, an option or a message holds the text of one, it is
 tokenised as text.
@@ -43,7 +43,7 @@ FROZEN_CLOCK = "".join(
 """Put before a template that asks for the time, in place of the function that transformers gives it."""
 
 BREAK = "\ufdd0"
-"""Noncharacter put inside the text of a control token: what stands on its two sides is tokenised apart."""
+"""Noncharacter put inside the text of a control token: its two sides are tokenised apart."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ChatTemplate:
 
     Attributes:
         source: The template as the tokenizer has it.
-        timeless: The template with a clock that stands still.
+        timeless: The template with a fixed clock.
         takes_system: Whether it writes system messages; where not, they are put before the first user message.
         opening: Text between generation prompt and answer, a closed thought for example. It is part of the prompt.
         space: Spaces before an answer, tokenised with it.
@@ -125,7 +125,7 @@ class ChatTemplate:
             return False
 
     def _around_answer(self) -> tuple[str, str, str]:
-        """What a whole conversation has between its generation prompt and the answer, and behind the answer."""
+        """Texts of a whole conversation between its generation prompt and the answer, and behind the answer."""
         asked, answer = [{"role": "user", "content": PROBE.question}], PROBE.answer
         prompt = self._begin(asked)
         whole = self._write([*asked, {"role": "assistant", "content": answer}])
@@ -217,16 +217,14 @@ class Prompt:
         candidates = self.task.candidates(question)
         return (self.task.target(question),) if candidates is None else candidates
 
-    def _questions_as_text(self, questions: Sequence[Example]) -> list[Example]:
-        return [
-            replace(item, question=self._as_text(item.question), options=tuple(map(self._as_text, item.options)))
-            if self.holds_control_token(item)
-            else item
-            for item in questions
-        ]
+    def _question_as_text(self, question: Example) -> Example:
+        if not self.holds_control_token(question):
+            return question
+        options = tuple(map(self._as_text, question.options))
+        return replace(question, question=self._as_text(question.question), options=options)
 
     def holds_control_token(self, question: Example) -> bool:
-        """Whether the question or an option has the text of a control token in it."""
+        """Test a question and its options for the text of a control token."""
         return any(self._control_token.search(text) for text in (question.question, *question.options))
 
     # ------------------------------------------------------------------------------------------------ tokens
@@ -239,20 +237,21 @@ class Prompt:
             ModelError: If the letter protocol meets a letter of more than one token.
         """
         texts: list[str] = []
-        for question in self._questions_as_text(questions):
-            prompt = self._render(question)
-            texts += [prompt, *(f"{prompt}{self.space}{answer}" for answer in self.answers(question))]
+        for question in questions:
+            prompt = self._render(self._question_as_text(question))
+            answers = map(self._as_text, self.answers(question))
+            texts += [prompt, *(f"{prompt}{self.space}{answer}" for answer in answers)]
         rows = iter(self._ids(texts) if texts else [])
         encoded = []
         for question in questions:
-            prompt_ids, answers = next(rows), self.answers(question)
-            options = tuple(self._behind(prompt_ids, next(rows), question) for _ in answers)
+            prompt_ids, chars = next(rows), tuple(map(len, self.answers(question)))
+            options = tuple(self._behind(prompt_ids, next(rows), question) for _ in chars)
             if self.config.protocol is Protocol.letter and any(len(ids) != 1 for ids in options):
                 raise ModelError(
                     "The letter protocol needs letters of one token each, and this tokenizer splits them:",
                     [Problem(f"{question.id}: {options}", fix="prompt=text")],
                 )
-            encoded.append(EncodedQuestion(tuple(prompt_ids), options, tuple(map(len, answers)), question.gold))
+            encoded.append(EncodedQuestion(tuple(prompt_ids), options, chars, question.gold))
         return encoded
 
     def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
@@ -294,7 +293,7 @@ class Prompt:
         return list(self.tokenizer(part, add_special_tokens=False)["input_ids"])
 
     def adds_bos(self) -> bool:
-        """Whether the tokenizer itself puts a beginning-of-sequence token before a text."""
+        """Test for a tokenizer that puts a beginning-of-sequence token before a text itself."""
         return self.tokenizer("x")["input_ids"][:1] == [self.tokenizer.bos_token_id]
 
     def _behind(self, prompt_ids: list[int], whole: list[int], question: Example) -> tuple[int, ...]:
@@ -353,7 +352,7 @@ class Prompt:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def identity(self) -> dict[str, str]:
-        """What is saved beside a tuned model, to know its prompt again."""
+        """Hashes that are saved beside a tuned model, to recognise its prompt."""
         return {"fingerprint": self.fingerprint(), "tokenizer": self.tokenizer_hash}
 
 

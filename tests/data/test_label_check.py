@@ -69,12 +69,11 @@ def lint(prompt: Prompt, questions=QUESTIONS, collate=None, encoded: list[Encode
     lint_labels(questions, prompt.encode(questions) if encoded is None else encoded, prompt, collate)
 
 
-def problem(*arguments, **named) -> str:
-    """What the one broken rule says."""
+def problems(*arguments, **named) -> list[str]:
+    """What the broken rules say."""
     with pytest.raises(DataError) as caught:
         lint(*arguments, **named)
-    (found,) = caught.value.problems
-    return found.what
+    return [found.what for found in caught.value.problems]
 
 
 # --------------------------------------------------------------------------------------------------- what passes
@@ -117,122 +116,11 @@ def test_ten_thousand_examples_in_a_second(shown) -> None:
 # ------------------------------------------------------------------------------------------- each rule, broken once
 
 
-def test_two_beginnings() -> None:
-    """The classic: a template that writes one, and a tokenizer that adds another."""
-    prompt = prompt_of(llama3_like(), "prompt=letter")
-    original = prompt._ids
-    prompt._ids = lambda texts: [[prompt.tokenizer.bos_token_id, *row] for row in original(texts)]  # type: ignore
-    assert problem(prompt) == "not exactly one beginning-of-sequence token: 12 examples, q:0, q:1, q:2, ..."
-
-
-def test_no_beginning() -> None:
-    tokenizer = llama3_like()
-    tokenizer.chat_template = LLAMA3_TEMPLATE.replace("bos_token + content", "content")
-    assert problem(prompt_of(tokenizer, "prompt=letter")).startswith("not exactly one beginning-of-sequence token")
-
-
 def test_control_tokens_in_texts_are_texts(shown) -> None:
     questions = (replace(QUESTIONS[0], question="What is <|begin_of_text|>?", options=("a <|eot_id|> b", "c")),)
     for make in (llama3_like, tiny_tokenizer):
         for protocol in ("letter", "text"):
             lint(prompt_of(make(), f"prompt={protocol}"), questions)
-
-
-def test_beginning_of_sequence_in_a_question() -> None:
-    prompt = prompt_of(llama3_like(), "prompt=letter")
-    encoded = prompt.encode(QUESTIONS)
-    encoded[2] = replace(encoded[2], prompt_ids=(*encoded[2].prompt_ids, prompt.tokenizer.bos_token_id))
-    assert problem(prompt, encoded=encoded) == "not exactly one beginning-of-sequence token: 1 examples, q:2"
-
-
-def test_end_of_turn_in_an_answer() -> None:
-    prompt = prompt_of(llama3_like(), "prompt=text")
-    encoded = prompt.encode(QUESTIONS)
-    gold = QUESTIONS[0].gold
-    options = [(*ids, *prompt.end_ids) if k == gold else ids for k, ids in enumerate(encoded[0].option_ids)]
-    encoded[0] = replace(encoded[0], option_ids=tuple(options))
-    with pytest.raises(DataError) as caught:
-        lint(prompt, encoded=encoded)
-    assert caught.value.problems[0].what == "an end of turn stands inside the answer: 1 examples, q:0"
-
-
-def without_labels_that_are_padding(pad: int) -> Callable[[tuple[list[EncodedQuestion], int]], AnswerBatch]:
-    """A collator that masks labels by the padding token's id, as many do."""
-
-    def collate(fetched: tuple[list[EncodedQuestion], int]) -> AnswerBatch:
-        batch = AnswerCollator((pad,), share_prefix=False)(fetched)
-        kept = batch.targets != pad
-        return batch._replace(answer_index=batch.answer_index[kept], targets=batch.targets[kept])
-
-    return collate
-
-
-def test_end_of_turn_that_is_lost_because_padding_is_the_same_token() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.pad_token = "<|eot_id|>"
-    prompt = prompt_of(tokenizer, "prompt=text")
-    with pytest.raises(DataError) as caught:
-        lint(prompt, collate=without_labels_that_are_padding(tokenizer.pad_token_id))
-    assert caught.value.problems[0].what.startswith("the end of turn is not trained on: 12 examples")
-
-
-def collator(prompt: Prompt, change: Callable[[AnswerBatch], AnswerBatch]):
-    return lambda fetched: change(AnswerCollator(prompt.end_ids, share_prefix=False)(fetched))
-
-
-def test_padding_in_the_loss() -> None:
-    prompt = prompt_of(tiny_tokenizer(), "prompt=text")
-    pad = prompt.tokenizer.pad_token_id
-
-    def label_padding(batch: AnswerBatch) -> AnswerBatch:
-        empty = (batch.attention_mask == 0).flatten().nonzero().flatten()
-        padding = torch.full((len(empty),), pad)
-        return batch._replace(
-            answer_index=torch.cat([batch.answer_index, empty]), targets=torch.cat([batch.targets, padding])
-        )
-
-    with pytest.raises(DataError) as caught:
-        lint(prompt, collate=collator(prompt, label_padding))
-    assert any(found.what.startswith("padding is trained on: ") for found in caught.value.problems)
-
-
-def test_no_label_at_all() -> None:
-    prompt = prompt_of(tiny_tokenizer(), "prompt=letter")
-
-    def end_only(batch: AnswerBatch) -> AnswerBatch:
-        kept = batch.targets == prompt.end_ids[-1]
-        return batch._replace(answer_index=batch.answer_index[kept], targets=batch.targets[kept])
-
-    assert problem(prompt, collate=collator(prompt, end_only)).startswith("no token of the answer is trained on: 12")
-
-
-def test_answer_that_is_cut() -> None:
-    """Examples cut to a length from the left keep the labels of an answer whose prompt is gone, or lose labels."""
-    prompt = prompt_of(tiny_tokenizer(), "prompt=text")
-
-    def cut(batch: AnswerBatch) -> AnswerBatch:
-        return batch._replace(answer_index=batch.answer_index[1:], targets=batch.targets[1:])
-
-    with pytest.raises(DataError) as caught:
-        lint(prompt, QUESTIONS[:1], collate=collator(prompt, cut))
-    assert [found.what.split(":")[0] for found in caught.value.problems] == [
-        "the answer is cut or stands elsewhere",
-        "the labels do not read as the right answer",
-    ]
-
-
-def test_labels_one_place_off() -> None:
-    prompt = prompt_of(tiny_tokenizer(), "prompt=text")
-    shifted = collator(prompt, lambda batch: batch._replace(answer_index=batch.answer_index - 1))
-    assert problem(prompt, collate=shifted).startswith("the answer is cut or stands elsewhere: 12")
-
-
-def test_letter_of_two_tokens() -> None:
-    prompt = prompt_of(tiny_tokenizer(), "prompt=letter")
-    encoded = prompt.encode(QUESTIONS)
-    a, *rest = encoded[1].option_ids
-    encoded[1] = replace(encoded[1], option_ids=(a + a, *rest))
-    assert problem(prompt, encoded=encoded) == "a letter is not one token of its own: 1 examples, q:1"
 
 
 def lossy_tokenizer() -> PreTrainedTokenizerFast:
@@ -248,18 +136,110 @@ def lossy_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def test_tokenizer_that_cannot_say_the_answer() -> None:
-    found = problem(prompt_of(lossy_tokenizer(), "prompt=text"))
-    assert found == "the labels do not read as the right answer: 3 examples, q:2, q:6, q:10"
+def bos_twice(prompt: Prompt) -> None:
+    """The classic: a template that writes one, and a tokenizer that adds another."""
+    original = prompt._ids
+    prompt._ids = lambda texts: [[prompt.tokenizer.bos_token_id, *row] for row in original(texts)]  # type: ignore
 
 
-def test_gold_of_another_option() -> None:
-    prompt = prompt_of(tiny_tokenizer(), "prompt=letter")
-    encoded = prompt.encode(QUESTIONS)
-    encoded[4] = replace(encoded[4], gold=2)
-    with pytest.raises(DataError) as caught:
-        lint(prompt, encoded=encoded)
-    assert "the labels do not read as the right answer: 1 examples, q:4" in [p.what for p in caught.value.problems]
+def no_bos(prompt: Prompt) -> None:
+    template = LLAMA3_TEMPLATE.replace("bos_token + content", "content")
+    prompt.tokenizer.chat_template = template
+    prompt.__init__(prompt.config, prompt.tokenizer)  # type: ignore[misc]
+
+
+def altered(row: int, **changes: Callable[[EncodedQuestion, Prompt], object]):
+    """Encoded questions of which one is changed."""
+
+    def encoded(prompt: Prompt) -> dict[str, list[EncodedQuestion]]:
+        rows = prompt.encode(QUESTIONS)
+        rows[row] = replace(rows[row], **{name: change(rows[row], prompt) for name, change in changes.items()})
+        return {"encoded": rows}
+
+    return encoded
+
+
+def collated(change: Callable[[AnswerBatch, Prompt], AnswerBatch], end_ids: tuple[int, ...] | None = None):
+    """A collator whose batches are changed."""
+
+    def collate(prompt: Prompt) -> dict[str, object]:
+        ours = AnswerCollator(end_ids or prompt.end_ids, share_prefix=False)
+        return {"collate": lambda fetched: change(ours(fetched), prompt)}
+
+    return collate
+
+
+def kept(batch: AnswerBatch, rows: torch.Tensor) -> AnswerBatch:
+    return batch._replace(answer_index=batch.answer_index[rows], targets=batch.targets[rows])
+
+
+def with_padding_labelled(batch: AnswerBatch, prompt: Prompt) -> AnswerBatch:
+    empty = (batch.attention_mask == 0).flatten().nonzero().flatten()
+    padding = torch.full((len(empty),), prompt.tokenizer.pad_token_id)
+    return batch._replace(
+        answer_index=torch.cat([batch.answer_index, empty]), targets=torch.cat([batch.targets, padding])
+    )
+
+
+BOS, CUT = "not exactly one beginning-of-sequence token", "the answer is cut or in another place"
+DECODED = "the labels do not read as the right answer"
+
+
+@pytest.mark.parametrize(
+    ("make", "protocol", "broken", "expected"),
+    [
+        (llama3_like, "letter", bos_twice, [f"{BOS}: 12 examples, q:0, q:1, q:2, ..."]),
+        (llama3_like, "letter", no_bos, [f"{BOS}: 12"]),
+        (
+            *(llama3_like, "letter"),
+            altered(2, prompt_ids=lambda item, prompt: (*item.prompt_ids, prompt.tokenizer.bos_token_id)),
+            [f"{BOS}: 1 examples, q:2"],
+        ),
+        (
+            *(llama3_like, "text"),
+            altered(0, option_ids=lambda item, prompt: tuple((*ids, *prompt.end_ids) for ids in item.option_ids)),
+            ["an end of turn is inside the answer: 1 examples, q:0", DECODED],
+        ),
+        (
+            *(tiny_tokenizer, "text"),
+            collated(lambda batch, prompt: kept(batch, batch.targets != prompt.end_ids[-1])),
+            ["the end of turn is not trained on: 12 examples", CUT, DECODED],
+        ),
+        (
+            tiny_tokenizer,
+            "text",
+            collated(with_padding_labelled),
+            ["padding is trained on: 11", "the end of turn", "an end of turn", CUT, DECODED],
+        ),
+        (
+            *(tiny_tokenizer, "letter"),
+            collated(lambda batch, prompt: kept(batch, batch.targets == prompt.end_ids[-1])),
+            ["no token of the answer is trained on: 12"],
+        ),
+        (
+            tiny_tokenizer,
+            "text",
+            collated(lambda batch, _: kept(batch, slice(1, None))),
+            [f"{CUT}: 1", f"{DECODED}: 1"],
+        ),
+        (
+            *(tiny_tokenizer, "text"),
+            collated(lambda batch, _: batch._replace(answer_index=batch.answer_index - 1)),
+            [f"{CUT}: 12"],
+        ),
+        (
+            *(tiny_tokenizer, "letter"),
+            altered(1, option_ids=lambda item, _: (item.option_ids[0] * 2, *item.option_ids[1:])),
+            ["a letter is not one token of its own: 1 examples, q:1"],
+        ),
+        (lossy_tokenizer, "text", None, [f"{DECODED}: 3 examples, q:2, q:6, q:10"]),
+        (tiny_tokenizer, "letter", altered(4, gold=lambda *_: 2), ["the", f"{DECODED}: 1 examples, q:4"]),
+    ],
+)
+def test_each_rule_is_broken_once(make, protocol: str, broken, expected: list[str]) -> None:
+    prompt = prompt_of(make(), f"prompt={protocol}")
+    found = problems(prompt, **((broken(prompt) if broken else None) or {}))
+    assert len(found) == len(expected) and all(map(str.startswith, found, expected))
 
 
 # ------------------------------------------------------------------------------------------------ what is shown

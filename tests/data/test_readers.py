@@ -143,7 +143,7 @@ BAD_ROWS = [
         {key: GOOD[key] for key in ("question", "solution")},
         "answers is missing; allowed: one of answers, options, choices",
     ),
-    (GOOD | {"options": ["80", "443"]}, "answers and options stand side by side"),
+    (GOOD | {"options": ["80", "443"]}, "answers and options are given side by side"),
     (GOOD | {"answers": "80, 443"}, "answers is text; allowed: an object of letters and texts, or a list of texts"),
     (GOOD | {"answers": {"A": "80"}}, "answers has 1 options; allowed: 2 to 8"),
     (GOOD | {"answers": [str(i) for i in range(9)]}, "answers has 9 options; allowed: 2 to 8"),
@@ -159,7 +159,7 @@ BAD_ROWS = [
     (GOOD | {"answers": ["80", " 80 "]}, "answers gives A and B the same text: '80'"),
     (GOOD | {"answers": ["caf\u00e9", "cafe\u0301"]}, "answers gives A and B the same text"),
     ({key: GOOD[key] for key in ("question", "answers")}, "solution is missing; allowed: one of solution, answer"),
-    (GOOD | {"answer": "B"}, "solution and answer stand side by side"),
+    (GOOD | {"answer": "B"}, "solution and answer are given side by side"),
     (GOOD | {"solution": "D"}, "solution is 'D', which names no option; allowed: one letter of A to C"),
     (GOOD | {"solution": ""}, "solution is '', which names no option"),
     (GOOD | {"solution": "443"}, "solution is '443', which names no option"),
@@ -307,15 +307,15 @@ def test_no_depth_of_nesting_escapes_as_a_traceback(tmp_path: Path, depth: int) 
         ("question;A;B;solution", "field 'question;A;B;solution' is not known"),
         ("A,B,solution", "question is missing"),
         ("question,A,B", "solution is missing; allowed: one of solution, answer"),
-        ("question,A,B,solution,answer", "solution and answer stand side by side"),
+        ("question,A,B,solution,answer", "solution and answer are given side by side"),
         ("question,A,solution", "answers has 1 options; allowed: 2 to 8"),
         ("question,solution", "answers is missing; allowed: one of answers, options, choices"),
         ("question,A,C,solution", "answers names its options 'A', 'C'"),
-        ("question,A,a,B,solution", "field 'A' stands twice"),
+        ("question,A,a,B,solution", "field 'A' is given twice"),
         ("question,A,A,B,solution", "its header names 'A' twice"),
         ("question,A,B,I,solution", "field 'I' is not known"),
         ("question,A,B,solution,notes", "field 'notes' is not known; allowed: question"),
-        ("question,A,answers,solution", "the field 'A' stands beside a field of all options"),
+        ("question,A,answers,solution", "the field 'A' is given beside a field of all options"),
     ],
 )
 def test_a_header_that_cannot_be_used_is_told_once(tmp_path: Path, header: str, reason: str) -> None:
@@ -349,9 +349,8 @@ def test_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.skipif(DATA_DIR is None, reason="CYBERLM_DATA_DIR names no folder with the CyberMetric files")
 @pytest.mark.parametrize(("size", "normalised"), [(80, 0), (500, 0), (2000, 8)])
 def test_cybermetric_reads_without_a_bad_row(size: int, normalised: int) -> None:
-    found = read_questions(
-        Path(str(DATA_DIR)) / f"CyberMetric-{size}-v1.json", f"CyberMetric-{size}-v1", OnBadRow.error, MULTIPLE_CHOICE
-    )
+    name = f"CyberMetric-{size}-v1"
+    found = read_questions(Path(str(DATA_DIR)) / f"{name}.json", name, OnBadRow.error, MULTIPLE_CHOICE)
     assert len(found.questions) == size
     assert [sum(question.letter == letter for question in found.questions) for letter in "ABCD"] == [size // 4] * 4
     assert found.whitespace_normalised == normalised

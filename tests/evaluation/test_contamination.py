@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_support import answered, cybermetric, measured, needs_files
 
-from cyberlm.config.schema import DataConfig, DataName
+from cyberlm.config.schema import DataConfig
 from cyberlm.data.near_duplicates import alike, alike_between, words_of
 from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.metrics.contamination import (
@@ -276,7 +276,7 @@ def test_500_and_2000_share_130_questions_a_quarter_of_them_in_other_dress() -> 
 
 @needs_files
 def test_a_split_by_cluster_passes() -> None:
-    held_out = split_questions(DataConfig(name=DataName.mcq), cybermetric(2000), cybermetric(500))
+    held_out = split_questions(DataConfig(name="mcq"), cybermetric(2000), cybermetric(500))
     train = held_out.train + held_out.validation
     found = find_contamination(held_out.test, train)
     # Of one test question: an option that is the text of another question.

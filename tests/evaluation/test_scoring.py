@@ -12,7 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cyberlm.data.batches import make_scoring_batch, pad_right, plan_batches
+from cyberlm.data.batches import collate_scoring, pad_right, plan_batches
 from cyberlm.evaluation.inference import predict
 from cyberlm.evaluation.scoring import answering, generate, head_logits, next_logits, option_log_probs, widened_product
 from cyberlm.tasks.questions import Question
@@ -36,15 +36,6 @@ def plain_log_probs(loaded, encoded) -> list[float]:
     return scores
 
 
-def batch_of(encoded):
-    return make_scoring_batch(
-        [item.prompt_ids for item in encoded],
-        [item.option_ids for item in encoded],
-        [item.option_chars for item in encoded],
-        [item.gold for item in encoded],
-    )
-
-
 @pytest.mark.parametrize("protocol", ["letter", "text"])
 @pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
 def test_option_log_probs_equal_one_question_at_a_time(protocol: str, method: str) -> None:
@@ -52,12 +43,12 @@ def test_option_log_probs_equal_one_question_at_a_time(protocol: str, method: st
     questions = uneven_questions()
     encoded = prompt.encode(questions)
     with answering(loaded.model):
-        together = option_log_probs(loaded, batch_of(encoded))
+        together = option_log_probs(loaded, collate_scoring(encoded))
         for row, item in enumerate(encoded):
             expected = plain_log_probs(loaded, item)
             assert together[row, : len(expected)].tolist() == pytest.approx(expected, abs=1e-4)
             assert torch.isinf(together[row, len(expected) :]).all()
-            alone = option_log_probs(loaded, batch_of([item]))[0]
+            alone = option_log_probs(loaded, collate_scoring([item]))[0]
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
 
 
@@ -120,8 +111,8 @@ def test_near_options_are_told_apart_in_bfloat16(protocol: str, monkeypatch: pyt
     seen: list[torch.Tensor] = []
     loaded.backbone.register_forward_hook(lambda *given: seen.append(given[2].last_hidden_state))
     with answering(loaded.model):
-        found = option_log_probs(loaded, batch_of(encoded))
-    batch = batch_of(encoded)
+        found = option_log_probs(loaded, collate_scoring(encoded))
+    batch = collate_scoring(encoded)
     prompts = next(hidden for hidden in seen if hidden.shape[:2] == batch.prompt_ids.shape)
     ends = prompts[torch.arange(len(encoded)), batch.prompt_mask.sum(1) - 1].double()
     exact = torch.log_softmax(ends @ loaded.head.weight.double().t(), -1).gather(1, batch.option_ids[:, :, 0])

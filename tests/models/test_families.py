@@ -10,7 +10,7 @@ import transformers
 from support import config_of, sample_questions
 from transformers import PreTrainedModel
 
-from cyberlm.data.batches import AnswerCollator, make_scoring_batch
+from cyberlm.data.batches import AnswerCollator, collate_scoring
 from cyberlm.evaluation.scoring import answering, generate, next_logits, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
@@ -166,9 +166,7 @@ def plain_score(causal: PreTrainedModel, item: EncodedQuestion, option: tuple[in
 
 
 def batch_scores(loaded: LoadedModel, encoded: list[EncodedQuestion]) -> torch.Tensor:
-    options, chars = [item.option_ids for item in encoded], [item.option_chars for item in encoded]
-    batch = make_scoring_batch([item.prompt_ids for item in encoded], options, chars, [item.gold for item in encoded])
-    return option_log_probs(loaded, batch)
+    return option_log_probs(loaded, collate_scoring(encoded))
 
 
 @pytest.mark.parametrize("protocol", ["letter", "text"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from support import config_of, sample_questions, tiny
 
-from cyberlm.data.batches import AnswerBatch, AnswerCollator, make_scoring_batch
+from cyberlm.data.batches import AnswerBatch, AnswerCollator, collate_scoring
 from cyberlm.evaluation.scoring import answering, generate
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.prefix_cache import shared_length
@@ -51,12 +51,7 @@ def test_loss_and_gradients_are_those_of_whole_prompts(protocol: str, method: st
 def test_a_batch_keeps_what_is_not_shared() -> None:
     _, prompt = tiny(config_of())
     encoded = prompt.encode(sample_questions(5))
-    batch = make_scoring_batch(
-        [item.prompt_ids for item in encoded],
-        [item.option_ids for item in encoded],
-        [item.option_chars for item in encoded],
-        [item.gold for item in encoded],
-    )
+    batch = collate_scoring(encoded)
     for row, item in enumerate(encoded):
         kept = batch.prompt_ids[row][batch.prompt_mask[row].bool()]
         assert (*batch.prefix_ids.tolist(), *kept.tolist()) == item.prompt_ids

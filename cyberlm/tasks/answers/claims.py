@@ -132,7 +132,7 @@ def _clause(before: str) -> str:
 
 
 def _announces(match: re.Match[str]) -> bool:
-    """Whether "answer", "choice" or the like announces what follows: "the correct answer is", not "each option:"."""
+    """Tell "the correct answer is", which announces an option, from "each option:", which does not."""
     clause = _clause(match.string[: match.start()])
     words = re.findall(r"\w+", clause)
     if match["named"]:
@@ -150,7 +150,7 @@ def _announces(match: re.Match[str]) -> bool:
 
 
 def _standing(text: str, at: int, strength: int) -> Iterator[tuple[int, Claim]]:
-    """The claim of the reference at a place, if what follows lets it stand as an answer."""
+    """Claim of the reference at a place, if what follows allows it as an answer."""
     after, name = text[at + 1 :], text[at]
     if _has_more(after):
         name = MANY
@@ -165,19 +165,19 @@ def _standing(text: str, at: int, strength: int) -> Iterator[tuple[int, Claim]]:
 
 
 def _has_more(after: str) -> bool:
-    """Whether another answer was to follow."""
+    """Test for "or" behind a reference: another answer follows."""
     return bool(re.match(r"(?i)[\s,;.]*(?:or|and/or)\b", after))
 
 
 def _is_open(after: str) -> bool:
-    """Whether a sentence asks, or sets a condition."""
+    """Test the rest of a sentence for a question mark or a condition."""
     return bool(
         re.match(r"(?i)[^.!?;\n]{0,300}\?|[^\S\n]*,?[^\S\n]*(?:only\s+)?(?:if|unless|assuming|provided)\b", after)
     )
 
 
 def _is_subject(text: str, at: int, start: int = 0) -> bool:
-    """Whether the reference at a place begins a clause that asserts; an option's text may be a part of other words."""
+    """Test for a reference that begins a clause which asserts; an option's text may be a part of other words."""
     clause = _clause(text[start:at])
     if _BLOCKED.search(clause):
         return False
@@ -186,7 +186,7 @@ def _is_subject(text: str, at: int, start: int = 0) -> bool:
 
 
 def _head(text: str) -> Iterator[tuple[int, Claim]]:
-    """The claim of an option that stands first."""
+    """Claim of an option that comes first."""
     match = _HEAD.match(text)
     if match is None or _is_open(text[match.end() :]):
         return
@@ -211,7 +211,7 @@ def _head(text: str) -> Iterator[tuple[int, Claim]]:
 
 
 def _is_recited(text: str, at: int, within: int | None = None) -> bool:
-    """Whether the options are listed from this one on, as they are in the question.
+    """Test for a list of the options from this one on, as they are in the question.
 
     Args:
         within: Lines below that are looked at; all of them, and the same line, if None.
@@ -254,7 +254,7 @@ def _last_line(text: str) -> Iterator[tuple[int, Claim]]:
 
 
 def verdicts(text: str) -> tuple[str, Events]:
-    """What is said of each option behind it; what is wrong gives way to `DENIED`."""
+    """Verdicts behind options; an option that is called wrong becomes `DENIED`."""
     events: Events = []
     characters = list(text)
     places = [match.start() for match in re.finditer(f"{REF}|{DENIED}", text)]

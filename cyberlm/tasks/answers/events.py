@@ -1,4 +1,4 @@
-"""What a completion says of options: one is claimed, one is denied, all that was claimed is taken back."""
+"""Events of a completion: an option is claimed, an option is denied, all claims are taken back."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ class Denial(NamedTuple):
 
 
 class Retraction(NamedTuple):
-    """What was claimed is taken back.
+    """All earlier claims are taken back.
 
     Attributes:
         open: Whether it stays taken back where no other claim follows.

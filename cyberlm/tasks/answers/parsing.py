@@ -1,4 +1,4 @@
-"""From a generated completion to the option it names, or None. Strict: what can be read in two ways names nothing.
+"""Reads the option that a generated completion names, or None. Strict: a text that can be read in two ways names none.
 
 Reading takes three steps, so that the grammar meets few forms:
 
@@ -9,7 +9,7 @@ Reading takes three steps, so that the grammar meets few forms:
 3. `denials` and `claims` find events, in the order of the text: an option is claimed ("the answer is R", "R is
    correct", R at the beginning) or denied ("R is incorrect", "not R"), or what was claimed is taken back ("wait").
 
-A claim counts by its strength: what is called final before what is announced, that before what stands on the last line.
+A claim counts by its strength: one that is called final before an announced one, that before one on the last line.
 All claims of the highest strength must name one option. Guessing would turn a model that answers badly into one that
 answers at random.
 """
@@ -54,7 +54,7 @@ def parse_text(completion: str, options: Sequence[str]) -> int | None:
 
 
 def _answer(text: str) -> Claim | None:
-    """The claim that stands at the end of a text with references; None where there is none, or several disagree."""
+    """Claim that is left at the end of a text with references; None where there is none, or several disagree."""
     text, denials = without_denied(text)
     text, judged = verdicts(with_lists(text))
     events = sorted([*denials, *judged, *claims(text), *retractions(text)], key=lambda event: event[0])

@@ -81,7 +81,7 @@ def with_references(completion: str, options: Sequence[str], *, asked_for_text: 
 
 
 def _is_lone_letter(text: str, options: int) -> bool:
-    """Whether an option's text could be taken for an option's letter."""
+    """Test for an option's text that could be taken for an option's letter."""
     return len(text) == 1 and 0 <= ord(text) - ord("a") < options
 
 

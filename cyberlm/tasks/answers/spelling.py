@@ -84,7 +84,7 @@ def folded(text: str) -> str:
 
 
 def readable(completion: str) -> str:
-    """What a completion says after its thoughts and before a next turn."""
+    """Text of a completion after its thoughts and before a next turn."""
     text = _CUT_THOUGHT.sub("", _THOUGHT_END.sub("", _THOUGHT.sub("\n", spelled(completion)))).strip()
     text = _SPECIAL.sub("\n", _NEXT_TURN.split(text, maxsplit=1)[0])
     for run, kept in ((r"[^\S\n]+", " "), (r"(?: ?\n){3,}", "\n\n"), (r"([^\w\s])\1{4,}", r"\1" * 4)):

@@ -209,10 +209,10 @@ def drawn_answers(
 
 
 @simulation("skill, interval")
-def skill_above_floors(rng: np.random.Generator, share: float) -> list[Rate]:
-    """Both accuracies are estimated; of several floors the highest on the sample stands for the truly highest."""
+def skill_above_baselines(rng: np.random.Generator, share: float) -> list[Rate]:
+    """Both accuracies are estimated; of several baselines the highest on the sample stands for the truly highest."""
     repeats, rates = repeated(1000, share), []
-    for n, size, model, floors, alike in (
+    for n, size, model, others, alike in (
         *(
             (72, 1, 0.5, (0.3,), 0.0),
             (300, 1, 0.5, (0.4,), 0.0),
@@ -222,15 +222,15 @@ def skill_above_floors(rng: np.random.Generator, share: float) -> list[Rate]:
         *((300, 1, 0.97, (0.4,), 0.0), (300, 2, 0.5, (0.4,), 0.0), (600, 4, 0.6, (0.4,), 0.3)),
         *((300, 1, 0.5, (0.4, 0.4, 0.4), 0.0), (300, 1, 0.5, (0.4, 0.3, 0.25), 0.3), (300, 2, 0.42, (0.4, 0.38), 0.0)),
     ):
-        truth, hits = 1 - (1 - model) / (1 - max(floors)), 0
+        truth, hits = 1 - (1 - model) / (1 - max(others)), 0
         for _ in range(repeats):
-            (right, *credits), clusters = drawn_answers(rng, n, size, (model, *floors), alike)
+            (right, *credits), clusters = drawn_answers(rng, n, size, (model, *others), alike)
             measured = [Baseline("drawn", tuple(row.astype(float).tolist()), "") for row in credits]
             limits = skill_limits(right.tolist(), measured, clusters)
             hits += limits is not None and limits[0] <= truth <= limits[1]
         near = f", clusters of {size}" if size > 1 else ""
-        case = f"n={n}, accuracy {model}, floors {', '.join(map(str, floors))}, {alike:.0%} alike{near}"
-        rates.append(Rate(case, hits, repeats, 0.95, 0.94, 0.97 if len(floors) == 1 else 1.0))
+        case = f"n={n}, accuracy {model}, baselines {', '.join(map(str, others))}, {alike:.0%} alike{near}"
+        rates.append(Rate(case, hits, repeats, 0.95, 0.94, 0.97 if len(others) == 1 else 1.0))
     return rates
 
 

@@ -127,18 +127,6 @@ def test_detectable_difference() -> None:
         assert detectable_difference(b, c, n) <= min(1, max(b + c, 8) / n)
 
 
-@pytest.mark.parametrize(("lost", "gained"), [(60, 140), (0, 8), (0, 0)])
-def test_difference_of_the_detectable_size_is_found_four_times_in_five(lost: int, gained: int) -> None:
-    """Where as many questions change as changed, or as many as must for a difference of that size."""
-    rng = np.random.default_rng(0)
-    n = 2000
-    true = detectable_difference(lost, gained, n)
-    changed = max((lost + gained) / n, true)
-    lost_, gained_, _ = rng.multinomial(n, [(changed - true) / 2, (changed + true) / 2, 1 - changed], size=500).T
-    found = np.mean([mcnemar(changes_of(b, c))[0] < 0.05 for b, c in zip(lost_, gained_, strict=True)])
-    assert found == pytest.approx(0.8, abs=0.08)
-
-
 def inverted_score_test(b: int, c: int, n: int) -> tuple[float, float]:
     """Tango's limits without his formula: the likelihood is maximised and the score statistic inverted by search."""
 

@@ -62,34 +62,32 @@ def numbered(prefix: str, count: int) -> str:
 # --- one planted leak of each kind ---
 
 
-@pytest.mark.parametrize(
-    ("planted", "checks"),
-    [
-        (Question("test:0", TEXT, OPTIONS, 0), {"identical", "question", "normalised", "jaccard", "ngram"}),
-        # another key, as when the authors correct one
-        (Question("test:0", TEXT, OPTIONS, 1), {"question", "normalised", "jaccard", "ngram"}),
-        (Question("test:0", TEXT, OPTIONS[::-1], 3), {"question", "normalised", "jaccard"}),
-        (Question("test:0", TEXT, OTHERS, 0), {"question", "normalised", "jaccard"}),
-        (Question("test:0", TEXT.upper(), OTHERS, 0), {"normalised", "jaccard"}),
-        (
-            Question(
-                "test:0", "Which attack \u201cfloods\u201d a server \u2014 with more requests than allowed", OTHERS, 0
-            ),
-            {"normalised", "jaccard"},
-        ),
-        (Question("test:0", TEXT.replace(" ", " \u00a0\t"), OTHERS, 0), {"normalised", "jaccard"}),
-        (Question("test:0", TEXT.replace("fl", "\ufb02"), OTHERS, 0), {"normalised", "jaccard"}),  # a ligature
-        (Question("test:0", TEXT.lower(), OPTIONS, 0), {"normalised", "jaccard", "ngram"}),
-        (Question("test:0", TEXT.replace("server", "host"), OTHERS, 0), {"jaccard"}),  # 9 of 11 words
-        (Question("test:0", "A server with more requests than allowed: which attack floods?", OTHERS, 0), {"jaccard"}),
-        (Question("test:0", "Which flood, and which attack a server?", OPTIONS, 0), set()),
-        (Question("test:0", TEXT.replace("server with", "host by"), OTHERS, 0), set()),  # 8 of 12 words
-        (Question("test:0", "Which key is public?", OTHERS, 0), set()),
-        (Question("test:0", "???", OTHERS, 0), set()),
-    ],
-)
-def test_a_planted_leak_is_found_by_the_checks_that_should(planted: Question, checks: set[str]) -> None:
-    test = [planted, Question("test:1", "What is a nonce?", ("A number", "A user"), 0)]
+ALL, SAME_TEXT = {"identical", "question", "normalised", "jaccard", "ngram"}, {"question", "normalised", "jaccard"}
+NORMALISED = {"normalised", "jaccard"}
+CASES = [
+    (TEXT, OPTIONS, 0, ALL),
+    (TEXT, OPTIONS, 1, ALL - {"identical"}),  # another key, as when the authors correct one
+    (TEXT, OPTIONS[::-1], 3, SAME_TEXT),
+    (TEXT, OTHERS, 0, SAME_TEXT),
+    (TEXT.upper(), OTHERS, 0, NORMALISED),
+    ("Which attack \u201cfloods\u201d a server \u2014 with more requests than allowed", OTHERS, 0, NORMALISED),
+    (TEXT.replace(" ", " \u00a0\t"), OTHERS, 0, NORMALISED),
+    (TEXT.replace("fl", "\ufb02"), OTHERS, 0, NORMALISED),  # a ligature
+    (TEXT.lower(), OPTIONS, 0, NORMALISED | {"ngram"}),
+    (TEXT.replace("server", "host"), OTHERS, 0, {"jaccard"}),  # 9 of 11 words
+    ("A server with more requests than allowed: which attack floods?", OTHERS, 0, {"jaccard"}),
+    ("Which flood, and which attack a server?", OPTIONS, 0, set()),
+    (TEXT.replace("server with", "host by"), OTHERS, 0, set()),  # 8 of 12 words
+    ("Which key is public?", OTHERS, 0, set()),
+    ("???", OTHERS, 0, set()),
+]
+
+
+@pytest.mark.parametrize(("text", "options", "gold", "checks"), CASES)
+def test_a_planted_leak_is_found_by_the_checks_that_should(
+    text: str, options: tuple[str, ...], gold: int, checks: set[str]
+) -> None:
+    test = [Question("test:0", text, options, gold), Question("test:1", "What is a nonce?", ("A number", "A user"), 0)]
     assert find_contamination(test, TRAIN) == {check: {0: [1]} if check in checks else {} for check in CHECKS}
     found = audit(test, (0, 0), TRAIN)
     exact = int("question" in checks)
@@ -105,20 +103,15 @@ def test_thirteen_words_running_are_a_leak_and_twelve_are_not(shared: int, check
     planted = Question("test:0", f"Complete this: {numbered('w', shared)}", ("x", "y"), 0)
     train = Question("train:0", "What is this?", (f"It is {numbered('w', shared)}, no more", "z"), 0)
     assert found_by([planted], [train]) == checks
-
-
-def test_words_running_from_the_question_into_its_options_count() -> None:
-    planted = Question("test:0", numbered("w", 7), (numbered("v", 6), "x"), 0)
-    train = Question("train:0", f"Now, {numbered('w', 7)}", (numbered("v", 6), "y"), 1)
-    assert "ngram" in found_by([planted], [train])
+    into_options = [Question("test:0", numbered("w", shared - 6), (numbered("v", 6), "x"), 0)]
+    train = Question("train:0", f"Now, {into_options[0].question}", (numbered("v", 6), "y"), 1)
+    assert ("ngram" in found_by(into_options, [train])) is ("ngram" in checks)
 
 
 def test_a_common_phrase_is_no_leak_but_copies_of_one_text_are_not_common() -> None:
     planted = [Question("test:0", numbered("w", 13), ("x", "y"), 0)]
-    train = [
-        Question(f"train:{k}", f"{numbered('w', 13)} {numbered(f'v{k}', 9)}", ("x", "y"), 0)
-        for k in range(COMMON_NGRAM + 1)
-    ]
+    texts = [f"{numbered('w', 13)} {numbered(f'v{k}', 9)}" for k in range(COMMON_NGRAM + 1)]
+    train = [Question(f"train:{k}", text, ("x", "y"), 0) for k, text in enumerate(texts)]
     assert find_contamination(planted, train[:-1])["ngram"] == {0: list(range(COMMON_NGRAM))}
     assert found_by(planted, train) == set()
     assert found_by(planted, train[:1] * (COMMON_NGRAM + 1)) == {"ngram"}
@@ -224,12 +217,9 @@ def test_the_screen_of_a_refusal() -> None:
         "The run's own test questions: python evaluate.py run=outputs/mine\n"
         "A file held out from the start: python train.py data=cybermetric data.size=2000 data.test_size=500"
     )
-
-
-def test_what_is_only_nearly_the_same_is_counted_and_not_refused() -> None:
     near = Question("test:0", TEXT.replace("server", "host"), OTHERS, 0)
     assert found_by([near], TRAIN) == {"jaccard"}
-    refuse_leaked([near], TRAIN, "outputs/mine")
+    refuse_leaked([near], TRAIN, "outputs/mine")  # only nearly the same: counted, not refused
 
 
 # --- the search for pairs of word sets ---

@@ -1,4 +1,4 @@
-"""Intervals against scipy, statsmodels and a bootstrap, by hand, and by simulation."""
+"""Intervals against scipy, statsmodels and a bootstrap, and by hand; test_statistics_coverage.py simulates them."""
 
 import numpy as np
 import pytest
@@ -84,17 +84,6 @@ def test_interval_holds_its_share_and_ignores_order(rows: list[tuple[bool, int]]
     )
 
 
-def test_clustered_interval_covers_what_the_plain_one_misses() -> None:
-    """100 clusters of 5 near-duplicates that are mostly answered alike; the true accuracy is 0.8."""
-    rng = np.random.default_rng(1)
-    clusters, covered = np.repeat(np.arange(100), 5), np.zeros(2)
-    for _ in range(200):
-        correct = rng.random(500) < rng.beta(0.8, 0.2, 100)[clusters]  # mean 0.8
-        both = accuracy_interval(correct), accuracy_interval(correct, clusters)
-        covered += [interval.ci_lo <= 0.8 <= interval.ci_hi for interval in both]
-    assert covered[0] / 200 < 0.8 and covered[1] / 200 > 0.9
-
-
 def skill_by_bootstrap(correct: np.ndarray, credits: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
     """Percentile interval over clusters drawn whole, both accuracies anew in each of 1,000 resamples."""
     rng, count = np.random.default_rng(0), clusters.max() + 1
@@ -114,17 +103,6 @@ def test_interval_of_skill_equals_a_paired_bootstrap(size: int, alike: float) ->
     assert skill_interval(correct, credits, clusters) == pytest.approx(
         skill_by_bootstrap(correct, credits, clusters), abs=0.02
     )
-
-
-def test_skill_does_not_take_the_baseline_as_known() -> None:
-    """Wilson's limits of accuracy, put on skill's scale with the baseline as known, are too narrow: they cover 85%."""
-    rng, covered = np.random.default_rng(0), np.zeros(2)
-    for _ in range(400):
-        correct, credits = rng.random((2, 300)) < [[0.42], [0.4]]
-        baseline = float(credits.mean())
-        known = [(limit - baseline) / (1 - baseline) for limit in wilson(float(correct.mean()), 300)]
-        covered += [low <= 1 - 0.58 / 0.6 <= high for low, high in (known, skill_interval(correct, credits, None))]
-    assert covered[0] / 400 < 0.88 and 0.92 < covered[1] / 400 < 0.98
 
 
 def test_interval_of_skill_at_its_ends() -> None:

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from statistics_support import answered, predictions, question
+from statistics_support import answered, question
 
 from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation import outcomes as module
-from cyberlm.evaluation.outcomes import choices, cluster_numbers, golds, option_scores, right
+from cyberlm.evaluation.outcomes import choices, cluster_numbers, cluster_sums, golds, option_scores, right
 from cyberlm.evaluation.scores import choose
 from cyberlm.runtime.errors import RunError
 
@@ -31,7 +31,9 @@ def test_missing_completions_are_an_error() -> None:
         choices([])
 
 
-def test_clusters_are_renumbered() -> None:
+def test_clusters_are_renumbered_and_summed() -> None:
+    assert cluster_sums([1.0, 2.0, 4.0]).tolist() == [1, 2, 4]
+    assert cluster_sums([[1, 2], [3, 4], [5, 6]], [9, 2, 9]).tolist() == [[3, 4], [6, 8]]
     assert cluster_numbers(["a", "b", "c"], None).tolist() == [0, 1, 2]
     assert cluster_numbers(["a", "b", "c"], {"a": 7, "b": 3, "c": 7, "d": 1}).tolist() == [1, 0, 1]
 
@@ -63,7 +65,3 @@ def test_diverged_model_is_an_error(bad: float) -> None:
         option_scores([answered(question(0, 0), 0, log_probs=(bad, -1.0, -1.0, -1.0))], OptionScore.sum)
     with pytest.raises(RunError, match="no questions"):
         option_scores([], OptionScore.sum)
-
-
-def test_support_builds_what_it_says() -> None:
-    assert right(predictions("ABC", "ABB")).tolist() == [True, True, False]

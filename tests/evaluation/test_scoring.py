@@ -163,21 +163,7 @@ def test_rows_that_stop_leave_the_batch_and_change_nothing() -> None:
     assert stopped[3] == (theirs[:-1] if theirs[-1] in stops else theirs)
 
 
-def test_predictions_do_not_depend_on_the_batch() -> None:
-    config = config_of("prompt=text", "evaluation.max_new_tokens=4")
-    loaded, prompt = tiny(config)
-    questions = sample_questions(12)
-    encoded = prompt.encode(questions)
-    few, many = (
-        predict(loaded, prompt, questions, encoded, config.evaluation, tokens, "it") for tokens in (300, 20000)
-    )
-    assert [p.id for p in few] == [q.id for q in questions]
-    for one, other in zip(few, many, strict=True):
-        assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-4)
-        assert (one.choice, one.generated, one.prompt_hash) == (other.choice, other.generated, other.prompt_hash)
-
-
-def test_why_a_completion_ended() -> None:
+def test_predictions_do_not_depend_on_the_batch_and_say_why_a_completion_ended() -> None:
     """`length` where more tokens would have come, `stop` where the end of turn did."""
     config = config_of("prompt=text", "evaluation.max_new_tokens=6")
     loaded, prompt = tiny(config)
@@ -188,28 +174,29 @@ def test_why_a_completion_ended() -> None:
     # A token that some completions hold and others do not: the one in the most completions but not in all.
     counts = Counter(token for row in free for token in set(row))
     prompt.stop_ids = (max((token for token in counts if counts[token] < len(free)), key=lambda token: counts[token]),)
-    answers = predict(loaded, prompt, questions, encoded, config.evaluation, 4096, "it")
+    few, many = (
+        predict(loaded, prompt, questions, encoded, config.evaluation, tokens, "it") for tokens in (300, 20000)
+    )
+    assert [p.id for p in few] == [q.id for q in questions]
+    for one, other in zip(few, many, strict=True):
+        assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-4)
+        assert (one.choice, one.generated, one.prompt_hash) == (other.choice, other.generated, other.prompt_hash)
     ended = [any(token in prompt.stop_ids for token in row) for row in free]
-    assert [answer.finish_reason for answer in answers] == ["stop" if end else "length" for end in ended]
+    assert [answer.finish_reason for answer in few] == ["stop" if end else "length" for end in ended]
     assert len(set(ended)) == 2
     likelihood = replace(config.evaluation, generate=False)
     silent = predict(loaded, prompt, questions, encoded, likelihood, 4096, "it")
     assert {answer.finish_reason for answer in silent} == {None}
 
 
-def test_batches_are_sorted_and_within_the_budget() -> None:
+def test_batches_are_sorted_within_the_budget_and_padded() -> None:
     lengths = [5, 100, 7, 40, 40, 3]
     batches = plan_batches(lengths, 100)
-    assert sorted(row for batch in batches for row in batch) == list(range(6))
+    assert sorted(row for batch in batches for row in batch) == list(range(6)) and batches[0] == [1]
     assert all(len(batch) == 1 or max(lengths[row] for row in batch) * len(batch) <= 100 for batch in batches)
-    assert batches[0] == [1]
     assert plan_batches([], 10) == []
-
-
-def test_padding_is_told_by_the_mask() -> None:
     ids, mask = pad_right([[0, 0, 5], [7]])
-    assert ids.tolist() == [[0, 0, 5], [7, 0, 0]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert (ids.tolist(), mask.tolist()) == ([[0, 0, 5], [7, 0, 0]], [[1, 1, 1], [1, 0, 0]])
 
 
 def test_answering_puts_training_mode_back() -> None:

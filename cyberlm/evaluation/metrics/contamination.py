@@ -132,13 +132,10 @@ def _same_text(test: Sequence[Question], train: Sequence[Question]) -> dict[str,
 
 def _alike(test: Sequence[Words], train: Sequence[Words]) -> Matches:
     """Matches of word sets with a Jaccard index of at least `JACCARD`."""
-    test_rows, train_rows = _rows_of(map(frozenset, test)), _rows_of(map(frozenset, train))
-    test_sets, train_sets = list(test_rows), list(train_rows)
-    alike: defaultdict[int, list[int]] = defaultdict(list)
-    for a, b in alike_between(test_sets, train_sets, JACCARD):
-        alike[a].extend(train_rows[train_sets[b]])
-    found = {i: sorted(rows) for a, rows in alike.items() for i in test_rows[test_sets[a]]}
-    return dict(sorted(found.items()))
+    found: Matches = {}
+    for i, j in alike_between(list(map(frozenset, test)), list(map(frozenset, train)), JACCARD):
+        found.setdefault(i, []).append(j)
+    return found
 
 
 def _share_ngram(test: Sequence[Words], train: Sequence[Words]) -> Matches:

@@ -23,7 +23,7 @@ from cyberlm.runtime.errors import Problem, RunError
 
 NAMED, NAMED_BY_BOTH = "option_named", "named_by_both"
 OUTCOMES = (LIKELIHOOD, GENERATION, NAMED, NAMED_BY_BOTH)
-"""What is compared: right by likelihood; right by generation; the completion names an option (format); right by
+"""Outcomes by question: right by likelihood; right by generation; the completion names an option (format); right by
 generation where both models' completions name one (knowledge)."""
 
 ALL_PAIRS = "all pairs"
@@ -50,7 +50,7 @@ class PairComparison:
         detectable: Smallest difference that so many questions would show at 80% power.
         lost, gained: Ids (of the first model's predictions) of the questions that only the first, and only the second,
             got right, sorted.
-        outcome: What is counted as right, one of `OUTCOMES`.
+        outcome: Outcome that is counted, one of `OUTCOMES`.
         p_mid: Mid-p of the same test, which decides whether a difference is significant; None in older files.
         family: Comparisons over which Holm corrects; empty in older files, which correct over all pairs.
         first_right, second_right: Questions that each got right; None in older files.

@@ -28,7 +28,7 @@ def mcnemar(changes: ArrayLike, clusters: ArrayLike | None = None) -> tuple[floa
     Without clusters the exact test is p = min(1, 2 P(Bin(b+c, 1/2) ≤ min(b, c))) (McNemar 1947, Psychometrika 12:153),
     and mid-p counts half of the probability of what was found: less conservative, and advised by Fagerland et al. 2013
     (doi 10.1186/1471-2288-13-91). With clusters it is the exact sign-flip test of the clusters' total changes: where
-    the models are equally good, a cluster's total is as likely to stand the other way round (Fisher 1935, The Design
+    the models are equally good, a cluster's total is as likely to have the other sign (Fisher 1935, The Design
     of Experiments, section 21). With clusters of one question each both are the same test.
 
     Args:
@@ -42,7 +42,7 @@ def mcnemar(changes: ArrayLike, clusters: ArrayLike | None = None) -> tuple[floa
     sizes, counts = np.unique(np.abs(totals[totals != 0]), return_counts=True)
     if not sizes.size:
         return 1.0, 1.0
-    chances = np.ones(1)  # of each sum of the totals that stand up
+    chances = np.ones(1)  # of each sum of the totals that are positive
     for size, count in zip(sizes.astype(int).tolist(), counts.tolist(), strict=True):
         of_size = np.zeros(size * count + 1)
         of_size[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
@@ -63,7 +63,7 @@ def difference_interval(changes: ArrayLike, clusters: ArrayLike | None = None) -
         clusters: (N,) int, number of each question's cluster; None if all are independent.
 
     Returns:
-        Lower and upper limit; (-1, 1), which says nothing, where several questions are one cluster.
+        Lower and upper limit; (-1, 1), which excludes no difference, where several questions are one cluster.
     """
     values = np.asarray(changes, dtype=np.int64)
     if clusters is not None and values.size > 1 and np.unique(np.asarray(clusters)).size == 1:
@@ -76,7 +76,7 @@ def score_interval(only_first: float, only_second: float, n: float) -> tuple[flo
     """95% score interval of the difference of two paired shares, (c - b)/n (Tango 1998, Statistics in Medicine 17:891).
 
     It holds each difference δ with |c - b - nδ| ≤ 1.96 √(n (2q + δ(1 - δ))), q being the likeliest share of questions
-    that only the first gets right where the difference is δ. Unlike a bootstrap it says something where few questions
+    that only the first gets right where the difference is δ. Unlike a bootstrap it is informative where few questions
     changed sides: with none, ±1.96²/(n + 1.96²). Counts need not be whole, so that effective ones can be put in.
 
     Args:

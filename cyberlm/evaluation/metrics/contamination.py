@@ -87,7 +87,7 @@ def find_contamination(test: Sequence[Question], train: Sequence[Question]) -> d
 def refuse_leaked(test: Sequence[Question], train: Sequence[Question], run: str) -> None:
     """Refuses to score questions that a run was trained on, in the same options or others, reordered or reworded.
 
-    What is only nearly the same (`jaccard`, `ngram`) is not refused: the metrics count it.
+    Questions that are only nearly the same (`jaccard`, `ngram`) are not refused: the metrics count them.
 
     Args:
         test: The questions to be scored.

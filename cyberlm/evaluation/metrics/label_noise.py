@@ -29,7 +29,7 @@ class Suspect:
 
     Attributes:
         hash: Of the question with the key as published (`Question.hash`).
-        reason: What speaks against the key.
+        reason: Doubt about the key, in words.
         corrected: Letter that is right instead; None where no option is, or it is not known.
     """
 

@@ -158,10 +158,10 @@ def preference_test(
 
 
 def letter_prior(log_probs: ArrayLike) -> FloatArray:
-    """PriDe's prior: probability of each letter to the model whatever option it stands for.
+    """PriDe's prior: probability of each letter to the model whatever its option.
 
-    Over the cyclic permutations of a question every option stands once behind every letter, so that what options have
-    to say averages out: softmax of the mean over permutations of log p(letter); then the mean over questions.
+    Over the cyclic permutations of a question every option has every letter once, so that the options' own
+    log-probabilities average out: softmax of the mean over permutations of log p(letter); then the mean over questions.
 
     Args:
         log_probs: (N, K, K) float, log-probability of [question, permutation, letter]; normalised or not.

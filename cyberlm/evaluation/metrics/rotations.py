@@ -106,7 +106,7 @@ def _letter_patterns(n_options: int) -> tuple[re.Pattern[str], ...]:
     """Patterns of an option that refers to others by letter. Letters are capitals, so that the article "a" is none."""
     letter = f"[A-{LETTERS[n_options - 1]}]"
     both = r"\b(?i:both|either|neither)\s+\(?"
-    # Not "Hepatitis B and C", "machines A and B": there the word before says what the letters are of.
+    # Not "Hepatitis B and C", "machines A and B": there the word before names what the letters are of.
     before = rf"(?:^|[^\w\s&/.'’-]\s*|\b(?i:{_SPEAKING})\s+)(?<![A-Z],\s)(?<![A-Z],)\(?"
     patterns = (
         # "A, B, and C", "A) and B)", "B nor C"; not "C&C", "C and C++", "A and AAAA"

@@ -5,9 +5,15 @@
     python tests/golden.py compare /tmp/before /tmp/after
 
 Runs go through `train.py`, `evaluate.py` and `python -m cyberlm` alone, on `model=tiny_random` and a few embedded
-questions, each in a fork of one process that has imported the libraries. Compared are all tensors (bytes), rows of
-metrics.csv and predictions, and every value of the JSON files; `MASKED` names what differs by nature. Files of an older
-format are compared by the values that both hold: what one side lacks is listed apart, and fails only with --strict.
+questions, each in a fork of one process that has imported the libraries: the same script runs unchanged on older and
+newer code (copy it into a checkout that lacks it). Compared are exit codes, tensors (bytes), rows of metrics.csv and
+predictions, and every value of the JSON files and configurations; `MASKED` names the paths left out.
+
+Exit status 1 and a line for each difference: another value at the same path, or a value that no file of the same folder
+holds after. A change of format moves values and loses none: values at other paths are counted, and so are new paths;
+both are differences with --strict. A rename compares them path by path, with regular expressions on `file: path`:
+
+    python tests/golden.py compare /tmp/before /tmp/after --rename '/evidence.json: pairs=/results.json: comparisons'
 """
 
 import argparse
@@ -20,13 +26,12 @@ import runpy
 import shlex
 import shutil
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
 SAVED = ROOT / "tests" / "saved_runs"
@@ -46,16 +51,11 @@ def jobs() -> Iterator[tuple[str, str]]:
         for prompt in ("letter", "text"):
             for devices in (1, 2):
                 name = f"{method}_{prompt}_{devices}"
-                yield (
-                    name,
-                    f"train.py method={method} {rank} prompt={prompt} {TINY} trainer.devices={devices} "
-                    + (f"hydra.run.dir=runs/{name}"),
-                )
+                settings = f"method={method} {rank} prompt={prompt} {TINY} trainer.devices={devices}"
+                yield name, f"train.py {settings} hydra.run.dir=runs/{name}"
     yield "full", f"train.py {SMALL_RANK} prompt=letter {TINY} evaluation=full hydra.run.dir=runs/full"
-    yield (
-        "sweep",
-        f"train.py -m method.lora.rank=1,2 method.lora.alpha=2,4 prompt=letter {TINY} hydra.sweep.dir=runs/sweep",
-    )
+    sweep = "method.lora.rank=1,2 method.lora.alpha=2,4 hydra.sweep.dir=runs/sweep"
+    yield "sweep", f"train.py -m {sweep} prompt=letter {TINY}"
     yield "merged", "-m cyberlm export run=runs/lora_letter_1 to=merged out=runs/merged questions=4 accelerator=cpu"
     yield "adapter", "-m cyberlm export run=runs/qlora_text_1 to=adapter out=runs/adapter questions=4 accelerator=cpu"
     common = "trainer.accelerator=cpu logger=none evaluation.max_new_tokens=6"
@@ -67,22 +67,31 @@ def jobs() -> Iterator[tuple[str, str]]:
     yield "old_stopped", "train.py trainer.resume=outputs/stopped"
     yield "recompute_full", "-m cyberlm recompute runs/full"
     yield "recompute_old", "-m cyberlm recompute outputs/lora"
+    yield "recompute_old_evaluation", "-m cyberlm recompute outputs/evaluation"
 
 
 MASKED = {
-    r"seconds|per_second|_bytes$|wall_time": "times and memory of the machine",
-    r"command|git_commit|cpu_count|platform|^(cyberlm|torch|python)$|version": "where and by which code it ran",
-    r"provenance\.config$": "hash of a configuration that gains keys",
-    r"\.(source|base)$|weights_path": "paths",
-    r"time$|speed": "columns of times in metrics.csv",
+    r"seconds|per_second": "times and speed of the machine",
+    r"peak_\w*bytes$": "memory of the machine, and its prediction",
+    r"version$|(^|\.)(cyberlm|torch|transformers|peft|lightning|bitsandbytes|datasets|torchmetrics)$": "versions",
+    r"(^|\.)(python|platform|cpu_count)$": "the machine",
+    r"provenance\.command$": "command line, which holds the folder of the recording in a sweep",
+    r"provenance\.config$": "hash of a configuration, which gains keys",
 }
-"""Patterns of the paths that are left out, each with its reason."""
+"""Patterns of the paths (within a file) that are left out, each with its reason."""
+
+EXIT_CODES = "exit_codes.json"
 
 
 def record(folder: Path) -> int:
-    """Runs every job in `folder`; returns how many failed."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """Runs every job in `folder`, in place of an earlier recording; returns how many failed."""
+    if (folder / EXIT_CODES).exists():
+        shutil.rmtree(folder)
+    elif folder.exists() and any(folder.iterdir()):
+        raise SystemExit(f"{folder} holds files that are no recording. Name an empty or a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    codes: dict[str, int] = {}
+    (folder / EXIT_CODES).write_text(json.dumps(codes), "utf-8")
     shutil.copytree(SAVED, folder / "outputs")
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", WANDB_MODE="offline")
     os.environ.update(CYBERLM_CACHE_DIR=str(folder / "cache"), PYTHONPATH=str(ROOT))
@@ -94,12 +103,13 @@ def record(folder: Path) -> int:
     import transformers  # noqa: F401
 
     torch.set_num_threads(1)
-    failed = 0
     for name, line in jobs():
-        code = run_job(folder, name, shlex.split(line))
-        print(f"{name}: {'done' if code == 0 else f'exit code {code}, see {folder / name}.log'}", flush=True)
-        failed += code != 0
-    return failed
+        started = time.monotonic()
+        codes[name] = run_job(folder, name, shlex.split(line))
+        (folder / EXIT_CODES).write_text(json.dumps(codes, indent=2), "utf-8")
+        ended = f"exit code {codes[name]}, see {folder / name}.log" if codes[name] else "done"
+        print(f"{name}: {ended} ({time.monotonic() - started:.0f} s)", flush=True)
+    return sum(code != 0 for code in codes.values())
 
 
 def run_job(folder: Path, name: str, line: list[str]) -> int:
@@ -132,76 +142,92 @@ def run_job(folder: Path, name: str, line: list[str]) -> int:
         os._exit(code)
 
 
-def masked(path: str) -> bool:
-    return any(re.search(pattern, path) for pattern in MASKED)
-
-
 def flattened(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Leaves of JSON values, each with its dotted path."""
-    if isinstance(value, dict):
+    """Leaves of JSON values (empty lists and objects are leaves), each with its dotted path."""
+    if isinstance(value, dict) and value:
         for key, item in value.items():
             yield from flattened(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
+    elif isinstance(value, list) and value:
         for number, item in enumerate(value):
             yield from flattened(item, f"{path}[{number}]")
-    elif not masked(path):
+    else:
         yield path, value
 
 
-def values_of(file: Path) -> dict[str, object]:
-    """What is compared of one file, by path within it."""
+def values_of(file: Path) -> Iterator[tuple[str, object]]:
+    """Values of one file, by path within it."""
     if file.suffix == ".safetensors":
         return tensors_of(file)
+    if file.suffix == ".yaml":
+        return flattened(OmegaConf.to_container(OmegaConf.load(file)))
+    text = file.read_text("utf-8")
     if file.suffix == ".jsonl":
-        return dict(flattened([json.loads(line) for line in file.read_text("utf-8").split("\n") if line]))
+        return flattened([json.loads(line) for line in text.split("\n") if line])
     if file.suffix == ".csv":
-        return dict(flattened(list(csv.DictReader(file.read_text("utf-8").splitlines()))))
-    return dict(flattened(json.loads(file.read_text("utf-8"))))
+        return flattened(list(csv.DictReader(text.splitlines())))
+    return flattened(json.loads(text))
 
 
-def tensors_of(file: Path) -> dict[str, object]:
+def tensors_of(file: Path) -> Iterator[tuple[str, str]]:
+    """Type, shape and hash of the bytes of each tensor."""
+    import torch
     from safetensors.torch import load_file
 
-    return {name: _digest(tensor) for name, tensor in load_file(file).items()}
+    for name, tensor in load_file(file).items():
+        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        yield name, f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()[:16]}"
 
 
-def _digest(tensor: "Tensor") -> str:
-    """Type, shape and hash of a tensor's bytes."""
-    import torch
-
-    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(data).hexdigest()[:16]}"
+COMPARED = (
+    *("results.json", "evidence.json", "predictions.jsonl", "passes.jsonl", "metrics.csv", "split_manifest.json"),
+    *("leaderboard.csv", "export.json", "status.json", "config.yaml", "*.safetensors", EXIT_CODES),
+)
 
 
-COMPARED = ("results.json", "evidence.json", "predictions.jsonl", "passes.jsonl", "metrics.csv", "split_manifest.json")
+def read_recording(folder: Path, renames: list[str]) -> tuple[dict[str, str], set[str]]:
+    """Text of every value by `file: path`, renamed, and the masked paths.
 
-
-def files_of(folder: Path) -> dict[str, Path]:
-    found = [file for name in COMPARED for file in folder.rglob(name)]
-    found += folder.rglob("*.safetensors")
-    found += folder.rglob("leaderboard.csv")
-    return {str(file.relative_to(folder)): file for file in sorted(found) if "/cache/" not in str(file)}
-
-
-def compare(before: Path, after: Path, strict: bool) -> int:
-    """Prints every difference; returns how many there are."""
-    old, new = files_of(before), files_of(after)
-    different = 0
-    for name in sorted(old.keys() | new.keys()):
-        if name not in old or name not in new:
-            print(f"{name}: only {'before' if name in old else 'after'}")
-            different += strict
+    None and the empty string are one value. Numbers are equal in all their digits, and 1 is not 1.0.
+    """
+    values: dict[str, str] = {}
+    left_out: set[str] = set()
+    for file in sorted(file for name in COMPARED for file in folder.rglob(name)):
+        if folder / "cache" in file.parents or file.parent.name.startswith(".hydra"):
             continue
-        left, right = values_of(old[name]), values_of(new[name])
-        for path in sorted(left.keys() & right.keys()):
-            if left[path] != right[path] and not (left[path] in (None, "") and right[path] in (None, "")):
-                print(f"{name}: {path}: {str(left[path])[:100]} -> {str(right[path])[:100]}")
-                different += 1
-        for side, paths in (("before", left.keys() - right.keys()), ("after", right.keys() - left.keys())):
-            if paths:
-                print(f"{name}: {len(paths)} paths only {side}, such as {', '.join(sorted(paths)[:3])}")
-                different += strict
-    print(f"{len(old)} files before, {len(new)} after: {different} differences")
+        for path, value in values_of(file):
+            if any(re.search(pattern, path) for pattern in MASKED):
+                left_out.add(re.sub(r"\[\d+\]", "[]", path))
+                continue
+            name = f"{file.relative_to(folder)}: {path}"
+            for rename in renames:
+                name = re.sub(*rename.split("=", 1), name)
+            values[name] = "nothing" if value in (None, "") else repr(value)
+    if not values:
+        raise SystemExit(f"{folder} holds no recording. Make one: python tests/golden.py record {folder}")
+    return values, left_out
+
+
+def compare(before: Path, after: Path, renames: list[str], strict: bool = False) -> int:
+    """Prints every difference; returns how many there are. Small integers are seldom found missing: many are equal."""
+    old, left_out = read_recording(before, renames)
+    new, _ = read_recording(after, [])
+    held = {(Path(name.split(": ")[0]).parent, value) for name, value in new.items()}
+    differences, moved = [], []
+    for name, value in old.items():
+        if name in new:
+            if value != new[name]:
+                differences.append(f"{name}: {value} -> {new[name]}")
+        elif value == "nothing" or (Path(name.split(": ")[0]).parent, value) in held:
+            moved.append(name)
+        else:
+            differences.append(f"{name}: {value} -> no file of the folder holds it")
+    added = [f"{name}: only after: {value}" for name, value in new.items() if name not in old]
+    for line in differences + (added if strict else []):
+        print(line)
+    print("masked:", ", ".join(sorted(left_out)))
+    print(f"{len(moved)} paths only before, their values elsewhere in the folder; {len(added)} paths only after")
+    different = len(differences) + strict * (len(added) + len(moved))
+    print(f"{len(old)} values before, {len(new)} after: {different} differences")
     return different
 
 
@@ -212,11 +238,12 @@ def main() -> int:
     both = commands.add_parser("compare")
     both.add_argument("before", type=Path)
     both.add_argument("after", type=Path)
-    both.add_argument("--strict", action="store_true", help="what one side lacks is a difference too")
+    both.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="regular expression for paths")
+    both.add_argument("--strict", action="store_true", help="a path that one side lacks is a difference too")
     chosen = parser.parse_args()
     if chosen.command == "record":
         return min(record(chosen.folder.resolve()), 1)
-    return min(compare(chosen.before, chosen.after, chosen.strict), 1)
+    return min(compare(chosen.before, chosen.after, chosen.rename, chosen.strict), 1)
 
 
 if __name__ == "__main__":

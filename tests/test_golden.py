@@ -1,35 +1,61 @@
-"""tests/golden.py finds what differs, and leaves out only what it names."""
+"""tests/golden.py finds each difference, and leaves out only the paths that it names."""
 
 import json
 from pathlib import Path
 
+import pytest
 import torch
-from golden import compare, jobs
+from golden import compare, jobs, record
 from safetensors.torch import save_file
 
+SCORES = {"accuracy": 0.5, "rouge": None, "n": 8}
 
-def recording(folder: Path, accuracy: float = 0.5, seconds: float = 1.0, weight: float = 1.0) -> Path:
+
+def recording(folder: Path, scores: dict[str, object] = SCORES, seconds: float = 1.0, weight: float = 1.0) -> Path:
     (folder / "run").mkdir(parents=True)
-    (folder / "run" / "results.json").write_text(json.dumps({"scores": [accuracy], "cost": {"seconds": seconds}}))
+    (folder / "run" / "results.json").write_text(json.dumps({"scores": scores, "cost": {"seconds": seconds}}))
     (folder / "run" / "predictions.jsonl").write_text(json.dumps({"id": "a\u2028b", "choice": 1}) + "\n")
     (folder / "run" / "metrics.csv").write_text("step,loss\n1,0.5\n")
     save_file({"a": torch.tensor([weight, 2.0], dtype=torch.bfloat16)}, folder / "run" / "model.safetensors")
     return folder
 
 
-def test_values_and_bytes_are_compared_and_times_are_not(tmp_path: Path, capsys) -> None:
-    before = recording(tmp_path / "before")
-    assert compare(before, recording(tmp_path / "slower", seconds=9.0), strict=True) == 0
-    assert compare(before, recording(tmp_path / "other", accuracy=0.25, weight=1.5), strict=True) == 2
-    shown = capsys.readouterr().out
-    assert "run/results.json: scores[0]: 0.5 -> 0.25" in shown and "run/model.safetensors: a: " in shown
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"seconds": 9.0}, []),
+        ({"scores": SCORES | {"accuracy": 0.25}}, ["run/results.json: scores.accuracy: 0.5 -> 0.25"]),
+        ({"scores": SCORES | {"rouge": 0.0}}, ["run/results.json: scores.rouge: nothing -> 0.0"]),
+        ({"scores": SCORES | {"n": 8.0}}, ["run/results.json: scores.n: 8 -> 8.0"]),
+        ({"weight": 1.5}, ["run/model.safetensors: a: "]),
+        ({"scores": {"accuracy": 0.5, "n": 8}}, []),
+        ({"scores": {"n": 8}}, ["run/results.json: scores.accuracy: 0.5 -> no file of the folder holds it"]),
+    ],
+)
+def test_compare(change: dict[str, object], shown: list[str], tmp_path: Path, capsys) -> None:
+    assert compare(recording(tmp_path / "before"), recording(tmp_path / "after", **change), []) == len(shown)
+    out = capsys.readouterr().out
+    assert all(line in out for line in shown) and "masked: cost.seconds\n" in out
 
 
-def test_what_one_side_lacks_is_listed(tmp_path: Path, capsys) -> None:
+def test_moved_values(tmp_path: Path) -> None:
+    before, after = recording(tmp_path / "before"), recording(tmp_path / "after", {"metrics": SCORES})
+    assert (compare(before, after, []), compare(before, after, [], strict=True)) == (0, 6)
+    assert compare(before, after, [r": scores\.=: scores.metrics."], strict=True) == 0
+
+
+def test_missing_files(tmp_path: Path) -> None:
     before, after = recording(tmp_path / "before"), recording(tmp_path / "after")
-    (after / "run" / "metrics.csv").unlink()
-    assert (compare(before, after, strict=False), compare(before, after, strict=True)) == (0, 1)
-    assert "run/metrics.csv: only before" in capsys.readouterr().out
+    (after / "run" / "model.safetensors").unlink()
+    assert compare(before, after, []) == 1
+    with pytest.raises(SystemExit, match="holds no recording"):
+        compare(before, tmp_path / "none", [])
+
+
+def test_a_recording_replaces_no_other_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    with pytest.raises(SystemExit, match="no recording"):
+        record(tmp_path)
 
 
 def test_names_of_jobs_are_their_own() -> None:

@@ -26,7 +26,7 @@ from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 
 SECONDS_TO_END = 10.0
-"""What a process is given to end by itself, once the run has ended or failed."""
+"""Time for a process to end by itself, once the run has ended or failed."""
 LINES_TOLD = 12
 SECONDS_BETWEEN_LOOKS = 0.05
 
@@ -47,7 +47,7 @@ def meet(store: dist.Store, rank: int, size: int) -> None:
 
 @dataclass(frozen=True)
 class Order:
-    """What a further process is given on its standard input, which stays open for as long as the run lasts.
+    """Orders of a further process, on its standard input, which stays open for as long as the run lasts.
 
     Attributes:
         rank: Of the process, from 1.

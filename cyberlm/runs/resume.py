@@ -1,6 +1,6 @@
-"""Going on with a run that was stopped: only as what it was, only where it has not finished, and only one at a time."""
+"""Resumes a stopped run: only with its own configuration and data, and only if it has not finished."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -71,9 +71,10 @@ def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> N
         names = [name for name in kept if before.get(name) != provenance[name]]
         problems = [Problem(f"{name}: {before.get(name)} then, {provenance[name]} now") for name in names]
         now = settings_of(config)
-        written = _written(folder)
+        # config.yaml lacks keys that did not exist when the run began
+        written = set(flattened(OmegaConf.to_container(saved_config(folder))))
         if before.get("config") != hash_of({key: value for key, value in now.items() if key in written}):
-            problems += _changed_settings(folder, now)
+            problems += _changed_settings(folder, now, written)
         if problems:
             raise RunError(f"{folder} cannot be continued: what it was made of has changed.", problems)
         (folder / SPLIT_AGAIN).unlink()
@@ -85,12 +86,7 @@ def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> N
     write_json(folder / "environment.json", environment())
 
 
-def _written(folder: Path) -> set[str]:
-    """Keys of the run's config.yaml: it lacks those that did not exist when the run began."""
-    return set(flattened(OmegaConf.to_container(saved_config(folder))))
-
-
-def _changed_settings(folder: Path, now: Mapping[str, str]) -> list[Problem]:
+def _changed_settings(folder: Path, now: Mapping[str, str], written: Set[str]) -> list[Problem]:
     """Each key of config.yaml that is not as the newest checkpoint has it."""
     checkpoint = newest_whole(folder / CHECKPOINTS)
     if checkpoint is None:
@@ -98,6 +94,6 @@ def _changed_settings(folder: Path, now: Mapping[str, str]) -> list[Problem]:
     then = read_checkpoint(checkpoint)[ORIGIN]["settings"]
     return [
         Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
-        for key in sorted({*then, *_written(folder)})
+        for key in sorted({*then, *written})
         if then.get(key) != now.get(key)
     ]

@@ -1,4 +1,4 @@
-"""What a further process of a run does (`python -m cyberlm.runs.worker`, started by `team` alone)."""
+"""Main function of a further process of a run (`python -m cyberlm.runs.worker`, started by `Team` alone)."""
 
 import logging
 import os

@@ -1,7 +1,7 @@
-"""Processes that train one model together (`trainer.devices`), and what they tell each other.
+"""Collective operations of the processes that train one model together (`trainer.devices`).
 
-Every function here but `rank` and `world_size` is called by all of them, in the same order. Alone, a process has rank 0
-of 1 and waits for no one.
+All of them call every function but `rank` and `world_size`, in the same order. A single process has rank 0 of 1 and
+waits for no one.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def share(count: int) -> range:
 
 
 def merge_shares(mine: Sequence[Item], count: int) -> list[Item]:
-    """What all processes made of their `share` of `count` rows, in the order of the rows."""
+    """Results of all processes, each of its `share` of `count` rows, in the order of the rows."""
     if world_size() == 1:
         return list(mine)
     parts = all_gather(list(mine))

@@ -51,7 +51,7 @@ class LastingStream(io.FileIO):
 def keep_output() -> None:
     """Makes standard output and standard error last as long as the process, whatever becomes of their reader.
 
-    What their encoding cannot express is replaced; one that was closed is opened to nowhere.
+    Characters that their encoding lacks are replaced; a closed stream is opened to nowhere.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # else the next file that is opened would take its number

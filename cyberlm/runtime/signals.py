@@ -121,7 +121,7 @@ def quoted(text: str) -> str:
 
 
 def resume_command(folder: Path) -> str:
-    """What to type to go on with the run in `folder`."""
+    """The command that goes on with the run in `folder`."""
     value = str(folder)
     if not re.fullmatch(r"[\w/.\-]+", value):  # else Hydra would read more into it than a string
         value = quoted(value)

@@ -1,4 +1,4 @@
-"""Training itself: the model made trainable, Lightning's trainer, and the weights that did best put back."""
+"""Fine-tuning: makes the model trainable, runs Lightning's trainer, and restores the weights that did best."""
 
 import contextlib
 import logging
@@ -211,7 +211,7 @@ def _precision(config: TrainConfig, device: torch.device) -> str:
 
 @contextlib.contextmanager
 def _calm_lightning() -> Iterator[None]:
-    """Leaves out advice that does not hold here, and deprecations between libraries that no one here can mend."""
+    """Silences advice that does not apply here, and deprecations between libraries."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         for message in (

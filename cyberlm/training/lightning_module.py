@@ -28,8 +28,8 @@ class FineTuningModule(L.LightningModule):
         loaded: With its adapter, or with all weights trainable.
         optim: Optimizer and schedule.
         option_score: How an option's log-probabilities become its score in validation (text protocol).
-        share_validation: Whether each process validates on its share of the questions, or on all.
-        sharded: Whether the weights are spread over the processes (FSDP2).
+        share_validation: Each process validates on its share of the questions instead of on all.
+        sharded: The weights are spread over the processes (FSDP2).
 
     Attributes:
         loss_share: Of the newest micro-batch, in the loss of its optimizer step.

@@ -1,4 +1,4 @@
-"""Where loss is computed: cross-entropy on answer tokens only, normalised over the whole optimizer step."""
+"""Loss: cross-entropy on answer tokens only, normalised over the whole optimizer step."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from cyberlm.models.prefix_cache import encode_prefix
 
 
 def hidden_states(backbone: nn.Module, config: PretrainedConfig, batch: AnswerBatch) -> Tensor:
-    """Hidden states (B, T, H) of what follows the shared tokens, which go through the model once.
+    """Hidden states (B, T, H) of the tokens behind the shared ones, which go through the model once.
 
     Args:
         backbone: Token ids to hidden states.
@@ -27,7 +27,7 @@ def hidden_states(backbone: nn.Module, config: PretrainedConfig, batch: AnswerBa
 
 @contextlib.contextmanager
 def _nothing_packed() -> Iterator[None]:
-    """Spares transformers its search for packed sequences, whose outcome the host would wait for."""
+    """Skips transformers' search for packed sequences, for whose result the host would wait."""
     search = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:

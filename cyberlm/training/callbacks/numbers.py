@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class FiniteNumbers(L.Callback):
-    """Stops before an optimizer step with a loss or a gradient that is NaN or infinite, and saves what made it so.
+    """Stops before an optimizer step with a NaN or infinite loss or gradient, and saves the batches that caused it.
 
     Right before the step its numbers are read, all at once: the only time in a step that the host waits for the device.
     All processes of a run stop together, and the first saves what all of them had.

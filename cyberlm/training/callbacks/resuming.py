@@ -1,4 +1,4 @@
-"""When checkpoints are written, which one is the best, and what they hold besides Lightning's own state."""
+"""Lightning callbacks for checkpoints and resuming: best weights, resume points, early stopping, random state."""
 
 import math
 import random
@@ -164,7 +164,7 @@ class RandomState(L.Callback):
     Each process has numbers of its own: with the same ones, all would drop the same units.
 
     Args:
-        seed: Where training starts from its beginning: whatever was done before it, it draws the same.
+        seed: Of a training that starts from its beginning; earlier draws do not change it.
     """
 
     def __init__(self, seed: int) -> None:

@@ -14,6 +14,7 @@ NAME = re.compile(r"\w[\w .+\-]{0,63}")
 
 
 def at_least(least: float, default: Any) -> Any:
+    """A field that holds a finite number from `least` on."""
     return _bounded(default, f"{least:g} or more", lambda value: least <= value < math.inf)
 
 
@@ -65,5 +66,5 @@ def bound_problems(node: Any, prefix: str = "") -> Iterator[Problem]:
         if is_dataclass(value):
             yield from bound_problems(value, f"{key}.")
         elif value is not None and item.metadata and not item.metadata["holds"](value):
-            told = f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
-            yield Problem(": ".join(filter(None, [told, item.metadata["wrong"]])), item.metadata["allowed"])
+            typed = f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+            yield Problem(": ".join(filter(None, [typed, item.metadata["wrong"]])), item.metadata["allowed"])

@@ -34,7 +34,7 @@ class ExportConfig:
 
 @dataclass
 class OpenConfig:
-    """What chat and serve share: which model answers, and where."""
+    """Settings that chat and serve share."""
 
     run: str = run_folder(MISSING)
     """Folder of a finished run, whose tuned model answers; it is merged first where export/merged is not there."""
@@ -78,7 +78,7 @@ SCHEMAS = {
     "chat": ChatConfig,
     "serve": ServeConfig,
 }
-"""What stands at the top of each command's configuration."""
+"""Root dataclass of each command."""
 
 
 def register_schemas() -> None:

@@ -128,13 +128,13 @@ def _explain(command: str, override: str, good: list[str], error: Exception, key
     name, value = override.lstrip("+~").split("=", 1)
     group, _, rest = name.partition(".")
     options = list(group_files(group)) if group.isidentifier() else []
-    if (told := REMOVED_KEYS.get(f"{command}.{group}")) is not None:
-        return Problem(f"{override}: there is no key '{group}' any more: {told}")
+    if (instead := REMOVED_KEYS.get(f"{command}.{group}")) is not None:
+        return Problem(f"{override}: there is no key '{group}' any more: {instead}")
     if "Ambiguous value" in str(error):
         sweep, listed = f"{_typed(command)} -m {override}", f"{name}=[{value}]"
         takes_list = rest or not options or group in SEVERAL_OPTIONS
         if takes_list and isinstance(_composed(command, [*good, listed]), DictConfig):
-            return Problem(f"{override}: a list stands in brackets", f"'{listed}', or a sweep: {sweep}", f"'{listed}'")
+            return Problem(f"{override}: a list needs brackets", f"'{listed}', or a sweep: {sweep}", f"'{listed}'")
         return Problem(f"{override}: several values are a sweep", fix=sweep)
     wrong = [item.strip() for item in value.strip("[]").split(",") if item.strip() not in options]
     if options and not rest and wrong:
@@ -143,7 +143,7 @@ def _explain(command: str, override: str, good: list[str], error: Exception, key
         for item, names in near.items():
             fix = fix.replace(item, names[0]) if fix else ""
         return Problem(f"{override}: there is no {name} {' or '.join(map(repr, wrong))}", ", ".join(options), fix)
-    if rest and isinstance(error, AssertionError):  # what stands before the last dot is null
+    if rest and isinstance(error, AssertionError):  # the part before the last dot is null
         chosen = " ".join(item for item in good if item.startswith(f"{group}=")) or f"the default {group}"
         tried = [f"{group}={option}" for option in options]
         works = [item for item in tried if isinstance(_composed(command, [item, override.lstrip("+")]), DictConfig)]

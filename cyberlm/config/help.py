@@ -122,7 +122,7 @@ def description(file: Path) -> str:
 
 
 def help_text(command: str) -> str:
-    """What can be typed: whole lines, then a line for each option of each group, and for each key."""
+    """Lines to type, then a line for each option of each group, and for each key."""
     parts = [description(conf_folder() / f"{command}.yaml"), FLAGS]
     groups = {group: chosen for group, chosen in groups_of(command).items() if group != "hydra"}
     if groups:

@@ -170,7 +170,7 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[Problem]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """True for an address that only this machine can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -340,7 +340,7 @@ def device_problems(config: TrainConfig) -> Iterator[Problem]:
 
 
 def _cpu_problems(config: TrainConfig) -> Iterator[Problem]:
-    """What a CPU cannot do, where one is asked for; with `auto` it is known only once torch has looked for a GPU."""
+    """Demands that a CPU cannot meet, where one is asked for; with `auto` only torch knows, once it is imported."""
     if config.trainer.accelerator != "cpu":
         return
     if config.optim.name is not OptimizerName.adamw:

@@ -124,8 +124,8 @@ def saved_as(run: Path, schema: type[Config]) -> Config:
             saved.method.setdefault("_target_", OLDER_METHODS.get(saved.method.name, "???"))
         return read_config(saved, schema)
     except (ConfigError, OmegaConfBaseException) as error:
-        told = "; ".join(problem.what for problem in error.problems) if isinstance(error, ConfigError) else str(error)
-        raise _not_a_config(run / "config.yaml", told) from error
+        what = "; ".join(problem.what for problem in error.problems) if isinstance(error, ConfigError) else str(error)
+        raise _not_a_config(run / "config.yaml", what) from error
 
 
 def _pin_source(data: DictConfig) -> None:

@@ -45,7 +45,7 @@ class TinyModelConfig:
     num_key_value_heads: int = at_least(1, 2)
     """Key and value heads."""
     tie_word_embeddings: bool = False
-    """Whether the output head is the input embedding."""
+    """Use the input embedding as the output head."""
     seed: int = at_least(0, 0)
     """Of the random weights."""
 
@@ -73,7 +73,7 @@ class ModelConfig:
     name: str = folder_name(MISSING)
     """Short name, used in folder and run names."""
     source: ModelSource = MISSING
-    """Where weights come from: embedded (a GGUF file in a Python package), hub, local (model.path), tiny (random)."""
+    """Source of the weights: embedded (a GGUF file in a Python package), hub, local (model.path), tiny (random)."""
     hub_id: str | None = None
     """Hugging Face repository, `owner/name`."""
     revision: str | None = None
@@ -87,9 +87,9 @@ class ModelConfig:
     licence_url: str | None = None
     """Page where the licence is read, and accepted for gated models."""
     gated: bool = False
-    """Whether the hub asks for an accepted licence and a login."""
+    """The hub asks for an accepted licence and a login."""
     tied_embeddings: bool | None = None
-    """Whether input embeddings and output head share weights; null: read from the model."""
+    """Input embeddings and output head share weights; null: read from the model."""
     dtype: Dtype = Dtype.auto
     """Type of the base weights. auto: float32 on CPU and for full fine-tuning, bfloat16 on a GPU otherwise."""
     attention: Attention = Attention.sdpa
@@ -211,7 +211,7 @@ class PromptConfig:
     option: str = "{letter}) {text}"
     """Template of one option line; escapes are read as in `system`."""
     show_options: bool = True
-    """Whether the options stand in the prompt."""
+    """Show the options in the prompt."""
     style: PromptStyle = PromptStyle.auto
     """chat: the model's chat template; plain: text that ends with `plain_cue`; auto: chat where the model has one."""
     plain_cue: str = "Answer:"
@@ -312,14 +312,14 @@ class PlanConfig:
 
 @dataclass
 class RootConfig:
-    """What train.py and evaluate.py share."""
+    """Settings that train.py and evaluate.py share."""
 
     model: ModelConfig = MISSING
     quant: QuantConfig = MISSING
     data: DataConfig = MISSING
     prompt: PromptConfig = MISSING
     task: dict[str, Any] = field(default_factory=dict)
-    """What is asked and what counts as right: a _target_, and its settings."""
+    """Class that poses the questions and judges the answers: a _target_, and its settings."""
     evaluation: EvaluationConfig = MISSING
     metrics: dict[str, Any] = field(default_factory=dict)
     """Metrics by name, each with a _target_: a function of the predictions."""

@@ -97,7 +97,7 @@ def refuse_typed_secrets(line: Sequence[str]) -> None:
     """
     typed: dict[str, Any] = {}
     for override in (item for item in line if "=" in item and not item.startswith("-")):
-        with contextlib.suppress(HydraException):  # told when Hydra reads it
+        with contextlib.suppress(HydraException):  # shown when Hydra reads it
             item = OverridesParser.create().parse_override(override)
             swept = item.is_sweep_override() and item.is_discrete_sweep()
             typed[item.key_or_group] = list(item.sweep_string_iterator()) if swept else item.value()

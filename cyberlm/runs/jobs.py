@@ -26,7 +26,7 @@ from cyberlm.runtime.screens import show
 from cyberlm.runtime.signals import quoted
 
 WORST_OBJECTIVE = -1000.0
-"""What a failed job reports to the sweeper: finite, because Optuna ends a study on NaN."""
+"""Objective of a failed job: finite, because Optuna ends a study on NaN."""
 
 log = logging.getLogger(__name__)
 

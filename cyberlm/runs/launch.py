@@ -80,7 +80,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
             return run_in_child(command, schema, composed)
         folder = seen_from_here(HydraConfig.get().runtime.output_dir)
         stoppable = signals.handled() if command in STOPPABLE else contextlib.nullcontext()
-        # told in the job: Hydra prints a line of its own above the screen of what leaves it
+        # shown inside the job: Hydra prints a line of its own above the screen of an error that leaves it
         explain = (lambda _: None) if full_error else functools.partial(_explain_in_run, folder=folder)
         with _one_screen(explain, command, folder), stoppable:
             return run(checked_config(composed, schema, folder), folder)
@@ -131,7 +131,7 @@ def _one_screen(
 
 
 def _planning(arguments: Sequence[str]) -> list[str]:
-    """`plan=true` in words that Hydra takes, for a plan leaves no folder; of itself it would set a group to a bool."""
+    """`plan=true` as `plan.enabled=true` (`plan` is a group), with the settings of Hydra that leave no folder."""
     sweep = {"-m", "--multirun"} & set(arguments)
     alone = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
     words = {"plan=true": "plan.enabled=true", "plan=false": "plan.enabled=false"}

@@ -35,7 +35,7 @@ _SHAPE = re.compile(
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable or key of this name holds a secret; `max_new_tokens` and `eos_token_id` do not."""
+    """True for the name of a variable or key that holds a secret; `max_new_tokens` and `eos_token_id` do not."""
     return bool(_SECRET_NAME.search(name))
 
 

@@ -1,4 +1,4 @@
-"""What ends a run, told as one screen."""
+"""One screen for each way in which a command ends early."""
 
 import shutil
 import sys

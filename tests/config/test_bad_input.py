@@ -4,7 +4,6 @@ import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,16 @@ import bad_input
 import pytest
 from bad_input_cases import CASES
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _runs() -> Iterator[None]:
-    yield
-    bad_input.forget()
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_bad_input(case: bad_input.Case, tmp_path: Path) -> None:
-    outcome = bad_input.run(case, tmp_path)
-    assert outcome.code == 1
-    assert outcome.message, "there is a message"
-    assert "Traceback" not in outcome.message
-    assert len(outcome.message.splitlines()) <= bad_input.MOST_LINES
+    code, message, left = bad_input.run(case, tmp_path)
+    assert (code, left) == (1, []), message
+    assert 0 < len(message.splitlines()) <= 60 and "Traceback" not in message
     for part in case.expected:
-        assert part in outcome.message
-    assert outcome.left == ()
+        assert part in message
     assert not (tmp_path / "opened").exists(), "a pickle was opened"
 
 
@@ -44,7 +36,7 @@ def test_the_same_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 def typed(case: bad_input.Case, folder: Path, **named: Any) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))}
-    environment |= {"CYBERLM_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(bad_input.ROOT), "HOME": str(folder)}
+    environment |= {"CYBERLM_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT), "HOME": str(folder)}
     command, *arguments = case.line
     line = [sys.executable, "-m", "cyberlm", command, *arguments]
     return subprocess.run(
@@ -75,14 +67,3 @@ def test_folder_without_permission(arguments: tuple[str, ...], tmp_path: Path) -
     assert "Permission denied" in done.stderr
     assert "hydra.run.dir=FOLDER" in done.stderr
     assert {path.name for path in tmp_path.rglob("*")} <= {"mine"}
-
-
-@pytest.mark.parametrize("name", ["q.json", "q.jsonl", "q.csv"])
-def test_a_byte_order_mark_simply_works(name: str, tmp_path: Path) -> None:
-    from bad_input_cases import CSV, GOOD, JSONL
-
-    content = {"q.json": GOOD, "q.jsonl": JSONL, "q.csv": CSV}[name]
-    line = bad_input.own(name, *bad_input.SMALL, "evaluation.base=false")
-    case = bad_input.Case("BOM", line, (), bad_input.text(name, f"\ufeff{content}"))
-    outcome = bad_input.run(case, tmp_path)
-    assert outcome.code == 0, outcome.message

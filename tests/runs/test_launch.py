@@ -81,7 +81,7 @@ def test_a_flag_may_stand_between_overrides(tmp_path: Path) -> None:
 
 LORA_ONLY = """method.lora.rank={}: there is no method.lora with method=sft
       allowed: with method=lora or method=qlora"""
-BRACKETS = """{0}={1}: a list stands in brackets
+BRACKETS = """{0}={1}: a list needs brackets
       allowed: '{0}=[{1}]', or a sweep: python train.py -m {0}={1}
       type:    '{0}=[{1}]'"""
 

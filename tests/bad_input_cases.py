@@ -200,5 +200,3 @@ READING = [
     Case("a leaderboard of a single run", ("leaderboard", "run"), ("run holds no jobs of a sweep",), lora),
     Case("a leaderboard with a torn status", ("leaderboard", "sweep"), ("sweep/0/status.json", "complete JSON"), text("sweep/0/status.json", "{")),
 ]  # fmt: skip
-
-CASES = [*OVERRIDES, *FILES, *FOLDERS, *MODELS, *EVALUATIONS, *UNFINISHED, *READING]

@@ -9,12 +9,20 @@ from typing import Any
 
 import bad_input
 import pytest
-from bad_input_cases import CASES
+from bad_input_cases import EVALUATIONS, FILES, FOLDERS, MODELS, OVERRIDES, READING, UNFINISHED
 
 ROOT = Path(__file__).parents[2]
+QUICK = ("truncated weights", "a folder of pickled weights", "a truncated adapter", "resuming with another seed")
+SLOW = [case for case in (*MODELS, *EVALUATIONS, *UNFINISHED) if case.name not in QUICK]
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.name, marks=pytest.mark.slow if case in SLOW else ())
+        for case in (*OVERRIDES, *FILES, *FOLDERS, *READING, *MODELS, *EVALUATIONS, *UNFINISHED)
+    ],
+)
 def test_bad_input(case: bad_input.Case, tmp_path: Path) -> None:
     code, message, left = bad_input.run(case, tmp_path)
     assert (code, left) == (1, []), message
@@ -24,8 +32,9 @@ def test_bad_input(case: bad_input.Case, tmp_path: Path) -> None:
     assert not (tmp_path / "opened").exists(), "a pickle was opened"
 
 
+@pytest.mark.slow
 def test_the_same_in_a_process_of_its_own(tmp_path: Path) -> None:
-    case = next(case for case in CASES if case.name == "a truncated adapter")
+    case = next(case for case in EVALUATIONS if case.name == "a truncated adapter")
     case.make(tmp_path)
     done = typed(case, tmp_path)
     assert done.returncode == 1

@@ -1,5 +1,6 @@
 """Every YAML file under conf/ is composed, resolved and built."""
 
+import functools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import hydra
 import pytest
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from support import compose
 
 from cyberlm.config.commands import SCHEMAS
@@ -57,14 +58,19 @@ def choices() -> Iterator[tuple[str, str, list[str]]]:
 CHOICES = list(choices())
 
 
+@functools.cache
+def composed(command: str, *overrides: str) -> DictConfig:
+    return compose(*overrides, command=command)
+
+
 @pytest.mark.parametrize(
     ("command", "overrides"), [(row[0], row[2]) for row in CHOICES], ids=[f"{row[0]}-{row[1]}" for row in CHOICES]
 )
 def test_choice_composes_resolves_and_builds(command: str, overrides: list[str]) -> None:
-    composed = compose(*overrides, command=command)
-    plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    config = composed(command, *overrides)
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    assert isinstance(build_config(composed, SCHEMAS[command]), SCHEMAS[command])
+    assert isinstance(build_config(config, SCHEMAS[command]), SCHEMAS[command])
 
 
 def test_every_file_is_seen() -> None:
@@ -80,7 +86,7 @@ def test_every_choice_differs() -> None:
         for _, name, overrides in (row for row in CHOICES if row[0] == command):
             group, _, option = name.rpartition("/")
             if group and group != "sweep" and (group, option) not in alike:
-                text = OmegaConf.to_yaml(compose(*overrides, command=command), resolve=True)
+                text = OmegaConf.to_yaml(composed(command, *overrides), resolve=True)
                 by_group.setdefault(group, []).append((option, text))
         for group, options in by_group.items():
             texts = [text for _, text in options]
@@ -90,12 +96,12 @@ def test_every_choice_differs() -> None:
 @pytest.mark.parametrize("sweep", sorted(path.stem for path in (CONF / "sweep").glob("*.yaml")))
 def test_sweep_names_keys_that_exist(sweep: str) -> None:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        composed = hydra.compose("train", [f"sweep={sweep}"], return_hydra_config=True)
-    assert composed.hydra.mode.name == "MULTIRUN"
-    params = composed.hydra.sweeper.params
+        config = hydra.compose("train", [f"sweep={sweep}"], return_hydra_config=True)
+    assert config.hydra.mode.name == "MULTIRUN"
+    params = config.hydra.sweeper.params
     assert params
     for key in params:
-        assert OmegaConf.select(composed, key, throw_on_missing=True) is not None
+        assert OmegaConf.select(config, key, throw_on_missing=True) is not None
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -155,7 +155,7 @@ def test_a_model_against_the_best_baseline() -> None:
     }
     assert (found["best_baseline"].value, found["best_baseline"].note) == (
         pytest.approx(0.55),
-        "the best baseline, longest_option, is the highest of 2 on the same questions; the interval of skill allows "
+        "The best baseline, longest_option, is the highest of 2 on the same questions; the interval of skill allows "
         "for the choice",
     )
     low, high = found["skill"].interval

@@ -171,8 +171,8 @@ def test_few_questions_are_warned_of() -> None:
         "299 questions are few for calibration (fewer than 300): compare ECE with its chance level"
     )
     assert found["ece_scaled"].note == (
-        "the temperature was fitted on 40 questions (fewer than 300); "
-        "no temperature is best: the likelihood grows up to the limit of the search, 0.01"
+        "The temperature was fitted on 40 questions (fewer than 300). "
+        "No temperature is best: the likelihood grows up to the limit of the search, 0.01"
     )
 
 

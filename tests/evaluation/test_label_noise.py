@@ -38,8 +38,8 @@ def test_two_readings_by_hand(tmp_path: Path) -> None:
     for metric, hits in ((without, [1, 1]), (corrected, [1, 1, 0, 1, 0])):
         expected = accuracy_interval(hits)
         assert (metric.value, metric.n, metric.interval) == (expected.acc, len(hits), (expected.ci_lo, expected.ci_hi))
-    assert without.note == "3 of 5 questions are suspects; 1 suspects of the list are not among the questions"
-    assert corrected.note == "the keys of 2 questions are corrected"
+    assert without.note == "3 of 5 questions are suspects; of the list, 1 are not among the questions"
+    assert corrected.note == "Keys that are corrected: 2 of 5"
 
 
 def test_no_suspects_or_nothing_but_suspects(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_bias_by_hand() -> None:
     assert values["letter_preference_chi2"] == pytest.approx((9 + 1 + 4) * 9 / 16)
     assert values["letter_preference_p"] == pytest.approx(chi2.sf(14 * 9 / 16, 3))
     lowest = found["lowest_recall"]
-    assert (lowest.value, lowest.n, lowest.note) == (0.0, 2, "recall is lowest where D is right")
+    assert (lowest.value, lowest.n, lowest.note) == (0.0, 2, "Recall is lowest where D is right")
 
 
 LETTER = st.integers(0, 3)

@@ -66,7 +66,7 @@ def scores_of(groups: Sequence[Sequence[Prediction]], others: int = 0) -> list[f
     """Mean, circular accuracy and consistency, where `others` questions could not be rotated."""
     rows = [*(group[0] for group in groups), *(answered(question(90 + k, 0), 0) for k in range(others))]
     found = measured(circular_eval, [question(0, 0)] * len(rows), rows, rotated=groups)
-    left_out = f"the options of {others} of {len(rows)} questions must not be reordered: rotations leave these out"
+    left_out = f"The options of {others} of {len(rows)} questions must not be reordered: rotations leave these out"
     assert found["rotations_accuracy"].note == (left_out if others else "")
     assert {metric.n for metric in found.values()} == {len(groups)}
     return [found[name].value for name in ("rotations_accuracy", "circular_accuracy", "rotations_consistency")]

@@ -65,7 +65,7 @@ def baselines(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         unmeasured["no_question"] = "not measured"
     best = max(found, key=lambda baseline: baseline.accuracy)  # the first of equals
     choice = (
-        f"the best baseline, {best.name}, is the highest of {len(found)} on the same questions; the interval of skill "
+        f"The best baseline, {best.name}, is the highest of {len(found)} on the same questions; the interval of skill "
         "allows for the choice"
     )
     yield replace(share_metric("best_baseline", best.credits, label="best baseline", place="evidence"), note=choice)
@@ -78,7 +78,7 @@ def baselines(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     if hard:
         yield share_metric("accuracy_hard", hard, label=label, place="evidence")
     else:
-        note = "no question is one that the best baseline gets wrong"
+        note = "The best baseline gets no question wrong"
         yield Metric("accuracy_hard", None, n=0, note=note, label=label, place="evidence")
     for baseline in found:
         metric = share_metric(f"baseline_{baseline.name}", baseline.credits, place="detail")

@@ -68,11 +68,11 @@ def _scaled(scores: FloatArray, gold: IntArray, temperature: float, n_validation
     """Measures of scores that were divided by the temperature, under names that end with `_scaled`."""
     warnings = []
     if n_validation < FEWEST_QUESTIONS:
-        warnings.append(f"the temperature was fitted on {n_validation} questions (fewer than {FEWEST_QUESTIONS})")
+        warnings.append(f"The temperature was fitted on {n_validation} questions (fewer than {FEWEST_QUESTIONS})")
     if temperature in TEMPERATURES:
-        warnings.append(f"no temperature is best: the likelihood grows up to the limit of the search, {temperature:g}")
+        warnings.append(f"No temperature is best: the likelihood grows up to the limit of the search, {temperature:g}")
     measures, n = calibration_measures(scores, gold), gold.size
-    note, label = "; ".join(warnings), "  scaled on validation"
+    note, label = ". ".join(warnings), "  scaled on validation"
     yield Metric("ece_scaled", measures.pop("ece"), n=n, note=note, label=label, format_spec=".3f", place="evidence")
     yield Metric("temperature", temperature, n=n_validation, place="detail")
     for name, value in measures.items():

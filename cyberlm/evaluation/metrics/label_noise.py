@@ -113,7 +113,7 @@ def label_noise(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         if suspect is not None and suspect.corrected is not None:
             corrected[i] = LETTERS.index(suspect.corrected)
     doubted, absent = int((~sure).sum()), len(suspects.keys() - {question.hash for question in context.questions})
-    note = f"{doubted} of {key.size} questions are suspects; {absent} suspects of the list are not among the questions"
+    note = f"{doubted} of {key.size} questions are suspects; of the list, {absent} are not among the questions"
     label = "accuracy without suspects"
     if sure.any():
         hits = (chosen == key)[sure]
@@ -125,4 +125,4 @@ def label_noise(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     with_corrected = share_metric(
         "accuracy_corrected_keys", chosen == corrected, clusters, label=label, place="evidence"
     )
-    yield replace(with_corrected, note=f"the keys of {int((corrected != key).sum())} questions are corrected")
+    yield replace(with_corrected, note=f"Keys that are corrected: {int((corrected != key).sum())} of {key.size}")

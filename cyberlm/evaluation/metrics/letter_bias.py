@@ -35,7 +35,7 @@ def letter_bias(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     hits, recalls = chosen == gold, letter_recalls(chosen == gold, gold)
     weakest = min(recalls, key=lambda letter: recalls[letter])  # the first of equals
     lowest = share_metric("lowest_recall", hits[gold == weakest], label="letters: lowest recall", place="evidence")
-    yield replace(lowest, note=f"recall is lowest where {LETTERS[weakest]} is right")
+    yield replace(lowest, note=f"Recall is lowest where {LETTERS[weakest]} is right")
     rstd = letter_rstd(recalls)
     yield Metric("letter_rstd", rstd, n=n, label="letters: RStd", format_spec=".3f", place="evidence")
     if rstd is not None:
@@ -44,7 +44,7 @@ def letter_bias(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         by_chance = rstd_by_chance(asked[asked > 0] * independent, float(hits.mean()))
         yield chance_metric("letter_rstd_chance", by_chance, n, label="  without preference (5-95%)")
     statistic, p_value = preference_test(chosen, gold, options, context.clusters)
-    note = "no answer could tell of a preference for letters" if p_value is None else ""
+    note = "No answer could show a preference for letters" if p_value is None else ""
     label = "letters: preference, p"
     yield Metric("letter_preference_p", p_value, n=n, note=note, label=label, format_spec=".2g", place="evidence")
     yield Metric("letter_preference_chi2", statistic, n=n, place="detail")
@@ -72,7 +72,7 @@ def debiased(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     rest = [row for row in predictions.test if row.hash not in hashes]
     label = "without the letters' prior"
     if not rest:
-        note = "the letters' prior was estimated from all questions: none is left to score"
+        note = "The letters' prior was estimated from all questions: none is left to score"
         yield Metric("accuracy_debiased", None, note=note, label=label, format_spec=".1%", place="evidence")
         return
     before, gold = choices(rest), golds(rest)

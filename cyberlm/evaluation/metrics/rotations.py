@@ -66,7 +66,7 @@ def circular_eval(predictions: Predictions, context: EvalSet) -> Iterator[Metric
         circular.append(bool(correct.all()))
         consistent.append(len(originals) == 1)
     mean = share_metric("rotations_accuracy", shares, label="rotations: mean", place="evidence")
-    left_out = f"the options of {n - len(groups)} of {n} questions must not be reordered: rotations leave these out"
+    left_out = f"The options of {n - len(groups)} of {n} questions must not be reordered: rotations leave these out"
     yield replace(mean, note=left_out if len(groups) < n else "")
     yield share_metric("circular_accuracy", circular, label="rotations: right in all", place="evidence")
     yield share_metric("rotations_consistency", consistent, label="rotations: same option", place="evidence")

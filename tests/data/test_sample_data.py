@@ -14,7 +14,7 @@ from cyberlm.data.sources import SAMPLE, load_sources
 from cyberlm.data.splits import near_duplicate_clusters, split_questions
 from cyberlm.tasks.questions import Question
 
-DATASHEET = Path(__file__).parents[2] / "docs" / "sample_data.md"
+DATASHEET = Path(__file__).parents[2] / "docs" / "data.md"
 QUESTIONS = load_sources(SAMPLE, MULTIPLE_CHOICE)[0].questions
 
 

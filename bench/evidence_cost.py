@@ -1,11 +1,10 @@
-"""What the default evidence costs, over the evaluation that it stands on.
+"""What the metrics and comparisons of a report cost, over the evaluation that they are of.
 
 CyberMetric-500 is scored by SmolLM2-135M and by the same model with a random adapter, as a training run scores base
 and tuned model; the 2000 file stands for the questions that were trained on. Timed in one process, in turns: the
-answers of one model by likelihood, which is what accuracy alone needs; and weighing the evidence
-(`runs.answering.weigh`: clusters, intervals, floors, letters, calibration, leak audit, pairs), for one model and for
-two. Metrics (`runs.parts.results_of`) and generated answers are timed besides. What happens once in a run, evidence
-for the first time and generation, is timed once.
+answers of one model by likelihood, which is what accuracy alone needs; and `runs.reporting.results_of` (clusters, all
+metrics, pairs) of one model and of two. Generated answers are timed besides. What happens once in a run, metrics for
+the first time and generation, is timed once.
 """
 
 import statistics
@@ -28,7 +27,6 @@ def main() -> None:
     evaluation = Evaluation(options)
     sides: dict[str, Callable[[], float]] = {
         "likelihood, one model": evaluation.score,
-        "metrics, two models": evaluation.metrics,
         "evidence, one model": lambda: evaluation.weigh(["base"]),
         "evidence, two models": lambda: evaluation.weigh(["base", "tuned"]),
     }
@@ -66,9 +64,8 @@ class Evaluation:
         import torch
         from cyberlm_side import config_of, cybermetric
 
-        from cyberlm.evaluation.evidence import Answers
+        from cyberlm.evaluation.predictions import Predictions
         from cyberlm.models.loading import load_base, load_tokenizer
-        from cyberlm.runs.inference import Asked
         from cyberlm.tasks.prompts import Prompt
         from cyberlm.training.fit import prepare
 
@@ -77,9 +74,9 @@ class Evaluation:
         self.test = cybermetric(32 if options.small else 500, size=500)
         held_out = {question.hash for question in self.test}
         seen = tuple(question for question in cybermetric(2000) if question.hash not in held_out)
-        self.asked = Asked(self.test, self.prompt.encode(self.test), seen=seen)
+        self.seen, self.encoded = seen, self.prompt.encode(self.test)
         self.loaded = load_base(self.config.model, self.config.quant, torch.device("cpu"))
-        self.answers = {"base": Answers(self.predict())}  # the warm-up
+        self.answers = {"base": Predictions(self.predict())}  # the warm-up
         torch.manual_seed(self.config.seed)
         tuned = prepare(self.loaded, self.config)
         with torch.no_grad():
@@ -87,14 +84,14 @@ class Evaluation:
                 if "lora_B" in name:
                     weight.normal_(std=0.01)
         self.loaded = tuned
-        self.answers["tuned"] = Answers(self.predict())
+        self.answers["tuned"] = Predictions(self.predict())
 
     def predict(self, generate: bool = False) -> Any:
         from cyberlm.evaluation.inference import predict
 
         wanted = replace(self.config.evaluation, generate=generate)
         tokens = self.config.data.max_batch_tokens
-        return predict(self.loaded, self.prompt, self.test, self.asked.encoded, wanted, tokens, "the model")
+        return predict(self.loaded, self.prompt, self.test, self.encoded, wanted, tokens, "the model")
 
     def score(self) -> float:
         return seconds_of(self.predict)
@@ -105,15 +102,13 @@ class Evaluation:
         return both - self.score()
 
     def weigh(self, names: list[str]) -> float:
-        from cyberlm.runs.inference import weigh
-
-        return seconds_of(lambda: weigh({name: self.answers[name] for name in names}, self.asked, self.config))
-
-    def metrics(self) -> float:
+        from cyberlm.evaluation.eval_set import EvalSet
+        from cyberlm.evaluation.records import ModelSpec
         from cyberlm.runs.reporting import results_of
 
-        parts = {"test": self.test}
-        return seconds_of(lambda: results_of(self.config, "train", parts, self.answers, self.prompt, {}))
+        models = {name: self.answers[name] for name in names}
+        specs = {name: ModelSpec(name, "base" if name == "base" else "adapter", tuned_from="base") for name in names}
+        return seconds_of(lambda: results_of(EvalSet(self.config, self.test, seen=self.seen), models, specs, {}))
 
 
 def seconds_of(work: Callable[[], object]) -> float:

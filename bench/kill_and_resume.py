@@ -120,7 +120,7 @@ def outcome(folder: Path) -> dict[str, str]:
             found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     results = json.loads((folder / "results.json").read_text())
     tokens = {key: results["cost"][key] for key in ("processed_tokens", "nonpadding_tokens", "label_tokens")}
-    found["results.json"] = json.dumps([results[key] for key in ("scores", "objective", "steps")] + [tokens])
+    found["results.json"] = json.dumps([results[key] for key in ("metrics", "objective", "steps")] + [tokens])
     newest = max((folder / "checkpoints").glob("step_*.ckpt"))
     found["last checkpoint"] = newest.name
     checkpoint = torch.load(newest, weights_only=True)

@@ -1,7 +1,6 @@
 """What others add from a folder of their own: one module and one YAML file each, and nothing in the package changed."""
 
 import json
-import re
 import sys
 from collections.abc import Iterator
 from hashlib import sha256
@@ -19,11 +18,12 @@ from cyberlm.config.compose import conf_folder
 from cyberlm.config.rules import build_config
 from cyberlm.config.saved import config_of
 from cyberlm.config.schema import EvaluateConfig, Monitor, TrainConfig
-from cyberlm.evaluation.results import read_predictions
+from cyberlm.evaluation.results import read_predictions, read_results
 from cyberlm.evaluation.scoring import answering
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.export import export
 from cyberlm.runs.open_run import load_tuned
+from cyberlm.runs.recompute import recompute
 from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError, DataError
@@ -208,7 +208,7 @@ def test_a_task_and_a_data_source(own_folder: Path, tmp_path: Path) -> None:
     assert {row.n_options for row in tuned} == {3} and {row.reference for row in tuned} == {"low", "medium", "high"}
     assert sum(row.choice == row.gold for row in tuned) > len(tuned) / 2
     assert sum(row.parsed == row.gold for row in tuned) > len(tuned) / 2
-    assert re.search(r'"(accuracy_)?generation":\s*[{\d]', (run / "results.json").read_text())
+    assert read_results(run).metrics["tuned"]["accuracy_generation"].value is not None
     assert "advisories" in (run / "adapter" / "README.md").read_text()
 
     asked = composed(own_folder, "logger=none", "trainer.accelerator=cpu", f"run={run}", command="evaluate")
@@ -238,3 +238,29 @@ def test_a_task_that_cannot_be_used_says_why(target: str, words: str, own_folder
     config = build_config(composed(own_folder, *TINY, f"task._target_={target}"), TrainConfig)
     with pytest.raises(ConfigError, match=words):
         make_task(config)
+
+
+METRIC = """
+from cyberlm.evaluation.metrics.metric import share_metric
+
+
+def one_option(predictions, context, option=0):
+    yield share_metric("one_option", [row.choice == option for row in predictions.test], context.clusters)
+"""
+
+
+def test_a_metric(own_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(own_folder, my_metrics_py=METRIC, metrics__mine_yaml="mine: {_target_: my_metrics.one_option, option: 2}\n")
+    run = tmp_path / "run"
+    train(build_config(composed(own_folder, *TINY, "metrics=[default,mine]", *FEW), TrainConfig), run)
+    third = sum(row.choice == 2 for row in read_predictions(run / "predictions.jsonl")["tuned"])
+    found = read_results(run).metrics["tuned"]
+    assert (found["one_option"].value, found["one_option"].n) == (third / 8, 8) and "accuracy" in found
+    assert recompute(run) == []
+    assert "one_option" in (run / "adapter" / "README.md").read_text() and "one_option" in capsys.readouterr().out
+    asked = composed(own_folder, "logger=none", f"run={run}", "metrics=mine", command="evaluate")
+    asked.trainer.accelerator = "cpu"
+    (own_folder / "my_metrics.py").unlink()
+    sys.modules.pop("my_metrics")
+    with pytest.raises(ConfigError, match=r"metrics\.mine"):
+        evaluate(build_config(asked, EvaluateConfig), tmp_path / "again")

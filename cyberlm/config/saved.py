@@ -118,6 +118,7 @@ def saved_as(run: Path, schema: type[Config]) -> Config:
         saved.trainer.resume = None
         saved.trainer.setdefault("monitor", Monitor.accuracy.name)
         saved.setdefault("task", {"_target_": MULTIPLE_CHOICE})
+        saved.setdefault("metrics", OmegaConf.load(conf_folder() / "metrics" / "default.yaml"))
         if "address" not in saved.data:
             _pin_source(saved.data)
         if "method" in saved:

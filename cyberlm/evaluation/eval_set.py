@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cyberlm.config.schema import OptionScore, Protocol, RootConfig
 from cyberlm.data.splits import near_duplicate_clusters
 from cyberlm.evaluation.outcomes import IntArray, cluster_numbers
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +24,9 @@ class EvalSet:
     """
 
     config: RootConfig
-    questions: Sequence[Question]
-    validation: Sequence[Question] = ()
-    seen: Sequence[Question] = ()
+    questions: Sequence[Example]
+    validation: Sequence[Example] = ()
+    seen: Sequence[Example] = ()
 
     @functools.cached_property
     def cluster_of(self) -> dict[str, int]:

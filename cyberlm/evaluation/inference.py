@@ -1,20 +1,22 @@
 """One model's answers to a set of questions, by likelihood and by generation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from cyberlm.config.schema import EvaluationConfig
 from cyberlm.data.batches import collate_scoring, plan_batches
+from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.rotations import rotations, safe_to_permute
-from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.scores import choose
 from cyberlm.evaluation.scoring import answering, generate, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.runtime import distributed
 from cyberlm.runtime.progress import Advance, track
+from cyberlm.tasks.multiple_choice import MultipleChoice
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt, prompt_hash
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 
 class Completion(NamedTuple):
@@ -24,10 +26,48 @@ class Completion(NamedTuple):
     finish_reason: str | None
 
 
+def run_inference(
+    loaded: LoadedModel,
+    prompt: Prompt,
+    eval_set: EvalSet,
+    encoded: Mapping[str, Sequence[EncodedQuestion]],
+    label: str,
+) -> Predictions:
+    """Predictions of one model, with the further passes that `evaluation` asks for; these are by likelihood alone.
+
+    Args:
+        encoded: The `test` questions of the set, and its `validation` questions where there are any.
+        label: Whose answers they are, for the progress bar.
+    """
+    wanted, tokens = eval_set.config.evaluation, eval_set.config.data.max_batch_tokens
+
+    def by_likelihood(questions: Sequence[Example], items: Sequence[EncodedQuestion], what: str) -> list[Prediction]:
+        config = replace(wanted, generate=False)
+        return predict(loaded, prompt, questions, items, config, tokens, f"{label}, {what}")
+
+    test = predict(loaded, prompt, eval_set.questions, encoded["test"], wanted, tokens, label)
+    rotated: list[list[Prediction]] = []
+    # The order of options that are not shown, or that are classes, changes nothing.
+    if wanted.rotations and eval_set.options_shown and isinstance(prompt.task, MultipleChoice):
+        safe = [pair for pair in zip(eval_set.questions, test, strict=True) if safe_to_permute(pair[0].options)]
+        turned = [rotation for question, _ in safe for rotation in rotations(question)[1:]]
+        rows = iter(by_likelihood(turned, prompt.encode(turned), "rotated options"))
+        rotated = [[row, *(next(rows) for _ in question.options[1:])] for question, row in safe]
+    without_question: list[Prediction] = []
+    if wanted.without_question:
+        blind = [replace(question, question="") for question in eval_set.questions]
+        found = by_likelihood(blind, prompt.encode(blind), "without the question")
+        without_question = [replace(row, hash=plain.hash) for row, plain in zip(found, test, strict=True)]
+    validation: list[Prediction] = []
+    if wanted.validation and eval_set.validation:
+        validation = by_likelihood(eval_set.validation, encoded["validation"], "validation questions")
+    return Predictions(test, rotated, without_question, validation)
+
+
 def predict(
     loaded: LoadedModel,
     prompt: Prompt,
-    questions: Sequence[Question],
+    questions: Sequence[Example],
     encoded: Sequence[EncodedQuestion],
     config: EvaluationConfig,
     max_batch_tokens: int,
@@ -82,48 +122,6 @@ def predict(
             )
         )
     return distributed.merge_shares(predictions, len(questions))
-
-
-def predict_rotations(
-    loaded: LoadedModel,
-    prompt: Prompt,
-    questions: Sequence[Question],
-    plain: Sequence[Prediction],
-    config: EvaluationConfig,
-    max_batch_tokens: int,
-    label: str,
-) -> list[list[Prediction]]:
-    """Answers by likelihood to every rotation of the options, for each question whose options may be reordered.
-
-    Args:
-        plain: Answers to the questions as they are, in the same order: the first of each group.
-    """
-    safe = [
-        (question, answer)
-        for question, answer in zip(questions, plain, strict=True)
-        if safe_to_permute(question.options)
-    ]
-    turned = [rotated for question, _ in safe for rotated in rotations(question)[1:]]
-    likelihood = replace(config, generate=False)
-    encoded = prompt.encode(turned)
-    answers = iter(predict(loaded, prompt, turned, encoded, likelihood, max_batch_tokens, f"{label}, rotated options"))
-    return [[answer, *(next(answers) for _ in question.options[1:])] for question, answer in safe]
-
-
-def predict_blind(
-    loaded: LoadedModel,
-    prompt: Prompt,
-    questions: Sequence[Question],
-    config: EvaluationConfig,
-    max_batch_tokens: int,
-    label: str,
-) -> list[Prediction]:
-    """Answers by likelihood to the options alone, under the hashes of the questions that they belong to."""
-    blind = [replace(question, question="") for question in questions]
-    likelihood = replace(config, generate=False)
-    encoded = prompt.encode(blind)
-    answers = predict(loaded, prompt, blind, encoded, likelihood, max_batch_tokens, f"{label}, without the question")
-    return [replace(answer, hash=question.hash) for answer, question in zip(answers, questions, strict=True)]
 
 
 def scored_tokens(question: EncodedQuestion) -> int:

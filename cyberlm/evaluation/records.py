@@ -1,97 +1,51 @@
-"""Plain data that the other parts hand to one another. No torch here."""
+"""Records of results.json. No torch here."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
 
-from cyberlm.evaluation.predictions import LIKELIHOOD
+from pydantic import Field
 
+from cyberlm.config.schema import ModelConfig, QuantConfig
+from cyberlm.evaluation.comparison import MeanDifference, PairComparison
+from cyberlm.evaluation.metrics.metric import Metric
 
-@dataclass(frozen=True)
-class Proportion:
-    """A share of questions with its 95% Wilson interval."""
-
-    value: float
-    correct: int
-    n: int
-    ci_lo: float
-    ci_hi: float
+SCHEMA_VERSION = 2
+"""Of results.json: raised when a field changes its meaning or goes away."""
 
 
 @dataclass(frozen=True)
-class RougeScores:
-    """Mean F-measure of the generated answers against the reference answers, each in [0, 1].
-
-    `rouge2` is None where every reference has fewer than two tokens (it is undefined then, not 0); `note` says so.
-    """
-
-    rouge1: float
-    rouge2: float | None
-    rougeL: float
-    n: int
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class ModelScores:
-    """What one model scored on one set of questions.
+class ModelSpec:
+    """A model of an evaluation: what was asked for and, once it is loaded, what it is.
 
     Attributes:
-        likelihood: Accuracy of the option chosen by likelihood.
-        per_letter: Recall of each gold letter, by likelihood.
-        gold_nll: Mean over questions of the right answer's negative log-likelihood a token (nats).
-        generation: Accuracy of the parsed greedy completion (unparseable is wrong), or None where it was not measured.
-        generation_note: Why `generation` is None.
-        parse_fail_rate: Share of completions that came to their end and name no option.
-        rouge: Of the completions, or None where nothing was generated.
-        ties: Questions whose best score two or more options share.
-        truncated_rate: Share of completions that `max_new_tokens` cut off before they named an option; None where
-            nothing was parsed, and in older files, where `parse_fail_rate` counts them.
+        source: What was typed for it, or the name of its `model` option.
+        kind: `base`, `adapter`, or `weights` (merged or fully tuned).
+        base: Name of the weights that were loaded: hub id or path.
+        quant: `none` or `nf4`.
+        weights: Hash of these weights.
+        adapter: SHA-256 of the adapter's files; None without one.
+        prompt: Fingerprint of the prompt with this model's tokenizer.
+        tuned_from: Name of its base among the scored models; None for a base, and where its base is not one of them.
+        name: In tables and files; in results.json the key.
+        model, quant_config: The weights to load; for an adapter, those of its base. Not in results.json.
+        folder: Of the adapter, or of the whole weights; None for a base model. Not in results.json.
+        runs: Training runs that it comes from. Not in results.json.
     """
 
-    likelihood: Proportion
-    per_letter: dict[str, Proportion]
-    gold_nll: float
-    generation: Proportion | None
-    generation_note: str
-    parse_fail_rate: float | None
-    rouge: RougeScores | None
-    ties: int = 0
-    truncated_rate: float | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Base against tuned on the same questions, by the accuracy that `primary_metric` names.
-
-    Attributes:
-        difference: Tuned accuracy minus base accuracy.
-        only_base_right, only_tuned_right: Discordant questions.
-        p_value: Exact McNemar test, two-sided, near-duplicates changing sides as one.
-        verdict: The same in words; says so where the difference is not significant at 5%.
-        metric: `generation` or `likelihood`; older files compare by likelihood.
-        ci_lo, ci_hi: 95% interval of the difference; None in older files.
-        p_mid: Mid-p of the test, which decides; None in older files.
-        moved: Of a difference by generation, what is format (completions that name no option) and what is knowledge
-            (questions on which both models' completions name one); empty otherwise.
-    """
-
-    difference: float
-    only_base_right: int
-    only_tuned_right: int
-    p_value: float
-    verdict: str
-    metric: str = LIKELIHOOD
-    ci_lo: float | None = None
-    ci_hi: float | None = None
-    p_mid: float | None = None
-    moved: str = ""
-
-    def sentences(self) -> list[str]:
-        """`Tuned against base: +2.7 points of accuracy by likelihood (95% -1.2 to +6.5), significantly better ...`."""
-        interval = ""
-        if self.ci_lo is not None and self.ci_hi is not None:
-            interval = f" (95% {100 * self.ci_lo:+.1f} to {100 * self.ci_hi:+.1f})"
-        points = f"{100 * self.difference:+.1f} points of accuracy by {self.metric}{interval}"
-        return [f"Tuned against base: {points}, {self.verdict}.", *([f"{self.moved}."] if self.moved else [])]
+    source: str
+    kind: str
+    base: str = ""
+    quant: str = "none"
+    weights: str = ""
+    adapter: str | None = None
+    prompt: str = ""
+    tuned_from: str | None = None
+    name: Annotated[str, Field(exclude=True)] = ""
+    model: Annotated[ModelConfig, Field(exclude=True)] = field(default_factory=ModelConfig)
+    quant_config: Annotated[QuantConfig, Field(exclude=True)] = field(default_factory=QuantConfig)
+    folder: Annotated[Path | None, Field(exclude=True)] = None
+    runs: Annotated[tuple[Path, ...], Field(exclude=True)] = ()
 
 
 @dataclass(frozen=True)
@@ -125,43 +79,22 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class ScoredModel:
-    """What one model of an evaluation was.
-
-    Attributes:
-        source: What was typed for it, or the name of its `model` option.
-        kind: `base`, `adapter`, or `weights` (merged or fully tuned).
-        base: Name of the weights that were loaded: hub id or path.
-        quant: `none` or `nf4`.
-        weights: Hash of these weights.
-        adapter: SHA-256 of the adapter's files; None without one.
-        prompt: Fingerprint of the prompt with this model's tokenizer.
-        tuned_from: Name of its base among the scored models; None for a base, and where its base is not one of them.
-    """
-
-    source: str
-    kind: str
-    base: str
-    quant: str
-    weights: str
-    adapter: str | None
-    prompt: str
-    tuned_from: str | None = None
-
-
-@dataclass(frozen=True)
 class Results:
     """results.json: everything a run found. Written by `cyberlm.evaluation.results`; documented in docs/results.md.
 
     Attributes:
-        schema_version: Raised when a field changes its meaning or goes away.
+        schema_version: `SCHEMA_VERSION`.
         kind: `train` or `evaluate`.
-        scores: By model: `base` and `tuned` (either may be missing), or the names of the models of an evaluation.
+        questions: Number of questions by part.
+        models: What was scored, by name: `base` and `tuned` (either may be missing), or the models of an evaluation.
+        metrics: By model, then by the metric's name.
+        comparisons: Every two models on the same questions, by each outcome; p-values adjusted (Holm) over those that
+            ask the same.
+        differences: Every two models by the means of figures that each question has.
         objective: The validation figure that chose the weights (train only) and ranks a sweep's jobs. Never of the
             test set.
         steps: Optimizer steps taken.
         provenance: Hashes, seeds, versions and the command.
-        models: By the names of `scores`, what was scored (evaluations only).
         monitor: What `objective` is: `option_nll` (lower is better) or `accuracy`. None in an evaluation, and in runs
             of a time when it was always accuracy.
         validation: Every validation figure of the weights that were chosen, by name (train only).
@@ -175,12 +108,13 @@ class Results:
     prompt: str
     data: str
     questions: dict[str, int]
-    scores: dict[str, ModelScores]
-    comparison: Comparison | None
+    models: dict[str, ModelSpec]
+    metrics: dict[str, dict[str, Metric]]
+    comparisons: tuple[PairComparison, ...]
+    differences: tuple[MeanDifference, ...]
     objective: float | None
     steps: int
     cost: Cost | None
     provenance: dict[str, str]
-    models: dict[str, ScoredModel] = field(default_factory=dict)
     monitor: str | None = None
     validation: dict[str, float | None] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """What a person reads at the end of a run or a sweep, no wider than the terminal (80 columns where there is none)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,47 +9,31 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cyberlm.evaluation.intervals import share_text
-from cyberlm.evaluation.records import Cost, ModelScores, Proportion, Results
+from cyberlm.evaluation.metrics.metric import Metric, Place
+from cyberlm.evaluation.records import Cost, Results
+from cyberlm.evaluation.verdict import difference_tables, power, verdict
 from cyberlm.runtime import progress
 from cyberlm.runtime.progress import clock, say
 
 WIDEST_CELL = 40
-ROUGE = {"ROUGE-1": "rouge1", "ROUGE-2": "rouge2", "ROUGE-L": "rougeL"}
 
 
-def print_results(
-    results: Results,
-    files: Path,
-    evidence: Sequence[Sequence[str]] = (),
-    differences: Sequence[tuple[str, Mapping[str, Sequence[str]]]] = (),
-    sentences: Sequence[str] = (),
-) -> None:
-    """Prints the scores of all models side by side, what they mean, what the run cost, and its folder.
-
-    Args:
-        results: Of a training or an evaluation.
-        files: Folder of the run.
-        evidence: Rows of a table: what it is, then the figure of each model.
-        differences: Tables of compared models, each with its title and its columns.
-        sentences: What is to be said below them.
-    """
-    scores = results.scores
+def print_results(results: Results, files: Path) -> None:
+    """Prints the metrics of all models side by side, what they mean, what the run cost, and its folder."""
     say()
     say(
         f"{results.model}, method {results.method}, quant {results.quant}, prompt {results.prompt}, data {results.data}"
     )
     say("Questions: " + ", ".join(f"{count} {part}" for part, count in results.questions.items()))
-    _print_models("Test questions", list(scores), _score_rows(list(scores.values())))
-    for note in _notes(scores):
+    _print_metrics("Test questions", results, "headline")
+    for note in _notes(results, "headline"):
         say(f"Note: {note}.", wrap=True)
-    for sentence in results.comparison.sentences() if results.comparison else ():
+    for sentence in verdict(results.comparisons):
         say(sentence, wrap=True)
-    if evidence:
-        _print_models("Evidence", list(scores), evidence)
-    for title, columns in differences:
+    _print_metrics("Evidence", results, "evidence")
+    for title, columns in difference_tables(results):
         _print_stacked(title, columns, justify="right")
-    for sentence in sentences:
+    for sentence in (*(f"{note}." for note in _notes(results, "evidence", "note")), *power(results.comparisons)):
         say(sentence, wrap=True)
     if results.cost is not None:
         say(_cost_table(results, results.cost), wrap=True)
@@ -63,12 +48,6 @@ def print_leaderboard(rows: Sequence[dict[str, str]]) -> None:
     """
     columns = [name for name in rows[0] if any(row.get(name) for row in rows)]
     _print_stacked("Leaderboard", {name: [row.get(name, "") for row in rows] for name in columns})
-
-
-def _print_models(title: str, models: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table with a column for each model: rows hold what it is, then the figure of each model."""
-    labels, *figures = zip(*rows, strict=True)
-    _print_stacked(title, {"": labels, **dict(zip(models, figures, strict=True))}, justify="right")
 
 
 def _print_stacked(
@@ -100,48 +79,57 @@ def _print_stacked(
         say(table, wrap=True)
 
 
-def _score_rows(models: Sequence[ModelScores]) -> list[list[str]]:
-    rows = [
-        ["accuracy, likelihood", *(_percent(m.likelihood.value) for m in models)],
-        ["  95% interval", *(_interval(m.likelihood) for m in models)],
-        ["  right", *(_count(m.likelihood) for m in models)],
-        ["accuracy, generation", *(_percent(m.generation.value if m.generation else None) for m in models)],
-    ]
-    if any(m.generation for m in models):
-        rows += [
-            ["  95% interval", *(_interval(m.generation) for m in models)],
-            ["  right", *(_count(m.generation) for m in models)],
-            ["  no option named", *(share_text(m.parse_fail_rate, m.likelihood.n) for m in models)],
-        ]
-    if any(m.truncated_rate for m in models):
-        rows.append(["  cut off, none named", *(share_text(m.truncated_rate, m.likelihood.n) for m in models)])
-    rows += [[label, *(_rouge(m, name) for m in models)] for label, name in ROUGE.items()]
-    rows.append(["gold answer NLL, nats/token", *(f"{m.gold_nll:.4f}" for m in models)])
-    rows.append(["questions", *(str(m.likelihood.n) for m in models)])
-    return rows
+def _print_metrics(title: str, results: Results, place: Place) -> None:
+    """A row for each metric of a place, a column for each model; below, what the value rests on."""
+    shown = {
+        m.name: m.label or m.name for found in results.metrics.values() for m in found.values() if m.place == place
+    }
+    rows: list[list[str]] = []
+    for name, label in shown.items():
+        metrics = [found.get(name) for found in results.metrics.values()]
+        numbers = {metric.n for metric in metrics if metric and metric.n is not None}
+        if place == "headline":
+            rows.append([label, *("-" if m is None else replace(m, interval=None).text() for m in metrics)])
+            if any(m and m.interval for m in metrics):
+                rows.append(["  95% interval", *map(_interval, metrics)])
+                rows.append(["  questions", *map(_count, metrics)])
+        else:
+            rows.append([label, *("-" if m is None else m.text() for m in metrics)])
+            if numbers - {results.questions.get("test")}:
+                rows.append(["  questions", *map(_count, metrics)])
+    if rows:
+        labels, *columns = zip(*rows, strict=True)
+        _print_stacked(title, {"": labels, **dict(zip(results.metrics, columns, strict=True))}, justify="right")
 
 
-def _notes(scores: dict[str, ModelScores]) -> list[str]:
-    """Why a figure is missing, each reason once, and how often options were equally likely."""
-    notes = []
-    for name, model in scores.items():
-        if model.ties:
-            notes.append(
-                f"{name} finds two or more options equally likely in {model.ties} of {model.likelihood.n} questions; "
-                "which of them counts is drawn by a hash of the prompt"
-            )
-        if model.generation_note:
-            notes.append(f"no accuracy by generation: {model.generation_note}")
-        if model.rouge is not None and model.rouge.note:
-            notes.append(model.rouge.note)
-    return list(dict.fromkeys(notes))
+def _notes(results: Results, *places: Place) -> list[str]:
+    """Notes of the metrics of some places, each once, with the models that it is about unless these are all."""
+    about: dict[str, list[str]] = {}
+    for model, metrics in results.metrics.items():
+        for note in dict.fromkeys(m.note for m in metrics.values() if m.note and m.place in places):
+            about.setdefault(note, []).append(model)
+    everyone = len(results.metrics)
+    return [note if len(models) == everyone else f"{', '.join(models)}: {note}" for note, models in about.items()]
+
+
+def _interval(metric: Metric | None) -> str:
+    if metric is None or metric.interval is None:
+        return "-"
+    return " to ".join(format(limit, metric.format_spec) for limit in metric.interval)
+
+
+def _count(metric: Metric | None) -> str:
+    """Questions that a metric rests on; of a share, how many of them."""
+    if metric is None or metric.n is None or metric.value is None:
+        return "-"
+    return f"{round(metric.value * metric.n)} of {metric.n}" if metric.is_share else str(metric.n)
 
 
 def _cost_table(results: Results, cost: Cost) -> Table:
     table = Table(title="Cost", title_justify="left", box=box.SIMPLE, show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    share = _percent(cost.trainable_parameters / cost.total_parameters, digits=3)
+    share = f"{cost.trainable_parameters / cost.total_parameters:.3%}"
     table.add_row("trainable parameters", f"{cost.trainable_parameters:,} ({share})")
     table.add_row("total parameters", f"{cost.total_parameters:,}")
     planned = "" if cost.predicted_peak_bytes is None else f" (planned {_size(cost.predicted_peak_bytes)})"
@@ -156,25 +144,6 @@ def _cost_table(results: Results, cost: Cost) -> Table:
     table.add_row("optimizer steps", str(results.steps))
     table.add_row("size of what is saved", _size(cost.adapter_bytes))
     return table
-
-
-def _percent(share: float | None, digits: int = 1) -> str:
-    return "-" if share is None else f"{100 * share:.{digits}f}%"
-
-
-def _interval(share: Proportion | None) -> str:
-    return "-" if share is None else f"{_percent(share.ci_lo)} to {_percent(share.ci_hi)}"
-
-
-def _count(share: Proportion | None) -> str:
-    return "-" if share is None else f"{share.correct} of {share.n}"
-
-
-def _rouge(scores: ModelScores, name: str) -> str:
-    if scores.rouge is None:
-        return "-"
-    value = getattr(scores.rouge, name)
-    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _size(n_bytes: int) -> str:

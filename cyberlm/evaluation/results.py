@@ -1,7 +1,7 @@
-"""Where results are written and read: results.json, predictions.jsonl and status.json of a run folder.
+"""Files of a run folder, written and read: results.json, predictions.jsonl, passes.jsonl and status.json.
 
-Files appear whole or not at all, and are checked against the dataclasses of `cyberlm.evaluation.records` when read.
-docs/results.md documents every field.
+Files appear whole or not at all, and are checked against their dataclasses when read. docs/results.md documents every
+field.
 """
 
 import json
@@ -9,32 +9,33 @@ import math
 import os
 import platform
 import subprocess
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from cyberlm import __version__
-from cyberlm.evaluation.predictions import Prediction
-from cyberlm.evaluation.records import Results
-from cyberlm.runtime.errors import Problem, RunError, did_you_mean
+from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.older import older_results
+from cyberlm.evaluation.predictions import Prediction, Predictions
+from cyberlm.evaluation.records import SCHEMA_VERSION, Results
+from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import parse_json, read_json, read_text, write_json, write_text, write_whole
 from cyberlm.runtime.redaction import redact
-
-SCHEMA_VERSION = 1
-"""Of results.json: raised when a field changes its meaning or goes away."""
+from cyberlm.runtime.validation import from_json, to_json
 
 RESULTS_FILE = "results.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+PASSES_FILE = "passes.jsonl"
 STATUS_FILE = "status.json"
 STATES = ("running", "finished", "failed", "stopped")
 PACKAGES = ("torch", "transformers", "peft", "lightning", "bitsandbytes", "datasets", "torchmetrics")
 """Whose versions decide what a run computes."""
 
 _RESCORE = "A training run is scored again by: python evaluate.py run={}"
-
-Record = TypeVar("Record")
+_DEFAULTS = {field.name: field.default for field in fields(Metric)}
 
 
 @dataclass(frozen=True)
@@ -53,54 +54,48 @@ class Status:
 
 
 def write_results(results: Results, folder: Path) -> None:
-    """Writes results.json.
+    """Writes results.json; what a metric holds beyond its name and value is left out where it is the default.
 
     Raises:
         RunError: If a number is infinite or not a number where the type does not allow None.
     """
-    write_record(folder / RESULTS_FILE, results)
+    finite = {name: _finite(figure) for name, figure in results.validation.items()}
+    value = to_json(replace(results, objective=_finite(results.objective), validation=finite), RESULTS_FILE)
+    for metrics in value["metrics"].values():
+        for name, metric in metrics.items():
+            metrics[name] = {key: item for key, item in metric.items() if item != _DEFAULTS.get(key, MISSING)}
+    write_json(folder / RESULTS_FILE, value)
 
 
 def read_results(folder: Path) -> Results:
-    """Reads results.json.
+    """Reads results.json, of this version or an older one.
 
     Raises:
-        RunError: If there is none, or it is torn, of a later version, or has wrong fields.
+        RunError: If there is none, or it is torn, of a later version, or has unknown, missing or mistyped fields: with
+            all of these.
     """
     path = folder / RESULTS_FILE
     hint = _RESCORE.format(folder)
     if not path.is_file():
         raise RunError(f"There is no {RESULTS_FILE} in {folder}.", _unfinished(folder), hint)
-    return read_record(Results, path, SCHEMA_VERSION, hint)
-
-
-def write_record(path: Path, record: Any) -> None:
-    """Writes a dataclass as a JSON file, whole or not at all.
-
-    Raises:
-        RunError: If a number is infinite or not a number where its type does not allow None.
-    """
-    write_json(path, _plain(record, type(record), path.name))
-
-
-def read_record(kind: type[Record], path: Path, version: int, hint: str) -> Record:
-    """Reads a dataclass with a `schema_version`, `version` or an older one, from a JSON file.
-
-    Raises:
-        RunError: If there is no such file, or it is torn, of a later version, or has unknown, missing or mistyped
-            fields: with all of these, and `hint`.
-    """
-    if not path.is_file():
-        raise RunError(f"There is no {path}.", hint=hint)
     value = read_json(path, hint)
     found = value.get("schema_version") if isinstance(value, dict) else None
-    if not isinstance(found, int) or not 1 <= found <= version:
+    if not isinstance(found, int) or not 1 <= found <= SCHEMA_VERSION:
         raise RunError(
             f"{path} cannot be read by this version of cyberlm.",
-            [Problem(f"schema_version is {found!r}", allowed=" to ".join(map(str, dict.fromkeys((1, version)))))],
+            [Problem(f"schema_version is {found!r}", allowed=f"1 to {SCHEMA_VERSION}")],
             f"Read it with the cyberlm that wrote it. {hint}",
         )
-    return _record(kind, value, str(path), hint)
+    return older_results(value, path, hint) if found == 1 else from_json(Results, value, str(path), hint)
+
+
+def is_older(folder: Path) -> bool:
+    """Whether a folder's results.json is of an older version."""
+    return bool(read_json(folder / RESULTS_FILE)["schema_version"] < SCHEMA_VERSION)
+
+
+def _finite(figure: float | None) -> float | None:
+    return figure if figure is not None and math.isfinite(figure) else None
 
 
 def _unfinished(folder: Path) -> list[Problem]:
@@ -111,50 +106,75 @@ def _unfinished(folder: Path) -> list[Problem]:
     return [Problem(f"the run's state is {status.state}" + (f": {status.reason}" if status.reason else ""))]
 
 
-def write_predictions(path: Path, predictions_by_model: Mapping[str, Sequence[Prediction]]) -> None:
+def write_models(folder: Path, models: Mapping[str, Predictions], *, as_parquet: bool = False) -> None:
+    """Writes predictions.jsonl (and .parquet), and passes.jsonl where further passes were made."""
+    test = {name: given.test for name, given in models.items()}
+    write_predictions(folder / PREDICTIONS_FILE, test)
+    if as_parquet:
+        write_predictions((folder / PREDICTIONS_FILE).with_suffix(".parquet"), test)
+    passes: dict[str, Sequence[Prediction]] = {}
+    for name, given in models.items():
+        passes[f"{name}:rotated"] = list(chain.from_iterable(group[1:] for group in given.rotated))
+        passes[f"{name}:without_question"] = given.without_question
+        passes[f"{name}:validation"] = given.validation
+    if any(passes.values()):
+        write_predictions(folder / PASSES_FILE, passes)
+
+
+def read_models(folder: Path) -> dict[str, Predictions]:
+    """Reads what `write_models` wrote, by the model's name.
+
+    Raises:
+        RunError: As `read_predictions`.
+    """
+    passes = read_predictions(folder / PASSES_FILE) if (folder / PASSES_FILE).is_file() else {}
+    models = {}
+    for name, test in read_predictions(folder / PREDICTIONS_FILE).items():
+        turned: dict[str, list[Prediction]] = {}
+        for row in passes.get(f"{name}:rotated", ()):
+            turned.setdefault(row.id, []).append(row)
+        rotated = [[row, *turned[row.id]] for row in test if row.id in turned]
+        further = (passes.get(f"{name}:{kind}", ()) for kind in ("without_question", "validation"))
+        models[name] = Predictions(test, rotated, *further)
+    return models
+
+
+def write_predictions(path: Path, rows_by_model: Mapping[str, Sequence[Prediction]]) -> None:
     """Writes one row a prediction: the model, the fields of the prediction, and whether it is right.
 
     Args:
         path: File to write; `.jsonl` gets one JSON object a line, `.parquet` the same rows and columns.
-        predictions_by_model: By the model's name.
+        rows_by_model: By the model's name.
 
     Raises:
         RunError: If a number is infinite or not a number.
     """
-    rows = list(_prediction_rows(path.name, predictions_by_model))
+    rows = [
+        {
+            "model": model,
+            **to_json(prediction, f"{path.name}, prediction {number} of {model}"),
+            "correct": prediction.correct,
+            "generated_correct": None if prediction.generated is None else prediction.generated_correct,
+        }
+        for model, predictions in rows_by_model.items()
+        for number, prediction in enumerate(predictions, start=1)
+    ]
     if path.suffix == ".parquet":
         _write_parquet(path, rows)
     else:
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        write_text(path, "".join(lines))
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _prediction_rows(name: str, predictions_by_model: Mapping[str, Sequence[Prediction]]) -> Iterator[dict[str, Any]]:
-    for model, predictions in predictions_by_model.items():
-        for number, prediction in enumerate(predictions, start=1):
-            yield {
-                "model": model,
-                **_plain(prediction, Prediction, f"{name}, prediction {number} of {model}"),
-                "correct": prediction.correct,
-                "generated_correct": None if prediction.generated is None else prediction.generated_correct,
-            }
-
-
-def _write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes rows of predictions with the types that `Prediction` declares, so that a column may be null throughout."""
+def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow  # here: every command reads this module, and few write Parquet
     from pyarrow import parquet
 
-    plain = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64(), bool: pyarrow.bool_()}
-
-    def column(kind: Any) -> Any:
-        kind = _without_none(kind) if _is_optional(kind) else kind
-        return pyarrow.list_(column(get_args(kind)[0])) if get_origin(kind) is tuple else plain[kind]
-
-    declared = [(name, column(kind)) for name, kind in get_type_hints(Prediction).items()]
-    derived = [("correct", pyarrow.bool_()), ("generated_correct", pyarrow.bool_())]
-    schema = pyarrow.schema([("model", pyarrow.string()), *declared, *derived])
-    write_whole(path, lambda file: parquet.write_table(pyarrow.Table.from_pylist(rows, schema), file))
+    table = pyarrow.Table.from_pylist(rows)
+    # a column that is null throughout has its type all the same
+    text, whole, truth = pyarrow.string(), pyarrow.int64(), pyarrow.bool_()
+    types = {"generated": text, "parsed": whole, "finish_reason": text, "generated_correct": truth}
+    schema = [(f.name, types[f.name] if pyarrow.types.is_null(f.type) else f.type) for f in table.schema]
+    write_whole(path, lambda file: parquet.write_table(table.cast(pyarrow.schema(schema)), file))
 
 
 def read_predictions(path: Path) -> dict[str, list[Prediction]]:
@@ -175,10 +195,8 @@ def read_predictions(path: Path) -> dict[str, list[Prediction]]:
         row = parse_json(line, where, hint)
         if not isinstance(row, dict) or not isinstance(row.get("model"), str):
             raise RunError(f"{where} cannot be read.", [Problem("it names no model", allowed='{"model": ...}')], hint)
-        model = row.pop("model")
-        row.pop("correct", None)  # derived
-        row.pop("generated_correct", None)
-        by_model.setdefault(model, []).append(_record(Prediction, row, where, hint))
+        fields_of = {key: item for key, item in row.items() if key not in ("model", "correct", "generated_correct")}
+        by_model.setdefault(row["model"], []).append(from_json(Prediction, fields_of, where, hint))
     if not by_model:
         raise RunError(f"{path} cannot be read.", [Problem("it is empty", allowed="one row or more")], hint)
     return by_model
@@ -195,7 +213,8 @@ def write_status(folder: Path, state: str, objective: float | None = None, reaso
     """
     if state not in STATES:
         raise ValueError(f"state is {state!r}; allowed: {', '.join(STATES)}")
-    write_json(folder / STATUS_FILE, _plain(Status(state, objective, redact(reason)), Status, STATUS_FILE))
+    status = Status(state, _finite(objective), redact(reason))
+    write_json(folder / STATUS_FILE, to_json(status, STATUS_FILE))
 
 
 def read_status(folder: Path) -> Status | None:
@@ -204,7 +223,7 @@ def read_status(folder: Path) -> Status | None:
     if not path.is_file():
         return None
     hint = "Delete the file, or start the run again."
-    return _record(Status, read_json(path, hint), str(path), hint)
+    return from_json(Status, read_json(path, hint), str(path), hint)
 
 
 def environment() -> dict[str, str]:
@@ -227,95 +246,3 @@ def _git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return answer.stdout.strip() if answer.returncode == 0 else ""
-
-
-def _plain(value: Any, kind: Any, where: str) -> Any:
-    """A record as JSON values. Infinities and NaN become None where `kind` allows it.
-
-    Args:
-        value: A dataclass instance, or a value in one.
-        kind: Its declared type.
-        where: File and field, for the message.
-    """
-    if value is not None and not isinstance(value, float) and _is_optional(kind):
-        kind = _without_none(kind)
-    if is_dataclass(value):
-        hints = get_type_hints(type(value))
-        return {f.name: _plain(getattr(value, f.name), hints[f.name], f"{where}: {f.name}") for f in fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(item, get_args(kind)[1], f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_plain(item, get_args(kind)[0], where) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        if _is_optional(kind):
-            return None
-        raise RunError(
-            f"{where} cannot be written.",
-            [Problem(f"it is {value}", allowed="a finite number")],
-            hint="If this model was trained here, its training diverged: lower optim.learning_rate.",
-        )
-    return value
-
-
-def _record(kind: type[Record], value: Any, where: str, hint: str) -> Record:
-    """Builds a dataclass from JSON values; every unknown, missing or mistyped field is named."""
-    problems: list[Problem] = []
-    built = _built(kind, value, "", problems)
-    if problems:
-        raise RunError(f"{where} cannot be read.", problems, hint)
-    return built
-
-
-def _built(kind: Any, value: Any, name: str, problems: list[Problem]) -> Any:
-    """`value` as an instance of `kind`; what is wrong is added to `problems`.
-
-    Args:
-        kind: A dataclass, `dict[str, X]`, `tuple[X, ...]`, `X | None`, or str, int, float.
-        value: What JSON holds.
-        name: Path of the field, for example `scores.base.likelihood`.
-        problems: Grows.
-    """
-    if _is_optional(kind):
-        return None if value is None else _built(_without_none(kind), value, name, problems)
-    if is_dataclass(kind) and isinstance(value, dict):
-        return _built_fields(kind, value, name, problems)
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return {key: _built(get_args(kind)[1], item, _join(name, key), problems) for key, item in value.items()}
-    if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_built(get_args(kind)[0], item, f"{name}[{i}]", problems) for i, item in enumerate(value))
-    if kind is float and type(value) in (int, float):
-        return float(value)
-    if kind is not float and type(value) is kind:
-        return value
-    expected = kind.__name__ if isinstance(kind, type) else str(kind)
-    problems.append(Problem(f"{name or 'the top level'} is {json.dumps(value)[:60]}", allowed=expected))
-    return None
-
-
-def _built_fields(kind: Any, value: dict[str, Any], name: str, problems: list[Problem]) -> Any:
-    """A dataclass from a JSON object; a field with a default may be missing."""
-    declared = {f.name: f for f in fields(kind)}
-    for key in value.keys() - declared.keys():
-        problems.append(Problem(f"{_join(name, key)} is not a field. {did_you_mean(key, list(declared))}".rstrip()))
-    hints = get_type_hints(kind)
-    built = {}
-    for key, field in declared.items():
-        if key in value:
-            built[key] = _built(hints[key], value[key], _join(name, key), problems)
-        elif field.default is MISSING and field.default_factory is MISSING:
-            problems.append(Problem(f"{_join(name, key)} is missing"))
-    return None if problems else kind(**built)
-
-
-def _is_optional(kind: Any) -> bool:
-    """Whether a declared type is `X | None`."""
-    return get_origin(kind) in (Union, types.UnionType) and types.NoneType in get_args(kind)
-
-
-def _without_none(kind: Any) -> Any:
-    """`X` of `X | None`."""
-    return next(part for part in get_args(kind) if part is not types.NoneType)
-
-
-def _join(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key

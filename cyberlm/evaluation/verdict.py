@@ -1,49 +1,48 @@
-"""The tuned model against its base, in numbers and in words."""
+"""Comparisons in words and tables."""
 
 from collections.abc import Sequence
 
-from cyberlm.evaluation.comparison import NAMED, NAMED_BY_BOTH, PairComparison
-from cyberlm.evaluation.predictions import GENERATION, primary_metric
-from cyberlm.evaluation.records import Comparison
+from cyberlm.evaluation.comparison import NAMED, NAMED_BY_BOTH, MeanDifference, PairComparison
+from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, primary_metric
+from cyberlm.evaluation.records import Results
 
 SIGNIFICANCE = 0.05
 """A difference with a smaller p-value is called significant."""
 
-
-def compare(pairs: Sequence[PairComparison], base: str = "base", tuned: str = "tuned") -> Comparison | None:
-    """What is said of a tuned model and its base first.
-
-    Args:
-        pairs: Of the evidence.
-        base, tuned: Names of the two models.
-
-    Returns:
-        Their comparison by `primary_metric`; None where they were not compared.
-    """
-    by = {pair.outcome: pair for pair in pairs if (pair.first, pair.second) == (base, tuned)}
-    if not by:
-        return None
-    pair = by[primary_metric(GENERATION in by)]
-    return Comparison(
-        difference=pair.difference,
-        only_base_right=pair.only_first_right,
-        only_tuned_right=pair.only_second_right,
-        p_value=pair.p_value,
-        verdict=_verdict(pair),
-        metric=pair.outcome,
-        ci_lo=pair.ci_lo,
-        ci_hi=pair.ci_hi,
-        p_mid=pair.p_mid,
-        moved=_moved(pair, by[NAMED], by.get(NAMED_BY_BOTH)) if pair.outcome == GENERATION else "",
-    )
+OUTCOMES = {
+    LIKELIHOOD: "accuracy, likelihood",
+    GENERATION: "accuracy, generation",
+    NAMED: "  an option is named",
+    NAMED_BY_BOTH: "  where both name one",
+}
+"""Labels of what counts as right; figures of questions have the label of the metric that is their mean."""
 
 
-def _verdict(pair: PairComparison) -> str:
+def main_comparison(pairs: Sequence[PairComparison]) -> PairComparison | None:
+    """The tuned model of a run against its base, by `primary_metric`; None where they were not compared."""
+    by = _base_and_tuned(pairs)
+    return by[primary_metric(GENERATION in by)] if by else None
+
+
+def _base_and_tuned(pairs: Sequence[PairComparison]) -> dict[str, PairComparison]:
+    return {pair.outcome: pair for pair in pairs if (pair.first, pair.second) == ("base", "tuned")}
+
+
+def verdict(pairs: Sequence[PairComparison]) -> list[str]:
+    """`Tuned against base: +2.7 points of accuracy by likelihood (95% -1.2 to +6.5), significantly better ...`."""
+    pair, by = main_comparison(pairs), _base_and_tuned(pairs)
+    if pair is None:
+        return []
     if pair.p >= SIGNIFICANCE:
         finding = "no significant difference"
     else:
         finding = "significantly better" if pair.difference > 0 else "significantly worse"
-    return f"{finding} ({p_text(pair.p)}, exact {p_text(pair.p_value)}): {_changes(pair)}"
+    interval = f"95% {100 * pair.ci_lo:+.1f} to {100 * pair.ci_hi:+.1f}"
+    said = (
+        f"Tuned against base: {100 * pair.difference:+.1f} points of accuracy by {pair.outcome} ({interval}), "
+        f"{finding} ({p_text(pair.p)}, exact {p_text(pair.p_value)}): {_changes(pair)}."
+    )
+    return [said, _moved(pair, by[NAMED], by.get(NAMED_BY_BOTH))] if pair.outcome == GENERATION else [said]
 
 
 def _moved(generation: PairComparison, named: PairComparison, both: PairComparison | None) -> str:
@@ -55,10 +54,10 @@ def _moved(generation: PairComparison, named: PairComparison, both: PairComparis
         f"not, go from {unnamed[0]} to {unnamed[1]} ({p_text(named.p)})"
     )
     if both is None:
-        return f"{format_part}; no question has both models name an option"
+        return f"{format_part}; no question has both models name an option."
     return (
         f"{format_part}; knowledge {100 * knowledge:+.1f} points: where both name one ({both.n} of {generation.n} "
-        f"questions) {_changes(both)} ({p_text(both.p)})"
+        f"questions) {_changes(both)} ({p_text(both.p)})."
     )
 
 
@@ -70,3 +69,74 @@ def _changes(pair: PairComparison) -> str:
 def p_text(p_value: float) -> str:
     """`p = 0.0312`, or `p < 0.001`."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3g}"
+
+
+def difference_tables(results: Results) -> list[tuple[str, dict[str, list[str]]]]:
+    """Tables, each with its title and its columns: all measures of one pair, or the main accuracy of several pairs.
+
+    Differences of accuracy are in points. p is mid-p for these, with Holm's correction beside it where several pairs
+    ask the same.
+    """
+    labels = OUTCOMES | {m.name: m.label or m.name for found in results.metrics.values() for m in found.values()}
+    pairs = results.comparisons
+    if len({(pair.first, pair.second) for pair in pairs}) <= 1:
+        rows: list[PairComparison | MeanDifference] = [*pairs, *results.differences]
+        return [(_names(rows[0]), _columns([labels.get(r.outcome, r.outcome) for r in rows], rows))] if rows else []
+    main = _main(pairs)
+    tables = []
+    for family in dict.fromkeys(pair.family for pair in main):
+        asked = [pair for pair in main if pair.family == family]
+        columns = _columns([_names(pair) for pair in asked], asked)
+        columns["Holm p"] = [_p(pair.p_holm) for pair in asked]
+        columns["gained, lost"] = [f"{pair.only_second_right}, {pair.only_first_right}" for pair in asked]
+        tables.append((f"{labels[asked[0].outcome]}: {family or 'all pairs'} (Holm over {len(asked)})", columns))
+    return tables
+
+
+def power(pairs: Sequence[PairComparison]) -> list[str]:
+    """From what difference on an evaluation like this would show one, and where all comparisons are."""
+    main = _main(pairs)
+    detectable = [100 * pair.detectable for pair in main if pair.detectable is not None]
+    said = []
+    if detectable:
+        least, most = min(detectable), max(detectable)
+        found = f"{least:.1f}" if len(detectable) == 1 else f"{least:.1f} to {most:.1f}"
+        said.append(
+            f"A difference of accuracy by {main[0].outcome} would be found 80 times in 100 from {found} points on."
+        )
+    return said + (["Other measures of these pairs are in results.json."] if len(main) > 1 else [])
+
+
+def _main(pairs: Sequence[PairComparison]) -> list[PairComparison]:
+    outcome = primary_metric(any(pair.outcome == GENERATION for pair in pairs))
+    return [pair for pair in pairs if pair.outcome == outcome]
+
+
+def _columns(labels: list[str], rows: Sequence[PairComparison | MeanDifference]) -> dict[str, list[str]]:
+    return {
+        "": labels,
+        "change": [_change(row, row.difference) for row in rows],
+        "95% interval": [_limits(row) for row in rows],
+        "p": [_p(row.p) for row in rows],
+    }
+
+
+def _names(pair: PairComparison | MeanDifference) -> str:
+    return f"{pair.second} minus {pair.first}"
+
+
+def _change(row: PairComparison | MeanDifference, value: float) -> str:
+    """In points for shares of questions."""
+    return f"{100 * value:+.1f}" if isinstance(row, PairComparison) else f"{value:+.4f}"
+
+
+def _limits(row: PairComparison | MeanDifference) -> str:
+    if row.ci_lo is None or row.ci_hi is None:
+        return "-"
+    return f"{_change(row, row.ci_lo)} to {_change(row, row.ci_hi)}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -5,7 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cyberlm.config.schema import TrainConfig
-from cyberlm.evaluation.records import ModelScores, Proportion, Results
+from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.records import Results
+from cyberlm.evaluation.verdict import verdict
 
 LIBRARIES = {"adapter_config.json": "peft", "config.json": "transformers", "*.gguf": "gguf", "*": "cyberlm"}
 """Libraries that load a folder, by the files in it; the first that fits."""
@@ -46,12 +48,10 @@ def write_card(
         f"- questions: {', '.join(f'{name} {count}' for name, count in results.questions.items())}",
         "",
         "## Results on the test questions",
-        "| model | accuracy by likelihood | by generation | ROUGE-1 | ROUGE-2 | ROUGE-L |",
-        "|---|---|---|---|---|---|",
-        *(_row(name, scores) for name, scores in results.scores.items()),
+        *_table(results),
     ]
-    if results.comparison is not None:
-        lines += ["", *results.comparison.sentences()]
+    sentences = verdict(results.comparisons)
+    lines += ["", *sentences] if sentences else []
     if results.cost is not None:
         cost = results.cost
         lines += [
@@ -65,15 +65,20 @@ def write_card(
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _row(name: str, scores: ModelScores) -> str:
-    rouge = scores.rouge
-    cells = [name, _share(scores.likelihood), _share(scores.generation)]
-    for value in (rouge.rouge1, rouge.rouge2, rouge.rougeL) if rouge else (None, None, None):
-        cells.append("-" if value is None else f"{value:.4f}")
-    return f"| {' | '.join(cells)} |"
+def _table(results: Results) -> list[str]:
+    """A row for each model, a column for each headline metric."""
+    every = [metric for metrics in results.metrics.values() for metric in metrics.values()]
+    shown = {metric.name: metric.label or metric.name for metric in every if metric.place == "headline"}
+    lines = [f"| model | {' | '.join(shown.values())} |", f"|---{'|---' * len(shown)}|"]
+    for model, metrics in results.metrics.items():
+        lines.append(f"| {model} | {' | '.join(_cell(metrics.get(name)) for name in shown)} |")
+    return lines
 
 
-def _share(share: Proportion | None) -> str:
-    if share is None:
+def _cell(metric: Metric | None) -> str:
+    if metric is None or metric.value is None:
         return "-"
-    return f"{share.value:.4f} (95% {share.ci_lo:.3f} to {share.ci_hi:.3f}, n = {share.n})"
+    if metric.interval is None:
+        return f"{metric.value:.4f}"
+    low, high = metric.interval
+    return f"{metric.value:.4f} (95% {low:.3f} to {high:.3f}, n = {metric.n})"

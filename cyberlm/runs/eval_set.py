@@ -1,45 +1,38 @@
-"""Which questions an evaluation asks, with which prompt, and which its models have seen before."""
+"""Questions of an evaluation: the prompt that they are asked with, and those that its models have seen before."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from cyberlm.config.schema import EvaluateConfig, PromptConfig, TrainConfig
+from cyberlm.config.saved import config_of, saved_as, saved_config
+from cyberlm.config.schema import EvaluateConfig, PromptConfig, RootConfig, TrainConfig
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import SPLIT_MANIFEST, read_manifest, select_questions, test_questions
+from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.contamination import refuse_leaked
+from cyberlm.evaluation.metrics.label_noise import check_suspects, read_suspects
+from cyberlm.evaluation.metrics.metric import metric_functions
+from cyberlm.runs.model_specs import find_models, trained_runs
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.tasks.questions import Question
-from cyberlm.tasks.task import make_task
+from cyberlm.tasks.task import Example, make_task
 
 Trained = Mapping[Path, TrainConfig]
 """Training runs, with the configuration each was trained with."""
 
 
-@dataclass(frozen=True)
-class EvalSet:
-    """What every model is asked.
-
-    Attributes:
-        config: Of the evaluation, with the prompt and the data that are used.
-        questions, sources: The questions, and the files they come from.
-        seen: What any of the training runs trained on or validated on.
-    """
-
-    config: EvaluateConfig
-    questions: Sequence[Question]
-    sources: Sequence[QuestionSet]
-    seen: Sequence[Question]
-
-
-def pose(config: EvaluateConfig, trained: Trained, *, own_data: bool) -> EvalSet:
+def build_eval_set(
+    config: EvaluateConfig, trained: Trained, *, own_data: bool
+) -> tuple[EvalSet, Sequence[QuestionSet]]:
     """The training runs' own prompt and test questions; or those of `data`, where that was given.
 
     Of `data` they are those of its test file, or else of its only file.
+
+    Returns:
+        The questions, with the configuration of the prompt and the data that are used; the files they come from.
 
     Raises:
         RunError: If the runs differ in prompt or test questions, or one has seen a question that is to be asked.
@@ -47,32 +40,59 @@ def pose(config: EvaluateConfig, trained: Trained, *, own_data: bool) -> EvalSet
     config = replace(config, prompt=_shared_prompt(trained), task=_shared_task(trained)) if trained else config
     if trained and not own_data:
         config = replace(config, data=next(iter(trained.values())).data)
-        loaded = load_sources(config.data, make_task(config))
-        sources: Sequence[QuestionSet] = [source for source in loaded if source is not None]
-        questions: Sequence[Question] = select_questions(sources, _shared_test(trained))
+        sources = _sources(config)
+        questions: Sequence[Example] = select_questions(sources, _shared_test(trained))
     else:
         main, held_out = load_sources(config.data, make_task(config))
         tested = held_out or main
         sources, questions = [tested], test_questions(config.data, tested.questions)
-    seen = {run: _seen(run, its) for run, its in trained.items()}
-    for run, known in seen.items():
-        refuse_leaked(questions, known, str(run))
-    return EvalSet(config, questions, sources, _together(seen))
+    for run, its in trained.items():
+        refuse_leaked(questions, seen_by({run: its}), str(run))
+    eval_set = EvalSet(config, questions, seen=seen_by(trained))
+    check_metrics(eval_set)
+    return eval_set, sources
 
 
-def seen_by(trained: Trained) -> tuple[Question, ...]:
+def check_metrics(eval_set: EvalSet) -> None:
+    """Refuses metrics that cannot be computed, before a run spends time.
+
+    Raises:
+        ConfigError: If an entry of `metrics` names no function.
+        RunError: If the items of `evaluation.suspects` do not fit the questions.
+    """
+    metric_functions(eval_set.config.metrics)
+    if eval_set.config.evaluation.suspects is not None:
+        check_suspects(read_suspects(Path(eval_set.config.evaluation.suspects)), eval_set.questions)
+
+
+def saved_eval_set(run: Path, hashes: Sequence[str]) -> EvalSet:
+    """The questions of a run or an evaluation with these hashes, and its configuration.
+
+    Raises:
+        RunError: If the configuration or a question cannot be had.
+    """
+    config: RootConfig
+    if "method" in saved_config(run):
+        config = trained = config_of(run)
+        runs: Trained = {run: trained}
+    else:
+        config = evaluation = saved_as(run, EvaluateConfig)
+        runs = trained_runs(find_models(evaluation))
+    return EvalSet(config, select_questions(_sources(config), hashes), seen=seen_by(runs))
+
+
+def _sources(config: RootConfig) -> list[QuestionSet]:
+    return [source for source in load_sources(config.data, make_task(config)) if source is not None]
+
+
+def seen_by(trained: Trained) -> tuple[Example, ...]:
     """The questions that any of the runs trained on or validated on, each once."""
-    return _together({run: _seen(run, config) for run, config in trained.items()})
-
-
-def _together(seen: Mapping[Path, Sequence[Question]]) -> tuple[Question, ...]:
-    return tuple(dict.fromkeys(question for known in seen.values() for question in known))
-
-
-def _seen(run: Path, config: TrainConfig) -> tuple[Question, ...]:
-    parts = read_manifest(run / SPLIT_MANIFEST)["parts"]
-    sources = [source for source in load_sources(config.data, make_task(config)) if source is not None]
-    return select_questions(sources, [row["hash"] for part in ("train", "validation") for row in parts[part]])
+    seen: dict[Example, None] = {}
+    for run, config in trained.items():
+        parts = read_manifest(run / SPLIT_MANIFEST)["parts"]
+        hashes = [row["hash"] for part in ("train", "validation") for row in parts[part]]
+        seen |= dict.fromkeys(select_questions(_sources(config), hashes))
+    return tuple(seen)
 
 
 def _shared_test(trained: Trained) -> list[str]:

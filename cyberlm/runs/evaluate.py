@@ -15,19 +15,17 @@ from lightning.pytorch.loggers import Logger
 from cyberlm.config.saved import config_of, plain_config, save_config
 from cyberlm.config.schema import EvaluateConfig
 from cyberlm.data.datamodule import check_reads, encode_questions
-from cyberlm.evaluation.evidence import Answers
-from cyberlm.evaluation.records import Results, ScoredModel
-from cyberlm.evaluation.results import environment, write_results
-from cyberlm.evaluation.verdict import compare
+from cyberlm.evaluation.inference import run_inference
+from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.records import ModelSpec, Results
+from cyberlm.evaluation.results import environment
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import BaseModel, load_tokenizer, pick_device, read_shape
 from cyberlm.models.methods.lora import load_adapter
 from cyberlm.models.methods.method import method_of
-from cyberlm.models.model_files import sha256_of
 from cyberlm.models.saving import read_prompt
-from cyberlm.runs.eval_set import Trained, pose
-from cyberlm.runs.inference import Asked, ask, doubtful_items, weigh, write_answers
-from cyberlm.runs.model_specs import ModelSpec, find_models, trained_runs
+from cyberlm.runs.eval_set import build_eval_set
+from cyberlm.runs.model_specs import find_models, loaded_spec, trained_runs
 from cyberlm.runs.open_run import check_prompt, check_weights
 from cyberlm.runs.reporting import announce, conclude, opened_loggers, provenance_of, results_of, status_of
 from cyberlm.runs.run_folder import sole_owner, typed_overrides
@@ -35,9 +33,8 @@ from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import ConfigError, Problem
 from cyberlm.runtime.files import write_json
 from cyberlm.runtime.progress import say
-from cyberlm.tasks.prompts import Prompt
-from cyberlm.tasks.questions import Question
-from cyberlm.tasks.task import make_task
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.tasks.task import Example, make_task
 from cyberlm.training import loggers as experiment_loggers
 
 
@@ -59,72 +56,75 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
         ConfigError: If a model cannot be found, or what belongs to a training run is overridden.
         RunError: If the models cannot be asked the same, or a question to be asked was trained on.
     """
-    contenders = find_models(config)
-    trained = trained_runs(contenders)
+    specs = find_models(config)
+    trained = trained_runs(specs)
     given = _groups_given()
-    _refuse_foreign(config, contenders, given)
+    _refuse_foreign(config, specs, given)
     if config.run is not None:
         own = trained[Path(config.run)]
         config = replace(config, model=own.model, quant=own.quant)
-    posed = pose(config, trained, own_data="data" in given)
-    config, questions = posed.config, posed.questions
-    _announce(config, contenders, folder)
+    eval_set, sources = build_eval_set(config, trained, own_data="data" in given)
+    assert isinstance(eval_set.config, EvaluateConfig)
+    config = eval_set.config
+    _announce(config, specs, folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
 
-    asked = Asked(questions, (), seen=posed.seen, suspects=doubtful_items(config, questions))
-    entrants = [_entrant(contender, asked, config) for contender in contenders]
+    entrants = [_entrant(spec, eval_set.questions, config) for spec in specs]  # all, before any is loaded
     bench = _Bench(pick_device(config.trainer.accelerator))
-    provenance = provenance_of(
-        config, posed.sources, _hash_of(questions), entrants[0].prompt, bench.weights_of(contenders[0])
-    )
+    loaded = bench.weights_of(specs[0])
+    provenance = provenance_of(config, sources, _hash_of(eval_set.questions), entrants[0].prompt, loaded)
+    del loaded
     save_config(folder, config)
     write_json(folder / "provenance.json", provenance)
     write_json(folder / "environment.json", environment())
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
 
-    answers: dict[str, Answers] = {}
-    models: dict[str, ScoredModel] = {}
+    models: dict[str, Predictions] = {}
+    scored: dict[str, ModelSpec] = {}
     bases: dict[str, tuple[object, ...]] = {}
     scored_as: dict[str, str] = {}
     for entrant in entrants:
-        model, name = bench.describe(entrant), entrant.contender.name
+        name = entrant.spec.name
+        spec = loaded_spec(entrant.spec, bench.weights_of(entrant.spec), entrant.prompt)
         base = bench.base_of(entrant)
         twin = next((other for other, known in bases.items() if known == base), None)
         scored_as[name] = twin or name
         if base is not None and twin is None:
             bases[name] = base
         if twin is None:
-            answers[name] = ask(bench.load(entrant.contender), entrant.prompt, entrant.asked, config, name)
-            models[name] = model
+            encoded = {"test": entrant.encoded}
+            models[name] = run_inference(bench.load(spec), entrant.prompt, eval_set, encoded, name)
+            scored[name] = spec
         else:
             say(f"{name} has the weights of {twin}: scored once")
 
-    models = _with_bases(models, contenders, scored_as)
-    evidence = weigh(answers, asked, config, models)
-    comparison = compare(evidence.pairs)
-    results = results_of(config, "evaluate", {"test": questions}, answers, entrants[0].prompt, provenance, comparison)
-    results = _named_after(replace(results, models=models), contenders, trained)
-    write_results(results, folder)
-    write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
-    conclude(folder, results, evidence, questions, answers, loggers)
+    results = results_of(eval_set, models, _with_bases(scored, specs, scored_as), provenance)
+    results = replace(
+        results,
+        model=_list_of(spec.model.name for spec in specs),
+        method=_list_of(run.method.name for run in trained.values()) or "none",
+        quant=_list_of(spec.quant for spec in specs),
+    )
+    conclude(folder, results, eval_set, models, loggers)
     return results
 
 
 @dataclass(frozen=True)
 class _Entrant:
-    """A contender with the prompt of its tokenizer, and the questions in its tokens."""
+    """A model to be scored, with the prompt of its tokenizer and the questions in its tokens."""
 
-    contender: ModelSpec
+    spec: ModelSpec
     prompt: Prompt
-    asked: Asked
+    encoded: Sequence[EncodedQuestion]
 
 
-def _entrant(contender: ModelSpec, asked: Asked, config: EvaluateConfig) -> _Entrant:
-    prompt = Prompt(config.prompt, load_tokenizer(contender.model), make_task(config))
-    _check_prompt(prompt, contender)
-    encoded = encode_questions(asked.test, prompt, config.data.max_length, cache_folder() / "tokenised")
-    check_reads(read_shape(contender.model), prompt, encoded, config.evaluation)
-    return _Entrant(contender, prompt, replace(asked, encoded=encoded))
+def _entrant(spec: ModelSpec, questions: Sequence[Example], config: EvaluateConfig) -> _Entrant:
+    prompt = Prompt(config.prompt, load_tokenizer(spec.model), make_task(config))
+    if spec.folder is not None and (spec.runs or read_prompt(spec.folder)):  # models from elsewhere may not say
+        check_prompt(prompt, spec.folder)
+    encoded = encode_questions(questions, prompt, config.data.max_length, cache_folder() / "tokenised")
+    check_reads(read_shape(spec.model), prompt, encoded, config.evaluation)
+    return _Entrant(spec, prompt, encoded)
 
 
 class _Bench:
@@ -134,96 +134,68 @@ class _Bench:
         self._device = device
         self._held: BaseModel | None = None
 
-    def base_under(self, contender: ModelSpec) -> BaseModel:
-        """A contender's weights; for an adapter, those of its base as they were before any adapter."""
+    def base_under(self, spec: ModelSpec) -> BaseModel:
+        """A model's weights; for an adapter, those of its base as they were before any adapter."""
         held = self._held
-        if held is None or (held.model, held.quant) != (contender.model, contender.quant):
+        if held is None or (held.model, held.quant) != (spec.model, spec.quant_config):
             held = self._held = None
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            check = partial(_check_weights, contender=contender)
-            self._held = held = BaseModel(contender.model, contender.quant, self._device, check)
+            check = partial(_check_weights, spec=spec)
+            self._held = held = BaseModel(spec.model, spec.quant_config, self._device, check)
         return held
 
-    def weights_of(self, contender: ModelSpec) -> LoadedModel:
-        return self.base_under(contender).loaded
+    def weights_of(self, spec: ModelSpec) -> LoadedModel:
+        return self.base_under(spec).loaded
 
-    def load(self, contender: ModelSpec) -> LoadedModel:
-        """A contender, ready to answer. An adapter changes its base, which is not used again."""
-        base = self.base_under(contender)
-        if contender.kind != "adapter":
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        """A model, ready to answer. An adapter changes its base, which is not used again."""
+        base = self.base_under(spec)
+        if spec.kind != "adapter":
             return base.loaded
-        assert contender.folder is not None
+        assert spec.folder is not None
         self._held = None
-        if not contender.runs:
-            return load_adapter(base.loaded, contender.folder)
-        return method_of(config_of(contender.runs[0]).method).load(base, contender.folder)
-
-    def describe(self, entrant: _Entrant) -> ScoredModel:
-        contender, weights = entrant.contender, self.weights_of(entrant.contender)
-        tuned = contender.folder if contender.kind == "adapter" else None
-        adapter = sorted(tuned.glob("*.safetensors")) if tuned else []
-        return ScoredModel(
-            source=contender.source,
-            kind=contender.kind,
-            base=weights.name,
-            quant=contender.quant.name.name,
-            weights=weights.weights_hash,
-            adapter=sha256_of(adapter) if adapter else None,
-            prompt=entrant.prompt.fingerprint(),
-        )
+        if not spec.runs:
+            return load_adapter(base.loaded, spec.folder)
+        return method_of(config_of(spec.runs[0]).method).load(base, spec.folder)
 
     def base_of(self, entrant: _Entrant) -> tuple[object, ...] | None:
         """What makes two bases one: weights, 4 bits or not, architecture, and the tokens that they are asked."""
-        if entrant.contender.kind != "base":
+        if entrant.spec.kind != "base":
             return None
-        weights = self.weights_of(entrant.contender)
+        weights = self.weights_of(entrant.spec)
         shape = weights.causal.config.to_dict()
         shape.pop("_name_or_path", None)
-        asked = (entrant.asked.encoded, entrant.prompt.stop_ids)
-        return (weights.weights_hash, entrant.contender.quant.name, shape, *asked)
+        return (weights.weights_hash, entrant.spec.quant, shape, entrant.encoded, entrant.prompt.stop_ids)
 
 
 def _with_bases(
-    models: dict[str, ScoredModel], contenders: Sequence[ModelSpec], scored_as: dict[str, str]
-) -> dict[str, ScoredModel]:
+    scored: dict[str, ModelSpec], specs: Sequence[ModelSpec], scored_as: dict[str, str]
+) -> dict[str, ModelSpec]:
     """The scored models, each tuned one with the name of its base: of the weights under its adapter, or of its run."""
-    bases = {name: model for name, model in models.items() if model.kind == "base"}
-    of_run = {run: scored_as[other.name] for other in contenders if other.kind == "base" for run in other.runs}
-    known = dict(models)
-    for contender in contenders:
-        model = models.get(contender.name)
-        if model is None or model.kind == "base":
-            continue
-        under = (name for name, base in bases.items() if (base.weights, base.quant) == (model.weights, model.quant))
-        own = next((of_run[run] for run in contender.runs if run in of_run), None)
-        known[contender.name] = replace(model, tuned_from=next(under, None) if model.kind == "adapter" else own)
+    bases = {name: spec for name, spec in scored.items() if spec.kind == "base"}
+    of_run = {run: scored_as[other.name] for other in specs if other.kind == "base" for run in other.runs}
+    known = {}
+    for name, spec in scored.items():
+        under = (other for other, base in bases.items() if (base.weights, base.quant) == (spec.weights, spec.quant))
+        own = next((of_run[run] for run in spec.runs if run in of_run), None)
+        found = {"base": None, "adapter": next(under, None), "weights": own}[spec.kind]
+        known[name] = replace(spec, tuned_from=found)
     return known
 
 
-def _hash_of(questions: Sequence[Question]) -> str:
+def _hash_of(questions: Sequence[Example]) -> str:
     return hashlib.sha256("".join(question.hash for question in questions).encode()).hexdigest()
 
 
-def _announce(config: EvaluateConfig, contenders: Sequence[ModelSpec], folder: Path) -> None:
+def _announce(config: EvaluateConfig, specs: Sequence[ModelSpec], folder: Path) -> None:
     if not config.runs:
         announce(config, folder)
         return
-    for contender in contenders:
-        what = f"{contender.kind} {contender.source}, base weights {contender.quant.name.name}"
-        say(f"Model {contender.name}: {what}")
+    for spec in specs:
+        say(f"Model {spec.name}: {spec.kind} {spec.source}, base weights {spec.quant}")
     say(f"Folder {folder}")
-
-
-def _named_after(results: Results, contenders: Sequence[ModelSpec], trained: Trained) -> Results:
-    """Model, method and quantisation of everything that was scored, each once."""
-    return replace(
-        results,
-        model=_list_of(contender.model.name for contender in contenders),
-        method=_list_of(run.method.name for run in trained.values()) or "none",
-        quant=_list_of(contender.quant.name.name for contender in contenders),
-    )
 
 
 def _list_of(words: Iterable[str]) -> str:
@@ -239,12 +211,12 @@ def _groups_given() -> set[str]:
     return {item.lstrip("+~").split("=")[0].split(".")[0] for item in overrides}
 
 
-def _refuse_foreign(config: EvaluateConfig, contenders: Sequence[ModelSpec], given: set[str]) -> None:
+def _refuse_foreign(config: EvaluateConfig, specs: Sequence[ModelSpec], given: set[str]) -> None:
     """Refuses overrides of what training runs bring with them."""
-    own = {"prompt"} if any(contender.runs for contender in contenders) else set()
+    own = {"prompt"} if any(spec.runs for spec in specs) else set()
     if config.run or config.runs:
-        own |= {"quant"} if all(contender.runs for contender in contenders) else set()
-        own |= {"model"} if all(contender.runs or contender.kind != "adapter" for contender in contenders) else set()
+        own |= {"quant"} if all(spec.runs for spec in specs) else set()
+        own |= {"model"} if all(spec.runs or spec.kind != "adapter" for spec in specs) else set()
     if own & given:
         whose = "run's" if config.run else "models'"
         many = f"run={config.run}" if config.run else f"'runs=[{','.join(config.runs)}]'"
@@ -255,15 +227,8 @@ def _refuse_foreign(config: EvaluateConfig, contenders: Sequence[ModelSpec], giv
         )
 
 
-def _check_weights(now: str, contender: ModelSpec) -> None:
-    """Whether training runs' base is still the one that they were trained on."""
-    if contender.kind != "weights":
-        for run in contender.runs:
+def _check_weights(now: str, spec: ModelSpec) -> None:
+    """Refuses base weights that are not those that a model's training runs were trained on."""
+    if spec.kind != "weights":
+        for run in spec.runs:
             check_weights(now, run)
-
-
-def _check_prompt(prompt: Prompt, contender: ModelSpec) -> None:
-    """Whether the prompt is still the one that a model was tuned with; models from elsewhere may not say."""
-    folder = contender.folder
-    if folder is not None and (contender.runs or read_prompt(folder)):
-        check_prompt(prompt, folder)

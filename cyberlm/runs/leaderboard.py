@@ -1,4 +1,4 @@
-"""What a sweep found: its jobs ranked by their validation, on the terminal and in leaderboard.csv."""
+"""Leaderboard of a sweep: its jobs ranked by their validation, on the terminal and in leaderboard.csv."""
 
 import csv
 import math
@@ -21,11 +21,10 @@ LEADERBOARD = "leaderboard.csv"
 NOT_SWEPT = ("group", "hydra", "sweep")
 VALIDATION = {"val option nll": Monitor.option_nll.name, "val accuracy": Monitor.accuracy.name}
 """Columns of validation figures."""
-FOUND = {
-    *("rank", "job", "state", *VALIDATION, "test accuracy", "test generation", "test gold nll"),
-    *("trainable", "seconds", "reason"),
-}
-"""Columns of the leaderboard that are not overrides."""
+FOUND = {"rank", "job", "state", *VALIDATION, "trainable", "seconds", "reason"}
+"""Columns of the leaderboard that are neither overrides nor metrics."""
+TEST = "test "
+"""Before the name of a metric of the test questions."""
 
 
 class LeaderboardCallback(Callback):
@@ -62,7 +61,8 @@ def show_leaderboard(folder: Path) -> list[dict[str, str]]:
 
 def _telling(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """The rows without overrides that were the same in every job; leaderboard.csv keeps them."""
-    kept = [key for key in rows[0] if key in FOUND or len(rows) == 1 or len({row[key] for row in rows}) > 1]
+    told = FOUND | {key for key in rows[0] if key.startswith(TEST)}
+    kept = [key for key in rows[0] if key in told or len(rows) == 1 or len({row[key] for row in rows}) > 1]
     return [{key: row[key] for key in kept} for row in rows]
 
 
@@ -83,7 +83,8 @@ def leaderboard(folder: Path) -> list[dict[str, str]]:
     found = {job: _results(job) for job in jobs}
     by_accuracy = any(results and _by_accuracy(results) for results in found.values())
     jobs.sort(key=lambda job: (found[job] is None, _standing(found[job], by_accuracy)))
-    rows = [_row(folder, job, found[job], overrides[job], keys) for job in jobs]
+    metrics = list(dict.fromkeys(name for results in found.values() for name in _metrics(results)))
+    rows = [_row(folder, job, found[job], {key: overrides[job].get(key, "") for key in keys}, metrics) for job in jobs]
     return [{"rank": str(rank), **row} for rank, row in enumerate(rows, start=1)]
 
 
@@ -128,29 +129,27 @@ def _standing(results: Results | None, by_accuracy: bool) -> tuple[float, float]
     return (-accuracy, nll) if by_accuracy else (nll, -accuracy)
 
 
-def _row(sweep: Path, job: Path, results: Results | None, chosen: dict[str, str], keys: list[str]) -> dict[str, str]:
+def _row(sweep: Path, job: Path, results: Results | None, chosen: dict[str, str], metrics: list[str]) -> dict[str, str]:
     status = read_status(job)
     state = status.state if status else "not started"
-    row = {"job": str(job.relative_to(sweep)), "state": "killed" if state == "running" else state}
-    figures = _validation(results)
-    row.update({title: f"{figures[name]:.4f}" if name in figures else "" for title, name in VALIDATION.items()})
-    row.update({key: chosen.get(key, "") for key in keys})
-    row.update(_figures(results))
-    row["reason"] = status.reason if status else ""
-    return row
-
-
-def _figures(results: Results | None) -> dict[str, str]:
-    scores = results.scores if results else {}
-    shown = scores.get("tuned") or scores.get("base")  # evaluate.py without a run scores a model as it is
-    cost = results.cost if results else None
+    validation, test, cost = _validation(results), _metrics(results), results.cost if results else None
     return {
-        "test accuracy": f"{shown.likelihood.value:.4f}" if shown else "",
-        "test generation": f"{shown.generation.value:.4f}" if shown and shown.generation else "",
-        "test gold nll": f"{shown.gold_nll:.4f}" if shown else "",
+        "job": str(job.relative_to(sweep)),
+        "state": "killed" if state == "running" else state,
+        **{title: f"{validation[name]:.4f}" if name in validation else "" for title, name in VALIDATION.items()},
+        **chosen,
+        **{f"{TEST}{name}": f"{test[name]:.4f}" if name in test else "" for name in metrics},
         "trainable": f"{cost.trainable_parameters}" if cost else "",
         "seconds": f"{sum(cost.seconds.values()):.0f}" if cost else "",
+        "reason": status.reason if status else "",
     }
+
+
+def _metrics(results: Results | None) -> dict[str, float]:
+    """Headline metrics of the tuned model, or of the base where evaluate.py has scored a model as it is."""
+    by_model = results.metrics if results else {}
+    shown = by_model.get("tuned") or by_model.get("base") or {}
+    return {m.name: m.value for m in shown.values() if m.place == "headline" and m.value is not None}
 
 
 def _overrides(job: Path) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""What an evaluation scores: the models that were asked for, found, told apart and named."""
+"""Models of an evaluation: found by what was typed, told apart and named."""
 
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,8 +13,12 @@ from cyberlm.config.compose import group_files
 from cyberlm.config.saved import config_of, saved_config
 from cyberlm.config.schema import EvaluateConfig, ModelConfig, ModelSource, QuantConfig, TrainConfig
 from cyberlm.data.splits import SPLIT_MANIFEST
+from cyberlm.evaluation.records import ModelSpec
+from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.methods.method import method_of, saved_folder
+from cyberlm.models.model_files import sha256_of
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
+from cyberlm.tasks.prompts import Prompt
 
 ALLOWED = """\
 Each of runs=[...] is one of
@@ -29,28 +33,6 @@ GENERIC_NAMES = re.compile(r"adapter|model|\d+")
 TIME_OF_RUN = re.compile(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_")
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """One model to be scored.
-
-    Attributes:
-        name: In tables and files; no other contender has it.
-        source: What was typed for it.
-        kind: `base`, `adapter` or `weights`.
-        model, quant: The weights to load; for an adapter, those of its base.
-        folder: Of the adapter, or of the whole weights; None for a base model.
-        runs: Training runs that it comes from.
-    """
-
-    name: str
-    source: str
-    kind: str
-    model: ModelConfig
-    quant: QuantConfig
-    folder: Path | None = None
-    runs: tuple[Path, ...] = ()
-
-
 def find_models(config: EvaluateConfig) -> tuple[ModelSpec, ...]:
     """The models that `run`, `runs` or `model` name, a base before the first that was tuned from it.
 
@@ -61,7 +43,7 @@ def find_models(config: EvaluateConfig) -> tuple[ModelSpec, ...]:
         base, tuned = _of_run(Path(config.run), config.run)
         return (replace(base, name="base"), replace(tuned, name="tuned"))[not config.evaluation.base :]
     if not config.runs:
-        return (ModelSpec("base", config.model.name, "base", config.model, config.quant),)
+        return (_spec(config.model.name, "base", config.model, config.quant, name="base"),)
     found: list[Sequence[ModelSpec]] = []
     problems: list[Problem] = []
     for entry in config.runs:
@@ -76,13 +58,39 @@ def find_models(config: EvaluateConfig) -> tuple[ModelSpec, ...]:
     return _named(_bases_once([model for models in found for model in models]))
 
 
-def trained_runs(contenders: Sequence[ModelSpec]) -> dict[Path, TrainConfig]:
-    """The training runs that contenders come from, each once, with the configuration it was trained with."""
-    return {run: config_of(run) for run in dict.fromkeys(run for contender in contenders for run in contender.runs)}
+def loaded_spec(spec: ModelSpec, weights: LoadedModel, prompt: Prompt) -> ModelSpec:
+    """A model with what is known of it once its weights, or for an adapter those of its base, are loaded."""
+    adapter = sorted(spec.folder.glob("*.safetensors")) if spec.folder and spec.kind == "adapter" else []
+    return replace(
+        spec,
+        base=weights.name,
+        weights=weights.weights_hash,
+        adapter=sha256_of(adapter) if adapter else None,
+        prompt=prompt.fingerprint(),
+    )
+
+
+def trained_runs(specs: Sequence[ModelSpec]) -> dict[Path, TrainConfig]:
+    """The training runs that specs come from, each once, with the configuration it was trained with."""
+    return {run: config_of(run) for run in dict.fromkeys(run for spec in specs for run in spec.runs)}
+
+
+def _spec(
+    source: str,
+    kind: str,
+    model: ModelConfig,
+    quant: QuantConfig,
+    folder: Path | None = None,
+    runs: tuple[Path, ...] = (),
+    name: str = "",
+) -> ModelSpec:
+    return ModelSpec(
+        source, kind, quant=quant.name.name, name=name, model=model, quant_config=quant, folder=folder, runs=runs
+    )
 
 
 def _of_entry(entry: str, config: EvaluateConfig) -> Sequence[ModelSpec]:
-    """The contenders of one entry, the named one last.
+    """The specs of one entry, the named one last.
 
     Raises:
         ConfigError: With what is wrong.
@@ -96,7 +104,7 @@ def _of_entry(entry: str, config: EvaluateConfig) -> Sequence[ModelSpec]:
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         run = _run_around(folder)
         model = ModelConfig(name=folder.name, source=ModelSource.local, path=entry)
-        return (ModelSpec("", entry, "weights", model, config.quant, folder, (run,) if run else ()),)
+        return (_spec(entry, "weights", model, config.quant, folder, (run,) if run else ()),)
     if folder.exists():
         raise _cannot(f"{entry} holds no run, no adapter and no model")
     return (_of_option(entry, config),)
@@ -115,7 +123,7 @@ def _of_run(folder: Path, entry: str) -> tuple[ModelSpec, ModelSpec]:
         raise _cannot(
             f"{entry} has no {tuned.name}/: it has not finished", fix=f"python train.py trainer.resume={entry}"
         )
-    base = ModelSpec("", trained.model.name, "base", trained.model, trained.quant, None, (folder,))
+    base = _spec(trained.model.name, "base", trained.model, trained.quant, None, (folder,))
     if not method_of(trained.method).trains_all_weights:
         return base, replace(base, source=entry, kind="adapter", folder=tuned)
     model = replace(trained.model, source=ModelSource.local, path=str(tuned))
@@ -126,13 +134,13 @@ def _of_adapter(folder: Path, entry: str, config: EvaluateConfig) -> ModelSpec:
     run = _run_around(folder)
     if run is not None:
         trained = config_of(run)
-        return ModelSpec("", entry, "adapter", trained.model, trained.quant, folder, (run,))
+        return _spec(entry, "adapter", trained.model, trained.quant, folder, (run,))
     model, stated = config.model, _stated_base(folder)
     own = model.hub_id or model.path or model.name
     if Path(stated).name != Path(own).name:
         what = f"{entry} is an adapter for {stated or 'an unnamed base'}, and model={model.name} is {own}"
         raise _cannot(what, allowed="an adapter for model=...", fix="model=local model.path=FOLDER")
-    return ModelSpec("", entry, "adapter", model, config.quant, folder)
+    return _spec(entry, "adapter", model, config.quant, folder)
 
 
 def _stated_base(folder: Path) -> str:
@@ -152,7 +160,7 @@ def _of_option(entry: str, config: EvaluateConfig) -> ModelSpec:
     model = cast(ModelConfig, OmegaConf.to_object(merged))
     if model.source is ModelSource.local and model.path is None:
         raise _cannot(f"{entry} names no weights", allowed="the folder of the model itself")
-    return ModelSpec(entry, entry, "base", model, config.quant)
+    return _spec(entry, "base", model, config.quant, name=entry)
 
 
 def _cannot(what: str, allowed: str = "", fix: str = "") -> ConfigError:
@@ -195,7 +203,7 @@ def _bases_once(models: Sequence[ModelSpec]) -> list[ModelSpec]:
 
 
 def _same(one: ModelSpec, other: ModelSpec) -> bool:
-    return (one.model, one.quant) == (other.model, other.quant)
+    return (one.model, one.quant_config) == (other.model, other.quant_config)
 
 
 def _named(models: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:
@@ -213,7 +221,7 @@ def _possible_names(model: ModelSpec) -> Iterator[str]:
     if model.name:
         yield model.name
     elif model.kind == "base":
-        yield from ("base", f"base_{model.model.name}", f"base_{model.model.name}_{model.quant.name.name}")
+        yield from ("base", f"base_{model.model.name}", f"base_{model.model.name}_{model.quant}")
         yield from (f"base_of_{TIME_OF_RUN.sub('', run.name)}" for run in model.runs[:1])
     else:
         _, *above, name = Path(model.source).resolve().parts

@@ -1,4 +1,4 @@
-"""What training runs and evaluations share: status, loggers, provenance, results."""
+"""Status, loggers, provenance and results of training runs and evaluations."""
 
 import contextlib
 import shlex
@@ -18,14 +18,14 @@ from cyberlm.config.saved import hash_of, settings_of
 from cyberlm.config.schema import ModelSource, Monitor, RootConfig, TrainConfig
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.splits import SPLIT_MANIFEST, Split
-from cyberlm.evaluation.evidence import Answers, Evidence
-from cyberlm.evaluation.evidence_report import differences, sentences, summary
-from cyberlm.evaluation.evidence_report import figures as evidence_figures
-from cyberlm.evaluation.predictions import GENERATION
-from cyberlm.evaluation.records import Comparison, ModelScores, Results
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.metric import compute_metrics
+from cyberlm.evaluation.pairs import compare_all
+from cyberlm.evaluation.predictions import GENERATION, Predictions
+from cyberlm.evaluation.records import SCHEMA_VERSION, ModelSpec, Results
 from cyberlm.evaluation.report import print_results
-from cyberlm.evaluation.results import SCHEMA_VERSION, environment, write_status
-from cyberlm.evaluation.scores import score_predictions
+from cyberlm.evaluation.results import environment, write_models, write_results, write_status
+from cyberlm.evaluation.verdict import main_comparison
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.memory import release_freed_memory
 from cyberlm.runtime.errors import UserError
@@ -33,7 +33,7 @@ from cyberlm.runtime.progress import say
 from cyberlm.runtime.redaction import redact
 from cyberlm.runtime.signals import Stopped
 from cyberlm.tasks.prompts import Prompt
-from cyberlm.tasks.questions import LETTERS, Question
+from cyberlm.tasks.task import LETTERS, Example
 from cyberlm.training import loggers as experiment_loggers
 
 SAMPLE_PREDICTIONS = 32
@@ -163,29 +163,27 @@ def provenance_of(
 
 
 def results_of(
-    config: RootConfig,
-    kind: str,
-    parts: Mapping[str, Sequence[Question]],
-    answers: Mapping[str, Answers],
-    prompt: Prompt,
+    eval_set: EvalSet,
+    models: Mapping[str, Predictions],
+    specs: dict[str, ModelSpec],
     provenance: dict[str, str],
-    comparison: Comparison | None = None,
 ) -> Results:
-    scores: dict[str, ModelScores] = {
-        name: score_predictions(given.plain, prompt.config.protocol, prompt.config.show_options)
-        for name, given in answers.items()
-    }
+    """Metrics and comparisons of all models, as an evaluation has them; a training run adds what it knows besides."""
+    config = eval_set.config
+    comparisons, differences = compare_all(models, specs, eval_set)
     return Results(
         schema_version=SCHEMA_VERSION,
-        kind=kind,
+        kind="evaluate",
         model=config.model.name,
         method="none",
         quant=config.quant.name.name,
         prompt=config.prompt.name,
         data=_data_name(config),
-        questions={name: len(part) for name, part in parts.items()},
-        scores=scores,
-        comparison=comparison,
+        questions={"test": len(eval_set.questions)},
+        models=specs,
+        metrics=compute_metrics(config.metrics, models, eval_set),
+        comparisons=comparisons,
+        differences=differences,
         objective=None,
         steps=0,
         cost=None,
@@ -194,38 +192,27 @@ def results_of(
 
 
 def conclude(
-    folder: Path,
-    results: Results,
-    evidence: Evidence,
-    test: Sequence[Question],
-    answers: Mapping[str, Answers],
-    loggers: Sequence[Logger],
+    folder: Path, results: Results, eval_set: EvalSet, models: Mapping[str, Predictions], loggers: Sequence[Logger]
 ) -> None:
-    """Figures to every logger, tables to the terminal."""
-    figures = {**flat_figures(results), **evidence_figures(evidence)}
-    experiment_loggers.log_results(loggers, figures, sample_rows(test, answers))
-    print_results(results, folder, summary(evidence), differences(evidence), sentences(evidence))
+    """Results and predictions to files, figures to every logger, tables to the terminal."""
+    write_results(results, folder)
+    write_models(folder, models, as_parquet=eval_set.config.evaluation.parquet)
+    experiment_loggers.log_results(loggers, flat_figures(results), sample_rows(eval_set.questions, models))
+    print_results(results, folder)
 
 
 def flat_figures(results: Results) -> dict[str, float]:
     """The final figures under short names, for experiment loggers."""
-    flat: dict[str, float] = {}
-    for name, scores in results.scores.items():
-        flat[f"test/{name}/accuracy"] = scores.likelihood.value
-        flat[f"test/{name}/gold_nll"] = scores.gold_nll
-        if scores.generation is not None:
-            flat[f"test/{name}/accuracy_generation"] = scores.generation.value
-        if scores.rouge is not None:
-            flat[f"test/{name}/rouge1"] = scores.rouge.rouge1
-            flat[f"test/{name}/rougeL"] = scores.rouge.rougeL
-            if scores.rouge.rouge2 is not None:
-                flat[f"test/{name}/rouge2"] = scores.rouge.rouge2
-    if results.comparison is not None:
-        by = "_generation" if results.comparison.metric == GENERATION else ""  # like the accuracies it compares
-        flat[f"test/difference{by}"] = results.comparison.difference
-        flat[f"test/p_value{by}"] = results.comparison.p_value
-        if results.comparison.p_mid is not None:
-            flat[f"test/p_mid{by}"] = results.comparison.p_mid
+    flat = {
+        f"test/{model}/{metric.name}": metric.value
+        for model, metrics in results.metrics.items()
+        for metric in metrics.values()
+        if metric.value is not None
+    }
+    pair = main_comparison(results.comparisons)
+    if pair is not None:
+        by = "_generation" if pair.outcome == GENERATION else ""  # like the accuracies it compares
+        flat |= {f"test/difference{by}": pair.difference, f"test/p_value{by}": pair.p_value, f"test/p_mid{by}": pair.p}
     if results.cost is not None:
         cost = results.cost
         flat["cost/trainable_parameters"] = float(cost.trainable_parameters)
@@ -235,20 +222,20 @@ def flat_figures(results: Results) -> dict[str, float]:
         flat["cost/peak_host_gib"] = cost.peak_host_bytes / 2**30
         if cost.peak_device_bytes is not None:
             flat["cost/peak_device_gib"] = cost.peak_device_bytes / 2**30
-        flat.update({f"cost/seconds/{name}": seconds for name, seconds in cost.seconds.items()})
+        flat |= {f"cost/seconds/{name}": seconds for name, seconds in cost.seconds.items()}
     if results.objective is not None:
         flat[f"val/best_{results.monitor or Monitor.accuracy.name}"] = results.objective
     return flat
 
 
-def sample_rows(questions: Sequence[Question], answers: Mapping[str, Answers]) -> list[dict[str, Any]]:
+def sample_rows(questions: Sequence[Example], models: Mapping[str, Predictions]) -> list[dict[str, Any]]:
     """The first questions with what each model answered, for a table."""
     rows = []
     for k, question in enumerate(questions[:SAMPLE_PREDICTIONS]):
         row: dict[str, Any] = {"question": question.question, "gold": f"{question.letter}) {question.answer}"}
-        for name, given in answers.items():
-            row[f"{name} choice"] = LETTERS[given.plain[k].choice]
-            row[f"{name} right"] = given.plain[k].correct
-            row[f"{name} generated"] = given.plain[k].generated
+        for name, given in models.items():
+            row[f"{name} choice"] = LETTERS[given.test[k].choice]
+            row[f"{name} right"] = given.test[k].correct
+            row[f"{name} generated"] = given.test[k].generated
         rows.append(row)
     return rows

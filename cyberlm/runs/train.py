@@ -16,18 +16,19 @@ from cyberlm.data.datamodule import check_reads, encode_split
 from cyberlm.data.label_check import lint_labels
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import SPLIT_MANIFEST, split_questions, write_manifest
-from cyberlm.evaluation.evidence import Answers
-from cyberlm.evaluation.records import Cost
-from cyberlm.evaluation.results import write_results
-from cyberlm.evaluation.verdict import compare
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.inference import run_inference
+from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.records import Cost, ModelSpec
 from cyberlm.export.model_card import write_card
 from cyberlm.models.loaded import LoadedModel, count_parameters
 from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
 from cyberlm.models.memory import MemoryEstimate
-from cyberlm.models.methods.method import load_for_training, method_of, saved_folder
+from cyberlm.models.methods.method import Method, load_for_training, method_of, saved_folder
 from cyberlm.models.saving import save_tuned, saving, try_saving
-from cyberlm.runs.inference import Asked, ask, doubtful_items, weigh, write_answers
+from cyberlm.runs.eval_set import check_metrics
 from cyberlm.runs.memory import check_memory, out_of_memory_explained
+from cyberlm.runs.model_specs import loaded_spec
 from cyberlm.runs.processes import Team
 from cyberlm.runs.reporting import (
     Clock,
@@ -51,6 +52,9 @@ from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.checkpointing import CHECKPOINTS
 from cyberlm.training.fit import fit, prepare
 from cyberlm.training.optim import check_optimizer
+
+Encoded = dict[str, list[EncodedQuestion]]
+"""Questions in tokens, by part of the split."""
 
 
 def train(config: TrainConfig, folder: Path) -> float:
@@ -109,35 +113,29 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
     begin(folder, config, provenance)
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
 
-    seen = (*split.train, *split.validation)
-    asked = Asked(
-        *(split.test, encoded["test"], split.validation, encoded["validation"]),
-        seen,
-        doubtful_items(config, split.test),
-    )
+    eval_set = EvalSet(config, split.test, split.validation, seen=(*split.train, *split.validation))
+    check_metrics(eval_set)
     meter = CostMeter()
-    learned = learn(config, folder, loaded, prompt, (encoded, asked), loggers, meter, clock)
+    learned = learn(config, folder, loaded, prompt, (encoded, eval_set), loggers, meter, clock)
     team.leave()
-    answers, loaded = learned.answers, learned.loaded
+    loaded, tuned = learned.loaded, saved_folder(config.method, folder)
 
-    with clock.phase("weigh evidence"):
-        evidence = weigh(answers, asked, config)
-        comparison = compare(evidence.pairs)
-        results = results_of(config, "train", split.parts(), answers, prompt, provenance, comparison)
-    tuned = saved_folder(config.method, folder)
+    with clock.phase("compute metrics"):
+        specs = {name: _spec(name, config, loaded, prompt, tuned) for name in learned.predictions}
+        results = results_of(eval_set, learned.predictions, specs, provenance)
     results = replace(
         results,
+        kind="train",
         method=config.method.name,
+        questions={name: len(part) for name, part in split.parts().items()},
         objective=learned.validation[config.trainer.monitor.name],
         monitor=config.trainer.monitor.name,
         validation=dict(learned.validation),
         steps=learned.steps,
         cost=_cost(loaded, clock, meter, tuned, estimate),
     )
-    write_results(results, folder)
-    write_answers(folder, answers, evidence, as_parquet=config.evaluation.parquet)
     write_card(tuned, config, loaded.name, results)
-    conclude(folder, results, evidence, split.test, answers, loggers)
+    conclude(folder, results, eval_set, learned.predictions, loggers)
     return learned.validation[config.trainer.monitor.name]
 
 
@@ -146,13 +144,13 @@ class Learned:
     """What came of `learn`.
 
     Attributes:
-        answers: By name of the model, `base` and `tuned`.
+        predictions: By name of the model, `base` and `tuned`.
         validation: The validation figures of the weights that were chosen, by name.
         steps: Optimizer steps taken.
     """
 
     loaded: LoadedModel
-    answers: dict[str, Answers]
+    predictions: dict[str, Predictions]
     validation: dict[str, float]
     steps: int
 
@@ -162,7 +160,7 @@ def learn(
     folder: Path,
     loaded: LoadedModel,
     prompt: Prompt,
-    given: tuple[dict[str, list[EncodedQuestion]], Asked] | None,
+    given: tuple[Encoded, EvalSet] | None,
     loggers: Sequence[Logger],
     meter: CostMeter,
     clock: Clock,
@@ -173,11 +171,11 @@ def learn(
         loaded: The base, which is changed in place.
         given: Questions to train on, and to answer; only the first process has them before.
     """
-    encoded, asked = distributed.broadcast(given)  # type: ignore[misc]  # the first process's is not None
-    answers: dict[str, Answers] = {}
+    encoded, eval_set = distributed.broadcast(given)  # type: ignore[misc]  # the first process's is not None
+    predictions: dict[str, Predictions] = {}
     method = method_of(config.method)
     if config.evaluation.base and not method.keeps_base:
-        answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
+        predictions["base"] = _score_base(clock, method, loaded, prompt, (encoded, eval_set))
     loaded = prepare(loaded, config)
     if distributed.rank() == 0:
         try_saving(method, loaded, prompt.tokenizer, prompt.identity(), folder)
@@ -189,15 +187,29 @@ def learn(
             tuned = saved_folder(config.method, folder)
             save_tuned(method, loaded, prompt.tokenizer, prompt.identity(), tuned)
     if config.evaluation.base and method.keeps_base:
-        answers["base"] = _ask_base(clock, loaded, prompt, asked, config)
+        predictions["base"] = _score_base(clock, method, loaded, prompt, (encoded, eval_set))
     with clock.phase("score tuned"):
-        answers["tuned"] = ask(loaded, prompt, asked, config, "the tuned model")
-    return Learned(loaded, answers, validation, steps)
+        predictions["tuned"] = run_inference(loaded, prompt, eval_set, encoded, "the tuned model")
+    return Learned(loaded, predictions, validation, steps)
 
 
-def _ask_base(clock: Clock, loaded: LoadedModel, prompt: Prompt, asked: Asked, config: TrainConfig) -> Answers:
-    with clock.phase("score base"), method_of(config.method).base_view(loaded):
-        return ask(loaded, prompt, asked, config, "the base model")
+def _score_base(
+    clock: Clock, method: Method, loaded: LoadedModel, prompt: Prompt, given: tuple[Encoded, EvalSet]
+) -> Predictions:
+    encoded, eval_set = given
+    with clock.phase("score base"), method.base_view(loaded):
+        return run_inference(loaded, prompt, eval_set, encoded, "the base model")
+
+
+def _spec(name: str, config: TrainConfig, loaded: LoadedModel, prompt: Prompt, tuned: Path) -> ModelSpec:
+    """The base or the tuned model as results.json has it; of fully tuned weights there is no hash."""
+    base = loaded_spec(ModelSpec(config.model.name, "base", quant=config.quant.name.name), loaded, prompt)
+    if name == "base":
+        return base
+    spec = replace(base, source=str(tuned), folder=tuned, tuned_from="base")
+    if method_of(config.method).trains_all_weights:
+        return replace(spec, kind="weights", weights="")
+    return loaded_spec(replace(spec, kind="adapter"), loaded, prompt)
 
 
 def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, estimate: MemoryEstimate | None) -> Cost:

@@ -1,8 +1,17 @@
-"""Words for the records that pydantic refuses: each problem with its place and its value."""
+"""Records to JSON and back by pydantic; what it refuses, in words that name the place and the value."""
 
-from typing import Any
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
+
+from cyberlm.runtime.errors import Problem, RunError, did_you_mean
+
+Record = TypeVar("Record")
 
 WORDS = {
     "json_invalid": "it is not JSON: {error}",
@@ -50,3 +59,60 @@ def kind_of(value: Any) -> str:
 def shown(text: str) -> str:
     """Quote a text, cut to fit a line, with all that a terminal might not show escaped."""
     return ascii(text) if len(text) <= 60 else f"{text[:60]!a}..."
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
+
+
+def to_json(record: Any, where: str) -> Any:
+    """Turn a dataclass into JSON values.
+
+    Args:
+        where: File, for the message.
+
+    Raises:
+        RunError: If a number is infinite or not a number; with all of these.
+    """
+    value = _adapter(type(record)).dump_python(record, mode="json")
+    problems = [Problem(what, "a finite number") for what in _not_finite(value)]
+    if problems:
+        hint = "If this model was trained here, its training diverged: lower optim.learning_rate."
+        raise RunError(f"{where} cannot be written.", problems, hint)
+    return value
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[str]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from _not_finite(item, f"{place}.{key}".lstrip("."))
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{place} is {value}"
+
+
+def from_json(kind: type[Record], value: Any, where: str, hint: str = "") -> Record:
+    """Make a dataclass of JSON values. A float may be whole; nothing else is converted.
+
+    Args:
+        where: File, for the message.
+
+    Raises:
+        RunError: If fields are unknown, missing or mistyped; with all of these, and `hint`.
+    """
+    try:
+        record: Record = _adapter(kind).validate_json(json.dumps(value), strict=True, extra="forbid")
+        return record
+    except ValidationError as error:
+        known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # every record is a dataclass
+        raise RunError(f"{where} cannot be read.", list(_problems(error, known)), hint) from error
+
+
+def _problems(error: ValidationError, known: list[str]) -> Iterator[Problem]:
+    for item in error.errors(include_url=False):
+        place = ".".join(map(str, item["loc"])) or "the top level"
+        if item["type"] == "missing":
+            yield Problem(f"{place} is missing")
+        elif item["type"] == "unexpected_keyword_argument":
+            yield Problem(f"{place} is not a field. {did_you_mean(place, known)}".rstrip())
+        else:
+            allowed = item["msg"].removeprefix("Input should be ")
+            yield Problem(f"{place} is {json.dumps(item['input'])[:60]}", allowed)

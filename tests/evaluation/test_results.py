@@ -9,18 +9,22 @@ from typing import Any
 
 import pytest
 from pyarrow import parquet
+from results_support import BASE, named, results
 
 from cyberlm.evaluation import results as results_module
-from cyberlm.evaluation.predictions import Prediction
-from cyberlm.evaluation.records import Comparison, Cost, ModelScores, Proportion, Results, RougeScores, ScoredModel
+from cyberlm.evaluation.comparison import MeanDifference, PairComparison
+from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.predictions import Prediction, Predictions
+from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.results import (
     PACKAGES,
-    SCHEMA_VERSION,
     Status,
     environment,
+    read_models,
     read_predictions,
     read_results,
     read_status,
+    write_models,
     write_predictions,
     write_results,
     write_status,
@@ -28,32 +32,6 @@ from cyberlm.evaluation.results import (
 from cyberlm.runtime.errors import RunError
 from cyberlm.runtime.files import write_json
 
-HALF = Proportion(0.5, 1, 2, 0.0945, 0.9055)
-SCORES = ModelScores(
-    likelihood=HALF,
-    per_letter={"A": HALF},
-    gold_nll=2.5,
-    generation=None,
-    generation_note="no answers were generated",
-    parse_fail_rate=None,
-    rouge=RougeScores(0.25, None, 0.25, 2, "undefined"),
-)
-RESULTS = Results(
-    schema_version=SCHEMA_VERSION,
-    kind="train",
-    model="smollm2_135m",
-    method="qlora",
-    quant="nf4",
-    prompt="text",
-    data="sample",
-    questions={"train": 8, "validation": 2, "test": 2},
-    scores={"base": SCORES, "tuned": replace(SCORES, generation=HALF, generation_note="", parse_fail_rate=0.0)},
-    comparison=Comparison(0.0, 1, 1, 1.0, "no significant difference (p = 1): 1 question gained, 1 lost"),
-    objective=0.5,
-    steps=4,
-    cost=Cost(10, 1000, {"load": 6.0, "train": 12.25}, 900, 800, 100, 65.3, 2**30, None, 4096),
-    provenance={"seed": "0", "command": "python train.py model.name='é'"},
-)
 PREDICTION = Prediction(
     id="sample:1",
     hash="0123456789abcdef",
@@ -84,35 +62,41 @@ def damage(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "results",
-    [
-        RESULTS,
-        replace(RESULTS, kind="evaluate", scores={"base": SCORES}, comparison=None, objective=None, cost=None),
-        replace(RESULTS, models={"a": ScoredModel("outputs/a", "adapter", "hub/id", "nf4", "0f", "1e", "2d")}),
-    ],
+    "changes",
+    [{}, {"kind": "evaluate", "metrics": {"base": BASE}, "comparisons": (), "objective": None, "cost": None}],
 )
-def test_results_round_trip(tmp_path: Path, results: Results) -> None:
-    write_results(results, tmp_path / "new" / "folder")
-    assert read_results(tmp_path / "new" / "folder") == results
+def test_results_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
+    write_results(results(**changes), tmp_path / "new" / "folder")
+    assert read_results(tmp_path / "new" / "folder") == results(**changes)
 
 
 def test_results_file_is_for_people_too(tmp_path: Path) -> None:
-    write_results(RESULTS, tmp_path)
+    write_results(results(), tmp_path)
     text = (tmp_path / "results.json").read_text(encoding="utf-8")
-    assert text.startswith('{\n  "schema_version": 1,\n  "kind": "train",\n')
+    assert text.startswith('{\n  "schema_version": 2,\n  "kind": "train",\n')
     assert "model.name='é'" in text
-    assert list(json.loads(text)) == [field.name for field in fields(Results)]
+    value = json.loads(text)
+    assert list(value) == [field.name for field in fields(Results)]
+    assert value["metrics"]["base"]["temperature"] == {
+        "name": "temperature",
+        "value": 2.0,
+        "note": "fitted",
+        "place": "detail",
+    }
+    assert set(value["models"]["base"]) == set(SPEC)  # what is needed to load a model stays out
+
+
+SPEC = ("source", "kind", "base", "quant", "weights", "adapter", "prompt", "tuned_from")
 
 
 def test_nan_becomes_null_only_where_a_number_may_be_missing(tmp_path: Path) -> None:
     nan = float("nan")
-    write_results(replace(RESULTS, objective=nan), tmp_path)
-    assert read_results(tmp_path).objective is None
+    write_results(results(objective=nan, validation={"accuracy": nan}), tmp_path)
+    assert (read_results(tmp_path).objective, read_results(tmp_path).validation) == (None, {"accuracy": None})
     before = (tmp_path / "results.json").read_bytes()
     for bad in (nan, float("inf"), float("-inf")):
-        diverged = replace(RESULTS, scores={"tuned": replace(SCORES, gold_nll=bad)})
-        with pytest.raises(RunError, match=r"results\.json: scores\.tuned: gold_nll"):
-            write_results(diverged, tmp_path)
+        with pytest.raises(RunError, match=r"results\.json(.|\n)*metrics\.tuned\.x\.value is"):
+            write_results(results(metrics={"tuned": named(Metric("x", bad))}), tmp_path)
     assert (tmp_path / "results.json").read_bytes() == before
 
 
@@ -125,7 +109,7 @@ def test_missing_results_say_why(tmp_path: Path) -> None:
 
 
 def test_torn_results_are_refused(tmp_path: Path) -> None:
-    write_results(RESULTS, tmp_path)
+    write_results(results(), tmp_path)
     path = tmp_path / "results.json"
     path.write_text(path.read_text()[:200])
     with pytest.raises(RunError, match=r"results\.json cannot be read(.|\n)*python evaluate\.py run="):
@@ -133,16 +117,16 @@ def test_torn_results_are_refused(tmp_path: Path) -> None:
 
 
 def test_nan_in_a_file_is_refused(tmp_path: Path) -> None:
-    write_results(RESULTS, tmp_path)
+    write_results(results(), tmp_path)
     path = tmp_path / "results.json"
     path.write_text(path.read_text().replace('"objective": 0.5', '"objective": NaN'))
     with pytest.raises(RunError, match="NaN is not a JSON number"):
         read_results(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None, ...])
+@pytest.mark.parametrize("version", [0, 3, "1", None, ...])
 def test_other_versions_are_refused(tmp_path: Path, version: Any) -> None:
-    write_results(RESULTS, tmp_path)
+    write_results(results(), tmp_path)
     damage(tmp_path, schema_version=version)
     with pytest.raises(RunError, match="schema_version"):
         read_results(tmp_path)
@@ -153,26 +137,26 @@ def test_other_versions_are_refused(tmp_path: Path, version: Any) -> None:
     [
         ({"objektive": 1.0}, r"objektive is not a field. Did you mean 'objective'\?"),
         ({"steps": ...}, "steps is missing"),
-        ({"steps": "4"}, 'steps is "4"(.|\n)*allowed: int'),
+        ({"steps": "4"}, 'steps is "4"(.|\n)*allowed: a valid integer'),
         ({"steps": True}, "steps is true"),
         ({"steps": 4.0}, "steps is 4.0"),
         ({"steps": None}, "steps is null"),
         ({"model": 1}, "model is 1"),
         ({"questions": []}, r"questions is \[\]"),
         ({"questions": {"test": 1.5}}, r"questions\.test is 1\.5"),
-        ({"scores": {"base": {}}}, r"scores\.base\.likelihood is missing"),
-        ({"comparison": {"difference": "x"}}, r"comparison\.difference is (.|\n)*comparison\.p_value is missing"),
+        ({"metrics": {"base": {"x": {"name": "x"}}}}, r"metrics\.base\.x\.value is missing"),
+        ({"comparisons": [{"difference": "x"}]}, r"comparisons\.0\.p_value is missing"),
     ],
 )
 def test_wrong_fields_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    write_results(RESULTS, tmp_path)
+    write_results(results(), tmp_path)
     damage(tmp_path, **changes)
     with pytest.raises(RunError, match=message):
         read_results(tmp_path)
 
 
 def test_whole_number_is_read_as_a_float(tmp_path: Path) -> None:
-    write_results(RESULTS, tmp_path)
+    write_results(results(), tmp_path)
     damage(tmp_path, objective=1)
     assert type(read_results(tmp_path).objective) is float
 
@@ -191,6 +175,19 @@ def test_predictions_round_trip(tmp_path: Path) -> None:
     assert "naïve" in path.read_text(encoding="utf-8")
 
 
+def test_further_passes_are_read_back_with_the_predictions(tmp_path: Path) -> None:
+    turned = [replace(PREDICTION, gold=gold, hash=str(gold)) for gold in (1, 0)]
+    fixed = replace(PREDICTION, id="sample:2")  # its options may not be rotated
+    full = Predictions([turned[0], fixed], [turned], [replace(PREDICTION, choice=0), fixed], [fixed])
+    models = {"base": full, "tuned": Predictions([PREDICTION, fixed])}
+    write_models(tmp_path, models)
+    found = read_models(tmp_path)
+    assert found["base"] == full
+    assert found["tuned"].test == [PREDICTION, fixed] and not found["tuned"].rotated
+    write_models(tmp_path / "plain", {"tuned": models["tuned"]})
+    assert not (tmp_path / "plain" / "passes.jsonl").exists()
+
+
 def test_parquet_holds_the_rows_of_the_lines(tmp_path: Path) -> None:
     by_model = {
         "base": [PREDICTION, replace(PREDICTION, id="sample:2", generated=None, parsed=None)],
@@ -206,7 +203,7 @@ def test_parquet_holds_the_rows_of_the_lines(tmp_path: Path) -> None:
     write_predictions(tmp_path / "none.parquet", nothing)  # columns keep their types where all are null
     assert parquet.read_schema(tmp_path / "none.parquet") == table.schema
     bad = replace(PREDICTION, gold_nll=float("inf"))
-    with pytest.raises(RunError, match=r"bad\.parquet, prediction 1 of base: gold_nll"):
+    with pytest.raises(RunError, match=r"bad\.parquet, prediction 1 of base(.|\n)*gold_nll is inf"):
         write_predictions(tmp_path / "bad.parquet", {"base": [bad]})
     assert not (tmp_path / "bad.parquet").exists()
 
@@ -235,7 +232,7 @@ def test_missing_predictions(tmp_path: Path) -> None:
 
 def test_prediction_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     bad = replace(PREDICTION, option_logprobs=(float("nan"), -1.0))
-    with pytest.raises(RunError, match=r"prediction 2 of base: option_logprobs"):
+    with pytest.raises(RunError, match=r"prediction 2 of base(.|\n)*option_logprobs.0 is nan"):
         write_predictions(tmp_path / "predictions.jsonl", {"base": [PREDICTION, bad]})
     assert list(tmp_path.iterdir()) == []
 
@@ -284,6 +281,6 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_field_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
-    records = (Results, ScoredModel, ModelScores, Proportion, RougeScores, Comparison, Cost, Prediction, Status)
+    records = (Results, Metric, Cost, PairComparison, MeanDifference, Prediction, Status)
     names = {field.name for record in records for field in fields(record)} | {"model", "correct", "generated_correct"}
-    assert {name for name in names if f"`{name}`" not in text} == set()
+    assert {name for name in names | set(SPEC) if f"`{name}`" not in text} == set()

@@ -9,13 +9,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from omegaconf import OmegaConf
+from results_support import COST, named, results
 from wandb_support import wandb_run
 
-from cyberlm.evaluation.records import Cost, ModelScores, Proportion, Results
+from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.records import Results
 from cyberlm.evaluation.results import read_status, write_results, write_status
 from cyberlm.runs import leaderboard as sweeps
 from cyberlm.runs.leaderboard import LeaderboardCallback, leaderboard, show_leaderboard
@@ -24,48 +27,17 @@ from cyberlm.runtime.errors import RunError
 ROOT = Path(__file__).parents[2]
 
 
-def results(objective: float, accuracy: float, nll: float | None = None) -> Results:
+def found(objective: float, accuracy: float, nll: float | None = None, **changes: Any) -> Results:
     """Of a run chosen by accuracy, as older ones are; with `nll`, of one chosen by it, of the same accuracy."""
-    right = round(100 * accuracy)
-    scores = ModelScores(
-        likelihood=Proportion(accuracy, right, 100, 0.0, 1.0),
-        per_letter={},
-        gold_nll=1.25,
-        generation=None,
-        generation_note="not asked for",
-        parse_fail_rate=None,
-        rouge=None,
-    )
-    cost = Cost(
-        trainable_parameters=1234,
-        total_parameters=5678,
-        seconds={"load": 1.4, "train": 3.4},
-        processed_tokens=1,
-        nonpadding_tokens=1,
-        label_tokens=1,
-        nonpadding_tokens_per_second=1.0,
-        peak_host_bytes=1,
-        peak_device_bytes=None,
-        adapter_bytes=1,
-    )
-    return Results(
-        schema_version=1,
-        kind="train",
-        model="tiny_random",
-        method="lora",
-        quant="none",
-        prompt="letter",
-        data="sample",
-        questions={},
-        scores={"tuned": scores},
-        comparison=None,
+    metrics = named(Metric("accuracy", accuracy), Metric("gold_nll", 1.25), Metric("ece", 0.1, place="evidence"))
+    run = results(
+        metrics={"tuned": metrics},
         objective=objective if nll is None else nll,
         monitor=None if nll is None else "option_nll",
         validation={} if nll is None else {"accuracy": objective, "option_nll": nll},
-        steps=1,
-        cost=cost,
-        provenance={},
+        cost=replace(COST, trainable_parameters=1234, seconds={"load": 1.4, "train": 3.4}),
     )
+    return replace(run, **changes)
 
 
 def make_job(folder: Path, overrides: list[str], state: str | None, reason: str = "") -> Path:
@@ -93,7 +65,7 @@ def sweep(tmp_path: Path) -> Path:
         reason = "ModelError: no model, none" if state == "failed" else ""
         job = make_job(tmp_path / str(number), overrides, state, reason)
         if objective is not None:
-            write_results(results(objective, accuracy), job)
+            write_results(found(objective, accuracy), job)
     (tmp_path / "multirun.yaml").touch()
     (tmp_path / "notes").mkdir()
     return tmp_path
@@ -101,7 +73,7 @@ def sweep(tmp_path: Path) -> Path:
 
 HEADER = (
     "rank,job,state,val option nll,val accuracy,model,method.lora.rank,method.lora.use_dora,test accuracy,"
-    "test generation,test gold nll,trainable,seconds,reason"
+    "test gold_nll,trainable,seconds,reason"
 )
 
 
@@ -110,12 +82,12 @@ def test_leaderboard_file(sweep: Path) -> None:
     show_leaderboard(sweep)
     assert (sweep / "leaderboard.csv").read_text().splitlines() == [
         HEADER,
-        "1,4,finished,,0.7500,tiny_random,4,true,0.6000,,1.2500,1234,5,",
-        "2,0,finished,,0.5000,tiny_random,0,,0.9000,,1.2500,1234,5,",
-        "3,10,finished,,0.5000,tiny_random,10,,0.9500,,1.2500,1234,5,",
-        '4,1,failed,,,tiny_random,1,,,,,,,"ModelError: no model, none"',
-        "5,2,killed,,,tiny_random,2,,,,,,,",
-        "6,3,not started,,,tiny_random,3,,,,,,,",
+        "1,4,finished,,0.7500,tiny_random,4,true,0.6000,1.2500,1234,5,",
+        "2,0,finished,,0.5000,tiny_random,0,,0.9000,1.2500,1234,5,",
+        "3,10,finished,,0.5000,tiny_random,10,,0.9500,1.2500,1234,5,",
+        '4,1,failed,,,tiny_random,1,,,,,,"ModelError: no model, none"',
+        "5,2,killed,,,tiny_random,2,,,,,,",
+        "6,3,not started,,,tiny_random,3,,,,,,",
     ]
 
 
@@ -123,21 +95,21 @@ def test_option_nll_ranks_and_accuracy_where_it_chose_the_weights_of_any_job(tmp
     """Differences behind the fourth decimal count; equals go by the other figure, before the order of the jobs."""
     figures = [(0.75, 0.90001), (0.50, 0.9), (0.75, 0.9), (0.75, 1.2)]
     for number, (accuracy, nll) in enumerate(figures):
-        write_results(results(accuracy, 0.5, nll), make_job(tmp_path / str(number), [], "finished"))
+        write_results(found(accuracy, 0.5, nll), make_job(tmp_path / str(number), [], "finished"))
     rows = leaderboard(tmp_path)
     assert [row["job"] for row in rows] == ["2", "1", "0", "3"]
     assert [(row["val option nll"], row["val accuracy"]) for row in rows[:2]] == [
         ("0.9000", "0.7500"),
         ("0.9000", "0.5000"),
     ]
-    write_results(results(0.6, 0.5), make_job(tmp_path / "4", [], "finished"))
+    write_results(found(0.6, 0.5), make_job(tmp_path / "4", [], "finished"))
     assert [row["job"] for row in leaderboard(tmp_path)] == ["2", "0", "3", "4", "1"]
 
 
 def test_leaderboard_again_after_a_job_was_repeated(sweep: Path) -> None:
     show_leaderboard(sweep)
     write_status(sweep / "3", "finished", 0.9)
-    write_results(results(0.9, 0.1), sweep / "3")
+    write_results(found(0.9, 0.1), sweep / "3")
     assert [row["job"] for row in show_leaderboard(sweep)] == ["3", "4", "0", "10", "1", "2"]
     with (sweep / "leaderboard.csv").open(newline="") as stream:
         assert [row["job"] for row in csv.DictReader(stream)] == ["3", "4", "0", "10", "1", "2"]
@@ -150,18 +122,18 @@ def test_what_is_the_same_everywhere_is_not_printed(sweep: Path, monkeypatch: py
     assert list(shown[0]) == [name for name in HEADER.split(",") if name != "model"]
 
 
-def test_accuracy_by_generation_stands_beside_that_by_likelihood(sweep: Path) -> None:
-    written = results(0.75, 0.6)
-    scores = replace(written.scores["tuned"], generation=Proportion(0.25, 1, 4, 0.05, 0.7))
-    write_results(replace(written, scores={"tuned": scores}), sweep / "4")
-    first = show_leaderboard(sweep)[0]
-    assert (first["job"], first["test accuracy"], first["test generation"]) == ("4", "0.6000", "0.2500")
+def test_metrics_of_any_job_are_columns(sweep: Path) -> None:
+    more = {"tuned": named(Metric("accuracy", 0.6), Metric("my_metric", 0.25), Metric("rouge2", None))}
+    write_results(found(0.75, 0.6, metrics=more), sweep / "4")
+    first, second, *_ = show_leaderboard(sweep)
+    assert (first["job"], first["test accuracy"], first["test my_metric"]) == ("4", "0.6000", "0.2500")
+    assert (second["test my_metric"], first["test gold_nll"]) == ("", "") and "test rouge2" not in first
 
 
 def test_found_figures_are_printed_even_where_they_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (0, 1):
         job = make_job(tmp_path / str(number), ["model=tiny_random", f"seed={number}"], "finished")
-        write_results(results(0.5, 0.5), job)
+        write_results(found(0.5, 0.5), job)
     shown: list[dict[str, str]] = []
     monkeypatch.setattr(sweeps, "print_leaderboard", shown.extend)
     show_leaderboard(tmp_path)
@@ -173,9 +145,9 @@ def test_found_figures_are_printed_even_where_they_agree(tmp_path: Path, monkeyp
 
 def test_evaluations_of_models_as_they_are(tmp_path: Path) -> None:
     for number, accuracy in enumerate((0.5, 0.6)):
-        found = results(0.0, accuracy)
+        metrics = {"base": named(Metric("accuracy", accuracy))}
         job = make_job(tmp_path / str(number), [f"seed={number}"], "finished")
-        write_results(replace(found, scores={"base": found.scores["tuned"]}, objective=None, cost=None), job)
+        write_results(replace(found(0.0, accuracy), metrics=metrics, objective=None, cost=None), job)
     rows = leaderboard(tmp_path)
     assert [(row["job"], row["val accuracy"], row["test accuracy"]) for row in rows] == [
         ("0", "", "0.5000"),
@@ -217,7 +189,7 @@ def test_jobs_that_are_named_after_their_overrides(tmp_path: Path) -> None:
     """As `hydra.sweep.subdir=${hydra.job.override_dirname}` names them; a value may hold a slash."""
     (tmp_path / "multirun.yaml").touch()
     for name in ("seed=10", "seed=9", "data.path=a/b.json,seed=1"):
-        write_results(results(0.5, 0.5), make_job(tmp_path / name, [f"x={name}"], "finished"))
+        write_results(found(0.5, 0.5), make_job(tmp_path / name, [f"x={name}"], "finished"))
     (tmp_path / "seed=9" / "wandb").mkdir()
     rows = show_leaderboard(tmp_path)
     assert [row["job"] for row in rows] == ["data.path=a/b.json,seed=1", "seed=9", "seed=10"]
@@ -229,7 +201,7 @@ def test_a_sweep_in_which_every_job_failed_has_failed(
 ) -> None:
     for number in range(2):
         job = make_job(tmp_path / str(number), [], "finished" if number < finished else "failed")
-        write_results(results(0.5, 0.5), job)
+        write_results(found(0.5, 0.5), job)
     ended = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
     with contextlib.nullcontext() if finished else pytest.raises(SystemExit, match="1"):
         LeaderboardCallback().on_multirun_end(ended)

@@ -18,6 +18,7 @@ from support import MULTIPLE_CHOICE, compose, config_of, sample_questions
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import EvaluateConfig, OnBadRow, QuantName
 from cyberlm.data.readers import read_questions
+from cyberlm.evaluation.records import ModelSpec, Results
 from cyberlm.evaluation.results import read_predictions, read_results
 from cyberlm.models import loading
 from cyberlm.models.loaded import LoadedModel
@@ -26,8 +27,7 @@ from cyberlm.models.methods.lora import load_adapter
 from cyberlm.models.tiny import tiny_tokenizer
 from cyberlm.runs import evaluate as evaluating
 from cyberlm.runs.evaluate import evaluate
-from cyberlm.runs.inference import Asked
-from cyberlm.runs.model_specs import ModelSpec, find_models
+from cyberlm.runs.model_specs import find_models
 from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError, ModelError, RunError
@@ -85,6 +85,12 @@ def scoring(*runs: str, more: tuple[str, ...] = ()) -> EvaluateConfig:
     return build_config(compose(*overrides, f"runs=[{','.join(runs)}]", command="evaluate"), EvaluateConfig)
 
 
+def gold_nll(results: Results, model: str) -> float:
+    value = results.metrics[model]["gold_nll"].value
+    assert value is not None
+    return value
+
+
 def names(config: EvaluateConfig) -> list[str]:
     return [contender.name for contender in find_models(config)]
 
@@ -97,29 +103,28 @@ def test_everything_that_can_be_scored_in_one_command(tmp_path: Path) -> None:
     done = subprocess.run([*command, *overrides], capture_output=True, text=True, check=False, env=place)
     assert done.returncode == 0, done.stderr
     results = read_results(tmp_path / "e")
-    assert list(results.scores) == list(results.models) == ["base", "low", "whole", "merged"]
+    assert list(results.metrics) == list(results.models) == ["base", "low", "whole", "merged"]
     assert [model.kind for model in results.models.values()] == ["base", "adapter", "weights", "weights"]
     assert results.models["low"].weights == results.models["base"].weights != results.models["merged"].weights
     assert results.models["low"].adapter is not None and results.models["base"].adapter is None
-    assert (results.model, results.method, results.comparison) == ("tiny_random, merged", "lora, sft", None)
+    assert (results.model, results.method) == ("tiny_random, merged", "lora, sft")
 
-    one_by_one = {name: read_results(Path(run)).scores for name, run in (("low", LOW), ("whole", "outputs/whole"))}
-    for name, scores in one_by_one.items():
-        assert results.scores[name].likelihood == scores["tuned"].likelihood
-        assert results.scores[name].gold_nll == pytest.approx(scores["tuned"].gold_nll, abs=1e-6)
-    assert results.scores["base"] == one_by_one["low"]["base"]
-    assert results.scores["merged"].gold_nll == pytest.approx(results.scores["low"].gold_nll, abs=1e-5)
+    one_by_one = {name: read_results(Path(run)).metrics for name, run in (("low", LOW), ("whole", "outputs/whole"))}
+    for name, metrics in one_by_one.items():
+        assert results.metrics[name]["accuracy"] == metrics["tuned"]["accuracy"]
+        assert gold_nll(results, name) == pytest.approx(metrics["tuned"]["gold_nll"].value, abs=1e-6)
+    assert results.metrics["base"] == one_by_one["low"]["base"]
+    assert gold_nll(results, "merged") == pytest.approx(gold_nll(results, "low"), abs=1e-5)
 
-    evidence = json.loads((tmp_path / "e" / "evidence.json").read_text())
-    pairs = {(pair["first"], pair["second"]): pair["family"] for pair in evidence["pairs"]}
+    pairs = {(pair.first, pair.second): pair.family for pair in results.comparisons}
     assert len(pairs) == 6 and pairs["low", "merged"] == "tuned models among each other"
     bases = {"base": None, "low": "base", "whole": "base", "merged": None}  # of merged weights nobody says the base
     assert {name: model.tuned_from for name, model in results.models.items()} == bases
     against = {names for names, family in pairs.items() if family == "each tuned model against its base"}
     assert against == {("base", "low"), ("base", "whole")}
-    assert set(read_predictions(tmp_path / "e" / "predictions.jsonl")) == set(results.scores)
+    assert set(read_predictions(tmp_path / "e" / "predictions.jsonl")) == set(results.metrics)
     assert recompute(tmp_path / "e") == []
-    for name in results.scores:
+    for name in results.metrics:
         assert name in done.stdout
     assert "low minus base" in done.stdout and "each tuned model against its base (Holm over 2)" in done.stdout
     tables = done.stdout[done.stdout.index("Test questions") : done.stdout.index("Files:")]
@@ -140,7 +145,7 @@ def test_a_base_is_scored_once_and_memory_holds_one_model(tmp_path: Path, monkey
     monkeypatch.setattr(loading, "load_base", watched)
     evaluate(scoring(LOW, "outputs/whole", "outputs/four_bit", "tiny_random"), tmp_path / "e")
     results = read_results(tmp_path / "e")
-    assert list(results.scores) == ["tiny_random", "low", "whole", "base", "four_bit"]
+    assert list(results.metrics) == ["tiny_random", "low", "whole", "base", "four_bit"]
     assert [results.models[name].quant for name in ("tiny_random", "base", "four_bit")] == ["none", "nf4", "nf4"]
     assert alive == [0, 0, 0]  # a base is loaded once for itself and its first adapter
 
@@ -155,7 +160,7 @@ def test_equal_weights_under_two_configurations_are_scored_once(tmp_path: Path) 
         evaluate(scoring(LOW, "outputs/whole"), tmp_path / "e")
     finally:
         saved.write_text(text)
-    assert list(read_results(tmp_path / "e").scores) == ["base_of_low", "low", "whole"]
+    assert list(read_results(tmp_path / "e").metrics) == ["base_of_low", "low", "whole"]
 
 
 def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(tmp_path: Path) -> None:
@@ -170,7 +175,8 @@ def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(t
         causal.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
         model = config_of("model=local", f"model.path={tmp_path / name}").model
-        entrant = evaluating._entrant(ModelSpec(name, name, "base", model, config.quant), Asked(questions, ()), config)
+        spec = ModelSpec(name, "base", name=name, model=model, quant_config=config.quant)
+        entrant = evaluating._entrant(spec, questions, config)
         bases.append(bench.base_of(entrant))
     assert [base == bases[0] for base in bases] == [True, False, True, False]
     assert len({base[0] for base in bases}) == 1  # the weights
@@ -238,8 +244,8 @@ def test_an_adapter_from_elsewhere_stands_on_the_configured_model(tmp_path: Path
     more = ("model=tiny_random", "prompt=letter", "data.max_test=12")
     evaluate(scoring("foreign", "merged", more=more), tmp_path / "e")
     results = read_results(tmp_path / "e")
-    assert list(results.scores) == ["foreign", "merged"] and results.questions == {"test": 12}
-    assert results.scores["foreign"].gold_nll == pytest.approx(results.scores["merged"].gold_nll, abs=1e-5)
+    assert list(results.metrics) == ["foreign", "merged"] and results.questions == {"test": 12}
+    assert gold_nll(results, "foreign") == pytest.approx(gold_nll(results, "merged"), abs=1e-5)
     config = scoring("foreign", more=("model=tiny_random", "model.tiny.hidden_size=32", "prompt=letter"))
     with pytest.raises(ModelError, match="does not fit"):
         evaluate(config, tmp_path / "e2")
@@ -247,7 +253,7 @@ def test_an_adapter_from_elsewhere_stands_on_the_configured_model(tmp_path: Path
 
 def test_quantisation_applies_to_what_brings_none() -> None:
     found = find_models(scoring(LOW, "merged", "tiny_random", more=("quant=nf4",)))
-    quants = {contender.name: contender.quant.name for contender in found}
+    quants = {contender.name: QuantName[contender.quant] for contender in found}
     assert quants == {
         "base": QuantName.none,
         "low": QuantName.none,

@@ -17,10 +17,10 @@ from cyberlm.config.saved import save_config
 from cyberlm.config.schema import EvaluateConfig, TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions
-from cyberlm.evaluation.evidence import read_evidence
 from cyberlm.evaluation.results import read_predictions, read_results, read_status
+from cyberlm.evaluation.verdict import verdict
 from cyberlm.runs import evaluate as evaluating
-from cyberlm.runs.eval_set import pose
+from cyberlm.runs.eval_set import build_eval_set
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
@@ -62,7 +62,7 @@ def test_a_run_leaves_everything_it_promises(method: str, finished_run: Callable
     assert results.questions == {"train": 48, "validation": 8, "test": 16}
     assert results.monitor == "option_nll" and results.validation["option_nll"] == results.objective
     assert results.steps == 12 and set(results.validation) == {"accuracy", "nll", "option_nll"}
-    assert set(results.scores) == {"base", "tuned"}
+    assert set(results.metrics) == set(results.models) == {"base", "tuned"}
     assert results.cost is not None and results.cost.label_tokens < results.cost.processed_tokens
     assert results.cost.label_tokens == 2 * 2 * 48  # letter and end of turn, two epochs
     tuned = run / ("model" if method == "sft" else "adapter")
@@ -73,17 +73,19 @@ def test_a_run_leaves_everything_it_promises(method: str, finished_run: Callable
     header = (run / "metrics.csv").read_text().splitlines()[0]
     assert {"train/loss", "val/accuracy", "val/nll"} <= set(header.split(","))
     assert results.provenance["weights"] and results.provenance["prompt"]
-    assert results.comparison is not None
-    assert "\n".join(results.comparison.sentences()) in (tuned / "README.md").read_text()
+    said = verdict(results.comparisons)
+    assert said and "\n".join(said) in (tuned / "README.md").read_text()
 
     # the same figures from the rows, and from evaluate.py
     predictions = read_predictions(run / "predictions.jsonl")
     for name, rows in predictions.items():
-        assert results.scores[name].likelihood.value == sum(row.choice == row.gold for row in rows) / 16
+        assert results.metrics[name]["accuracy"].value == sum(row.choice == row.gold for row in rows) / 16
     again = evaluated(run, tmp_path / "again")
     assert recompute(run) == recompute(again) == []
-    assert read_results(again).scores == results.scores
-    assert read_results(again).comparison == results.comparison
+    for name, metrics in read_results(again).metrics.items():
+        headline = [metric for metric in metrics.values() if metric.place == "headline"]
+        assert headline == [results.metrics[name][metric.name] for metric in headline]
+    assert read_results(again).comparisons == results.comparisons
     assert read_predictions(again / "predictions.jsonl") == predictions
 
 
@@ -92,38 +94,37 @@ def test_a_row_that_was_changed_is_found(run: Path) -> None:
     row = json.loads(rows[0])
     row["choice"] = (row["choice"] + 1) % 4
     (run / "predictions.jsonl").write_text("\n".join([json.dumps(row), *rows[1:]]) + "\n")
-    assert any(name.startswith("evidence.") for name in recompute(run))
+    assert any(name.startswith("comparisons") for name in recompute(run))
 
 
 @pytest.mark.parametrize("prompt", ["letter", "text"])
 def test_evidence_of_a_run_with_all_passes(prompt: str, finished_run: Callable[..., Path]) -> None:
     text = (*("prompt=text", "prompt.question='{question}'"), "evaluation.parquet=true")
     run = finished_run("method=lora", *(text if prompt == "text" else ()))
-    evidence = json.loads((run / "evidence.json").read_text())
-    for model in evidence["models"].values():
-        assert (model["permutations"] is not None) == (prompt == "letter")
-        assert "no_question" in model["floors"]["floors"]
-        assert model["calibration"]["scaled"] is not None
-    outcomes = [pair["outcome"] for pair in evidence["pairs"]]
+    results = read_results(run)
+    for metrics in results.metrics.values():
+        assert ("circular_accuracy" in metrics) == (prompt == "letter")
+        assert metrics["baseline_no_question"].value is not None and "ece_scaled" in metrics
+        assert metrics["leaks"].value == 0
+    outcomes = [pair.outcome for pair in results.comparisons]
     assert outcomes[0] == "likelihood" and ("generation" in outcomes) == (prompt == "letter")
-    assert {pair["family"] for pair in evidence["pairs"]} == {"each tuned model against its base"}
-    assert {row["outcome"] for row in evidence["differences"]} >= {"gold_nll", "option_nll", "rouge1", "rougeL"}
-    assert evidence["leaks"]["n_exact"] == 0
+    assert {pair.family for pair in results.comparisons} == {"each tuned model against its base"}
+    assert {row.outcome for row in results.differences} >= {"gold_nll", "option_nll", "rouge1", "rougeL"}
     assert recompute(run) == []
     if prompt == "text":
         rows = (run / "predictions.jsonl").read_text().splitlines()
         assert parquet.read_table(run / "predictions.parquet").to_pylist() == list(map(json.loads, rows))
-        tuned = read_results(run).scores["tuned"]
-        assert tuned.generation is None and "not shown" in tuned.generation_note
-        assert tuned.rouge is not None and tuned.rouge.rouge2 is not None
+        tuned = results.metrics["tuned"]
+        assert tuned["accuracy_generation"].value is None and "not shown" in tuned["accuracy_generation"].note
+        assert tuned["rouge2"].value is not None
 
 
 def test_a_base_model_is_scored_on_the_whole_file(tmp_path: Path) -> None:
     config = scoring("model=tiny_random", "data.max_test=20", "prompt=letter", "evaluation.generate=false")
     evaluate(config, tmp_path)
     results = read_results(tmp_path)
-    assert results.kind == "evaluate" and set(results.scores) == {"base"} and results.questions == {"test": 20}
-    assert results.scores["base"].rouge is None
+    assert results.kind == "evaluate" and set(results.metrics) == {"base"} and results.questions == {"test": 20}
+    assert "rouge1" not in results.metrics["base"]
     status = read_status(tmp_path)
     assert status is not None and status.objective is None
 
@@ -179,7 +180,8 @@ def test_training_and_evaluation_choose_the_same_questions_of_a_file(tmp_path: P
     data = small(*held_out).data
     trained = [question.hash for question in split_questions(data, *load_sources(data, MULTIPLE_CHOICE)).test]
     for given in (held_out, ("data=mcq", f"data.path={test_file}", "data.max_test=5")):
-        assert [question.hash for question in pose(scoring(*given), {}, own_data=True).questions] == trained
+        eval_set, _ = build_eval_set(scoring(*given), {}, own_data=True)
+        assert [question.hash for question in eval_set.questions] == trained
     assert trained != [question.hash for question in sample_questions(60)[:5]]
 
 
@@ -198,8 +200,8 @@ def test_what_is_read_back_is_never_redacted(tmp_path: Path, monkeypatch: pytest
     assert (tmp_path / "run" / "proof").read_text() == "http://me:pa55word@localhost"
     monkeypatch.delenv("TRACKER")  # not needed to score
     evaluate(scoring(f"run={tmp_path / 'run'}"), tmp_path / "evaluated")
-    tuned = [read_results(tmp_path / name).scores["tuned"] for name in ("run", "evaluated")]
-    assert tuned[0].likelihood == tuned[1].likelihood
+    tuned = [read_results(tmp_path / name).metrics["tuned"] for name in ("run", "evaluated")]
+    assert tuned[0]["accuracy"] == tuned[1]["accuracy"]
 
 
 TEXTS = ("${x}", "\\${x}", "\\\\\\${oc.env:HOME}", "$", "a\x85b", "a\u2028b \u2029c", "1e3", "{x: 1}", "größer", "\a\n")
@@ -251,8 +253,8 @@ def test_test_questions_are_never_trained_on(tmp_path: Path) -> None:
     assert manifest["dropped"]["near-duplicate of a test question"] >= 4
     seen = {row["hash"] for part in ("train", "validation") for row in manifest["parts"][part]}
     assert not seen & {copy.hash for copy in copies}
-    leaks = read_evidence(tmp_path / "run").leaks
-    assert leaks is not None and (leaks.n_test, leaks.n_exact, leaks.n_near) == (8, 0, 0)
+    leaks = read_results(tmp_path / "run").metrics["tuned"]["leaks"]
+    assert (leaks.value, leaks.n) == (0, 8)
 
 
 def test_max_steps_before_the_first_validation_still_has_an_objective(tmp_path: Path) -> None:
@@ -266,13 +268,13 @@ def test_mixed_precision_trains_and_clips(method: str, tmp_path: Path) -> None:
     """bf16-mixed is the default on a GPU; here it runs on the CPU."""
     overrides = (f"method={method}", "trainer.precision=bf16-mixed", "optim.max_grad_norm=0.1", "trainer.max_steps=3")
     train(small(*overrides, "evaluation.generate=false"), tmp_path / "run")
-    scores = read_results(tmp_path / "run").scores
-    assert scores["tuned"].gold_nll < scores["base"].gold_nll
+    base, tuned = (read_results(tmp_path / "run").metrics[name]["gold_nll"].value for name in ("base", "tuned"))
+    assert tuned is not None and base is not None and tuned < base
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
     for name in ("false", "true"):
         overrides = ("trainer.max_steps=2", f"trainer.gradient_checkpointing={name}", "evaluation.generate=false")
         train(small(*overrides), tmp_path / name)
-    plain, checkpointed = (read_results(tmp_path / name).scores["tuned"].gold_nll for name in ("false", "true"))
-    assert plain == pytest.approx(checkpointed, abs=1e-5)
+    plain, checkpointed = (read_results(tmp_path / name).metrics["tuned"]["gold_nll"] for name in ("false", "true"))
+    assert plain.value == pytest.approx(checkpointed.value, abs=1e-5)

@@ -15,9 +15,9 @@ from support import compose, config_of
 from cyberlm.config.commands import ExportConfig, ExportForm
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import EvaluateConfig, TrainConfig
-from cyberlm.evaluation.evidence import read_evidence
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.results import read_predictions, read_results
+from cyberlm.evaluation.verdict import verdict
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.export import export
 from cyberlm.runs.recompute import recompute
@@ -51,16 +51,17 @@ def test_a_saved_run_answers_as_it_did(run: str, outputs: Path) -> None:
     assert found.keys() == saved.keys() == {"base", "tuned"}
     for name in saved:
         assert_same_answers(found[name], saved[name])
-        then, now = (read_results(outputs / folder).scores[name] for folder in (run, "again"))
-        assert now.likelihood == then.likelihood and now.gold_nll == pytest.approx(then.gold_nll, abs=1e-4)
+        then, now = (read_results(outputs / folder).metrics[name] for folder in (run, "again"))
+        assert now["accuracy"] == then["accuracy"]
+        assert now["gold_nll"].value == pytest.approx(then["gold_nll"].value, abs=1e-4)
 
 
 @pytest.mark.parametrize("folder", ["lora", "qlora", "sft", "evaluation"])
 def test_saved_figures_are_read(folder: str, outputs: Path) -> None:
-    results, evidence = read_results(outputs / folder), read_evidence(outputs / folder)
-    assert set(results.scores) == set(evidence.models) == {"base", "tuned"}
+    results = read_results(outputs / folder)
+    assert set(results.metrics) == set(results.models) == {"base", "tuned"}
     assert recompute(outputs / folder) == []
-    assert results.comparison is not None and evidence.pairs[0].n == 8
+    assert results.comparisons[0].n == 8 and verdict(results.comparisons)
 
 
 @pytest.mark.parametrize("run", ["lora", "sft"])

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import measure
 import numpy as np
 
-from cyberlm.evaluation.intervals import accuracy_interval
 from cyberlm.evaluation.metrics.baselines import Baseline, skill_limits
 from cyberlm.evaluation.metrics.calibration import calibrated_errors, calibration_measures, confidence_of
 from cyberlm.evaluation.metrics.letter_bias import preference_test
+from cyberlm.evaluation.metrics.metric import share_metric
 from cyberlm.evaluation.paired_tests import detectable_difference, difference_interval, mcnemar, mean_difference_test
 
 
@@ -93,8 +93,8 @@ def accuracy(rng: np.random.Generator, share: float) -> list[Rate]:
         hits = 0
         for _ in range(repeats):
             skill = rng.random(n // size) < truth  # a cluster is answered of one piece
-            found = accuracy_interval(skill[clusters], clusters)
-            hits += found.ci_lo <= truth <= found.ci_hi
+            low, high = share_metric("accuracy", skill[clusters], clusters).interval or (0.0, 0.0)
+            hits += low <= truth <= high
         rates.append(Rate(f"n={n}, clusters of {size}, accuracy {truth}", hits, repeats, 0.95, 0.93, 0.97))
     return rates
 

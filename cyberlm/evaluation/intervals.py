@@ -1,53 +1,15 @@
 """95% intervals of accuracy, and of skill, in which near-duplicate questions count once."""
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 
 from cyberlm.evaluation.outcomes import FloatArray, cluster_sums
-from cyberlm.runtime.errors import Problem, RunError
 
 Z95 = float(norm.ppf(0.975))
 """Two-sided 95% quantile of the normal distribution, 1.95996."""
-
-
-@dataclass(frozen=True)
-class AccuracyInterval:
-    """Share of questions answered right, with its 95% interval.
-
-    Attributes:
-        acc: Share answered right.
-        n: Questions asked.
-        n_eff: Independent questions that carry as much information; `n` without near-duplicates.
-        ci_lo, ci_hi: Wilson interval of `acc` on `n_eff` questions.
-    """
-
-    acc: float
-    n: int
-    n_eff: float
-    ci_lo: float
-    ci_hi: float
-
-
-def accuracy_interval(correct: ArrayLike, clusters: ArrayLike | None = None) -> AccuracyInterval:
-    """Accuracy with its 95% interval: Wilson on the effective number of questions.
-
-    Args:
-        correct: (N,) bool, whether each question was answered right; without clusters also float, right in part.
-        clusters: (N,) int, number of the near-duplicate cluster of each question; None if all are independent.
-
-    Raises:
-        RunError: If there are no questions.
-    """
-    values = np.asarray(correct, dtype=np.float64)
-    if not values.size:
-        raise RunError("There are no questions to score.", [Problem("a share of 0 questions is undefined")])
-    share = math.fsum(values.tolist()) / values.size
-    n_eff = float(values.size) if clusters is None else effective_questions(values, clusters)
-    return AccuracyInterval(share, values.size, n_eff, *wilson(share, n_eff))
 
 
 def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
@@ -137,13 +99,3 @@ def skill_interval(
     root = math.sqrt(max(0.0, centre**2 - square * baseline_up * (2 * baseline - baseline_up)))
     lowest = square / (centre + root) if square else 0.0
     return float(1 - highest), float(1 - lowest)
-
-
-def share_text(share: float | None, n: int) -> str:
-    """Text of a share of n questions with its interval: `41.2% (37-46%)`; `-` where there is none."""
-    return "-" if share is None or not n else with_limits(share, *wilson(share, n))
-
-
-def with_limits(share: float, low: float, high: float) -> str:
-    """Text of a share with the limits of its interval."""
-    return f"{share:.1%} ({100 * low:.0f}-{high:.0%})"

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import log_softmax
 
 from cyberlm.evaluation.comparison import MeanDifference, PairComparison, compare_means, compare_models
 from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.calibration import option_nll
 from cyberlm.evaluation.metrics.rouge import ROUGE, rouge_of, short_references
 from cyberlm.evaluation.outcomes import golds, option_scores
 from cyberlm.evaluation.predictions import Prediction, Predictions
@@ -39,14 +38,13 @@ def compare_all(
 def _figures(rows: Sequence[Prediction], context: EvalSet, completed: bool) -> dict[str, Figure]:
     """By the names of metrics: NLL in nats, and ROUGE where all models have generated answers."""
 
-    def option_nll(rows: Sequence[Prediction]) -> ArrayLike:
-        log_probs = log_softmax(option_scores(rows, context.option_score), axis=1)  # (N, K)
-        return -log_probs[np.arange(len(rows)), golds(rows)]
-
     def rouge_figure(name: str) -> Figure:
         return lambda rows: [rouge_of(row.generated or "", row.reference)[name] for row in rows]
 
-    figures: dict[str, Figure] = {"gold_nll": lambda rows: [row.gold_nll for row in rows], "option_nll": option_nll}
+    figures: dict[str, Figure] = {
+        "gold_nll": lambda rows: [row.gold_nll for row in rows],
+        "option_nll": lambda rows: option_nll(option_scores(rows, context.option_score), golds(rows)),
+    }
     if completed:
         figures |= {name: rouge_figure(name) for name in ROUGE}
         if short_references([row.reference for row in rows]) == len(rows):

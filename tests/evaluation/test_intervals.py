@@ -9,16 +9,17 @@ from statistics_support import calmly
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
-from cyberlm.evaluation.intervals import accuracy_interval, effective_questions, skill_interval, wilson
+from cyberlm.evaluation.intervals import effective_questions, skill_interval, wilson
+from cyberlm.evaluation.metrics.metric import share_metric
 from cyberlm.runtime.errors import RunError
 
 
 def test_wilson_by_hand() -> None:
     # z²/n = 0.384146; centre (0.8 + 0.192073) / 1.384146 = 0.716740;
     # half width 1.959964 √(0.016 + 0.384146/40) / 1.384146 = 0.226570.
-    interval = accuracy_interval([True] * 8 + [False] * 2)
-    assert (interval.acc, interval.n, interval.n_eff) == (0.8, 10, 10.0)
-    assert (interval.ci_lo, interval.ci_hi) == pytest.approx((0.490162, 0.943318), abs=1e-6)
+    found = share_metric("accuracy", [True] * 8 + [False] * 2)
+    assert (found.value, found.n) == (0.8, 10)
+    assert found.interval == pytest.approx((0.490162, 0.943318), abs=1e-6)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (56, 150), (8581, 10180), (23.31, 33.3)])
@@ -33,9 +34,9 @@ def test_wilson_equals_scipy_and_statsmodels(correct: float, n: float) -> None:
 def test_clusters_by_hand() -> None:
     # p = 3/5. Clusters {1, 1}, {0, 0}, {1}: sums of x - p are 0.8, -1.2, 0.4, so v = (0.64 + 1.44 + 0.16) / 25 =
     # 0.0896 and n_eff = 0.24 / 0.0896 = 2.678571.
-    interval = accuracy_interval([True, True, False, False, True], [4, 4, 9, 9, 1])
-    assert (interval.acc, interval.n, interval.n_eff) == (0.6, 5, pytest.approx(0.24 / 0.0896))
-    assert (interval.ci_lo, interval.ci_hi) == pytest.approx(wilson(0.6, 0.24 / 0.0896), abs=1e-12)
+    found = share_metric("accuracy", [True, True, False, False, True], [4, 4, 9, 9, 1])
+    assert (found.value, found.n) == (0.6, 5)
+    assert found.interval == pytest.approx(wilson(0.6, 0.24 / 0.0896), abs=1e-12)
 
 
 def test_effective_questions_equal_the_clustered_variance_of_statsmodels() -> None:
@@ -61,27 +62,25 @@ def test_effective_questions_equal_the_clustered_variance_of_statsmodels() -> No
     ],
 )
 def test_effective_questions_where_they_are_known(correct: object, clusters: object, effective: float) -> None:
-    interval = accuracy_interval(correct, clusters)
-    assert interval.n_eff == effective_questions(correct, clusters) == pytest.approx(effective)
-    assert (interval.ci_lo, interval.ci_hi) == pytest.approx(wilson(interval.acc, effective))
+    assert effective_questions(correct, clusters) == pytest.approx(effective)
+    found = share_metric("accuracy", correct, clusters)
+    assert found.interval == pytest.approx(wilson(found.value, effective))
 
 
 def test_no_questions_are_an_error() -> None:
     with pytest.raises(RunError, match="no questions"):
-        accuracy_interval([])
+        share_metric("accuracy", [])
 
 
 @calmly
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1, max_size=60))
 def test_interval_holds_its_share_and_ignores_order(rows: list[tuple[bool, int]]) -> None:
     correct, clusters = zip(*rows, strict=True)
-    for interval in (accuracy_interval(correct), accuracy_interval(correct, clusters)):
-        assert 0 <= interval.ci_lo <= interval.acc <= interval.ci_hi <= 1
-        assert 1 <= interval.n_eff <= interval.n
-    backwards = accuracy_interval(correct[::-1], clusters[::-1])
-    assert (backwards.n_eff, backwards.acc, backwards.ci_lo, backwards.ci_hi) == pytest.approx(
-        (interval.n_eff, interval.acc, interval.ci_lo, interval.ci_hi)
-    )
+    for found in (share_metric("accuracy", correct), share_metric("accuracy", correct, clusters)):
+        low, high = found.interval
+        assert 0 <= low <= found.value <= high <= 1
+    assert 1 <= effective_questions(correct, clusters) <= len(correct)
+    assert share_metric("accuracy", correct[::-1], clusters[::-1]).interval == pytest.approx(found.interval)
 
 
 def skill_by_bootstrap(correct: np.ndarray, credits: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from statistics_support import answered, measured, predictions, question
 
-from cyberlm.evaluation.intervals import accuracy_interval
 from cyberlm.evaluation.metrics.label_noise import Suspect, check_suspects, label_noise, read_suspects
-from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.questions import Question
 
@@ -36,8 +35,8 @@ def test_two_readings_by_hand(tmp_path: Path) -> None:
     found = sensitivity(write(tmp_path, *items, GOOD), asked, [0, 0, 0, 1, 1])
     without, corrected = found["accuracy_without_suspects"], found["accuracy_corrected_keys"]
     for metric, hits in ((without, [1, 1]), (corrected, [1, 1, 0, 1, 0])):
-        expected = accuracy_interval(hits)
-        assert (metric.value, metric.n, metric.interval) == (expected.acc, len(hits), (expected.ci_lo, expected.ci_hi))
+        expected = share_metric(metric.name, hits)
+        assert (metric.value, metric.n, metric.interval) == (expected.value, len(hits), expected.interval)
     assert without.note == "3 of 5 questions are suspects; of the list, 1 are not among the questions"
     assert corrected.note == "Keys that are corrected: 2 of 5"
 

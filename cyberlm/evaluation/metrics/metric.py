@@ -16,7 +16,7 @@ from hydra.utils import get_method
 from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import accuracy_interval
+from cyberlm.evaluation.intervals import effective_questions, wilson
 from cyberlm.evaluation.outcomes import FloatArray
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
@@ -73,11 +73,18 @@ def share_metric(
     """Share of questions, with Wilson's interval on their effective number.
 
     Args:
-        hits: (N,) bool, whether each question counts.
+        hits: (N,) bool, whether each question counts; without clusters also float in [0, 1], counting in part.
         clusters: (N,) int, number of each question's near-duplicate cluster; None if all are independent.
+
+    Raises:
+        RunError: If there are no questions.
     """
-    share = accuracy_interval(hits, clusters)
-    return Metric(name, share.acc, (share.ci_lo, share.ci_hi), share.n, "", label, ".1%", place)
+    values = np.asarray(hits, dtype=np.float64)
+    if not values.size:
+        raise RunError("There are no questions to score.", [Problem(f"{name}: a share of 0 questions is undefined")])
+    share = math.fsum(values.tolist()) / values.size
+    effective = values.size if clusters is None else effective_questions(values, clusters)
+    return Metric(name, share, wilson(share, effective), values.size, "", label, ".1%", place)
 
 
 def chance_metric(name: str, draws: FloatArray, n: int, label: str) -> Metric:

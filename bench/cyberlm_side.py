@@ -22,8 +22,7 @@ from cyberlm.models.loaded import LoadedModel
 from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
-from cyberlm.tasks.questions import Question
-from cyberlm.tasks.task import make_task
+from cyberlm.tasks.task import Example, make_task
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.fit import fit
 from cyberlm.training.losses import answer_nll_sum, hidden_states
@@ -38,7 +37,7 @@ def config_of(*overrides: str) -> TrainConfig:
         return build_config(hydra.compose("train", [*quiet, *overrides]), TrainConfig)
 
 
-def cybermetric(count: int, size: int = 2000) -> tuple[Question, ...]:
+def cybermetric(count: int, size: int = 2000) -> tuple[Example, ...]:
     """The first questions of a CyberMetric file (CYBERLM_DATA_DIR, or downloaded)."""
     config = config_of("data=cybermetric", f"data.size={size}")
     main, _ = load_sources(config.data, make_task(config))

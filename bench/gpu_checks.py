@@ -34,8 +34,7 @@ from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.models.methods.method import load_for_training
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
-from cyberlm.tasks.questions import Question
-from cyberlm.tasks.task import make_task
+from cyberlm.tasks.task import Example, make_task
 from cyberlm.training.fit import prepare
 from cyberlm.training.losses import answer_nll_sum, hidden_states
 
@@ -231,10 +230,10 @@ def step_2(report: Report, options: Any) -> None:
     report.detail(loss_float32=right_loss, scores_apart=float((rough - right).abs().max()))
 
 
-def short_questions(count: int) -> list[Question]:
+def short_questions(count: int) -> list[Example]:
     """Questions that can only be memorised."""
     words, options = ("key", "hash", "salt", "nonce", "token", "proxy", "vault"), ("one", "two", "three", "four")
-    return [Question(str(k), f"{words[k % 7]} {k}?", options, k * 7 // 3 % 4) for k in range(count)]
+    return [Example(str(k), f"{words[k % 7]} {k}?", options, k * 7 // 3 % 4) for k in range(count)]
 
 
 def memorise(loaded: LoadedModel, loss: Any, learning_rate: float) -> int:

@@ -112,7 +112,7 @@ def score_with_cyberlm(channel: measure.Channel) -> None:
     from cyberlm.evaluation.inference import predict
     from cyberlm.models.loading import load_base, load_tokenizer
     from cyberlm.tasks.prompts import Prompt
-    from cyberlm.tasks.questions import LETTERS
+    from cyberlm.tasks.task import LETTERS
 
     order = channel.receive()
     config = config_of("prompt=letter", "evaluation.generate=false")

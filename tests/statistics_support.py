@@ -16,18 +16,18 @@ from cyberlm.data.readers import QuestionSet, read_questions
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, MetricFunction
 from cyberlm.evaluation.predictions import Prediction, Predictions
-from cyberlm.tasks.questions import LETTERS, Question
+from cyberlm.tasks.task import LETTERS, Example
 
 calmly = settings(deadline=None, derandomize=True, max_examples=25)
 """For property tests: the same examples every time, and no clock, which a busy machine would fail."""
 
 
-def question(number: int, gold: int, options: Sequence[str] = ("north", "east", "south", "west")) -> Question:
-    return Question(f"q:{number:04}", f"Question {number}?", tuple(options), gold)
+def question(number: int, gold: int, options: Sequence[str] = ("north", "east", "south", "west")) -> Example:
+    return Example(f"q:{number:04}", f"Question {number}?", tuple(options), gold)
 
 
 def answered(
-    asked: Question, choice: int, log_probs: Sequence[float] | None = None, parsed: int | None = None
+    asked: Example, choice: int, log_probs: Sequence[float] | None = None, parsed: int | None = None
 ) -> Prediction:
     """A prediction whose scores fit its choice, unless others are given; `parsed` -1 stands for unparseable."""
     scores = (
@@ -68,17 +68,17 @@ def _config(*overrides: str) -> EvaluateConfig:
     return build_config(compose("prompt=letter", "logger=none", *overrides, command="evaluate"), EvaluateConfig)
 
 
-def eval_set(asked: Sequence[Question], *overrides: str, seen: Sequence[Question] = ()) -> EvalSet:
+def eval_set(asked: Sequence[Example], *overrides: str, seen: Sequence[Example] = ()) -> EvalSet:
     """The context of metrics: the letter protocol, unless overrides say otherwise."""
     return EvalSet(_config(*overrides), asked, seen=seen)
 
 
 def measured(
     metric: MetricFunction,
-    asked: Sequence[Question],
+    asked: Sequence[Example],
     rows: Sequence[Prediction],
     *overrides: str,
-    seen: Sequence[Question] = (),
+    seen: Sequence[Example] = (),
     **further: Any,
 ) -> dict[str, Metric]:
     """Metrics of one model by name; `further` are fields of its `Predictions`."""

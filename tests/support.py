@@ -28,7 +28,7 @@ from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.train import train
 from cyberlm.tasks.multiple_choice import MultipleChoice
 from cyberlm.tasks.prompts import Prompt
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.fit import fit, prepare
 
@@ -52,16 +52,16 @@ SHORT = ("prompt.system=", "prompt.question='{question} {options}'", "prompt.opt
 """Prompts of a few dozen bytes, for training in seconds."""
 
 
-def short_questions(count: int) -> tuple[Question, ...]:
+def short_questions(count: int) -> tuple[Example, ...]:
     """Questions that can only be memorised, with balanced letters."""
     words = ("key", "hash", "salt", "nonce", "token", "proxy", "vault", "patch")
     return tuple(
-        Question(f"short:{k}", f"{words[k % 8]} {k}?", ("one", "two", "three", "four"), (k * 7 // 3) % 4)
+        Example(f"short:{k}", f"{words[k % 8]} {k}?", ("one", "two", "three", "four"), (k * 7 // 3) % 4)
         for k in range(count)
     )
 
 
-def sample_questions(count: int) -> tuple[Question, ...]:
+def sample_questions(count: int) -> tuple[Example, ...]:
     main, _ = load_sources(config_of("data=sample").data, MULTIPLE_CHOICE)
     return main.questions[:count]
 
@@ -81,7 +81,7 @@ def save(config: TrainConfig, loaded: LoadedModel, prompt: Prompt, run: Path) ->
 
 
 def fit_tiny(
-    config: TrainConfig, questions: tuple[Question, ...], folder: Path
+    config: TrainConfig, questions: tuple[Example, ...], folder: Path
 ) -> tuple[LoadedModel, dict[str, float], int]:
     """Trains and validates on the same questions; returns the model, its validation figures and the steps."""
     loaded, prompt = tiny(config)

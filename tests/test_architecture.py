@@ -109,7 +109,7 @@ def test_arrows_are_few() -> None:
 @pytest.mark.parametrize(
     ("room", "source", "found"),
     [
-        ("data", "from cyberlm.tasks.questions import Question\nimport torch\nimport cyberlmx", []),
+        ("data", "from cyberlm.tasks.task import Question\nimport torch\nimport cyberlmx", []),
         ("data", "from cyberlm.data.splits import Split", []),
         ("data", "from cyberlm import __version__", []),
         ("data", "import cyberlm.runs.train", ["data imports runs"]),

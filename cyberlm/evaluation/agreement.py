@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cyberlm.evaluation.predictions import Prediction
-from cyberlm.tasks.questions import LETTERS
+from cyberlm.tasks.task import LETTERS
 
 
 @dataclass(frozen=True)

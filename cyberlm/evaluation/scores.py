@@ -8,7 +8,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from cyberlm.config.schema import OptionScore
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.tasks.questions import LETTERS
+from cyberlm.tasks.task import LETTERS
 
 
 def validation_metrics(*, over_processes: bool = False) -> MetricCollection:

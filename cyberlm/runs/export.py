@@ -33,7 +33,7 @@ from cyberlm.runtime.errors import DataError, Problem, RunError
 from cyberlm.runtime.files import new_folder, write_json
 from cyberlm.runtime.progress import say
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 EXPORT_FILE = "export.json"
 GGUF_FILE = "model.gguf"
@@ -54,7 +54,7 @@ class Exam:
 
     config: TrainConfig
     prompt: Prompt
-    questions: Sequence[Question]
+    questions: Sequence[Example]
     encoded: Sequence[EncodedQuestion]
 
     def answers(self, loaded: LoadedModel, label: str) -> tuple[list[Prediction], torch.Tensor]:

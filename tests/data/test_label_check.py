@@ -24,10 +24,10 @@ from cyberlm.models.tiny import SPECIAL, tiny_tokenizer
 from cyberlm.runtime import progress
 from cyberlm.runtime.errors import DataError
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 QUESTIONS = tuple(
-    Question(f"q:{k}", f"Which port is number {k}?", (f"port {k}", "none", "é and ☃", "all of them"), k % 4)
+    Example(f"q:{k}", f"Which port is number {k}?", (f"port {k}", "none", "é and ☃", "all of them"), k % 4)
     for k in range(12)
 )
 LLAMA3_TEMPLATE = (
@@ -280,8 +280,8 @@ def test_what_could_steer_a_terminal_is_shown_as_an_escape(shown: io.StringIO) -
 
 
 def split_with_long_questions() -> Split:
-    def question(name: str, words: int) -> Question:
-        return Question(name, "word " * words, ("a", "b"), 0)
+    def question(name: str, words: int) -> Example:
+        return Example(name, "word " * words, ("a", "b"), 0)
 
     return Split(
         train=(question("t:1", 5), question("t:2", 90), question("t:3", 5)),

@@ -14,11 +14,11 @@ from cyberlm.config.schema import OnBadRow
 from cyberlm.data import readers, text_files
 from cyberlm.data.readers import QuestionSet, read_questions
 from cyberlm.runtime.errors import DataError
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 DATA_DIR = os.environ.get("CYBERLM_DATA_DIR")
 GOOD = {"question": "Which port does HTTPS use?", "answers": {"A": "80", "B": "443", "C": "22"}, "solution": "B"}
-READ = Question("q:1", "Which port does HTTPS use?", ("80", "443", "22"), 1)
+READ = Example("q:1", "Which port does HTTPS use?", ("80", "443", "22"), 1)
 
 
 def read(path: Path, on_bad_row: OnBadRow = OnBadRow.error) -> QuestionSet:

@@ -12,17 +12,17 @@ from support import MULTIPLE_CHOICE
 from cyberlm.data import sources
 from cyberlm.data.sources import SAMPLE, load_sources
 from cyberlm.data.splits import near_duplicate_clusters, split_questions
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 DATASHEET = Path(__file__).parents[2] / "docs" / "data.md"
 QUESTIONS = load_sources(SAMPLE, MULTIPLE_CHOICE)[0].questions
 
 
-def domain(question: Question) -> str:
+def domain(question: Example) -> str:
     return question.topic.split(": ")[0]
 
 
-def lengths(question: Question) -> tuple[int, list[int]]:
+def lengths(question: Example) -> tuple[int, list[int]]:
     """Characters of the right option, and of the others."""
     others = [len(option) for k, option in enumerate(question.options) if k != question.gold]
     return len(question.answer), others
@@ -66,7 +66,7 @@ def test_the_right_option_is_strictly_longest_no_more_often_than_chance() -> Non
         ),
     ],
 )
-def test_rules_that_know_nothing_score_like_chance(choose: Callable[[Question], int]) -> None:
+def test_rules_that_know_nothing_score_like_chance(choose: Callable[[Example], int]) -> None:
     # 25% of 360 has a standard error of 2.3 points.
     assert sum(choose(question) == question.gold for question in QUESTIONS) / 360 < 0.30
 

@@ -25,7 +25,7 @@ from cyberlm.data.splits import (
     write_manifest,
 )
 from cyberlm.runtime.errors import DataError
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 DATA_DIR = os.environ.get("CYBERLM_DATA_DIR")
 needs_files = pytest.mark.skipif(DATA_DIR is None, reason="CYBERLM_DATA_DIR names no folder with the CyberMetric files")
@@ -40,7 +40,7 @@ def texts(n: int, seed: int = 0, n_words: int = 12) -> list[str]:
 
 
 def question_set(questions: list[str], name: str = "q") -> QuestionSet:
-    rows = (Question(f"{name}:{i}", text, ("yes", "no"), i % 2) for i, text in enumerate(questions, start=1))
+    rows = (Example(f"{name}:{i}", text, ("yes", "no"), i % 2) for i, text in enumerate(questions, start=1))
     return QuestionSet(name, f"{name}.json", hashlib.sha256(name.encode()).hexdigest(), tuple(rows))
 
 

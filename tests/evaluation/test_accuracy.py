@@ -13,7 +13,7 @@ from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.metrics.nll import nll
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.runtime.errors import RunError
-from cyberlm.tasks.questions import LETTERS
+from cyberlm.tasks.task import LETTERS
 
 
 def measured(rows: Sequence[Prediction], *overrides: str) -> dict[str, Metric]:

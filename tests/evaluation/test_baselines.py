@@ -22,19 +22,19 @@ from cyberlm.evaluation.metrics.baselines import (
 )
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.runtime.errors import RunError
-from cyberlm.tasks.questions import LETTERS, Question
+from cyberlm.tasks.task import LETTERS, Example
 
 
-def asked(*rows: tuple[str, str]) -> list[Question]:
+def asked(*rows: tuple[str, str]) -> list[Example]:
     """Questions from (options divided by "/", gold letter)."""
     return [
-        Question(f"q:{k}", f"Question {k}?", tuple(options.split("/")), LETTERS.index(letter))
+        Example(f"q:{k}", f"Question {k}?", tuple(options.split("/")), LETTERS.index(letter))
         for k, (options, letter) in enumerate(rows)
     ]
 
 
 def against(
-    questions: Sequence[Question], letters: str, blind: str = "", seen: Sequence[Question] = ()
+    questions: Sequence[Example], letters: str, blind: str = "", seen: Sequence[Example] = ()
 ) -> dict[str, Metric]:
     """Metrics of a model that answers with the letters, and without the question with those of `blind`."""
     rows, without = (
@@ -66,22 +66,22 @@ def test_majority_letter() -> None:
     assert majority_letter(TEST[:3]).note == "always A, which is right in 1 of 3 test questions (as is C, D)"
 
 
-def marked(count: int, mark: Callable[[str], str]) -> list[Question]:
+def marked(count: int, mark: Callable[[str], str]) -> list[Example]:
     """Questions whose right option carries a mark."""
     rng = random.Random(count)
     questions = []
     for k in range(count):
         options = [" ".join(rng.sample(["key", "log", "hash", "port", "salt", "mail"], 3)) for _ in range(4)]
         options[k % 4] = mark(options[k % 4])
-        questions.append(Question(f"q:{k}", f"Question {k}?", tuple(options), k % 4))
+        questions.append(Example(f"q:{k}", f"Question {k}?", tuple(options), k % 4))
     return questions
 
 
-def second_longest(count: int) -> list[Question]:
+def second_longest(count: int) -> list[Example]:
     """Questions whose right option is the second longest."""
     rng = random.Random(count)
     lengths = [rng.sample(range(1, 60), 4) for _ in range(count)]
-    return [Question("q:0", "?", tuple("x" * one for one in row), row.index(sorted(row)[2])) for row in lengths]
+    return [Example("q:0", "?", tuple("x" * one for one in row), row.index(sorted(row)[2])) for row in lengths]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def second_longest(count: int) -> list[Question]:
     ],
 )
 def test_options_only_finds_what_gives_the_answer_away(
-    questions: Callable[[int], list[Question]], low: float, high: float
+    questions: Callable[[int], list[Example]], low: float, high: float
 ) -> None:
     test, train = questions(101), questions(400)
     found = options_only(test, train)
@@ -110,16 +110,16 @@ def test_options_only_finds_what_gives_the_answer_away(
 
 def test_options_only_takes_two_to_eight_options_and_options_without_words() -> None:
     options = ("a", "b", "?!", "", "e f g", "h", "i", "j")
-    test = [Question(f"q:{k}", "?", options[:k], k - 1) for k in range(2, 9)]
+    test = [Example(f"q:{k}", "?", options[:k], k - 1) for k in range(2, 9)]
     assert len(options_only(test, test).credits) == 7
-    assert options_only([Question("q:0", "?", ("same", "same"), 0)], test).credits == (1 / 2,)
+    assert options_only([Example("q:0", "?", ("same", "same"), 0)], test).credits == (1 / 2,)
     with pytest.raises(RunError, match="no questions"):
         shortcut_baselines([], TEST)
 
 
 QUESTIONS = st.lists(
     st.builds(
-        lambda options, gold: Question("", "?", tuple(options), gold % len(options)),
+        lambda options, gold: Example("", "?", tuple(options), gold % len(options)),
         st.lists(st.text("ab ", max_size=5), min_size=2, max_size=8),
         st.integers(0, 7),
     ),
@@ -130,7 +130,7 @@ QUESTIONS = st.lists(
 
 @settings(deadline=None, max_examples=15, derandomize=True)
 @given(QUESTIONS, st.randoms(use_true_random=False))
-def test_order_does_not_matter(questions: list[Question], rng: random.Random) -> None:
+def test_order_does_not_matter(questions: list[Example], rng: random.Random) -> None:
     order = rng.sample(range(len(questions)), len(questions))
     shuffled = [questions[k] for k in order]
     train = asked(("aa/b/a b", "A"), ("b/bb", "A"), ("a/aaa/b", "B"))
@@ -190,21 +190,21 @@ def test_the_interval_of_skill_allows_for_the_choice_of_the_baseline() -> None:
 # --- findings ---
 
 
-def balanced(count: int, n_options: int = 4) -> list[Question]:
+def balanced(count: int, n_options: int = 4) -> list[Example]:
     """Gold letters in turn; the options' lengths are in random order, so that no shortcut helps."""
     rng = random.Random(0)
     lengths = [f"{'x' * k}" for k in range(1, n_options + 1)]
     return [
-        Question(f"q:{k}", f"Question {k}?", tuple(rng.sample(lengths, n_options)), k % n_options) for k in range(count)
+        Example(f"q:{k}", f"Question {k}?", tuple(rng.sample(lengths, n_options)), k % n_options) for k in range(count)
     ]
 
 
-def found_in(questions: Sequence[Question], choices: Sequence[int]) -> dict[str, tuple[float, str]]:
+def found_in(questions: Sequence[Example], choices: Sequence[int]) -> dict[str, tuple[float, str]]:
     rows = [answered(q, choice) for q, choice in zip(questions, choices, strict=True)]
     return {name: (metric.value, metric.note) for name, metric in measured(findings, questions, rows).items()}
 
 
-def choices_of(questions: Sequence[Question], accuracy: float, shift: int = 0, seed: int = 0) -> list[int]:
+def choices_of(questions: Sequence[Example], accuracy: float, shift: int = 0, seed: int = 0) -> list[int]:
     """Right in that share of the questions, against a key moved by `shift`; else any wrong option."""
     rng = random.Random(seed)
     choices = []

@@ -24,7 +24,7 @@ from cyberlm.evaluation.metrics.calibration import (
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.runtime.errors import RunError
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 Drawn = tuple[np.ndarray, np.ndarray]
 
@@ -38,7 +38,7 @@ def drawn(n: int, seed: int, sharpness: float = 1.0) -> Drawn:
     return scores, gold
 
 
-def rows_of(scores: np.ndarray, gold: np.ndarray, first: int = 0) -> tuple[list[Question], list[Prediction]]:
+def rows_of(scores: np.ndarray, gold: np.ndarray, first: int = 0) -> tuple[list[Example], list[Prediction]]:
     asked = [question(first + i, int(right)) for i, right in enumerate(gold)]
     return asked, [answered(q, int(row.argmax()), row.tolist()) for q, row in zip(asked, scores, strict=True)]
 

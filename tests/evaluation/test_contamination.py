@@ -25,29 +25,29 @@ from cyberlm.evaluation.metrics.contamination import (
 )
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.runtime.errors import RunError
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 TEXT = "Which attack floods a server with more requests than allowed?"  # 10 words
 OPTIONS = ("Denial of service", "Phishing by mail", "Shoulder surfing", "A rainbow table")
 OTHERS = ("Key escrow", "Port knocking", "Salting", "Zone transfer")
-ORIGINAL = Question("train:1", TEXT, OPTIONS, 0)
+ORIGINAL = Example("train:1", TEXT, OPTIONS, 0)
 TRAIN = (
-    Question("train:0", "What does a certificate authority sign?", ("Certificates", "Mail", "Logs", "Keys"), 0),
+    Example("train:0", "What does a certificate authority sign?", ("Certificates", "Mail", "Logs", "Keys"), 0),
     ORIGINAL,
-    Question("train:2", "How long is an IPv6 address?", ("128 bits", "64 bits", "32 bits", "48 bits"), 0),
+    Example("train:2", "How long is an IPv6 address?", ("128 bits", "64 bits", "32 bits", "48 bits"), 0),
 )
 
 
-def audit(test: Sequence[Question], choices: Sequence[int], train: Sequence[Question]) -> dict[str, Metric]:
+def audit(test: Sequence[Example], choices: Sequence[int], train: Sequence[Example]) -> dict[str, Metric]:
     rows = [answered(question, choice) for question, choice in zip(test, choices, strict=True)]
     return measured(contamination, test, rows, seen=train)
 
 
-def found_by(test: Sequence[Question], train: Sequence[Question]) -> set[str]:
+def found_by(test: Sequence[Example], train: Sequence[Example]) -> set[str]:
     return {check for check, matches in find_contamination(test, train).items() if matches}
 
 
-def pairs_of(test: Sequence[Question], train: Sequence[Question]) -> dict[str, set[tuple[str, str]]]:
+def pairs_of(test: Sequence[Example], train: Sequence[Example]) -> dict[str, set[tuple[str, str]]]:
     found = find_contamination(test, train)
     return {
         check: {(test[i].id, train[j].id) for i, rows in matches.items() for j in rows}
@@ -87,7 +87,7 @@ CASES = [
 def test_a_planted_leak_is_found_by_the_checks_that_should(
     text: str, options: tuple[str, ...], gold: int, checks: set[str]
 ) -> None:
-    test = [Question("test:0", text, options, gold), Question("test:1", "What is a nonce?", ("A number", "A user"), 0)]
+    test = [Example("test:0", text, options, gold), Example("test:1", "What is a nonce?", ("A number", "A user"), 0)]
     assert find_contamination(test, TRAIN) == {check: {0: [1]} if check in checks else {} for check in CHECKS}
     found = audit(test, (0, 0), TRAIN)
     exact = int("question" in checks)
@@ -100,18 +100,18 @@ def test_a_planted_leak_is_found_by_the_checks_that_should(
 
 @pytest.mark.parametrize(("shared", "checks"), [(NGRAM - 1, set()), (NGRAM, {"ngram"}), (NGRAM + 5, {"ngram"})])
 def test_thirteen_words_running_are_a_leak_and_twelve_are_not(shared: int, checks: set[str]) -> None:
-    planted = Question("test:0", f"Complete this: {numbered('w', shared)}", ("x", "y"), 0)
-    train = Question("train:0", "What is this?", (f"It is {numbered('w', shared)}, no more", "z"), 0)
+    planted = Example("test:0", f"Complete this: {numbered('w', shared)}", ("x", "y"), 0)
+    train = Example("train:0", "What is this?", (f"It is {numbered('w', shared)}, no more", "z"), 0)
     assert found_by([planted], [train]) == checks
-    into_options = [Question("test:0", numbered("w", shared - 6), (numbered("v", 6), "x"), 0)]
-    train = Question("train:0", f"Now, {into_options[0].question}", (numbered("v", 6), "y"), 1)
+    into_options = [Example("test:0", numbered("w", shared - 6), (numbered("v", 6), "x"), 0)]
+    train = Example("train:0", f"Now, {into_options[0].question}", (numbered("v", 6), "y"), 1)
     assert ("ngram" in found_by(into_options, [train])) is ("ngram" in checks)
 
 
 def test_a_common_phrase_is_no_leak_but_copies_of_one_text_are_not_common() -> None:
-    planted = [Question("test:0", numbered("w", 13), ("x", "y"), 0)]
+    planted = [Example("test:0", numbered("w", 13), ("x", "y"), 0)]
     texts = [f"{numbered('w', 13)} {numbered(f'v{k}', 9)}" for k in range(COMMON_NGRAM + 1)]
-    train = [Question(f"train:{k}", text, ("x", "y"), 0) for k, text in enumerate(texts)]
+    train = [Example(f"train:{k}", text, ("x", "y"), 0) for k, text in enumerate(texts)]
     assert find_contamination(planted, train[:-1])["ngram"] == {0: list(range(COMMON_NGRAM))}
     assert found_by(planted, train) == set()
     assert found_by(planted, train[:1] * (COMMON_NGRAM + 1)) == {"ngram"}
@@ -133,7 +133,7 @@ def test_several_matches_are_all_named_up_to_a_limit() -> None:
 SOME_WORDS = st.lists(st.sampled_from(["a", "b", "C", "d,", "e"]), min_size=1, max_size=7).map(" ".join)
 QUESTIONS = st.lists(
     st.builds(
-        lambda text, options, gold: Question("", text, tuple(options), gold),
+        lambda text, options, gold: Example("", text, tuple(options), gold),
         st.one_of(SOME_WORDS, st.text(max_size=8)),
         st.lists(SOME_WORDS, min_size=2, max_size=3),
         st.integers(0, 1),
@@ -142,18 +142,18 @@ QUESTIONS = st.lists(
 )
 
 
-def with_ids(questions: Sequence[Question], name: str) -> list[Question]:
+def with_ids(questions: Sequence[Example], name: str) -> list[Example]:
     return [replace(question, id=f"{name}:{k}") for k, question in enumerate(questions)]
 
 
-def by_comparing_all(test: Sequence[Question], train: Sequence[Question]) -> dict[str, set[tuple[str, str]]]:
+def by_comparing_all(test: Sequence[Example], train: Sequence[Example]) -> dict[str, set[tuple[str, str]]]:
     """The definitions, pair by pair."""
 
-    def grams(question: Question) -> set[tuple[str, ...]]:
+    def grams(question: Example) -> set[tuple[str, ...]]:
         words = words_of(f"{question.question} {' '.join(question.options)}")
         return {words[k : k + 13] for k in range(len(words) - 12)}
 
-    def jaccard(a: Question, b: Question) -> float:
+    def jaccard(a: Example, b: Example) -> float:
         left, right = set(words_of(a.question)), set(words_of(b.question))
         return len(left & right) / len(left | right)
 
@@ -170,7 +170,7 @@ def by_comparing_all(test: Sequence[Question], train: Sequence[Question]) -> dic
 @settings(deadline=None, max_examples=50, derandomize=True)
 @given(QUESTIONS, QUESTIONS, st.randoms(use_true_random=False))
 def test_it_is_what_comparing_every_pair_finds_in_any_order(
-    test: list[Question], train: list[Question], rng: random.Random
+    test: list[Example], train: list[Example], rng: random.Random
 ) -> None:
     test, train = with_ids(test, "test"), with_ids(train, "train")
     expected = by_comparing_all(test, train)
@@ -185,7 +185,7 @@ def test_it_is_what_comparing_every_pair_finds_in_any_order(
 
 
 def test_accuracy_of_clean_and_flagged_questions() -> None:
-    clean = [Question(f"test:{k}", numbered(f"w{k}", 9), ("x", "y"), 0) for k in range(3)]
+    clean = [Example(f"test:{k}", numbered(f"w{k}", 9), ("x", "y"), 0) for k in range(3)]
     flagged = [replace(question, id=f"test:{k}") for k, question in enumerate(TRAIN[:2], start=3)]
     found = audit([*clean, *flagged], (0, 1, 0, 0, 1), TRAIN)
     assert (found["accuracy_clean"].value, found["accuracy_clean"].n) == (2 / 3, 3)
@@ -201,9 +201,9 @@ def test_accuracy_of_clean_and_flagged_questions() -> None:
 def test_the_screen_of_a_refusal() -> None:
     test = (
         replace(ORIGINAL, id="test:0"),
-        Question("test:1", "What does a certificate authority sign", ("x", "y"), 0),
-        Question("test:2", "How long is an IPv6 address?", ("64 bits", "128 bits"), 1),
-        Question("test:3", "What is a nonce?", ("A number", "A user"), 0),
+        Example("test:1", "What does a certificate authority sign", ("x", "y"), 0),
+        Example("test:2", "How long is an IPv6 address?", ("64 bits", "128 bits"), 1),
+        Example("test:3", "What is a nonce?", ("A number", "A user"), 0),
     )
     with pytest.raises(RunError) as caught:
         refuse_leaked(test, TRAIN, "outputs/mine")
@@ -217,7 +217,7 @@ def test_the_screen_of_a_refusal() -> None:
         "The run's own test questions: python evaluate.py run=outputs/mine\n"
         "A file held out from the start: python train.py data=cybermetric data.size=2000 data.test_size=500"
     )
-    near = Question("test:0", TEXT.replace("server", "host"), OTHERS, 0)
+    near = Example("test:0", TEXT.replace("server", "host"), OTHERS, 0)
     assert found_by([near], TRAIN) == {"jaccard"}
     refuse_leaked([near], TRAIN, "outputs/mine")  # only nearly the same: counted, not refused
 

@@ -10,7 +10,7 @@ from statistics_support import answered, measured, predictions, question
 from cyberlm.evaluation.metrics.label_noise import Suspect, check_suspects, label_noise, read_suspects
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.runtime.errors import RunError
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 HASH = "0123456789abcdef"
 GOOD = {"hash": HASH, "reason": "doubtful", "corrected": None}
@@ -22,7 +22,7 @@ def write(folder: Path, *items: Any, **fields: Any) -> Path:
     return path
 
 
-def sensitivity(path: Path, asked: list[Question], choices: list[int]) -> dict[str, Metric]:
+def sensitivity(path: Path, asked: list[Example], choices: list[int]) -> dict[str, Metric]:
     rows = [answered(q, choice) for q, choice in zip(asked, choices, strict=True)]
     return measured(label_noise, asked, rows, f"evaluation.suspects={path}")
 

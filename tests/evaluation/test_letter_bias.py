@@ -24,7 +24,7 @@ from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.metrics.rotations import prior_sample, rotations
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.runtime.errors import RunError
-from cyberlm.tasks.questions import LETTERS, Question
+from cyberlm.tasks.task import LETTERS, Example
 
 
 def bias_of(golds: Sequence[int], choices: Sequence[int], options: Sequence[str] = "wxyz") -> dict[str, Metric]:
@@ -152,7 +152,7 @@ BIAS = np.array([2.0, 0.5, -0.5, -2.0])
 """Log-odds that the model of these tests gives to letters whatever they stand for."""
 
 
-def biased(asked: Question) -> Prediction:
+def biased(asked: Example) -> Prediction:
     """A model that knows something of each option, but adds the bias of its letter."""
     knowledge = [np.random.default_rng([*map(ord, asked.id + text)]).normal(0, 0.5) for text in asked.options]
     scores = np.array(knowledge) + 1.5 * (np.arange(len(knowledge)) == asked.gold) + BIAS[: len(asked.options)]

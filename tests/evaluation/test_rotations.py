@@ -13,7 +13,7 @@ from statistics_support import answered, calmly, cybermetric, measured, needs_fi
 from cyberlm.evaluation.metrics.rotations import circular_eval, prior_sample, rotate, rotations, safe_to_permute
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.runtime.errors import RunError
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 CASES = json.loads(Path(__file__).with_name("rotation_cases.json").read_text())
 """Options that refer to others, so that their question must not be reordered, and options that do not."""
@@ -58,7 +58,7 @@ def test_rotating_keeps_the_answer_and_comes_round(count: int, gold: int, shift:
     assert {q.options[0] for q in rotations(turned)} == set(turned.options)
 
 
-def under_rotation(asked: Question, chosen: Sequence[int]) -> list[Prediction]:
+def under_rotation(asked: Example, chosen: Sequence[int]) -> list[Prediction]:
     return [answered(turned, choice) for turned, choice in zip(rotations(asked), chosen, strict=True)]
 
 

@@ -15,15 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cyberlm.data.batches import collate_scoring, pad_right, plan_batches
 from cyberlm.evaluation.inference import predict
 from cyberlm.evaluation.scoring import answering, generate, head_logits, next_logits, option_log_probs, widened_product
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
 
 
-def uneven_questions() -> list[Question]:
+def uneven_questions() -> list[Example]:
     """2 to 8 options, answers of 1 to 40 characters, prompts of different lengths."""
     texts = ("a", "a firewall", "some longer answer about key rotation", "x y", "port 22", "TLS", "no", "zero trust")
-    return [Question(f"u:{k}", "What is it? " * (1 + 3 * k % 7), texts[: 2 + k % 7], k % 2) for k in range(14)]
+    return [Example(f"u:{k}", "What is it? " * (1 + 3 * k % 7), texts[: 2 + k % 7], k % 2) for k in range(14)]
 
 
 def plain_log_probs(loaded, encoded) -> list[float]:

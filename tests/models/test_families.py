@@ -18,7 +18,7 @@ from cyberlm.models.methods.lora import Lora
 from cyberlm.models.tiny import tiny_tokenizer
 from cyberlm.runtime.errors import ModelError
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 from cyberlm.training.fit import shares_prefix
 from cyberlm.training.losses import answer_nll_sum, hidden_states
 
@@ -148,10 +148,10 @@ def opened(folder: Path, *overrides: str) -> tuple[LoadedModel, Prompt]:
     return load_base(config.model, config.quant, CPU), Prompt(config.prompt, load_tokenizer(config.model))
 
 
-def uneven_questions() -> list[Question]:
+def uneven_questions() -> list[Example]:
     """One system prompt, questions of different lengths, 2 to 4 options of 1 to 40 characters."""
     texts = ("a firewall", "some longer answer about key rotation", "TLS", "x")
-    return [Question(f"u:{k}", "What is it? " * (1 + 5 * k % 7), texts[: 2 + k % 3], k % 2) for k in range(6)]
+    return [Example(f"u:{k}", "What is it? " * (1 + 5 * k % 7), texts[: 2 + k % 3], k % 2) for k in range(6)]
 
 
 def plain_logits(causal: PreTrainedModel, ids: list[int]) -> torch.Tensor:

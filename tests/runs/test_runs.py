@@ -25,7 +25,7 @@ from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError, RunError
-from cyberlm.tasks.questions import LETTERS, Question
+from cyberlm.tasks.task import LETTERS, Example
 
 SMALL = (
     *("data.max_train=24", "data.max_validation=8", "data.max_test=16", "evaluation.max_new_tokens=4"),
@@ -164,7 +164,7 @@ def test_scoring_refuses_another_prompt_and_another_base(run: Path, tmp_path: Pa
         evaluated(run, tmp_path / "e2")
 
 
-def questions_file(path: Path, questions: Sequence[Question]) -> Path:
+def questions_file(path: Path, questions: Sequence[Example]) -> Path:
     rows = [
         {"question": q.question, "answers": dict(zip(LETTERS, q.options, strict=False)), "solution": q.letter}
         for q in questions

@@ -20,9 +20,9 @@ from cyberlm.runs.open_run import check_prompt
 from cyberlm.runtime.errors import ConfigError, DataError, ModelError, RunError
 from cyberlm.runtime.progress import say_once
 from cyberlm.tasks.prompts import Prompt
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
-QUESTION = Question("q:1", "Which port does SSH use?", ("21", "22", "23"), 1)
+QUESTION = Example("q:1", "Which port does SSH use?", ("21", "22", "23"), 1)
 
 LETTER_CHAT = """<|begin_of_text|><|start_header_id|>system<|end_header_id|>
 

@@ -18,7 +18,7 @@ from cyberlm.evaluation.intervals import skill_interval
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.runtime.errors import RunError
-from cyberlm.tasks.questions import LETTERS, Question
+from cyberlm.tasks.task import LETTERS, Example
 
 HASHED_FEATURES = 2**18  # columns for the words and word pairs of an option
 SURE = 0.001  # a finding is what chance would bring about more rarely than this
@@ -92,7 +92,7 @@ def _shortcuts(context: EvalSet) -> tuple[Baseline, ...]:
     return shortcut_baselines(context.questions, context.seen)
 
 
-def shortcut_baselines(test: Sequence[Question], train: Sequence[Question] = ()) -> tuple[Baseline, ...]:
+def shortcut_baselines(test: Sequence[Example], train: Sequence[Example] = ()) -> tuple[Baseline, ...]:
     """Baselines of the test questions that need no model.
 
     Args:
@@ -109,7 +109,7 @@ def shortcut_baselines(test: Sequence[Question], train: Sequence[Question] = ())
     return (*found, options_only(test, train)) if train else found
 
 
-def majority_letter(test: Sequence[Question], train: Sequence[Question] = ()) -> Baseline:
+def majority_letter(test: Sequence[Example], train: Sequence[Example] = ()) -> Baseline:
     """Baseline that always names the letter that is right most often in training; the first of equals."""
     counts = Counter(question.gold for question in train or test)
     most = max(counts.values())
@@ -120,13 +120,13 @@ def majority_letter(test: Sequence[Question], train: Sequence[Question] = ()) ->
     return Baseline("majority_letter", tuple(float(question.letter == first) for question in test), note)
 
 
-def longest_option(test: Sequence[Question]) -> Baseline:
+def longest_option(test: Sequence[Example]) -> Baseline:
     """Baseline that always names the option of the most characters; options of equal length share the credit."""
     credits = tuple(_is_longest(question, question.gold) for question in test)
     return Baseline("longest_option", credits, "always the option of the most characters")
 
 
-def options_only(test: Sequence[Question], train: Sequence[Question]) -> Baseline:
+def options_only(test: Sequence[Example], train: Sequence[Example]) -> Baseline:
     """Baseline that names the option most like the right ones of training, judged without the question.
 
     Logistic regression of whether an option is right on its words and word pairs (hashed, each row of norm 1), its
@@ -147,11 +147,11 @@ def _share_of_best(values: Sequence[float], index: int) -> float:
     return 1 / values.count(best) if values[index] == best else 0.0
 
 
-def _is_longest(question: Question, index: int) -> float:
+def _is_longest(question: Example, index: int) -> float:
     return _share_of_best([len(option) for option in question.options], index)
 
 
-def _option_features(questions: Sequence[Question]) -> csr_array:
+def _option_features(questions: Sequence[Example]) -> csr_array:
     """Features of each option of each question: one row of HASHED_FEATURES + len(LETTERS) + 1 columns."""
     words = HashingVectorizer(
         n_features=HASHED_FEATURES, ngram_range=(1, 2), token_pattern=r"\w+", binary=True, alternate_sign=False
@@ -230,7 +230,7 @@ def _constant_letter(rows: Sequence[Prediction]) -> Finding | None:
     return "constant_letter", count / n, sentence
 
 
-def _longest_option_habit(rows: Sequence[Prediction], questions: Sequence[Question]) -> Finding | None:
+def _longest_option_habit(rows: Sequence[Prediction], questions: Sequence[Example]) -> Finding | None:
     """Mostly the longest option, and more often than it is right; options of equal length share the credit."""
     n, pairs = len(rows), list(zip(questions, rows, strict=True))
     agreed = math.fsum(_is_longest(question, row.choice) for question, row in pairs)

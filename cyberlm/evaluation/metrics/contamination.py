@@ -18,7 +18,7 @@ from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.outcomes import right
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.tasks.questions import Question
+from cyberlm.tasks.task import Example
 
 CHECKS = {
     "identical": "the same question, options and gold option",
@@ -72,7 +72,7 @@ def _found(context: EvalSet) -> dict[str, Matches]:
     return find_contamination(context.questions, context.seen)
 
 
-def find_contamination(test: Sequence[Question], train: Sequence[Question]) -> dict[str, Matches]:
+def find_contamination(test: Sequence[Example], train: Sequence[Example]) -> dict[str, Matches]:
     """Compares every test question with every training question, by each of `CHECKS`.
 
     Args:
@@ -84,7 +84,7 @@ def find_contamination(test: Sequence[Question], train: Sequence[Question]) -> d
     return {**_same_text(test, train), "jaccard": _alike(*words), "ngram": _share_ngram(*texts)}
 
 
-def refuse_leaked(test: Sequence[Question], train: Sequence[Question], run: str) -> None:
+def refuse_leaked(test: Sequence[Example], train: Sequence[Example], run: str) -> None:
     """Refuses to score questions that a run was trained on, in the same options or others, reordered or reworded.
 
     Questions that are only nearly the same (`jaccard`, `ngram`) are not refused: the metrics count them.
@@ -111,14 +111,14 @@ def refuse_leaked(test: Sequence[Question], train: Sequence[Question], run: str)
         )
 
 
-def _pairs(matches: Matches, test: Sequence[Question], train: Sequence[Question]) -> list[tuple[str, str]]:
+def _pairs(matches: Matches, test: Sequence[Example], train: Sequence[Example]) -> list[tuple[str, str]]:
     """Ids of the test and the training question of each match, at most `MAX_NAMED` for one test question."""
     return [(test[i].id, train[j].id) for i, rows in matches.items() for j in rows[:MAX_NAMED]]
 
 
-def _same_text(test: Sequence[Question], train: Sequence[Question]) -> dict[str, Matches]:
+def _same_text(test: Sequence[Example], train: Sequence[Example]) -> dict[str, Matches]:
     """Matches of the checks that leave no doubt."""
-    keys: dict[str, Callable[[Question], Hashable]] = {
+    keys: dict[str, Callable[[Example], Hashable]] = {
         "identical": lambda question: question.hash,
         "question": lambda question: question.question,
         "normalised": lambda question: words_of(question.question),

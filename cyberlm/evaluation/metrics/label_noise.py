@@ -18,7 +18,7 @@ from cyberlm.evaluation.outcomes import choices, golds
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.validation import reasons_of
-from cyberlm.tasks.questions import LETTERS, Question
+from cyberlm.tasks.task import LETTERS, Example
 
 SHAPE = '{"version": 1, "items": [{"hash": "0123456789abcdef", "reason": "...", "corrected": "B"}]}'
 
@@ -28,7 +28,7 @@ class Suspect:
     """Question whose key is doubtful.
 
     Attributes:
-        hash: Of the question with the key as published (`Question.hash`).
+        hash: Of the question with the key as published (`Example.hash`).
         reason: Doubt about the key, in words.
         corrected: Letter that is right instead; None where no option is, or it is not known.
     """
@@ -69,7 +69,7 @@ def read_suspects(path: Path) -> tuple[Suspect, ...]:
         raise RunError(f"{path} is not a list of suspects.", problems, hint=f"Its shape: {SHAPE}") from error
 
 
-def check_suspects(suspects: Sequence[Suspect], questions: Sequence[Question]) -> None:
+def check_suspects(suspects: Sequence[Suspect], questions: Sequence[Example]) -> None:
     """Checks corrected letters against the questions; to be called before a run spends time.
 
     Raises:

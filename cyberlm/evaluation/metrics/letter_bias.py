@@ -18,7 +18,7 @@ from cyberlm.evaluation.metrics.metric import Metric, chance_metric, share_metri
 from cyberlm.evaluation.metrics.rotations import check_rotations, prior_sample
 from cyberlm.evaluation.outcomes import BoolArray, FloatArray, IntArray, choices, cluster_sums, golds
 from cyberlm.evaluation.predictions import Predictions
-from cyberlm.tasks.questions import LETTERS
+from cyberlm.tasks.task import LETTERS
 
 DRAWS = 10_000
 """Of the law of RStd without bias."""

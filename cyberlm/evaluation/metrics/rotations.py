@@ -12,7 +12,7 @@ from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.outcomes import choices, golds
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.tasks.questions import LETTERS, Question
+from cyberlm.tasks.task import LETTERS, Example
 
 _QUANTITY = r"\b(?:all|any|both|each|either|most|neither|none|one|some|three|two)(?:\s+of)?(?:\s+(?:the|these|those))?"
 _NOUN = r"(?:alternatives?|answers?|choices?|options?|responses?)"
@@ -122,7 +122,7 @@ def _letter_patterns(n_options: int) -> tuple[re.Pattern[str], ...]:
     return tuple(map(re.compile, patterns))
 
 
-def rotate(question: Question, shift: int) -> Question:
+def rotate(question: Example, shift: int) -> Example:
     """Question with its options moved `shift` places towards the front, the first ones to the end.
 
     Option k of the rotated question is option (k + shift) mod K of the original. The id stays; the hash does not.
@@ -136,12 +136,12 @@ def rotate(question: Question, shift: int) -> Question:
     )
 
 
-def rotations(question: Question) -> tuple[Question, ...]:
+def rotations(question: Example) -> tuple[Example, ...]:
     """Rotations of a question with K options, by shift; the first is the question itself."""
     return tuple(rotate(question, shift) for shift in range(len(question.options)))
 
 
-def prior_sample(questions: Sequence[Question], share: float = 0.05, seed: int = 0) -> tuple[Question, ...]:
+def prior_sample(questions: Sequence[Example], share: float = 0.05, seed: int = 0) -> tuple[Example, ...]:
     """Sample to estimate the prior of letters from: safe to permute, and of the most common number of options.
 
     Args:

@@ -10,7 +10,7 @@ from torchmetrics.functional.text import rouge_score
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.predictions import Predictions
-from cyberlm.tasks.questions import LETTERS
+from cyberlm.tasks.task import LETTERS
 
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 """Labels by name."""

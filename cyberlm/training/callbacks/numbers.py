@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from cyberlm.data.batches import AnswerBatch, ScoringBatch
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.tasks.questions import LETTERS
+from cyberlm.tasks.task import LETTERS
 from cyberlm.training.callbacks.meters import ends_step
 
 BAD_BATCH = "bad_batch.safetensors"

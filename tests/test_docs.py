@@ -56,3 +56,17 @@ def test_relative_links_are_found():
 def test_links_lead_somewhere(page):
     missing = [link for link in relative_links(page.read_text("utf-8")) if not (page.parent / link).exists()]
     assert not missing, f"{page.name} links to {', '.join(missing)}"
+
+
+def test_architecture_names_the_line_where_each_thing_is():
+    """Links such as [`step_loss`](../cyberlm/training/losses.py#L84) lead to the line of that definition."""
+    page = ROOT / "docs" / "architecture.md"
+    links = re.findall(r"\[`(\w+)`\]\(\.\./(cyberlm/[\w/]+\.py)#L(\d+)\)", page.read_text("utf-8"))
+    assert len(links) >= 10
+    wrong = []
+    for name, path, number in links:
+        lines = (ROOT / path).read_text("utf-8").splitlines()
+        found = [at for at, line in enumerate(lines, 1) if re.match(rf"\s*(def|class) {name}\b", line)]
+        if int(number) not in found:
+            wrong.append(f"{path}#L{number} is not {name}: it is in line {found or 'none'}")
+    assert not wrong

@@ -23,6 +23,7 @@ DRAWS = 2000
 DRAWN_AT_ONCE = 100
 TEMPERATURES = (0.01, 100.0)
 """Limits of the search."""
+LABELS = {"option_nll": "right option's NLL, nats"}
 BAD_ECE, BAD_P = 0.1, 0.001
 """Calibration is called bad where ECE is above the one, and a calibrated model shows as much more rarely than the
 other."""
@@ -52,7 +53,7 @@ def calibration(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     yield chance_metric("ece_chance", by_chance, n, label="  if calibrated (5-95%)")
     yield Metric("ece_p", p_value, n=n, place="detail")
     for name, value in measures.items():
-        yield Metric(name, value, n=n, place="detail")
+        yield Metric(name, value, n=n, label=LABELS.get(name, ""), place="detail")
     if validation:
         temperature = fit_temperature(option_scores(validation, context.option_score), golds(validation))
         yield from _scaled(scores / temperature, gold, temperature, len(validation))

@@ -151,7 +151,7 @@ def explained(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
     except torch.OutOfMemoryError:
         raise
     except (OSError, HfHubHTTPError) as error:
-        if Path(config.path or "").is_dir():
+        if config.path is not None and Path(config.path).expanduser().is_dir():
             raise _unreadable(config, error) from error
         raise _unavailable(config, on_one_line(error)) from error
     except UNREADABLE as error:

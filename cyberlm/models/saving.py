@@ -45,6 +45,9 @@ def try_saving(
     """
     keep_saveable(loaded)
     run.mkdir(parents=True, exist_ok=True)
+    for name in ("adapter", "model", "saving"):
+        for leftover in run.glob(f".{name}-*"):  # a save that was killed
+            shutil.rmtree(leftover)
     trained = sum(p.numel() * p.element_size() for p in loaded.model.parameters() if p.requires_grad)
     needed = trained if any(run.glob("checkpoints/*.ckpt")) else COPIES * trained
     free = shutil.disk_usage(run).free

@@ -54,6 +54,9 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     Args:
         overwrite: Take the place of a folder that is there, which stays otherwise.
+
+    Raises:
+        OSError: If that folder cannot be removed.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         draft.chmod(0o755)  # mkdtemp's folders are for one user alone
         if overwrite:
             shutil.rmtree(path, ignore_errors=True)
-        if not path.exists():
+        if overwrite or not path.exists():
             draft.replace(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

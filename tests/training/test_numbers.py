@@ -71,6 +71,12 @@ def test_a_step_that_is_no_number_is_saved(gradient: bool, message: str, batches
     assert found == {"weights", *(f"batch{k}" for k in range(batches))}
 
 
+def test_a_step_that_is_no_number_is_told_of_where_it_cannot_be_saved(tmp_path: Path) -> None:
+    (tmp_path / BAD_BATCH).mkdir()  # safetensors then fails as on a full disk: with an error of its own
+    screen = stopped(tmp_path, batch=1)
+    assert screen.startswith("The loss is nan in optimizer step 0") and f"{BAD_BATCH} could not be written" in screen
+
+
 # --------------------------------------------------------------------------------- how often the host waits
 
 

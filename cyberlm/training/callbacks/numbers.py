@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 from torch import Tensor
@@ -90,7 +91,7 @@ class FiniteNumbers(L.Callback):
             tensors |= {f"batch{k}.{name}": part for k, parts in enumerate(window) for name, part in parts.items()}
             about = {"step": step, "seed": self.seed, "what": what, "value": value, "batches": len(window)}
             metadata = {name: str(item) for name, item in about.items()}
-            with contextlib.suppress(OSError):  # a full disk must not hide what went wrong
+            with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what went wrong
                 save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, file, metadata)
         broken = next((name for name, p in trained.items() if not torch.isfinite(p).all()), None)
         why = f"the weights were not finite before it, for example {broken}" if broken else "the weights were finite"

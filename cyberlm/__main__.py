@@ -48,7 +48,7 @@ def run_command(command: str) -> None:
 
         launch(command, SCHEMAS[command], run)
         return
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         folder = {"leaderboard": "outputs/SWEEP", "recompute": "outputs/RUN"}[command]
         raise SystemExit(f"usage: cyberlm {command} {folder}")
     prepare_process()

@@ -218,6 +218,24 @@ def test_a_task_and_a_data_source(own_folder: Path, tmp_path: Path) -> None:
     assert all(again[row.hash].choice == row.choice for row in tuned)
 
 
+def test_twenty_classes_are_scored_and_more_than_letters_are_refused(own_folder: Path, tmp_path: Path) -> None:
+    labels = [f"cwe{k:02d}" for k in range(27)]
+    settings = SEVERITY_YAML.replace("[low, medium, high]", f"[{', '.join(labels)}]")
+    write(own_folder, my_tasks_py=SEVERITY, task__severity_yaml=settings)
+    file = own_folder / "q.csv"
+    rows = (f"word{k} in module {k * 7 % 31},{labels[k % 20]}\n" for k in range(60))
+    file.write_text("text,severity\n" + "".join(rows))
+    tiny = [item for item in TINY if not item.startswith(("prompt=", "data"))]
+    typed = (*tiny, "task=severity", "data=mcq", f"data.path={file}", "trainer.max_steps=2", "evaluation=full")
+    with pytest.raises(DataError, match="every row: the task gives 27 candidates; allowed: 2 to 26"):
+        train(build_config(composed(own_folder, *typed), TrainConfig), tmp_path / "refused")
+    fewer = f"task.labels=[{','.join(labels[:20])}]"
+    short = ("evaluation.max_new_tokens=4", "evaluation.rotations=false")
+    train(build_config(composed(own_folder, *typed, *short, fewer), TrainConfig), tmp_path / "run")
+    for rows in read_predictions(tmp_path / "run" / "predictions.jsonl").values():
+        assert {row.n_options for row in rows} == {20} and max(row.gold for row in rows) > 7
+
+
 def test_a_row_that_a_task_cannot_use_is_named(own_folder: Path, tmp_path: Path) -> None:
     write(own_folder, my_tasks_py=SEVERITY, task__severity_yaml=SEVERITY_YAML)
     file = own_folder / "q.csv"

@@ -13,7 +13,7 @@ from cyberlm.config.schema import OnBadRow
 from cyberlm.data.text_files import MAX_LINE_BYTES, read_text, unreadable
 from cyberlm.runtime.errors import DataError, Problem
 from cyberlm.runtime.validation import kind_of, shown
-from cyberlm.tasks.task import Example, Task
+from cyberlm.tasks.task import LETTERS, Example, Task
 
 MAX_ROWS = 10**6
 ROW_SHAPE = '{"question": "...", ...}'
@@ -84,11 +84,13 @@ def read_questions(
                 raise unreadable(path, f"it has more than {MAX_ROWS:,} rows", f"{MAX_ROWS:,} rows at most")
             try:
                 fields = _normalise(row.fields)
-                questions.append(task.read(_chosen(fields, columns), f"{name}:{row.number}"))
+                example = task.read(_chosen(fields, columns), f"{name}:{row.number}")
+                _check_candidates(example, task)
             except (ValueError, KeyError) as error:
                 reason = f"there is no field {error}" if isinstance(error, KeyError) else error
                 bad.append(f"row {row.number} (line {row.line}): {reason}")
             else:
+                questions.append(example)
                 normalised += fields != row.fields
     except RecursionError as error:
         raise unreadable(path, "it nests lists or objects too deeply", ROW_SHAPE) from error
@@ -113,6 +115,17 @@ def _chosen(fields: object, columns: Mapping[str, str] | None) -> dict[str, obje
     if missing:
         raise ValueError(f"there is no {', '.join(map(shown, missing))}, which data.columns names")
     return {field: fields[column] for column, field in columns.items()}
+
+
+def _check_candidates(example: Example, task: Task) -> None:
+    """Refuses an example that cannot be scored: reports name candidates by letter, and one of them is right."""
+    candidates = task.candidates(example)
+    if candidates is None:
+        return
+    if not 2 <= len(candidates) <= len(LETTERS):
+        raise ValueError(f"the task gives {len(candidates)} candidates; allowed: 2 to {len(LETTERS)}")
+    if not 0 <= example.gold < len(candidates):
+        raise ValueError(f"the right one of {len(candidates)} candidates is number {example.gold}, counted from 0")
 
 
 def _check_rows(path: Path, good: int, bad: list[str], on_bad_row: OnBadRow) -> None:

@@ -61,7 +61,11 @@ def pinned_file(config: DataConfig, size: int | None) -> PinnedFile:
         raise DataError(f"{config.name} has no such file:", [Problem(f"data.size={size}", sizes, fix)])
     entry = config.files[size] if size is not None and config.files else {}
     pinned = {"commit": config.commit, "sha256": config.sha256, **entry}
-    return PinnedFile(str(config.address).format(**pinned), pinned["sha256"])
+    try:
+        return PinnedFile(str(config.address).format(**pinned), pinned["sha256"])
+    except (ValueError, LookupError) as error:
+        problem = Problem(f"data.address={config.address}: {error}", "names in pairs of braces, such as {commit}")
+        raise DataError(f"The address of data={config.name} cannot be filled in:", [problem]) from error
 
 
 def load_sources(config: DataConfig, task: Task) -> tuple[QuestionSet, QuestionSet | None]:
@@ -102,7 +106,11 @@ def _read_pinned(config: DataConfig, size: int | None, task: Task) -> QuestionSe
     file = pinned_file(config, size)
     if file.scheme == "package":
         package, _, inner = file.address.removeprefix("package://").partition("/")
-        with importlib.resources.as_file(importlib.resources.files(package) / inner) as path:
+        try:
+            root = importlib.resources.files(package)
+        except (ImportError, ValueError) as error:
+            raise DataError(f"{file.address} cannot be read:", [Problem(str(error), "an installed package")]) from error
+        with importlib.resources.as_file(root / inner) as path:
             _check_hash(path, file, str(path), "")
             # Not the path: it differs between machines, and would make their manifests differ.
             return replace(_read(path, file.name, config, task), source=f"{package}/{inner}")

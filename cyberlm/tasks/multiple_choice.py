@@ -11,8 +11,10 @@ from cyberlm.config.schema import PromptConfig, Protocol
 from cyberlm.runtime.errors import did_you_mean
 from cyberlm.runtime.validation import kind_of, reasons_of, shown
 from cyberlm.tasks.answers.parsing import parse_letter, parse_text
-from cyberlm.tasks.task import LETTERS, Example
+from cyberlm.tasks.task import Example
 
+LETTERS = "ABCDEFGH"
+"""Of options, in order: a question has 2 to 8, for answers are parsed by these letters."""
 MAX_CHARACTERS = 250_000
 """Of one text."""
 OPTIONS_FIELDS, GOLD_FIELDS = ("answers", "options", "choices"), ("solution", "answer")

@@ -16,8 +16,8 @@ from hydra.errors import InstantiationException
 from cyberlm.config.schema import PromptConfig, RootConfig
 from cyberlm.runtime.errors import ConfigError, Problem
 
-LETTERS = "ABCDEFGH"
-"""Option letters, in order; a question has 2 to 8 options."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Names of options and classes in what is reported, in order: a task has at most so many."""
 
 
 @dataclass(frozen=True)

@@ -279,6 +279,18 @@ def test_bad_rows_of_your_own_file_follow_the_setting(tmp_path: Path) -> None:
     assert (len(main.questions), len(main.skipped)) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("package://nowhere/x.json", "No module named 'nowhere'"),
+        ("package://cyberlm/data/gone.json", "No such file"),
+        ("x{y", "expected '}'"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_told(address: str, words: str) -> None:
+    assert words in refusal(DataConfig(name="mine", address=address))
+
+
 def test_your_own_file_must_be_named() -> None:
     assert "data.path=FILE" in refusal(DataConfig(name="mcq"))
 

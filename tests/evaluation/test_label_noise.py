@@ -96,7 +96,7 @@ def test_other_files_are_refused(tmp_path: Path, fields: dict[str, Any], message
 
 def test_all_problems_are_listed(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
-        read_suspects(write(tmp_path, GOOD | {"hash": "x", "corrected": "Z"}, {"reason": ""}))
+        read_suspects(write(tmp_path, GOOD | {"hash": "x", "corrected": "b"}, {"reason": ""}))
     assert len(caught.value.problems) == 5
 
 

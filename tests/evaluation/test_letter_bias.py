@@ -77,7 +77,7 @@ def test_answers_that_say_nothing_of_a_preference() -> None:
     reversed_key = bias_of([0, 1] * 2, [1, 0] * 2, options=("yes", "no"))
     assert (reversed_key["letter_preference_p"].value, reversed_key["letter_preference_chi2"].value) == (None, None)
     eight = bias_of(range(8), range(8), [f"option {k}" for k in range(8)])
-    assert [eight[f"recall_{letter}"].value for letter in LETTERS] == [1.0] * 8 and eight["letter_rstd"].value == 0
+    assert [eight[f"recall_{letter}"].value for letter in LETTERS[:8]] == [1.0] * 8 and eight["letter_rstd"].value == 0
 
 
 def flowing(rng: np.random.Generator, n: int, accuracy: float, to_a: float = 1 / 3) -> tuple[np.ndarray, np.ndarray]:

@@ -247,6 +247,7 @@ def child_of(sweep_process: subprocess.Popen[str], folder: Path, timeout: float)
     raise AssertionError(f"no job began in {folder} within {timeout} s")
 
 
+@pytest.mark.slow
 def test_sweep_outlives_a_killed_job(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     line = [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *CHOSEN]

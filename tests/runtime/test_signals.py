@@ -125,6 +125,7 @@ def stop(process: subprocess.Popen[str], file: Path, signum: int) -> str:
     return printed
 
 
+@pytest.mark.slow
 def test_slurms_signal_ends_with_the_code_and_the_command(tmp_path: Path) -> None:
     """Under Slurm's variables, where Lightning would requeue the job by itself; then its command is typed."""
     run = tmp_path / "outputs" / "run"

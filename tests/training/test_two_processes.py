@@ -186,7 +186,7 @@ def two(name: str, **arguments: object) -> TrainConfig:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_signal_to_one_process_stops_both_after_the_same_step(
     rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""What several tests need: composed configurations, a tiny model, and training in a few lines.
+"""Support of several tests: composed configurations, a tiny model, and training in a few lines.
 
 Fixtures of tests/conftest.py, for the whole session; copy a folder before you change it:
 
@@ -37,7 +37,7 @@ TINY = ("model=tiny_random", "logger=none", "callbacks=none", "prompt=letter", "
 
 
 def compose(*overrides: str, command: str = "train"):
-    """What Hydra composes, with interpolations that only a running job can resolve left alone."""
+    """Compose as Hydra does, with interpolations that only a running job can resolve left alone."""
     register_schemas()
     register_resolvers()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):

@@ -141,7 +141,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
 
 @dataclass(frozen=True)
 class Learned:
-    """What came of `learn`.
+    """Outcome of `learn`.
 
     Attributes:
         predictions: By name of the model, `base` and `tuned`.

@@ -18,11 +18,11 @@ from cyberlm.config.rules import build_config
 CONF = conf_folder()
 FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_file())
 NEEDS = {"model/local": ["model.path=."], "data/mcq": [f"data.path={CONF / 'train.yaml'}"]}
-"""What a choice cannot do without."""
+"""Keys that a choice cannot do without."""
 A_RUN = tempfile.TemporaryDirectory()
 (Path(A_RUN.name) / "config.yaml").touch()
 BARE = {command: [f"run={A_RUN.name}"] for command in ("export", "chat", "serve")}
-"""What a command cannot do without; a choice of the same group replaces it."""
+"""Overrides that a command cannot do without; a choice of the same group replaces it."""
 
 
 def defaults(command: str) -> dict[str, bool]:

@@ -70,7 +70,7 @@ def lint(prompt: Prompt, questions=QUESTIONS, collate=None, encoded: list[Encode
 
 
 def problems(*arguments, **named) -> list[str]:
-    """What the broken rules say."""
+    """Messages of the broken rules."""
     with pytest.raises(DataError) as caught:
         lint(*arguments, **named)
     return [found.what for found in caught.value.problems]

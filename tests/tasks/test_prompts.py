@@ -57,7 +57,7 @@ def templated(template: str) -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str]):
-    """What is printed, the lines that are said once among it."""
+    """Printed text, the lines that are said once among it."""
     say_once.cache_clear()
     return lambda: capsys.readouterr().out
 

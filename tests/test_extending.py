@@ -1,4 +1,4 @@
-"""Methods, tasks, metrics and data sources from a folder of a user's own: one module and one YAML file each, and nothing in the package changed."""
+"""Methods, tasks, metrics and data sources from a folder of a user's own: nothing in the package changed."""
 
 import json
 import sys

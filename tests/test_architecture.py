@@ -136,6 +136,12 @@ def test_functions_and_modules_are_short(path: Path) -> None:
     assert len(source.splitlines()) <= MOST_MODULE_LINES
 
 
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
+def test_docstrings_begin_with_what_a_reader_would_search_for(path: Path) -> None:
+    opening = re.compile(r'"""(?:What|Whether|Where|Which)\b.*')
+    assert opening.findall(path.read_text("utf-8")) == []
+
+
 def test_body_lines_leave_the_docstring_out() -> None:
     function = ast.parse(
         'def f(a,\n      b):\n    """One.\n\n    Two.\n    """\n    a()\n    return (\n        b\n    )'

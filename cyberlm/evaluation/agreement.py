@@ -1,4 +1,4 @@
-"""Whether two models that should be one answer the same questions alike."""
+"""Agreement of two models that should be one, on the same questions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

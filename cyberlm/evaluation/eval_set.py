@@ -46,7 +46,7 @@ class EvalSet:
 
     @property
     def options_shown(self) -> bool:
-        """Whether the options stand in the prompt; without them a completion cannot be matched to an option."""
+        """True if the prompt shows the options; without them a completion cannot be matched to an option."""
         return self.config.prompt.show_options
 
     @property

@@ -20,7 +20,7 @@ from cyberlm.tasks.task import Example
 
 
 class Completion(NamedTuple):
-    """What was generated, and why it ended: `stop`, or `length` where `max_new_tokens` cut it off."""
+    """Generated text, and why it ended: `stop`, or `length` where `max_new_tokens` cut it off."""
 
     text: str | None
     finish_reason: str | None
@@ -125,12 +125,12 @@ def predict(
 
 
 def scored_tokens(question: EncodedQuestion) -> int:
-    """What the keys and values of one question with all its options come to."""
+    """Tokens whose keys and values one question with all its options takes."""
     return len(question.prompt_ids) + sum(len(ids) for ids in question.option_ids)
 
 
 def generated_tokens(question: EncodedQuestion, config: EvaluationConfig) -> int:
-    """What the keys and values of one question with its longest completion come to."""
+    """Tokens whose keys and values one question with its longest completion takes."""
     return len(question.prompt_ids) + config.max_new_tokens
 
 

@@ -18,7 +18,7 @@ def primary_metric(generated: bool) -> str:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one model answered to one question: everything that a metric needs, so that any number can be recomputed.
+    """Answer of one model to one question: everything that a metric needs, so that any number can be recomputed.
 
     Attributes:
         id, hash: Of the question.

@@ -50,7 +50,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run cost. Tokens of training are counted over all steps; speeds leave validation out.
+    """Cost of a run. Tokens of training are counted over all steps; speeds leave validation out.
 
     Attributes:
         seconds: Wall time by phase, for example `{"load": 6.1, "train": 120.3}`.

@@ -1,4 +1,4 @@
-"""What a person reads at the end of a run or a sweep, no wider than the terminal (80 columns where there is none)."""
+"""Report at the end of a run or a sweep, no wider than the terminal (80 columns where there is none)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

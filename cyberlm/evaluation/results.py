@@ -90,7 +90,7 @@ def read_results(folder: Path) -> Results:
 
 
 def is_older(folder: Path) -> bool:
-    """Whether a folder's results.json is of an older version."""
+    """True if a folder's results.json is of an older version."""
     return bool(read_json(folder / RESULTS_FILE)["schema_version"] < SCHEMA_VERSION)
 
 
@@ -99,7 +99,7 @@ def _finite(figure: float | None) -> float | None:
 
 
 def _unfinished(folder: Path) -> list[Problem]:
-    """What status.json says about a run without results."""
+    """Problems that status.json tells of a run without results."""
     status = read_status(folder)
     if status is None or status.state == "finished":
         return []

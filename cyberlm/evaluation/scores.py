@@ -24,7 +24,7 @@ def validation_metrics(*, over_processes: bool = False) -> MetricCollection:
 
 
 def option_scores(log_probs: torch.Tensor, tokens: torch.Tensor, chars: torch.Tensor, how: OptionScore) -> torch.Tensor:
-    """What options are compared by.
+    """Scores that options are compared by.
 
     Args:
         log_probs: (..., K) summed log-probability of each option's answer tokens (nats).

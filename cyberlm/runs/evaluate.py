@@ -128,7 +128,7 @@ def _entrant(spec: ModelSpec, questions: Sequence[Example], config: EvaluateConf
 
 
 class _Bench:
-    """Where models are loaded, one at a time; a base that was scored stays for the adapter that follows it."""
+    """Loader of models, one at a time; a base that was scored stays for the adapter that follows it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -161,7 +161,7 @@ class _Bench:
         return method_of(config_of(spec.runs[0]).method).load(base, spec.folder)
 
     def base_of(self, entrant: _Entrant) -> tuple[object, ...] | None:
-        """What makes two bases one: weights, 4 bits or not, architecture, and the tokens that they are asked."""
+        """Key of a base, equal for bases that are one: weights, 4 bits or not, architecture, and the tokens asked."""
         if entrant.spec.kind != "base":
             return None
         weights = self.weights_of(entrant.spec)

@@ -110,7 +110,7 @@ def _results(job: Path) -> Results | None:
 
 
 def _by_accuracy(results: Results) -> bool:
-    """Whether accuracy chose a job's weights; an evaluation has none."""
+    """True if accuracy chose a job's weights; an evaluation has none."""
     return results.objective is not None and results.monitor in (None, Monitor.accuracy.name)
 
 
@@ -153,7 +153,7 @@ def _metrics(results: Results | None) -> dict[str, float]:
 
 
 def _overrides(job: Path) -> dict[str, str]:
-    """What the job was given on top of the configuration, from Hydra's record of it."""
+    """Overrides of the job, from Hydra's record."""
     file = job / ".hydra" / "overrides.yaml"
     if not file.is_file():
         return {}

@@ -144,7 +144,7 @@ def _of_adapter(folder: Path, entry: str, config: EvaluateConfig) -> ModelSpec:
 
 
 def _stated_base(folder: Path) -> str:
-    """What adapter_config.json says the adapter was trained on; empty where it does not say."""
+    """Base that adapter_config.json names; empty where it names none."""
     try:
         stated = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
     except (ValueError, AttributeError) as error:
@@ -168,7 +168,7 @@ def _cannot(what: str, allowed: str = "", fix: str = "") -> ConfigError:
 
 
 def is_training_run(folder: Path) -> bool:
-    """Whether a training run wrote its configuration and its split there."""
+    """True if a training run wrote its configuration and its split there."""
     files = (folder / "config.yaml", folder / SPLIT_MANIFEST)
     return all(file.is_file() for file in files) and "method" in saved_config(folder)
 

@@ -89,7 +89,7 @@ def _reason(error: BaseException) -> str:
 
 
 MISCONFIGURED = (UserError, ImportError, TypeError, OmegaConfBaseException)
-"""What a logger raises that was asked for wrongly; any other failure is the logger's own."""
+"""Errors of a logger that is configured wrongly; any other failure is the logger's own."""
 
 
 @contextlib.contextmanager
@@ -146,7 +146,7 @@ def announce_split(split: Split) -> None:
 def provenance_of(
     config: RootConfig, sources: Sequence[QuestionSet], split_hash: str, prompt: Prompt, loaded: LoadedModel
 ) -> dict[str, str]:
-    """What the figures came from: hashes, seeds and the command."""
+    """Provenance of the figures: hashes, seeds and the command."""
     return {
         "base_model": loaded.name,
         "weights": loaded.weights_hash,

@@ -21,9 +21,9 @@ _NAME = (
     r"|authorization|sas|dsn|sig|signature)"
 )
 _SECRET_NAME = re.compile(rf"(?:^|[._\-]){_NAME}$|(?:^|[._\-])(?:secret|password)[._\-]", re.IGNORECASE)
-_KEY = rf"(?:[\w\-]+[._\-])*{_NAME}['\"]?\s*"
+_KEY = rf"(?:[\w.\-]*[._\-])?{_NAME}['\"]?\s*"  # no repetition within a repetition: it would take exponential time
 _ASSIGNED = re.compile(  # an override or a parameter; or a key of YAML, JSON or a dictionary of Python
-    rf"((?:(?<![\w.\-]){_KEY}=|(?:^[ \t\-]*|[{{,]\s*)['\"]?{_KEY}:)\s*)"
+    rf"((?:(?<![\w.\-]){_KEY}=|(?:^[ \t\-]*+|[{{,]\s*+)['\"]?{_KEY}:)\s*)"
     r"(?!null\b|None\b|['\"]?\$\{)(?:\"[^\"]*\"|'[^']*'|[^\s,&'\"})\]]+)",
     re.IGNORECASE | re.MULTILINE,
 )

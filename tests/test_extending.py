@@ -250,9 +250,15 @@ def test_a_row_that_a_task_cannot_use_is_named(own_folder: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("target", "words"), [("nowhere.Task", "cannot be made"), ("collections.Counter", "it has no read")]
+    ("target", "words"),
+    [
+        ("nowhere.Task", "No module named 'nowhere'"),
+        ("my_tasks.Gone", "Are you sure that 'Gone' is importable"),
+        ("collections.Counter", "it has no read"),
+    ],
 )
 def test_a_task_that_cannot_be_used_says_why(target: str, words: str, own_folder: Path) -> None:
+    write(own_folder, my_tasks_py=SEVERITY)
     config = build_config(composed(own_folder, *TINY, f"task._target_={target}"), TrainConfig)
     with pytest.raises(ConfigError, match=words):
         make_task(config)

@@ -106,7 +106,8 @@ def task_of(entry: Mapping[str, Any], prompt: PromptConfig) -> Task:
     try:
         task = hydra.utils.instantiate(dict(entry), _partial_=True, _convert_="all")(prompt=prompt)
     except (InstantiationException, TypeError) as error:
-        problem = Problem(" ".join(str(error).split()), "a class whose module is on PYTHONPATH")
+        told = " ".join(str(error.__cause__ or error).split())
+        problem = Problem(told, "a class whose module is on PYTHONPATH")
         raise ConfigError(f"The task {entry.get('_target_')} cannot be made:", [problem]) from error
     if not isinstance(task, Task):
         parts = ("read", "prompt", "target", "candidates", "parse")

@@ -288,3 +288,8 @@ def test_options_alone_beat_the_longest_option_of_cybermetric() -> None:
     assert list(found_in(test, choices)) == ["longest_option_habit"]
     found = against(test, "".join(LETTERS[choice] for choice in choices), seen=train)
     assert found["skill"].value < 0
+
+
+def test_free_answers_have_no_baseline_that_learns_from_options() -> None:
+    free = [Example(f"q:{k}", f"Question {k}?", (f"answer {k}",), 0) for k in range(4)]
+    assert "options_only" not in {baseline.name for baseline in shortcut_baselines(free, free)}

@@ -106,7 +106,8 @@ def shortcut_baselines(test: Sequence[Example], train: Sequence[Example] = ()) -
     if not test:
         raise RunError("There are no questions to score.")
     found = majority_letter(test, train), longest_option(test)
-    return (*found, options_only(test, train)) if train else found
+    closed = any(len(question.options) > 1 for question in train)  # of free answers there is nothing to choose from
+    return (*found, options_only(test, train)) if closed else found
 
 
 def majority_letter(test: Sequence[Example], train: Sequence[Example] = ()) -> Baseline:

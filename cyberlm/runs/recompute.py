@@ -40,8 +40,13 @@ def recompute(run: Path) -> list[str]:
 
 
 def _figures(results: Results) -> dict[str, Any]:
+    """Figures of results.json without the words beside them, which may change with the version."""
     value = to_json(results, "results.json")
-    return {name: value[name] for name in ("metrics", "comparisons", "differences")}
+    metrics = {
+        model: {name: {key: found[key] for key in ("value", "interval", "n")} for name, found in by_name.items()}
+        for model, by_name in value["metrics"].items()
+    }
+    return {"metrics": metrics, "comparisons": value["comparisons"], "differences": value["differences"]}
 
 
 def _differences(name: str, written: object, again: object) -> Iterator[str]:

@@ -89,7 +89,10 @@ def test_a_run_leaves_everything_it_promises(method: str, finished_run: Callable
     assert read_predictions(again / "predictions.jsonl") == predictions
 
 
-def test_a_row_that_was_changed_is_found(run: Path) -> None:
+def test_a_row_that_was_changed_is_found_and_a_label_is_no_figure(run: Path) -> None:
+    written = (run / "results.json").read_text()
+    (run / "results.json").write_text(written.replace('"label": "ROUGE-1"', '"label": "ROUGE 1"'))
+    assert written != (run / "results.json").read_text() and recompute(run) == []
     rows = (run / "predictions.jsonl").read_text().splitlines()
     row = json.loads(rows[0])
     row["choice"] = (row["choice"] + 1) % 4

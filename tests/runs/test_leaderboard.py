@@ -211,6 +211,7 @@ def test_a_sweep_in_which_every_job_failed_has_failed(
 # --------------------------------------------------------------------------------------------- a sweep, for real
 
 
+@pytest.mark.slow
 def test_a_sweep_in_a_folder_of_an_odd_name(tmp_path: Path) -> None:
     """One job that works and, in a second sweep, two that break a rule."""
     folder = tmp_path / "a=b, it's [c]: {d}"

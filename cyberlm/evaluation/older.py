@@ -85,26 +85,15 @@ def older_results(value: Any, path: Path, hint: str) -> Results:
     evidence = read_json(file, hint)
     compared = {key: evidence.get(key, []) for key in ("pairs", "differences")} if isinstance(evidence, dict) else None
     found = from_json(_Evidence, compared, str(file), hint)
-    return Results(
-        schema_version=SCHEMA_VERSION,
-        kind=old.kind,
-        model=old.model,
-        method=old.method,
-        quant=old.quant,
-        prompt=old.prompt,
-        data=old.data,
-        questions=old.questions,
-        models=old.models or {name: _trained(name, old) for name in old.scores},
-        metrics={name: {metric.name: metric for metric in _metrics(scores)} for name, scores in old.scores.items()},
-        comparisons=found.pairs,
-        differences=found.differences,
-        objective=old.objective,
-        steps=old.steps,
-        cost=old.cost,
-        provenance=old.provenance,
-        monitor=old.monitor,
-        validation=old.validation,
-    )
+    unchanged = {name: item for name, item in vars(old).items() if name not in ("scores", "comparison")}
+    changed = {
+        "schema_version": SCHEMA_VERSION,
+        "models": old.models or {name: _trained(name, old) for name in old.scores},
+        "metrics": {name: {metric.name: metric for metric in _metrics(scores)} for name, scores in old.scores.items()},
+        "comparisons": found.pairs,
+        "differences": found.differences,
+    }
+    return Results(**{**unchanged, **changed})
 
 
 def _trained(name: str, old: _Results) -> ModelSpec:

@@ -44,7 +44,8 @@ def convert_gguf(gguf: Path, digest: str) -> Path:
     shape = check_gguf(gguf)
     say(f"Preparing {gguf.name} (once, a few seconds)")
     try:
-        with new_folder(folder) as building, quiet(), contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
+        place = new_folder(folder, existing="keep")  # another process makes the same
+        with place as building, quiet(), contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
             model = _load(gguf, shape)
             model.hf_quantizer = None  # type: ignore[assignment]  # else save_pretrained refuses: "quantized with gguf"

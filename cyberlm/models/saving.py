@@ -29,7 +29,7 @@ def save_tuned(
     Args:
         prompt: As `Prompt.identity` gives it.
     """
-    with new_folder(folder, overwrite=True) as building, quiet():
+    with new_folder(folder, existing="replace") as building, quiet():
         method.save(loaded, building)
         tokenizer.save_pretrained(str(building))
         write_prompt(building, prompt)

@@ -84,7 +84,9 @@ def export(config: ExportConfig) -> Path:
     results = read_results(run)
     _check_form(config, trained, run)
     out = Path(config.out) if config.out is not None else run / "export" / config.to.value
-    _refuse_existing(out)
+    if out.exists():
+        problem = Problem(f"out={out}", "a folder that does not exist yet", "out=...")
+        raise RunError(f"{out} is there already.", [problem])
     with new_folder(out) as folder:
         exam = exam_of(config, trained, run)
         if config.to is ExportForm.adapter:
@@ -97,15 +99,8 @@ def export(config: ExportConfig) -> Path:
         write_json(folder / EXPORT_FILE, {"run": run.name, "to": config.to.value, "agreement": found, **environment()})
         base = results.provenance["base_model"]
         write_card(folder, trained, base, results, more=_card_lines(config.to, agreements))
-        _refuse_existing(out)  # another export may have made it meanwhile
     say(f"Files: {out}")
     return out
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists():
-        problem = Problem(f"out={out}", "a folder that does not exist yet", "out=...")
-        raise RunError(f"{out} is there already.", [problem])
 
 
 def _check_form(config: ExportConfig, trained: TrainConfig, run: Path) -> None:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from cyberlm.runtime.errors import Problem, RunError
 
@@ -49,14 +49,15 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, existing: Literal["refuse", "keep", "replace"] = "refuse") -> Iterator[Path]:
     """A temporary folder beside `path`, which becomes `path` if nothing fails, and vanishes otherwise.
 
     Args:
-        overwrite: Take the place of a folder that is there, which stays otherwise.
+        existing: Done with a folder that is at `path` once the new one is whole; one that is kept is taken for equal.
 
     Raises:
-        OSError: If that folder cannot be removed.
+        OSError: If that folder is to be replaced and cannot be removed.
+        RunError: If there is one that is neither to be kept nor replaced.
     """
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,10 +65,13 @@ def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield draft
         draft.chmod(0o755)  # mkdtemp's folders are for one user alone
-        if overwrite:
+        if existing == "replace":
             shutil.rmtree(path, ignore_errors=True)
-        if overwrite or not path.exists():
-            draft.replace(path)
+        elif path.exists():
+            if existing == "keep":
+                return
+            raise RunError(f"{path} is there already.", [Problem("it was made meanwhile", "a folder of its own")])
+        draft.replace(path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
         for parent in made:

@@ -8,6 +8,7 @@ from cyberlm.config.schema import EvaluationConfig
 from cyberlm.data.batches import collate_scoring, plan_batches
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.rotations import rotations, safe_to_permute
+from cyberlm.evaluation.outcomes import NO_CHOICE
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.scores import choose
 from cyberlm.evaluation.scoring import answering, generate, option_log_probs
@@ -96,31 +97,29 @@ def predict(
         if config.generate:
             with track(f"Generating with {label}", len(mine), "questions") as advance:
                 completions = _complete(loaded, prompt, encoded, config, max_batch_tokens, advance)
-    predictions = []
-    for question, item, log_probs, completion in zip(mine, encoded, scored, completions, strict=True):
-        tokens = tuple(len(ids) for ids in item.option_ids)
-        rendered = prompt_hash(prompt.render(question))
-        choice, tied = choose(log_probs, tokens, item.option_chars, config.option_score, rendered)
-        predictions.append(
-            Prediction(
-                id=question.id,
-                hash=question.hash,
-                gold=question.gold,
-                n_options=len(item.option_ids),
-                option_logprobs=log_probs,
-                option_tokens=tokens,
-                option_chars=item.option_chars,
-                choice=choice,
-                gold_nll=-log_probs[question.gold] / tokens[question.gold],
-                generated=completion.text,
-                parsed=None if completion.text is None else prompt.task.parse(completion.text, question),
-                reference=prompt.task.target(question),
-                prompt_hash=rendered,
-                topic=question.topic,
-                tied=tied,
-                finish_reason=completion.finish_reason,
-            )
+    predictions = [
+        Prediction(
+            id=question.id,
+            hash=question.hash,
+            gold=question.gold,
+            n_options=len(item.option_ids),
+            option_logprobs=log_probs,
+            option_tokens=tuple(map(len, item.option_ids)),
+            option_chars=item.option_chars,
+            choice=NO_CHOICE,
+            gold_nll=-log_probs[question.gold] / len(item.option_ids[question.gold]),
+            generated=completion.text,
+            parsed=None if completion.text is None else prompt.task.parse(completion.text, question),
+            reference=prompt.task.target(question),
+            prompt_hash=prompt_hash(prompt.render(question)),
+            topic=question.topic,
+            finish_reason=completion.finish_reason,
         )
+        for question, item, log_probs, completion in zip(mine, encoded, scored, completions, strict=True)
+    ]
+    chosen, best = (found.tolist() for found in choose(predictions, config.option_score))
+    made = zip(predictions, chosen, best, strict=True)
+    predictions = [replace(row, choice=choice, tied=equals > 1) for row, choice, equals in made]
     return distributed.merge_shares(predictions, len(questions))
 
 

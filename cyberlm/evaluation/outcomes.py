@@ -1,11 +1,10 @@
-"""Arrays of outcomes, scores and clusters, made from predictions."""
+"""Arrays of outcomes and clusters, made from predictions."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.runtime.errors import Problem, RunError
 
@@ -25,10 +24,8 @@ def choices(predictions: Sequence[Prediction], generated: bool = False) -> IntAr
         generated: Whether to take the parsed completion instead of the option chosen by likelihood.
 
     Raises:
-        RunError: If there are no predictions, or completions are asked for and some predictions hold none.
+        RunError: If completions are asked for and some predictions hold none.
     """
-    if not predictions:
-        raise RunError("There are no questions to score.")
     if not generated:
         return np.array([prediction.choice for prediction in predictions], dtype=np.int64)
     without = sum(prediction.generated is None for prediction in predictions)
@@ -85,35 +82,3 @@ def cluster_sums(values: ArrayLike, clusters: ArrayLike | None = None) -> FloatA
     sums = np.zeros((members.max() + 1, *each.shape[1:]))
     np.add.at(sums, members, each)
     return sums
-
-
-def option_scores(predictions: Sequence[Prediction], how: OptionScore) -> FloatArray:
-    """Scores that options are compared by: log-probabilities, as they are or by token or character.
-
-    Args:
-        predictions: N questions of at most K options.
-        how: The one that `choice` was made with (`evaluation.option_score`; `sum` in the letter protocol).
-
-    Returns:
-        (N, K) float64, in nats; -inf where a question has fewer than K options.
-
-    Raises:
-        RunError: If there are no predictions, or a score is infinite or not a number.
-    """
-    if not predictions:
-        raise RunError("There are no questions to score.")
-    scores = np.full((len(predictions), max(p.n_options for p in predictions)), -np.inf)
-    for row, p in zip(scores, predictions, strict=True):
-        length: Sequence[int] = {
-            OptionScore.sum: (1,) * p.n_options,
-            OptionScore.per_token: p.option_tokens,
-            OptionScore.per_char: p.option_chars,
-        }[how]
-        row[: p.n_options] = np.array(p.option_logprobs) / np.maximum(length, 1)
-        if not np.isfinite(row[: p.n_options]).all():
-            raise RunError(
-                "The model's answers cannot be scored.",
-                [Problem(f"log-probabilities of the options of {p.id} are {p.option_logprobs}", "finite numbers")],
-                hint="The weights hold infinities or NaN. If this model was trained here, lower optim.learning_rate.",
-            )
-    return scores

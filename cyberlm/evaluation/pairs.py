@@ -8,9 +8,10 @@ from cyberlm.evaluation.comparison import MeanDifference, PairComparison, compar
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.calibration import option_nll
 from cyberlm.evaluation.metrics.rouge import ROUGE, rouge_of, short_references
-from cyberlm.evaluation.outcomes import golds, option_scores
+from cyberlm.evaluation.outcomes import golds
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.records import ModelSpec
+from cyberlm.evaluation.scores import scores_of
 
 Figure = Callable[[Sequence[Prediction]], ArrayLike]
 """From N predictions to a figure of each, (N,) float."""
@@ -43,7 +44,7 @@ def _figures(rows: Sequence[Prediction], context: EvalSet, completed: bool) -> d
 
     figures: dict[str, Figure] = {
         "gold_nll": lambda rows: [row.gold_nll for row in rows],
-        "option_nll": lambda rows: option_nll(option_scores(rows, context.option_score), golds(rows)),
+        "option_nll": lambda rows: option_nll(scores_of(rows, context.option_score), golds(rows)),
     }
     if completed:
         figures |= {name: rouge_figure(name) for name in ROUGE}

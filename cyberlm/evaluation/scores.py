@@ -7,6 +7,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from cyberlm.config.schema import OptionScore
+from cyberlm.evaluation.predictions import Prediction
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.task import LETTERS
 
@@ -57,29 +58,37 @@ def pick_best(scores: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, t
     return chosen, count
 
 
-def tie_key(prompt_hash: str) -> int:
-    """A question's key for `pick_best`: of the rendered prompt, in which nothing says which option is right."""
-    return int(prompt_hash[:15], 16)
-
-
-def choose(
-    logprobs: Sequence[float], tokens: Sequence[int], chars: Sequence[int], how: OptionScore, prompt_hash: str
-) -> tuple[int, bool]:
-    """Index of the option with the highest `option_scores`, and whether another one has the same (`pick_best`).
-
-    Args:
-        prompt_hash: Of the rendered prompt (`cyberlm.tasks.prompts.prompt_hash`).
+def scores_of(predictions: Sequence[Prediction], how: OptionScore) -> torch.Tensor:
+    """`option_scores` of N questions of at most K options: (N, K) float64, -inf where a question has fewer.
 
     Raises:
         RunError: If a score is infinite or not a number, for then any choice would be arbitrary.
     """
-    values = torch.tensor([logprobs], dtype=torch.float64)
-    scores = option_scores(values, torch.tensor([tokens]), torch.tensor([chars]), how)
-    if not scores.isfinite().all():
+
+    def flat(name: str) -> torch.Tensor:
+        return torch.tensor([value for row in predictions for value in getattr(row, name)], dtype=torch.float64)
+
+    found = option_scores(flat("option_logprobs"), flat("option_tokens"), flat("option_chars"), how)
+    counts = [row.n_options for row in predictions]
+    if not found.isfinite().all():
+        bad = next(row for row, own in zip(predictions, found.split(counts), strict=True) if not own.isfinite().all())
         raise RunError(
             "The model's answers cannot be scored.",
-            [Problem(f"log-probabilities of the options are {list(logprobs)}", allowed="finite numbers")],
+            [
+                Problem(
+                    f"log-probabilities of the options of {bad.id} are {list(bad.option_logprobs)}", "finite numbers"
+                )
+            ],
             hint="The weights hold infinities or NaN. If this model was trained here, lower optim.learning_rate.",
         )
-    chosen, best = pick_best(scores, torch.tensor([tie_key(prompt_hash)]))
-    return int(chosen), int(best) > 1
+    exists = torch.arange(max(counts, default=1)) < torch.tensor(counts)[:, None]  # (N, K)
+    return torch.full(exists.shape, -torch.inf, dtype=torch.float64).masked_scatter(exists, found)
+
+
+def choose(predictions: Sequence[Prediction], how: OptionScore) -> tuple[torch.Tensor, torch.Tensor]:
+    """`pick_best` among the options of N questions: (N,) int64 each.
+
+    A question's key is of the rendered prompt, in which nothing says which option is right.
+    """
+    keys = torch.tensor([int(row.prompt_hash[:15], 16) for row in predictions], dtype=torch.int64)
+    return pick_best(scores_of(predictions, how), keys)

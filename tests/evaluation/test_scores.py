@@ -1,10 +1,15 @@
 """Scores of options, and the choice among them."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
+from statistics_support import answered, question
 
 from cyberlm.config.schema import OptionScore
-from cyberlm.evaluation.scores import choose, option_scores, pick_best, validation_metrics
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.scores import choose, pick_best, scores_of, validation_metrics
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.prompts import prompt_hash
 
@@ -16,24 +21,36 @@ def test_validation_accuracy_is_micro_over_batches() -> None:
     assert float(metrics.compute()["accuracy"]) == 0.75
 
 
-def test_option_scores_by_hand() -> None:
-    logprobs, tokens, chars = (-6.0, -4.0, -9.0), (3, 1, 9), (12, 4, 6)
-    tensors = [torch.tensor(values) for values in (logprobs, tokens, chars)]
-    assert option_scores(*tensors, OptionScore.sum).tolist() == [-6.0, -4.0, -9.0]
-    assert option_scores(*tensors, OptionScore.per_token).tolist() == [-2.0, -4.0, -1.0]
-    assert option_scores(*tensors, OptionScore.per_char).tolist() == [-0.5, -1.0, -1.5]
-    chosen = [choose(logprobs, tokens, chars, how, "0" * 16) for how in OptionScore]
-    assert chosen == [(1, False), (2, False), (0, False)]
+def row(*log_probs: float, **fields: Any) -> Prediction:
+    return replace(answered(question(0, 0, ["option"] * len(log_probs)), 0, log_probs), **fields)
+
+
+def test_scores_and_choices_by_hand() -> None:
+    rows = [
+        row(-6.0, -4.0, -9.0, option_tokens=(3, 1, 9), option_chars=(12, 4, 6)),
+        row(-3.0, -2.0, option_tokens=(1, 2), option_chars=(3, 2)),
+    ]
+    none = -float("inf")
+    by_hand = {
+        OptionScore.sum: ([[-6, -4, -9], [-3, -2, none]], [1, 1]),
+        OptionScore.per_token: ([[-2, -4, -1], [-3, -1, none]], [2, 1]),
+        OptionScore.per_char: ([[-0.5, -1, -1.5], [-1, -1, none]], [0, 1]),
+    }
+    for how, (scores, choices) in by_hand.items():
+        assert scores_of(rows, how).tolist() == scores
+        chosen, best = choose(rows, how)
+        assert chosen.tolist() == choices and best.tolist() == [1, 2 if how is OptionScore.per_char else 1]
+    assert [found.tolist() for found in choose([], OptionScore.sum)] == [[], []]  # a process without a share
 
 
 def test_equal_options_are_chosen_by_the_question_and_counted() -> None:
     """Each of the tied ones equally often over questions, never another, and the same whenever it is asked again."""
-    hashes = [prompt_hash(f"question {k}") for k in range(3000)]
-    picks = [choose((-1.0, -2.0, -1.0, -1.0), (1,) * 4, (1,) * 4, OptionScore.sum, key) for key in hashes]
-    assert all(tied for _, tied in picks)
-    counts = [sum(chosen == option for chosen, _ in picks) for option in range(4)]
+    rows = [row(-1.0, -2.0, -1.0, -1.0, prompt_hash=prompt_hash(f"question {k}")) for k in range(3000)]
+    chosen, best = choose(rows, OptionScore.sum)
+    counts = chosen.bincount(minlength=4).tolist()
+    assert set(best.tolist()) == {3}
     assert counts[1] == 0 and all(abs(counts[option] - 1000) < 100 for option in (0, 2, 3))
-    assert picks[7] == choose((-1.0, -2.0, -1.0, -1.0), (1,) * 4, (1,) * 4, OptionScore.sum, hashes[7])
+    assert choose(rows[7:8], OptionScore.sum)[0] == chosen[7]
 
 
 def test_validation_picks_as_the_test_does() -> None:
@@ -46,5 +63,6 @@ def test_validation_picks_as_the_test_does() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf"), float("inf")])
 def test_diverged_model_is_an_error_not_a_choice(bad: float) -> None:
-    with pytest.raises(RunError, match="learning_rate"):
-        choose((bad, -1.0), (1, 1), (1, 1), OptionScore.per_token, "0" * 16)
+    rows = [row(-1.0, -2.0, -1.0), row(bad, -1.0, id="q:bad")]
+    with pytest.raises(RunError, match=r"of q:bad are \((.|\n)*learning_rate"):
+        choose(rows, OptionScore.per_token)

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator
 
-import torch
-
 from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import effective_questions
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
-from cyberlm.evaluation.outcomes import golds, option_scores, right
+from cyberlm.evaluation.outcomes import golds, right
 from cyberlm.evaluation.predictions import Predictions
-from cyberlm.evaluation.scores import pick_best, tie_key
+from cyberlm.evaluation.scores import choose
 from cyberlm.runtime.errors import Problem, RunError
 
 OPTIONS_NOT_SHOWN = "the options were not shown, so a free answer cannot be matched to one of them"
@@ -65,9 +63,8 @@ def by_option_score(predictions: Predictions, context: EvalSet) -> Iterator[Metr
     """Accuracy by likelihood under each `evaluation.option_score`; letters, of one token each, have but one."""
     if context.asks_letters:
         return
-    gold, keys = golds(predictions.test), torch.tensor([tie_key(row.prompt_hash) for row in predictions.test])
     for how in OptionScore:
-        chosen, _ = pick_best(torch.from_numpy(option_scores(predictions.test, how)), keys)
+        chosen, _ = choose(predictions.test, how)
         label = f"accuracy, options by {how.name}"
-        correct = chosen.numpy() == gold
+        correct = chosen.numpy() == golds(predictions.test)
         yield share_metric(f"accuracy_by_{how.name}", correct, context.clusters, label=label, place="evidence")

@@ -17,7 +17,6 @@ from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import skill_interval
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Prediction, Predictions
-from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.task import LETTERS, Example
 
 HASHED_FEATURES = 2**18  # columns for the words and word pairs of an option
@@ -51,9 +50,6 @@ def baselines(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
 
     Skill is (accuracy - best) / (1 - best), None where the best is always right (Murphy 1988, Mon. Weather Rev.
     116:2417).
-
-    Raises:
-        RunError: If there are no predictions.
     """
     found, unmeasured = list(_shortcuts(context)), {}
     if not context.seen:
@@ -99,12 +95,7 @@ def shortcut_baselines(test: Sequence[Example], train: Sequence[Example] = ()) -
         test: Questions that models are scored on.
         train: Questions that a shortcut may learn from; none of the test questions may be among them. Without any,
             the majority letter is that of the test questions, and there is no model of the options.
-
-    Raises:
-        RunError: If there are no test questions.
     """
-    if not test:
-        raise RunError("There are no questions to score.")
     found = majority_letter(test, train), longest_option(test)
     closed = any(len(question.options) > 1 for question in train)  # of free answers there is nothing to choose from
     return (*found, options_only(test, train)) if closed else found

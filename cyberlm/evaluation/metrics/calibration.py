@@ -11,8 +11,9 @@ from scipy.stats import rankdata
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, chance_metric
-from cyberlm.evaluation.outcomes import FloatArray, IntArray, golds, option_scores
+from cyberlm.evaluation.outcomes import FloatArray, IntArray, golds
 from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.scores import scores_of
 from cyberlm.runtime.errors import Problem, RunError
 
 BINS = 15
@@ -33,7 +34,7 @@ def calibration(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """ECE beside its level by chance, Brier score, NLL and AURC; raw and, with validation predictions, scaled.
 
     Raises:
-        RunError: If there are no predictions, a score is not finite, or a validation question is a test question.
+        RunError: If a score is not finite, or a validation question is a test question.
     """
     test, validation, n = predictions.test, predictions.validation, len(predictions.test)
     shared = {row.hash for row in test} & {row.hash for row in validation}
@@ -42,7 +43,7 @@ def calibration(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
             "The temperature must not be fitted on test questions.",
             [Problem(f"{len(shared)} of the validation questions are in the test", "none")],
         )
-    scores, gold = option_scores(test, context.option_score), golds(test)
+    scores, gold = scores_of(test, context.option_score).numpy(), golds(test)
     few = f"{n} questions are few for calibration (fewer than {FEWEST_QUESTIONS}): compare ECE with its chance level"
     measures = calibration_measures(scores, gold)
     ece = measures.pop("ece")
@@ -55,7 +56,7 @@ def calibration(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     for name, value in measures.items():
         yield Metric(name, value, n=n, label=LABELS.get(name, ""), place="detail")
     if validation:
-        temperature = fit_temperature(option_scores(validation, context.option_score), golds(validation))
+        temperature = fit_temperature(scores_of(validation, context.option_score), golds(validation))
         yield from _scaled(scores / temperature, gold, temperature, len(validation))
     if ece > BAD_ECE and p_value < BAD_P:
         sentence = (

@@ -25,11 +25,7 @@ DRAWS = 10_000
 
 
 def letter_bias(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
-    """Recall of each gold letter, its spread RStd beside its level by chance, and a test for a preference.
-
-    Raises:
-        RunError: If there are no predictions.
-    """
+    """Recall of each gold letter, its spread RStd beside its level by chance, and a test for a preference."""
     chosen, gold, n = choices(predictions.test), golds(predictions.test), len(predictions.test)
     options = np.array([row.n_options for row in predictions.test])
     hits, recalls = chosen == gold, letter_recalls(chosen == gold, gold)

@@ -3,9 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from cyberlm.evaluation.comparison import PairComparison
 from cyberlm.evaluation.metrics.metric import Metric
-from cyberlm.evaluation.records import SCHEMA_VERSION, Cost, ModelSpec, Results
+from cyberlm.evaluation.records import SCHEMA_VERSION, Cost, ModelSpec, PairComparison, Results
 
 
 def named(*metrics: Metric) -> dict[str, Metric]:

@@ -1,15 +1,18 @@
-"""Comparison of models, two by two, on the same questions."""
+"""Comparison of models, two by two, on the same questions: by what is right, and by the means of what each has."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cyberlm.evaluation.outcomes import NO_CHOICE, IntArray, choices, cluster_numbers, right
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.calibration import option_nll
+from cyberlm.evaluation.metrics.rouge import ROUGE, rouge_of, short_references
+from cyberlm.evaluation.outcomes import NO_CHOICE, IntArray, choices, cluster_numbers, golds, right
 from cyberlm.evaluation.paired_tests import (
     design_effect,
     detectable_difference,
@@ -18,13 +21,10 @@ from cyberlm.evaluation.paired_tests import (
     mcnemar,
     mean_difference_test,
 )
-from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, Prediction
+from cyberlm.evaluation.predictions import LIKELIHOOD, NAMED, NAMED_BY_BOTH, OUTCOMES, Prediction, Predictions
+from cyberlm.evaluation.records import MeanDifference, ModelSpec, PairComparison
+from cyberlm.evaluation.scores import scores_of
 from cyberlm.runtime.errors import Problem, RunError
-
-NAMED, NAMED_BY_BOTH = "option_named", "named_by_both"
-OUTCOMES = (LIKELIHOOD, GENERATION, NAMED, NAMED_BY_BOTH)
-"""Outcomes by question: right by likelihood; right by generation; the completion names an option (format); right by
-generation where both models' completions name one (knowledge)."""
 
 ALL_PAIRS = "all pairs"
 AGAINST_BASE = "each tuned model against its base"
@@ -33,89 +33,44 @@ AMONG_TUNED = "tuned models among each other"
 AMONG_BASES = "base models among each other"
 """Families of comparisons that ask the same: p-values are corrected over each."""
 
-
-@dataclass(frozen=True)
-class PairComparison:
-    """Comparison of two models by one outcome.
-
-    Attributes:
-        first, second: Their names.
-        n: Questions; of `named_by_both`, those on which both completions name an option.
-        difference: Share right of the second minus that of the first.
-        ci_lo, ci_hi: 95% interval of the difference: Tango's score interval, widened where near-duplicates make the
-            variance larger. (-1, 1) where all questions are one cluster.
-        only_first_right, only_second_right: Discordant questions b and c.
-        p_value: Exact McNemar test, two-sided, near-duplicate clusters changing sides as one.
-        p_holm: `p_mid` after Holm's correction over the family.
-        detectable: Smallest difference that so many questions would show at 80% power.
-        lost, gained: Ids (of the first model's predictions) of the questions that only the first, and only the second,
-            got right, sorted.
-        outcome: Outcome that is counted, one of `OUTCOMES`.
-        p_mid: Mid-p of the same test, which decides whether a difference is significant; None in older files.
-        family: Comparisons over which Holm corrects; empty in older files, which correct over all pairs.
-        first_right, second_right: Questions that each got right; None in older files.
-    """
-
-    first: str
-    second: str
-    n: int
-    difference: float
-    ci_lo: float
-    ci_hi: float
-    only_first_right: int
-    only_second_right: int
-    p_value: float
-    p_holm: float
-    detectable: float | None
-    lost: tuple[str, ...]
-    gained: tuple[str, ...]
-    outcome: str = LIKELIHOOD
-    p_mid: float | None = None
-    family: str = ""
-    first_right: int | None = None
-    second_right: int | None = None
-
-    @property
-    def p(self) -> float:
-        """p-value that decides, before correction: `p_mid`, or that of an older file."""
-        return self.p_value if self.p_mid is None else self.p_mid
-
-
-@dataclass(frozen=True)
-class MeanDifference:
-    """Comparison of two models by the mean of a figure that each question has.
-
-    Attributes:
-        first, second: Their names.
-        outcome: The figure: `gold_nll`, `option_nll`, `rouge1`, `rouge2`, `rougeL`.
-        n: Questions.
-        difference: Mean of the second minus that of the first.
-        ci_lo, ci_hi: 95% interval by t, near-duplicates counted as one; None where all differ
-            alike or not at all, or are one cluster.
-        p_value: Two-sided; None where the interval is.
-        p_holm: The same after Holm's correction over the family.
-        family: Comparisons over which Holm corrects.
-    """
-
-    first: str
-    second: str
-    outcome: str
-    n: int
-    difference: float
-    ci_lo: float | None
-    ci_hi: float | None
-    p_value: float | None
-    p_holm: float | None
-    family: str
-
-    @property
-    def p(self) -> float | None:
-        """p-value that decides, before correction."""
-        return self.p_value
-
-
 Compared = TypeVar("Compared", PairComparison, MeanDifference)
 Predicted = Sequence[Prediction]
+Figure = Callable[[Predicted], ArrayLike]
+"""From N predictions to a figure of each, (N,) float."""
+
+
+def compare_all(
+    models: Mapping[str, Predictions], specs: Mapping[str, ModelSpec], context: EvalSet
+) -> tuple[tuple[PairComparison, ...], tuple[MeanDifference, ...]]:
+    """Every two models on the test questions; of one model alone, nothing.
+
+    Args:
+        models, specs: By the model's name.
+    """
+    tuned_from = {name: spec.tuned_from for name, spec in specs.items() if spec.kind != "base"}
+    test = {name: given.test for name, given in models.items()}
+    completed = all(row.generated is not None for rows in test.values() for row in rows)
+    generated = completed and context.options_shown
+    pairs = compare_models(test, context.cluster_of, tuned_from, generated=generated)
+    figures = _figures(next(iter(test.values())), context, completed)
+    return pairs, compare_means(test, figures, context.cluster_of, tuned_from)
+
+
+def _figures(rows: Predicted, context: EvalSet, completed: bool) -> dict[str, Figure]:
+    """By the names of metrics: NLL in nats, and ROUGE where all models have generated answers."""
+
+    def rouge_figure(name: str) -> Figure:
+        return lambda rows: [rouge_of(row.generated or "", row.reference)[name] for row in rows]
+
+    figures: dict[str, Figure] = {
+        "gold_nll": lambda rows: [row.gold_nll for row in rows],
+        "option_nll": lambda rows: option_nll(scores_of(rows, context.option_score), golds(rows)),
+    }
+    if completed:
+        figures |= {name: rouge_figure(name) for name in ROUGE}
+        if short_references([row.reference for row in rows]) == len(rows):
+            del figures["rouge2"]  # undefined
+    return figures
 
 
 def compare_models(
@@ -138,12 +93,11 @@ def compare_models(
         `named_by_both` is left out where there is no such question.
 
     Raises:
-        RunError: If there are fewer than two models or no questions, the models did not answer the same questions, or
-            completions are missing.
+        RunError: If the models did not answer the same questions, or completions are missing.
     """
     aligned, numbers = _aligned(models, clusters)
     found = []
-    for outcome in OUTCOMES if generated else OUTCOMES[:1]:
+    for outcome in OUTCOMES if generated else [LIKELIHOOD]:
         for first, second, family in _pairs(models, tuned_from):
             pair = _compared((first, second), (aligned[first], aligned[second]), outcome, family, numbers)
             if pair is not None:
@@ -254,31 +208,16 @@ def _aligned(
 
     Equal questions (one hash, several ids) are paired in the order of their ids.
     """
-    if len(models) < 2:
-        raise RunError("There is nothing to compare.", [Problem(f"models given: {len(models)}", "two or more")])
-    ordered: dict[str, Predicted] = {
-        name: sorted(rows, key=lambda row: (row.hash, row.id)) for name, rows in models.items()
-    }
-    reference, *others = ordered
-    hashes = [row.hash for row in ordered[reference]]
-    for name in others:
-        if [row.hash for row in ordered[name]] != hashes:
-            hint = "Score both on the same questions: python evaluate.py 'runs=[outputs/A,outputs/B]'"
-            problems = [*_unanswered(ordered, reference, name), *_unanswered(ordered, name, reference)]
-            raise RunError(f"{reference} and {name} cannot be compared.", problems, hint)
-    if not hashes:
-        raise RunError("There are no questions to score.")
-    return ordered, cluster_numbers(hashes, clusters)
-
-
-def _unanswered(models: Mapping[str, Predicted], name: str, other: str) -> list[Problem]:
-    """The questions that only the first of two models answered, if any."""
-    left = Counter(row.hash for row in models[name]) - Counter(row.hash for row in models[other])
-    if not left:
-        return []
-    example = next(row for row in models[name] if row.hash in left)
-    what = (
-        f"{left.total()} of the {len(models[name])} questions that {name} answered were not answered by {other}, "
-        f"for example {example.id} ({example.hash})"
-    )
-    return [Problem(what, "the same questions")]
+    ordered = {name: sorted(rows, key=lambda row: (row.hash, row.id)) for name, rows in models.items()}
+    (reference, first), *others = ordered.items()
+    hashes = [row.hash for row in first]
+    for name, rows in others:
+        ours, theirs = Counter(hashes), Counter(row.hash for row in rows)
+        if ours != theirs:
+            odd = (ours - theirs) + (theirs - ours)
+            raise RunError(
+                f"{reference} and {name} cannot be compared.",
+                [Problem(f"{odd.total()} questions, {next(iter(odd))} for one, were answered by one of them alone")],
+                "Score both on the same questions: python evaluate.py 'runs=[outputs/A,outputs/B]'",
+            )
+    return dict(ordered), cluster_numbers(hashes, clusters)

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cyberlm.evaluation.comparison import MeanDifference, PairComparison
 from cyberlm.evaluation.metrics.metric import Metric
-from cyberlm.evaluation.records import SCHEMA_VERSION, Cost, ModelSpec, Results
+from cyberlm.evaluation.records import SCHEMA_VERSION, Cost, MeanDifference, ModelSpec, PairComparison, Results
 from cyberlm.runtime.files import read_json
 from cyberlm.runtime.validation import from_json
 

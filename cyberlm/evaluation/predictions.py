@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LIKELIHOOD, GENERATION = "likelihood", "generation"
-"""Ways in which an answer is right: the option chosen by likelihood, or the one that the completion names."""
-
-
-def primary_metric(generated: bool) -> str:
-    """The accuracy that a report speaks of first: by generation, as arXiv 2509.25241 does, else by likelihood.
-
-    Args:
-        generated: Whether accuracy by generation was measured of all models that are compared.
-    """
-    return GENERATION if generated else LIKELIHOOD
+LIKELIHOOD, GENERATION, NAMED, NAMED_BY_BOTH = "likelihood", "generation", "option_named", "named_by_both"
+OUTCOMES = {
+    LIKELIHOOD: "accuracy, likelihood",
+    GENERATION: "accuracy, generation",
+    NAMED: "  an option is named",
+    NAMED_BY_BOTH: "  where both name one",
+}
+"""Outcomes by question, with their labels: right by likelihood; right by generation; the completion names an option
+(format); right by generation where both models' completions name one (knowledge)."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 from cyberlm.config.schema import ModelConfig, QuantConfig
-from cyberlm.evaluation.comparison import MeanDifference, PairComparison
 from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.predictions import LIKELIHOOD
 
 SCHEMA_VERSION = 2
 """Of results.json: raised when a field changes its meaning or goes away."""
@@ -46,6 +46,86 @@ class ModelSpec:
     quant_config: Annotated[QuantConfig, Field(exclude=True)] = field(default_factory=QuantConfig)
     folder: Annotated[Path | None, Field(exclude=True)] = None
     runs: Annotated[tuple[Path, ...], Field(exclude=True)] = ()
+
+
+@dataclass(frozen=True)
+class PairComparison:
+    """Comparison of two models by one outcome.
+
+    Attributes:
+        first, second: Their names.
+        n: Questions; of `named_by_both`, those on which both completions name an option.
+        difference: Share right of the second minus that of the first.
+        ci_lo, ci_hi: 95% interval of the difference: Tango's score interval, widened where near-duplicates make the
+            variance larger. (-1, 1) where all questions are one cluster.
+        only_first_right, only_second_right: Discordant questions b and c.
+        p_value: Exact McNemar test, two-sided, near-duplicate clusters changing sides as one.
+        p_holm: `p_mid` after Holm's correction over the family.
+        detectable: Smallest difference that so many questions would show at 80% power.
+        lost, gained: Ids (of the first model's predictions) of the questions that only the first, and only the second,
+            got right, sorted.
+        outcome: Outcome that is counted, one of `OUTCOMES`.
+        p_mid: Mid-p of the same test, which decides whether a difference is significant; None in older files.
+        family: Comparisons over which Holm corrects; empty in older files, which correct over all pairs.
+        first_right, second_right: Questions that each got right; None in older files.
+    """
+
+    first: str
+    second: str
+    n: int
+    difference: float
+    ci_lo: float
+    ci_hi: float
+    only_first_right: int
+    only_second_right: int
+    p_value: float
+    p_holm: float
+    detectable: float | None
+    lost: tuple[str, ...]
+    gained: tuple[str, ...]
+    outcome: str = LIKELIHOOD
+    p_mid: float | None = None
+    family: str = ""
+    first_right: int | None = None
+    second_right: int | None = None
+
+    @property
+    def p(self) -> float:
+        """p-value that decides, before correction: `p_mid`, or that of an older file."""
+        return self.p_value if self.p_mid is None else self.p_mid
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """Comparison of two models by the mean of a figure that each question has.
+
+    Attributes:
+        first, second: Their names.
+        outcome: The figure: `gold_nll`, `option_nll`, `rouge1`, `rouge2`, `rougeL`.
+        n: Questions.
+        difference: Mean of the second minus that of the first.
+        ci_lo, ci_hi: 95% interval by t, near-duplicates counted as one; None where all differ
+            alike or not at all, or are one cluster.
+        p_value: Two-sided; None where the interval is.
+        p_holm: The same after Holm's correction over the family.
+        family: Comparisons over which Holm corrects.
+    """
+
+    first: str
+    second: str
+    outcome: str
+    n: int
+    difference: float
+    ci_lo: float | None
+    ci_hi: float | None
+    p_value: float | None
+    p_holm: float | None
+    family: str
+
+    @property
+    def p(self) -> float | None:
+        """p-value that decides, before correction."""
+        return self.p_value
 
 
 @dataclass(frozen=True)

@@ -2,35 +2,27 @@
 
 from collections.abc import Sequence
 
-from cyberlm.evaluation.comparison import NAMED, NAMED_BY_BOTH, MeanDifference, PairComparison
-from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, primary_metric
-from cyberlm.evaluation.records import Results
+from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, NAMED, NAMED_BY_BOTH, OUTCOMES
+from cyberlm.evaluation.records import MeanDifference, PairComparison, Results
 
 SIGNIFICANCE = 0.05
 """A difference with a smaller p-value is called significant."""
 
-OUTCOMES = {
-    LIKELIHOOD: "accuracy, likelihood",
-    GENERATION: "accuracy, generation",
-    NAMED: "  an option is named",
-    NAMED_BY_BOTH: "  where both name one",
-}
-"""Labels of what counts as right; figures of questions have the label of the metric that is their mean."""
+
+def primary_comparisons(pairs: Sequence[PairComparison]) -> list[PairComparison]:
+    """Those that a report speaks of first: by generation, as arXiv 2509.25241 does, where it was measured."""
+    outcome = GENERATION if any(pair.outcome == GENERATION for pair in pairs) else LIKELIHOOD
+    return [pair for pair in pairs if pair.outcome == outcome]
 
 
 def main_comparison(pairs: Sequence[PairComparison]) -> PairComparison | None:
-    """The tuned model of a run against its base, by `primary_metric`; None where they were not compared."""
-    by = _base_and_tuned(pairs)
-    return by[primary_metric(GENERATION in by)] if by else None
-
-
-def _base_and_tuned(pairs: Sequence[PairComparison]) -> dict[str, PairComparison]:
-    return {pair.outcome: pair for pair in pairs if (pair.first, pair.second) == ("base", "tuned")}
+    """The tuned model of a run against its base; None where they were not compared."""
+    return next((pair for pair in primary_comparisons(pairs) if (pair.first, pair.second) == ("base", "tuned")), None)
 
 
 def verdict(pairs: Sequence[PairComparison]) -> list[str]:
     """`Tuned against base: +2.7 points of accuracy by likelihood (95% -1.2 to +6.5), significantly better ...`."""
-    pair, by = main_comparison(pairs), _base_and_tuned(pairs)
+    pair = main_comparison(pairs)
     if pair is None:
         return []
     if pair.p >= SIGNIFICANCE:
@@ -42,6 +34,7 @@ def verdict(pairs: Sequence[PairComparison]) -> list[str]:
         f"Tuned against base: {100 * pair.difference:+.1f} points of accuracy by {pair.outcome} ({interval}), "
         f"{finding} ({p_text(pair.p)}, exact {p_text(pair.p_value)}): {_changes(pair)}."
     )
+    by = {other.outcome: other for other in pairs if (other.first, other.second) == (pair.first, pair.second)}
     return [said, _moved(pair, by[NAMED], by.get(NAMED_BY_BOTH))] if pair.outcome == GENERATION else [said]
 
 
@@ -82,7 +75,7 @@ def difference_tables(results: Results) -> list[tuple[str, dict[str, list[str]]]
     if len({(pair.first, pair.second) for pair in pairs}) <= 1:
         rows: list[PairComparison | MeanDifference] = [*pairs, *results.differences]
         return [(_names(rows[0]), _columns([labels.get(r.outcome, r.outcome) for r in rows], rows))] if rows else []
-    main = _main(pairs)
+    main = primary_comparisons(pairs)
     tables = []
     for family in dict.fromkeys(pair.family for pair in main):
         asked = [pair for pair in main if pair.family == family]
@@ -95,7 +88,7 @@ def difference_tables(results: Results) -> list[tuple[str, dict[str, list[str]]]
 
 def power(pairs: Sequence[PairComparison]) -> list[str]:
     """From what difference on an evaluation like this would show one, and where all comparisons are."""
-    main = _main(pairs)
+    main = primary_comparisons(pairs)
     detectable = [100 * pair.detectable for pair in main if pair.detectable is not None]
     said = []
     if detectable:
@@ -105,11 +98,6 @@ def power(pairs: Sequence[PairComparison]) -> list[str]:
             f"A difference of accuracy by {main[0].outcome} would be found 80 times in 100 from {found} points on."
         )
     return said + (["Other measures of these pairs are in results.json."] if len(main) > 1 else [])
-
-
-def _main(pairs: Sequence[PairComparison]) -> list[PairComparison]:
-    outcome = primary_metric(any(pair.outcome == GENERATION for pair in pairs))
-    return [pair for pair in pairs if pair.outcome == outcome]
 
 
 def _columns(labels: list[str], rows: Sequence[PairComparison | MeanDifference]) -> dict[str, list[str]]:

@@ -18,9 +18,9 @@ from cyberlm.config.saved import hash_of, settings_of
 from cyberlm.config.schema import ModelSource, Monitor, RootConfig, TrainConfig
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.splits import SPLIT_MANIFEST, Split
+from cyberlm.evaluation.comparison import compare_all
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import compute_metrics
-from cyberlm.evaluation.pairs import compare_all
 from cyberlm.evaluation.predictions import GENERATION, Predictions
 from cyberlm.evaluation.records import SCHEMA_VERSION, ModelSpec, Results
 from cyberlm.evaluation.report import print_results

@@ -12,10 +12,9 @@ from pyarrow import parquet
 from results_support import BASE, named, results
 
 from cyberlm.evaluation import results as results_module
-from cyberlm.evaluation.comparison import MeanDifference, PairComparison
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.predictions import Prediction, Predictions
-from cyberlm.evaluation.records import Cost, Results
+from cyberlm.evaluation.records import Cost, MeanDifference, PairComparison, Results
 from cyberlm.evaluation.results import (
     PACKAGES,
     Status,

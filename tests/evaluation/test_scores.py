@@ -64,5 +64,5 @@ def test_validation_picks_as_the_test_does() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf"), float("inf")])
 def test_diverged_model_is_an_error_not_a_choice(bad: float) -> None:
     rows = [row(-1.0, -2.0, -1.0), row(bad, -1.0, id="q:bad")]
-    with pytest.raises(RunError, match=r"of q:bad are \((.|\n)*learning_rate"):
+    with pytest.raises(RunError, match=r"of q:bad are \[(.|\n)*learning_rate"):
         choose(rows, OptionScore.per_token)

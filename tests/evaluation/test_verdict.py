@@ -7,9 +7,8 @@ import pytest
 from results_support import named, results
 from statistics_support import answered, eval_set, predictions, question
 
-from cyberlm.evaluation.comparison import compare_models
+from cyberlm.evaluation.comparison import compare_all, compare_models
 from cyberlm.evaluation.metrics.metric import Metric
-from cyberlm.evaluation.pairs import compare_all
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.records import ModelSpec, Results
 from cyberlm.evaluation.verdict import difference_tables, main_comparison, power, verdict

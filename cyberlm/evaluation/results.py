@@ -89,11 +89,6 @@ def read_results(folder: Path) -> Results:
     return older_results(value, path, hint) if found == 1 else from_json(Results, value, str(path), hint)
 
 
-def is_older(folder: Path) -> bool:
-    """True if a folder's results.json is of an older version."""
-    return bool(read_json(folder / RESULTS_FILE)["schema_version"] < SCHEMA_VERSION)
-
-
 def _finite(figure: float | None) -> float | None:
     return figure if figure is not None and math.isfinite(figure) else None
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cyberlm.evaluation.records import Results
-from cyberlm.evaluation.results import is_older, read_models, read_results
+from cyberlm.evaluation.records import SCHEMA_VERSION, Results
+from cyberlm.evaluation.results import read_models, read_results
 from cyberlm.runs.eval_set import saved_eval_set
 from cyberlm.runs.reporting import results_of
 from cyberlm.runtime.errors import RunError
@@ -20,47 +20,46 @@ def recompute(run: Path) -> list[str]:
     were defined otherwise then.
 
     Returns:
-        Dotted names of the figures that differ, with both values; empty where all are equal.
+        Dotted names of the figures that differ by more than rounding, with both values; empty where all are equal.
 
     Raises:
         RunError: If the folder holds no finished run.
     """
-    written = read_results(run)
-    models = read_models(run)
+    results, models = read_results(run), read_models(run)
     eval_set = saved_eval_set(run, [row.hash for row in next(iter(models.values())).test])
-    again = results_of(eval_set, models, written.models, written.provenance)
-    if is_older(run):
-        values = {
-            name: {key: again.metrics[name][key].value for key in metrics if key in again.metrics[name]}
-            for name, metrics in written.metrics.items()
-        }
-        known = {name: {key: written.metrics[name][key].value for key in found} for name, found in values.items()}
-        return list(_differences("metrics", known, values))
-    return list(_differences("", _figures(written), _figures(again)))
+    written = _figures(results)
+    again = _figures(results_of(eval_set, models, results.models, results.provenance))
+    if results.schema_version < SCHEMA_VERSION:
+        written = {name: figure for name, figure in written.items() if name.endswith(".value") and name in again}
+        again = {name: again[name] for name in written}
+    return [
+        f"{name}: {written.get(name)} in the file, {again.get(name)} computed again"
+        for name in sorted({*written, *again})
+        if not _equal(written.get(name), again.get(name))
+    ]
 
 
 def _figures(results: Results) -> dict[str, Any]:
-    """Figures of results.json without the words beside them, which may change with the version."""
+    """Figures of results.json by their dotted names, without the words beside metrics, which may change."""
     value = to_json(results, "results.json")
-    metrics = {
-        model: {name: {key: found[key] for key in ("value", "interval", "n")} for name, found in by_name.items()}
-        for model, by_name in value["metrics"].items()
-    }
-    return {"metrics": metrics, "comparisons": value["comparisons"], "differences": value["differences"]}
+    for metrics in value["metrics"].values():
+        for name, metric in metrics.items():
+            metrics[name] = {key: metric[key] for key in ("value", "interval", "n")}
+    return dict(_leaves("", {key: value[key] for key in ("metrics", "comparisons", "differences")}))
 
 
-def _differences(name: str, written: object, again: object) -> Iterator[str]:
-    """Figures that differ by more than rounding, which may change with the version."""
-    if isinstance(written, dict) and isinstance(again, dict):
-        for key in sorted({*written, *again}):
-            yield from _differences(f"{name}.{key}".lstrip("."), written.get(key), again.get(key))
-    elif isinstance(written, list) and isinstance(again, list) and len(written) == len(again):
-        for place, pair in enumerate(zip(written, again, strict=True)):
-            yield from _differences(f"{name}[{place}]", *pair)
-    elif isinstance(written, float) and isinstance(again, float) and math.isclose(written, again, rel_tol=1e-6):
-        return
-    elif written != again:
-        yield f"{name}: {written} in the file, {again} computed again"
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict | list):
+        yield name, value
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        yield from _leaves(f"{name}.{key}".lstrip("."), item)
+
+
+def _equal(one: object, other: object) -> bool:
+    """Rounding may change with the version."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
 
 
 def show_recomputed(run: Path) -> None:
@@ -72,7 +71,7 @@ def show_recomputed(run: Path) -> None:
     different = recompute(run)
     if different:
         raise RunError(f"{len(different)} figures of {run} are not what its rows give:", hint="\n".join(different[:20]))
-    if is_older(run):
+    if read_results(run).schema_version < SCHEMA_VERSION:
         print(
             f"The scores of {run} are what predictions.jsonl gives. An older version wrote its evidence, whose figures "
             "were defined otherwise; python evaluate.py computes them as they are now."

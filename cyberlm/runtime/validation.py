@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -16,8 +16,8 @@ Record = TypeVar("Record")
 WORDS = {
     "json_invalid": "it is not JSON: {error}",
     "missing": "{place} is missing",
-    "extra_forbidden": "{place} is not known",
-    "unexpected_keyword_argument": "{place} is not known",
+    "extra_forbidden": "{place} is not known. {near}",
+    "unexpected_keyword_argument": "{place} is not known. {near}",
     "string_type": "{place} is {kind}, not text",
     "string_unicode": "{place} holds half of a surrogate pair, which no text can hold: {value}",
     "string_too_short": "{place} is empty",
@@ -25,25 +25,30 @@ WORDS = {
     "value_error": "{place} {error}",
 }
 """Sentences by pydantic's type of error; of other types, pydantic's own are taken."""
+EXPECTED = "Input should be "
 
 
-def reasons_of(error: ValidationError) -> list[str]:
-    """Make a sentence of each thing that is wrong with a record."""
+def reasons_of(error: ValidationError, known: Sequence[str] = ()) -> list[str]:
+    """Make a sentence of each thing that is wrong with a record.
+
+    Args:
+        known: Its fields; the nearest is named beside one that is not known.
+    """
     reasons = []
     for item in error.errors(include_url=False):
-        value = item["input"]
-        other = "{place}: {message}, not {kind}" if item["type"].endswith("_type") else "{place}: {message}"
-        words = WORDS.get(item["type"], other)
-        reasons.append(
-            words.format(
-                place=".".join(map(str, item["loc"])) or "it",
-                message=item["msg"],
-                kind=kind_of(value),
-                value=shown(str(value)),
-                length=len(value) if isinstance(value, str) else 0,
-                **item.get("ctx", {}),
-            ).strip()
+        value, message, place = item["input"], item["msg"], ".".join(map(str, item["loc"])) or "it"
+        other = "{place} is {value}; allowed: {allowed}" if message.startswith(EXPECTED) else "{place}: {message}"
+        reason = WORDS.get(item["type"], other).format(
+            place=place,
+            message=message,
+            allowed=message.removeprefix(EXPECTED),
+            kind=kind_of(value),
+            value=shown(value) if isinstance(value, str) else json.dumps(value, default=str)[:60],
+            length=len(value) if isinstance(value, str) else 0,
+            near=did_you_mean(place, known),
+            **item.get("ctx", {}),
         )
+        reasons.append(reason.strip())
     return reasons
 
 
@@ -103,16 +108,4 @@ def from_json(kind: type[Record], value: Any, where: str, hint: str = "") -> Rec
         return record
     except ValidationError as error:
         known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # every record is a dataclass
-        raise RunError(f"{where} cannot be read.", list(_problems(error, known)), hint) from error
-
-
-def _problems(error: ValidationError, known: list[str]) -> Iterator[Problem]:
-    for item in error.errors(include_url=False):
-        place = ".".join(map(str, item["loc"])) or "the top level"
-        if item["type"] == "missing":
-            yield Problem(f"{place} is missing")
-        elif item["type"] == "unexpected_keyword_argument":
-            yield Problem(f"{place} is not a field. {did_you_mean(place, known)}".rstrip())
-        else:
-            allowed = item["msg"].removeprefix("Input should be ")
-            yield Problem(f"{place} is {json.dumps(item['input'])[:60]}", allowed)
+        raise RunError(f"{where} cannot be read.", map(Problem, reasons_of(error, known)), hint) from error

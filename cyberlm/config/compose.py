@@ -12,7 +12,7 @@ from typing import Any
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.commands import REMOVED_KEYS
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
@@ -51,7 +51,8 @@ def composition_error(command: str, error: Exception) -> ConfigError:
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
         plain = _composed(command, [])
         if isinstance(plain, DictConfig):  # else a file under conf/ is broken, and every override would be blamed
-            problems = _override_problems(command, overrides, list(_keys(plain)))
+            keys = list(_keys(OmegaConf.to_container(plain, resolve=False)))
+            problems = _override_problems(command, overrides, keys)
     problems = problems or [Problem(first_lines(error.__cause__ or error))]
     return ConfigError("These overrides cannot be used:", problems, f"All keys and values: {_typed(command)} --help")
 
@@ -118,10 +119,9 @@ def _composed(command: str, overrides: list[str]) -> DictConfig | Exception:
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
     """Dotted names of all that a configuration holds."""
-    if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
-        for name in map(str, node):
-            yield f"{prefix}{name}"
-            yield from _keys(node._get_node(name), f"{prefix}{name}.")
+    for name, value in node.items() if isinstance(node, dict) else ():
+        yield f"{prefix}{name}"
+        yield from _keys(value, f"{prefix}{name}.")
 
 
 def _explain(command: str, override: str, good: list[str], error: Exception, keys: Sequence[str]) -> Problem:
@@ -138,10 +138,10 @@ def _explain(command: str, override: str, good: list[str], error: Exception, key
         return Problem(f"{override}: several values are a sweep", fix=sweep)
     wrong = [item.strip() for item in value.strip("[]").split(",") if item.strip() not in options]
     if options and not rest and wrong:
-        near = {item: difflib.get_close_matches(item, options, n=1) for item in wrong}
-        fix = override if all(near.values()) else ""
-        for item, names in near.items():
-            fix = fix.replace(item, names[0]) if fix else ""
+        fix = override
+        for item in wrong:
+            near = difflib.get_close_matches(item, options, n=1)
+            fix = fix.replace(item, near[0]) if near else ""
         return Problem(f"{override}: there is no {name} {' or '.join(map(repr, wrong))}", ", ".join(options), fix)
     if rest and isinstance(error, AssertionError):  # the part before the last dot is null
         chosen = " ".join(item for item in good if item.startswith(f"{group}=")) or f"the default {group}"
@@ -152,7 +152,9 @@ def _explain(command: str, override: str, good: list[str], error: Exception, key
             return Problem(what, f"with {' or '.join(works)}")
     if name not in keys and (rest or not options):
         return Problem(f"{override}: there is no key '{name}'. {did_you_mean(name, keys)}".rstrip())
-    return Problem(f"{override}: {first_lines(error.__cause__ or error)}")
+    in_file = re.search(r"full_key: (\S+)", str(error))
+    near_key = did_you_mean(in_file[1], keys) if in_file and in_file[1] not in keys else ""
+    return Problem(f"{override}: {first_lines(error.__cause__ or error)}. {near_key}".removesuffix(". "))
 
 
 def first_lines(error: BaseException) -> str:

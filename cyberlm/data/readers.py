@@ -86,7 +86,7 @@ def read_questions(
                 fields = _normalise(row.fields)
                 example = task.read(_chosen(fields, columns), f"{name}:{row.number}")
                 _check_candidates(example, task)
-            except (ValueError, KeyError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError) as error:  # of a user's own task, too
                 reason = f"there is no field {error}" if isinstance(error, KeyError) else error
                 bad.append(f"row {row.number} (line {row.line}): {reason}")
             else:

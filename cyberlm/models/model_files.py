@@ -172,7 +172,7 @@ def _unavailable(config: ModelConfig, reason: str) -> ModelError:
         "Weights already on this machine:\n    model=local model.path=FOLDER",
         "Works without the hub:\n    python train.py method=qlora        (the embedded model and data)",
     ]
-    if config.licence_url:
+    if config.gated and config.licence_url:
         hints.insert(0, f"Licence ({config.licence}), read and accepted at:\n    {config.licence_url}")
     what = f"{config.hub_id or config.path}: {reason}"
     return ModelError(f"The model {config.name} cannot be loaded.", [Problem(what)], "\n".join(hints))

@@ -244,6 +244,12 @@ def test_skipping_every_row_is_an_error(tmp_path: Path) -> None:
         read(path, OnBadRow.skip)
 
 
+def test_a_row_at_which_a_task_stumbles_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MULTIPLE_CHOICE, "read", lambda row, name: row["question"] + 1)
+    shown = refusal(write(tmp_path, "q.jsonl", f"\n{json.dumps(GOOD)}\n"))
+    assert "row 1 (line 2): can only concatenate str" in shown
+
+
 def test_a_message_cannot_drive_the_terminal(tmp_path: Path) -> None:
     row = GOOD | {"solution": "\x1b[2J" + "x" * 500}
     screen = refusal(write(tmp_path, "q.json", json.dumps([row])))

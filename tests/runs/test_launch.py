@@ -201,6 +201,7 @@ def own(tmp_path: Path) -> str:
         "data/mine.yaml": f"defaults: [mcq, _self_]\npath: {ROOT / 'pyproject.toml'}\n",
         "experiment/mine.yaml": "# @package _global_\nseed: 3\n",
         "experiment/broken.yaml": "# @package _global_\nseed: [3\n",
+        "experiment/typo.yaml": "# @package _global_\ntrainer: {max_epoch: 3}\n",
     }
     for name, text in files.items():
         file = tmp_path / "my_conf" / name
@@ -247,6 +248,8 @@ def test_own_options_are_named_beside_ours(tmp_path: Path, own: str) -> None:
 def test_broken_file_is_named(tmp_path: Path, own: str) -> None:
     shown = refused(tmp_path, own, "experiment=broken")
     assert "broken.yaml" in shown and shown.startswith(TITLE)
+    shown = refused(tmp_path, own, "experiment=typo")
+    assert "'max_epoch' not in 'TrainerConfig'. Did you mean 'trainer.max_epochs'?" in shown
 
 
 def test_conf_folder_beside_the_package_or_in_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

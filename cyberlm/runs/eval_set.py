@@ -1,14 +1,13 @@
 """Questions of an evaluation: the prompt that they are asked with, and those that its models have seen before."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from cyberlm.config.saved import config_of, saved_as, saved_config
-from cyberlm.config.schema import EvaluateConfig, PromptConfig, RootConfig, TrainConfig
+from cyberlm.config.schema import EvaluateConfig, RootConfig, TrainConfig
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import SPLIT_MANIFEST, read_manifest, select_questions, test_questions
@@ -37,9 +36,12 @@ def build_eval_set(
     Raises:
         RunError: If the runs differ in prompt or test questions, or one has seen a question that is to be asked.
     """
-    config = replace(config, prompt=_shared_prompt(trained), task=_shared_task(trained)) if trained else config
+    if trained:
+        _refuse_different(trained, "prompt", lambda its: {**vars(its.prompt), "name": None})
+        _refuse_different(trained, "task", lambda its: its.task)
+        first = next(iter(trained.values()))
+        config = replace(config, prompt=first.prompt, task=first.task, data=config.data if own_data else first.data)
     if trained and not own_data:
-        config = replace(config, data=next(iter(trained.values())).data)
         sources = _sources(config)
         questions: Sequence[Example] = select_questions(sources, _shared_test(trained))
     else:
@@ -113,25 +115,17 @@ def _shared_test(trained: Trained) -> list[str]:
     return expected
 
 
-def _shared_prompt(trained: Trained) -> PromptConfig:
-    (first, expected), *others = ((run, config.prompt) for run, config in trained.items())
-    problems = []
-    for run, prompt in others:
-        for item in fields(expected):
-            ours, theirs = getattr(expected, item.name), getattr(prompt, item.name)
-            if item.name != "name" and ours != theirs:
-                problems.append(Problem(f"prompt.{item.name}: {_typed(ours)} in {first}, {_typed(theirs)} in {run}"))
+def _refuse_different(trained: Trained, what: str, settings: Callable[[TrainConfig], Mapping[str, object]]) -> None:
+    """Refuses runs of different settings, each of which is named."""
+    (first, expected), *others = ((run, settings(config)) for run, config in trained.items())
+    problems = [
+        Problem(f"{what}.{name}: {_typed(expected.get(name))} in {first}, {_typed(own.get(name))} in {run}")
+        for run, own in others
+        for name in dict.fromkeys([*expected, *own])
+        if own.get(name) != expected.get(name)
+    ]
     if problems:
-        raise RunError("These runs were trained with different prompts:", problems, "Score them one by one: run=...")
-    return expected
-
-
-def _shared_task(trained: Trained) -> dict[str, Any]:
-    (first, expected), *others = ((run, config.task) for run, config in trained.items())
-    problems = [Problem(f"{expected} in {first}, {task} in {run}") for run, task in others if task != expected]
-    if problems:
-        raise RunError("These runs were trained on different tasks:", problems, "Score them one by one: run=...")
-    return expected
+        raise RunError(f"These runs were trained with different {what}s:", problems, "Score them one by one: run=...")
 
 
 def _typed(value: object) -> str:

@@ -1,11 +1,10 @@
 """Models of an evaluation: found by what was typed, told apart and named."""
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -18,6 +17,7 @@ from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.methods.method import method_of, saved_folder
 from cyberlm.models.model_files import sha256_of
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
+from cyberlm.runtime.files import read_json
 from cyberlm.tasks.prompts import Prompt
 
 ALLOWED = """\
@@ -75,18 +75,8 @@ def trained_runs(specs: Sequence[ModelSpec]) -> dict[Path, TrainConfig]:
     return {run: config_of(run) for run in dict.fromkeys(run for spec in specs for run in spec.runs)}
 
 
-def _spec(
-    source: str,
-    kind: str,
-    model: ModelConfig,
-    quant: QuantConfig,
-    folder: Path | None = None,
-    runs: tuple[Path, ...] = (),
-    name: str = "",
-) -> ModelSpec:
-    return ModelSpec(
-        source, kind, quant=quant.name.name, name=name, model=model, quant_config=quant, folder=folder, runs=runs
-    )
+def _spec(source: str, kind: str, model: ModelConfig, quant: QuantConfig, **more: Any) -> ModelSpec:
+    return ModelSpec(source, kind, quant=quant.name.name, model=model, quant_config=quant, **more)
 
 
 def _of_entry(entry: str, config: EvaluateConfig) -> Sequence[ModelSpec]:
@@ -104,7 +94,7 @@ def _of_entry(entry: str, config: EvaluateConfig) -> Sequence[ModelSpec]:
     if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
         run = _run_around(folder)
         model = ModelConfig(name=folder.name, source=ModelSource.local, path=entry)
-        return (_spec(entry, "weights", model, config.quant, folder, (run,) if run else ()),)
+        return (_spec(entry, "weights", model, config.quant, folder=folder, runs=(run,) if run else ()),)
     if folder.exists():
         raise _cannot(f"{entry} holds no run, no adapter and no model")
     return (_of_option(entry, config),)
@@ -123,7 +113,7 @@ def _of_run(folder: Path, entry: str) -> tuple[ModelSpec, ModelSpec]:
         raise _cannot(
             f"{entry} has no {tuned.name}/: it has not finished", fix=f"python train.py trainer.resume={entry}"
         )
-    base = _spec(trained.model.name, "base", trained.model, trained.quant, None, (folder,))
+    base = _spec(trained.model.name, "base", trained.model, trained.quant, runs=(folder,))
     if not method_of(trained.method).trains_all_weights:
         return base, replace(base, source=entry, kind="adapter", folder=tuned)
     model = replace(trained.model, source=ModelSource.local, path=str(tuned))
@@ -134,22 +124,13 @@ def _of_adapter(folder: Path, entry: str, config: EvaluateConfig) -> ModelSpec:
     run = _run_around(folder)
     if run is not None:
         trained = config_of(run)
-        return _spec(entry, "adapter", trained.model, trained.quant, folder, (run,))
-    model, stated = config.model, _stated_base(folder)
+        return _spec(entry, "adapter", trained.model, trained.quant, folder=folder, runs=(run,))
+    model, stated = config.model, str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
     own = model.hub_id or model.path or model.name
     if Path(stated).name != Path(own).name:
         what = f"{entry} is an adapter for {stated or 'an unnamed base'}, and model={model.name} is {own}"
         raise _cannot(what, allowed="an adapter for model=...", fix="model=local model.path=FOLDER")
-    return _spec(entry, "adapter", model, config.quant, folder)
-
-
-def _stated_base(folder: Path) -> str:
-    """Base that adapter_config.json names; empty where it names none."""
-    try:
-        stated = json.loads((folder / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError) as error:
-        raise _cannot(f"{folder / 'adapter_config.json'} cannot be read: {error}") from error
-    return str(stated or "")
+    return _spec(entry, "adapter", model, config.quant, folder=folder)
 
 
 def _of_option(entry: str, config: EvaluateConfig) -> ModelSpec:
@@ -167,15 +148,10 @@ def _cannot(what: str, allowed: str = "", fix: str = "") -> ConfigError:
     return ConfigError("This cannot be scored:", [Problem(what, allowed, fix)])
 
 
-def is_training_run(folder: Path) -> bool:
-    """True if a training run wrote its configuration and its split there."""
-    files = (folder / "config.yaml", folder / SPLIT_MANIFEST)
-    return all(file.is_file() for file in files) and "method" in saved_config(folder)
-
-
 def _run_around(folder: Path) -> Path | None:
     """The training run that a folder lies in."""
-    return next((parent for parent in folder.parents if is_training_run(parent)), None)
+    runs = (parent for parent in folder.parents if (parent / SPLIT_MANIFEST).is_file())
+    return next((run for run in runs if (run / "config.yaml").is_file() and "method" in saved_config(run)), None)
 
 
 def _twice(models: Sequence[ModelSpec]) -> Iterator[Problem]:
@@ -190,20 +166,13 @@ def _twice(models: Sequence[ModelSpec]) -> Iterator[Problem]:
 
 def _bases_once(models: Sequence[ModelSpec]) -> list[ModelSpec]:
     """Base models of one configuration become one, of all their runs; one that was typed keeps its name."""
-    kept: list[ModelSpec] = []
-    for model in models:
-        twins = (k for k, other in enumerate(kept) if model.kind == other.kind == "base" and _same(model, other))
-        twin = next(twins, None)
-        if twin is None:
-            kept.append(model)
-        else:
-            before = kept[twin]
-            kept[twin] = replace(before, name=before.name or model.name, runs=(*before.runs, *model.runs))
-    return kept
-
-
-def _same(one: ModelSpec, other: ModelSpec) -> bool:
-    return (one.model, one.quant_config) == (other.model, other.quant_config)
+    kept: dict[object, ModelSpec] = {}
+    for number, model in enumerate(models):
+        key = repr((model.model, model.quant_config)) if model.kind == "base" else number
+        before = kept.get(key)
+        both = before and replace(before, name=before.name or model.name, runs=(*before.runs, *model.runs))
+        kept[key] = both or model
+    return list(kept.values())
 
 
 def _named(models: Sequence[ModelSpec]) -> tuple[ModelSpec, ...]:

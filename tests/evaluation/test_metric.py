@@ -18,10 +18,6 @@ def share_right(given: Predictions, context: EvalSet, scale: float = 1.0) -> Ite
     yield Metric("share_right", scale * sum(row.correct for row in given.test) / len(given.test), n=len(given.test))
 
 
-def without_value(given: Predictions, context: EvalSet) -> Iterator[Metric]:
-    yield Metric("nothing", float("nan"))
-
-
 def entry(name: str, **settings: object) -> dict[str, object]:
     return {"_target_": f"{__name__}.{name}", **settings}
 
@@ -43,9 +39,7 @@ def test_entries_that_name_no_function_are_told_at_once() -> None:
     ]
 
 
-def test_bad_values_and_equal_names_are_refused() -> None:
-    with pytest.raises(RunError, match=r"nothing of one is nan(.|\n)*metrics\.own(.|\n)*learning_rate"):
-        compute_metrics({"own": entry("without_value")}, MODELS, CONTEXT)
+def test_equal_names_are_refused() -> None:
     with pytest.raises(RunError, match=r"Two metrics are named share_right\.(.|\n)*metrics\.b"):
         compute_metrics({"a": entry("share_right"), "b": entry("share_right")}, MODELS, CONTEXT)
 

@@ -4,7 +4,7 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -51,7 +51,7 @@ def baselines(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     Skill is (accuracy - best) / (1 - best), None where the best is always right (Murphy 1988, Mon. Weather Rev.
     116:2417).
     """
-    found, unmeasured = list(_shortcuts(context)), {}
+    found, unmeasured = list(shortcut_baselines(context)), {}
     if not context.seen:
         unmeasured["options_only"] = "not measured: there are no training questions to learn it from"
     if predictions.without_question:
@@ -64,7 +64,7 @@ def baselines(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         f"The best baseline, {best.name}, is the highest of {len(found)} on the same questions; the interval of skill "
         "allows for the choice"
     )
-    yield replace(share_metric("best_baseline", best.credits, label="best baseline", place="evidence"), note=choice)
+    yield share_metric("best_baseline", best.credits, note=choice, label="best baseline", place="evidence")
     correct = [row.correct for row in predictions.test]
     limits = skill_limits(correct, found, context.clusters)
     skill = None if limits is None else (sum(correct) / len(correct) - best.accuracy) / (1 - best.accuracy)
@@ -77,25 +77,19 @@ def baselines(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         note = "The best baseline gets no question wrong"
         yield Metric("accuracy_hard", None, n=0, note=note, label=label, place="evidence")
     for baseline in found:
-        metric = share_metric(f"baseline_{baseline.name}", baseline.credits, place="detail")
-        yield replace(metric, note=baseline.note)
+        yield share_metric(f"baseline_{baseline.name}", baseline.credits, note=baseline.note, place="detail")
     for name, note in unmeasured.items():
         yield Metric(f"baseline_{name}", None, note=note, format_spec=".1%", place="detail")
 
 
 @functools.lru_cache(maxsize=1)
-def _shortcuts(context: EvalSet) -> tuple[Baseline, ...]:
-    return shortcut_baselines(context.questions, context.seen)
-
-
-def shortcut_baselines(test: Sequence[Example], train: Sequence[Example] = ()) -> tuple[Baseline, ...]:
+def shortcut_baselines(context: EvalSet) -> tuple[Baseline, ...]:
     """Baselines of the test questions that need no model.
 
-    Args:
-        test: Questions that models are scored on.
-        train: Questions that a shortcut may learn from; none of the test questions may be among them. Without any,
-            the majority letter is that of the test questions, and there is no model of the options.
+    They learn from the seen questions. Without any, the majority letter is that of the test questions, and there is no
+    model of the options.
     """
+    test, train = context.questions, context.seen
     found = majority_letter(test, train), longest_option(test)
     closed = any(len(question.options) > 1 for question in train)  # of free answers there is nothing to choose from
     return (*found, options_only(test, train)) if closed else found
@@ -180,17 +174,14 @@ def skill_limits(
 def findings(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """Signs in the choices by likelihood that the model or the answer key is wrong; nothing where there are none."""
     rows = predictions.test
-    for finding in (_shifted_key(rows), _constant_letter(rows), _longest_option_habit(rows, context.questions)):
-        if finding is not None:
-            name, figure, sentence = finding
-            yield Metric(name, figure, n=len(rows), note=sentence, format_spec=".1%", place="note")
+    yield from filter(None, (_shifted_key(rows), _constant_letter(rows), _longest_habit(rows, context.questions)))
 
 
-Finding = tuple[str, float, str]
-"""Name, figure and sentence."""
+def _finding(name: str, figure: float, n: int, sentence: str) -> Metric:
+    return Metric(name, figure, n=n, note=sentence, format_spec=".1%", place="note")
 
 
-def _shifted_key(rows: Sequence[Prediction]) -> Finding | None:
+def _shifted_key(rows: Sequence[Prediction]) -> Metric | None:
     """Accuracy far below chance, and high against the key moved one letter on or back."""
     n, chance, correct = len(rows), _chance(rows), sum(row.correct for row in rows)
     if binom.cdf(correct, n, chance) >= SURE:
@@ -206,11 +197,11 @@ def _shifted_key(rows: Sequence[Prediction]) -> Finding | None:
                 f"The answer key looks shifted by one letter: accuracy is {correct / n:.1%}, far below the "
                 f"{chance:.1%} of chance, but {shifted / n:.1%} against the key moved one letter {moved}"
             )
-            return "shifted_key", shifted / n, sentence
+            return _finding("shifted_key", shifted / n, n, sentence)
     return None
 
 
-def _constant_letter(rows: Sequence[Prediction]) -> Finding | None:
+def _constant_letter(rows: Sequence[Prediction]) -> Metric | None:
     """Nearly always the same letter, and more often than it is right."""
     n = len(rows)
     choice, count = Counter(row.choice for row in rows).most_common(1)[0]
@@ -219,10 +210,10 @@ def _constant_letter(rows: Sequence[Prediction]) -> Finding | None:
         return None
     letter = LETTERS[choice]
     sentence = f"The model answers {letter} to {count / n:.1%} of the questions, where {letter} is right in {gold:.1%}"
-    return "constant_letter", count / n, sentence
+    return _finding("constant_letter", count / n, n, sentence)
 
 
-def _longest_option_habit(rows: Sequence[Prediction], questions: Sequence[Example]) -> Finding | None:
+def _longest_habit(rows: Sequence[Prediction], questions: Sequence[Example]) -> Metric | None:
     """Mostly the longest option, and more often than it is right; options of equal length share the credit."""
     n, pairs = len(rows), list(zip(questions, rows, strict=True))
     agreed = math.fsum(_is_longest(question, row.choice) for question, row in pairs)
@@ -233,7 +224,7 @@ def _longest_option_habit(rows: Sequence[Prediction], questions: Sequence[Exampl
         f"The model chooses the longest option in {agreed / n:.1%} of the questions, where the longest is right in "
         f"{right:.1%}"
     )
-    return "longest_option_habit", agreed / n, sentence
+    return _finding("longest_option_habit", agreed / n, n, sentence)
 
 
 def _chance(rows: Sequence[Prediction]) -> float:

@@ -46,18 +46,18 @@ def calibration(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     scores, gold = scores_of(test, context.option_score).numpy(), golds(test)
     few = f"{n} questions are few for calibration (fewer than {FEWEST_QUESTIONS}): compare ECE with its chance level"
     measures = calibration_measures(scores, gold)
-    ece = measures.pop("ece")
+    ece = measures["ece"]
     by_chance = calibrated_errors(confidence_of(scores), clusters=context.clusters)
     p_value = float((1 + (by_chance >= ece).sum()) / (1 + by_chance.size))
     note, label = few if n < FEWEST_QUESTIONS else "", "calibration error (ECE)"
-    yield Metric("ece", ece, n=n, note=note, label=label, format_spec=".3f", place="evidence")
+    yield from _metrics(measures, "", n, note, label)
     yield chance_metric("ece_chance", by_chance, n, label="  if calibrated (5-95%)")
     yield Metric("ece_p", p_value, n=n, place="detail")
-    for name, value in measures.items():
-        yield Metric(name, value, n=n, label=LABELS.get(name, ""), place="detail")
     if validation:
         temperature = fit_temperature(scores_of(validation, context.option_score), golds(validation))
-        yield from _scaled(scores / temperature, gold, temperature, len(validation))
+        yield Metric("temperature", temperature, n=len(validation), place="detail")
+        scaled, note = calibration_measures(scores / temperature, gold), _warning(temperature, len(validation))
+        yield from _metrics(scaled, "_scaled", n, note, label="  scaled on validation")
     if ece > BAD_ECE and p_value < BAD_P:
         sentence = (
             f"Confidence is badly calibrated: on average it is {ece:.2f} away from the share of right answers, "
@@ -66,19 +66,22 @@ def calibration(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         yield Metric("bad_calibration", ece, n=n, note=sentence, place="note")
 
 
-def _scaled(scores: FloatArray, gold: IntArray, temperature: float, n_validation: int) -> Iterator[Metric]:
-    """Measures of scores that were divided by the temperature, under names that end with `_scaled`."""
+def _metrics(measures: dict[str, float], suffix: str, n: int, note: str, label: str) -> Iterator[Metric]:
+    """ECE with a note and a label; the others in detail."""
+    for name, value in measures.items():
+        if name == "ece":
+            yield Metric(f"ece{suffix}", value, n=n, note=note, label=label, format_spec=".3f", place="evidence")
+        else:
+            yield Metric(f"{name}{suffix}", value, n=n, label=LABELS.get(f"{name}{suffix}", ""), place="detail")
+
+
+def _warning(temperature: float, n_validation: int) -> str:
     warnings = []
     if n_validation < FEWEST_QUESTIONS:
         warnings.append(f"The temperature was fitted on {n_validation} questions (fewer than {FEWEST_QUESTIONS})")
     if temperature in TEMPERATURES:
         warnings.append(f"No temperature is best: the likelihood grows up to the limit of the search, {temperature:g}")
-    measures, n = calibration_measures(scores, gold), gold.size
-    note, label = ". ".join(warnings), "  scaled on validation"
-    yield Metric("ece_scaled", measures.pop("ece"), n=n, note=note, label=label, format_spec=".3f", place="evidence")
-    yield Metric("temperature", temperature, n=n_validation, place="detail")
-    for name, value in measures.items():
-        yield Metric(f"{name}_scaled", value, n=n, place="detail")
+    return ". ".join(warnings)
 
 
 def calibration_measures(scores: ArrayLike, gold: ArrayLike) -> dict[str, float]:

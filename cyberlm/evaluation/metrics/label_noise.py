@@ -4,7 +4,6 @@ Leaving out questions that models fail raises every score: read accuracy without
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -117,12 +116,11 @@ def label_noise(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     label = "accuracy without suspects"
     if sure.any():
         hits = (chosen == key)[sure]
-        without = share_metric("accuracy_without_suspects", hits, clusters[sure], label=label, place="evidence")
+        yield share_metric("accuracy_without_suspects", hits, clusters[sure], note=note, label=label, place="evidence")
     else:
-        without = Metric("accuracy_without_suspects", None, label=label, format_spec=".1%", place="evidence")
-    yield replace(without, note=note)
+        yield Metric("accuracy_without_suspects", None, None, None, note, label, ".1%", "evidence")
+    note = f"Keys that are corrected: {int((corrected != key).sum())} of {key.size}"
     label = "accuracy, corrected keys"
-    with_corrected = share_metric(
-        "accuracy_corrected_keys", chosen == corrected, clusters, label=label, place="evidence"
+    yield share_metric(
+        "accuracy_corrected_keys", chosen == corrected, clusters, note=note, label=label, place="evidence"
     )
-    yield replace(with_corrected, note=f"Keys that are corrected: {int((corrected != key).sum())} of {key.size}")

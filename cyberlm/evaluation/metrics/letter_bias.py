@@ -5,7 +5,6 @@ Measures and method (PriDe) of Zheng et al. 2024, "Large Language Models Are Not
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -30,8 +29,8 @@ def letter_bias(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     options = np.array([row.n_options for row in predictions.test])
     hits, recalls = chosen == gold, letter_recalls(chosen == gold, gold)
     weakest = min(recalls, key=lambda letter: recalls[letter])  # the first of equals
-    lowest = share_metric("lowest_recall", hits[gold == weakest], label="letters: lowest recall", place="evidence")
-    yield replace(lowest, note=f"Recall is lowest where {LETTERS[weakest]} is right")
+    note, label = f"Recall is lowest where {LETTERS[weakest]} is right", "letters: lowest recall"
+    yield share_metric("lowest_recall", hits[gold == weakest], note=note, label=label, place="evidence")
     rstd = letter_rstd(recalls)
     yield Metric("letter_rstd", rstd, n=n, label="letters: RStd", format_spec=".3f", place="evidence")
     if rstd is not None:

@@ -68,7 +68,13 @@ class Metric:
 
 
 def share_metric(
-    name: str, hits: ArrayLike, clusters: ArrayLike | None = None, *, label: str = "", place: Place = "headline"
+    name: str,
+    hits: ArrayLike,
+    clusters: ArrayLike | None = None,
+    *,
+    note: str = "",
+    label: str = "",
+    place: Place = "headline",
 ) -> Metric:
     """Share of questions, with Wilson's interval on their effective number.
 
@@ -84,7 +90,7 @@ def share_metric(
         raise RunError("There are no questions to score.", [Problem(f"{name}: a share of 0 questions is undefined")])
     share = math.fsum(values.tolist()) / values.size
     effective = values.size if clusters is None else effective_questions(values, clusters)
-    return Metric(name, share, wilson(share, effective), values.size, "", label, ".1%", place)
+    return Metric(name, share, wilson(share, effective), values.size, note, label, ".1%", place)
 
 
 def chance_metric(name: str, draws: FloatArray, n: int, label: str) -> Metric:
@@ -128,7 +134,7 @@ def compute_metrics(
 
     Raises:
         ConfigError: As `metric_functions`.
-        RunError: If a value is infinite or not a number, or two metrics have one name.
+        RunError: If two metrics have one name.
     """
     functions = metric_functions(entries)
     by_model: dict[str, dict[str, Metric]] = {}
@@ -138,11 +144,5 @@ def compute_metrics(
             for metric in function(predictions, context):
                 if metric.name in found:
                     raise RunError(f"Two metrics are named {metric.name}.", [Problem(f"metrics.{entry} yields one")])
-                if not all(map(math.isfinite, [metric.value or 0.0, *(metric.interval or ())])):
-                    raise RunError(
-                        f"{metric.name} of {model} is {metric.value}.",
-                        [Problem(f"metrics.{entry}", "a finite number, or None where it is undefined")],
-                        "If this model was trained here, its training diverged: lower optim.learning_rate.",
-                    )
                 found[metric.name] = metric
     return by_model

@@ -65,9 +65,9 @@ def circular_eval(predictions: Predictions, context: EvalSet) -> Iterator[Metric
         shares.append(float(correct.mean()))
         circular.append(bool(correct.all()))
         consistent.append(len(originals) == 1)
-    mean = share_metric("rotations_accuracy", shares, label="rotations: mean", place="evidence")
     left_out = f"The options of {n - len(groups)} of {n} questions must not be reordered: rotations leave these out"
-    yield replace(mean, note=left_out if len(groups) < n else "")
+    note = left_out if len(groups) < n else ""
+    yield share_metric("rotations_accuracy", shares, note=note, label="rotations: mean", place="evidence")
     yield share_metric("circular_accuracy", circular, label="rotations: right in all", place="evidence")
     yield share_metric("rotations_consistency", consistent, label="rotations: same option", place="evidence")
 
@@ -79,15 +79,12 @@ def check_rotations(rotated: Sequence[Sequence[Prediction]]) -> None:
         RunError: If one does not.
     """
     for group in rotated:
-        first = group[0] if group else None
-        if first is None or any(
-            (p.id, p.n_options, p.gold) != (first.id, len(group), (first.gold - shift) % len(group))
-            for shift, p in enumerate(group)
-        ):
-            name = first.id if first else "a question without any"
+        first, count = group[0], len(group)
+        expected = [(first.id, count, (first.gold - shift) % count) for shift in range(count)]
+        if [(row.id, row.n_options, row.gold) for row in group] != expected:
             raise RunError(
                 "The predictions are not those of rotated questions.",
-                [Problem(f"{name}: {len(group)} predictions", "one for each rotation of the options, by shift")],
+                [Problem(f"{first.id}: {count} predictions", "one for each rotation of the options, by shift")],
             )
 
 
@@ -122,23 +119,16 @@ def _letter_patterns(n_options: int) -> tuple[re.Pattern[str], ...]:
     return tuple(map(re.compile, patterns))
 
 
-def rotate(question: Example, shift: int) -> Example:
-    """Question with its options moved `shift` places towards the front, the first ones to the end.
-
-    Option k of the rotated question is option (k + shift) mod K of the original. The id stays; the hash does not.
-    """
-    count = len(question.options)
-    shift %= count
-    return replace(
-        question,
-        options=question.options[shift:] + question.options[:shift],
-        gold=(question.gold - shift) % count,
-    )
-
-
 def rotations(question: Example) -> tuple[Example, ...]:
-    """Rotations of a question with K options, by shift; the first is the question itself."""
-    return tuple(rotate(question, shift) for shift in range(len(question.options)))
+    """Rotations of a question with K options, by shift; the first is the question itself.
+
+    Option k of a rotated question is option (k + shift) mod K of the original. The id stays; the hash does not.
+    """
+    options, count = question.options, len(question.options)
+    return tuple(
+        replace(question, options=options[shift:] + options[:shift], gold=(question.gold - shift) % count)
+        for shift in range(count)
+    )
 
 
 def prior_sample(questions: Sequence[Example], share: float = 0.05, seed: int = 0) -> tuple[Example, ...]:

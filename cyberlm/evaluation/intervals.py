@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm
 
-from cyberlm.evaluation.outcomes import FloatArray, cluster_sums
+from cyberlm.evaluation.outcomes import Clusters, FloatArray, cluster_sums
 
 Z95 = float(norm.ppf(0.975))
 """Two-sided 95% quantile of the normal distribution, 1.95996."""
@@ -47,7 +47,6 @@ def effective_questions(correct: ArrayLike, clusters: ArrayLike) -> float:
 
     Args:
         correct: (N,) bool or 0 and 1.
-        clusters: (N,) int.
     """
     values = np.asarray(correct, dtype=np.float64)
     share, n = float(values.mean()), values.size
@@ -59,7 +58,7 @@ def effective_questions(correct: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def skill_interval(
-    correct: ArrayLike, credits: ArrayLike, clusters: ArrayLike | None, z_low: float = Z95, z_high: float = Z95
+    correct: ArrayLike, credits: ArrayLike, clusters: Clusters, z_low: float = Z95, z_high: float = Z95
 ) -> tuple[float, float]:
     """Interval of skill 1 - (1 - a)/(1 - f), of accuracies a and f that are both estimated on the same questions.
 
@@ -70,7 +69,6 @@ def skill_interval(
     Args:
         correct: (N,) bool, whether the model is right.
         credits: (N,) float in [0, 1], the baseline's share of a right answer; not all 1.
-        clusters: (N,) int, number of each question's near-duplicate cluster; None if all are independent.
         z_low, z_high: Quantiles of the normal distribution for the lower and the upper limit.
     """
     errors = 1 - np.array([correct, credits], dtype=np.float64)  # (2, N)

@@ -11,6 +11,8 @@ from cyberlm.runtime.errors import Problem, RunError
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+Clusters = ArrayLike | None
+"""Number of each question's near-duplicate cluster, (N,) int; None where all are independent."""
 
 NO_CHOICE = -1
 """Choice of a completion that names no option."""
@@ -61,24 +63,15 @@ def cluster_numbers(hashes: Sequence[str], clusters: Mapping[str, int] | None) -
     """
     if clusters is None:
         return np.arange(len(hashes), dtype=np.int64)
-    return _members(np.array([clusters[hash_] for hash_ in hashes], dtype=np.int64))
+    return np.unique([clusters[hash_] for hash_ in hashes], return_inverse=True)[1].astype(np.int64)
 
 
-def _members(clusters: ArrayLike) -> IntArray:
-    return np.unique(np.asarray(clusters), return_inverse=True)[1].astype(np.int64)
-
-
-def cluster_sums(values: ArrayLike, clusters: ArrayLike | None = None) -> FloatArray:
-    """Sums of the values of each near-duplicate cluster, (G, ...); without clusters, the values.
-
-    Args:
-        values: (N, ...) float.
-        clusters: (N,) int, number of each question's cluster; None if all are independent.
-    """
+def cluster_sums(values: ArrayLike, clusters: Clusters = None) -> FloatArray:
+    """Sums (G, ...) of the values (N, ...) of each near-duplicate cluster; without clusters, the values."""
     each = np.asarray(values, dtype=np.float64)
     if clusters is None:
         return each
-    members = _members(clusters)
+    members = np.unique(np.asarray(clusters), return_inverse=True)[1]
     sums = np.zeros((members.max() + 1, *each.shape[1:]))
     np.add.at(sums, members, each)
     return sums

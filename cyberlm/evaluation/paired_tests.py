@@ -1,7 +1,4 @@
-"""Tests and intervals of a difference between two models that answered the same questions; near-duplicates as one.
-
-A change is -1 for a question that only the first model got right, 1 for one that only the second did, else 0.
-"""
+"""Tests and intervals of a difference between two models that answered the same questions; near-duplicates as one."""
 
 import math
 
@@ -12,7 +9,10 @@ from scipy.stats import binom
 from scipy.stats import t as student
 
 from cyberlm.evaluation.intervals import Z95
-from cyberlm.evaluation.outcomes import FloatArray, cluster_sums
+from cyberlm.evaluation.outcomes import Clusters, FloatArray, cluster_sums
+
+Changes = ArrayLike
+"""(N,) int: -1 for a question that only the first model got right, 1 for one that only the second did, else 0."""
 
 POWER_FACTOR = 2.8
 """z(0.975) + z(0.80) = 1.96 + 0.84: a two-sided test at 5% that finds the difference 80 times in 100."""
@@ -22,7 +22,7 @@ ROUNDING = 1e-12
 """Sums of deviations no larger than this, relative to what was summed, are 0 but for rounding."""
 
 
-def mcnemar(changes: ArrayLike, clusters: ArrayLike | None = None) -> tuple[float, float]:
+def mcnemar(changes: Changes, clusters: Clusters = None) -> tuple[float, float]:
     """McNemar's test, exact and mid-p, two-sided; near-duplicate questions change sides as one.
 
     Without clusters the exact test is p = min(1, 2 P(Bin(b+c, 1/2) ≤ min(b, c))) (McNemar 1947, Psychometrika 12:153),
@@ -30,10 +30,6 @@ def mcnemar(changes: ArrayLike, clusters: ArrayLike | None = None) -> tuple[floa
     (doi 10.1186/1471-2288-13-91). With clusters it is the exact sign-flip test of the clusters' total changes: where
     the models are equally good, a cluster's total is as likely to have the other sign (Fisher 1935, The Design
     of Experiments, section 21). With clusters of one question each both are the same test.
-
-    Args:
-        changes: (N,) int, -1, 0 or 1.
-        clusters: (N,) int, number of each question's cluster; None if all are independent.
 
     Returns:
         The exact p and the mid-p; both are 1 where no cluster changed.
@@ -55,12 +51,8 @@ def mcnemar(changes: ArrayLike, clusters: ArrayLike | None = None) -> tuple[floa
     return min(1.0, 2 * tail), min(1.0, 2 * tail - found)
 
 
-def difference_interval(changes: ArrayLike, clusters: ArrayLike | None = None) -> tuple[float, float]:
+def difference_interval(changes: Changes, clusters: Clusters = None) -> tuple[float, float]:
     """95% interval of the mean change: Tango's score interval on the effective number of questions.
-
-    Args:
-        changes: (N,) int, -1, 0 or 1.
-        clusters: (N,) int, number of each question's cluster; None if all are independent.
 
     Returns:
         Lower and upper limit; (-1, 1), which excludes no difference, where several questions are one cluster.
@@ -104,15 +96,11 @@ def _upper_limit(b: float, c: float, n: float) -> float:
     return 1.0 if start >= 1 else float(brentq(excess, start, 1.0, xtol=1e-14))
 
 
-def design_effect(changes: ArrayLike, clusters: ArrayLike | None = None) -> float:
+def design_effect(changes: Changes, clusters: Clusters = None) -> float:
     """Design effect of near-duplicates: factor of the variance of the mean change, at least 1 (Kish 1965).
 
     The cluster-robust variance (as `intervals.effective_questions`) over that of independent questions. Where nothing
     changed, and in a single cluster, it is unknown, and each cluster counts as one question.
-
-    Args:
-        changes: (N,) float or int.
-        clusters: (N,) int, number of each question's cluster; None if all are independent.
     """
     values = np.asarray(changes, dtype=np.float64)
     deviations = values - values.mean()
@@ -122,17 +110,11 @@ def design_effect(changes: ArrayLike, clusters: ArrayLike | None = None) -> floa
     return max(1.0, float((sums**2).sum() / (deviations**2).sum()))
 
 
-def mean_difference_test(
-    differences: ArrayLike, clusters: ArrayLike | None = None
-) -> tuple[float, float, float] | None:
-    """95% interval and p-value of a mean difference, by t with the cluster-robust standard error.
+def mean_difference_test(differences: ArrayLike, clusters: Clusters = None) -> tuple[float, float, float] | None:
+    """95% interval and p-value of a mean of differences (N,), by t with the cluster-robust standard error.
 
     The degrees of freedom are those of the variance that was found, 2G/(κ - 1) for G clusters of kurtosis κ (at most
     G - 1): few where few questions differ at all (Satterthwaite 1946, Biometrics Bulletin 2:110).
-
-    Args:
-        differences: (N,) float, of each question.
-        clusters: (N,) int, number of each question's cluster; None if all are independent.
 
     Returns:
         Lower limit, upper limit, p; None where nothing varies to estimate them from: all differ alike, or one cluster.

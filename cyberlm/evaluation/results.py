@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cyberlm import __version__
 from cyberlm.evaluation.metrics.metric import Metric
@@ -30,7 +30,8 @@ RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 PASSES_FILE = "passes.jsonl"
 STATUS_FILE = "status.json"
-STATES = ("running", "finished", "failed", "stopped")
+State = Literal["running", "finished", "failed", "stopped"]
+"""A run that was stopped by a signal is `stopped`; one that was killed stays `running`."""
 PACKAGES = ("torch", "transformers", "peft", "lightning", "bitsandbytes", "datasets", "torchmetrics")
 """Whose versions decide what a run computes."""
 
@@ -43,12 +44,11 @@ class Status:
     """How far a run is.
 
     Attributes:
-        state: `running`, `finished`, `failed`, or `stopped` by a signal. A run that was killed stays `running`.
         objective: The validation figure that chose the weights (`trainer.monitor`), once the run has finished.
         reason: Why it failed or stopped.
     """
 
-    state: str
+    state: State
     objective: float | None
     reason: str
 
@@ -120,7 +120,7 @@ def read_models(folder: Path) -> dict[str, Predictions]:
     """Reads what `write_models` wrote, by the model's name.
 
     Raises:
-        RunError: As `read_predictions`.
+        RunError: As `read_predictions`, or if the rotations of a question are not all there.
     """
     passes = read_predictions(folder / PASSES_FILE) if (folder / PASSES_FILE).is_file() else {}
     models = {}
@@ -129,6 +129,13 @@ def read_models(folder: Path) -> dict[str, Predictions]:
         for row in passes.get(f"{name}:rotated", ()):
             turned.setdefault(row.id, []).append(row)
         rotated = [[row, *turned[row.id]] for row in test if row.id in turned]
+        for first, *others in rotated:
+            count = first.n_options
+            expected = [(count, (first.gold - shift) % count) for shift in range(1, count)]
+            if [(row.n_options, row.gold) for row in others] != expected:
+                found = f"{first.id} of {name} has {len(others)} predictions"
+                problem = Problem(found, f"{count - 1}: one for each rotation of its options, by shift")
+                raise RunError(f"{folder / PASSES_FILE} cannot be read.", [problem], _RESCORE.format(folder))
         further = (passes.get(f"{name}:{kind}", ()) for kind in ("without_question", "validation"))
         models[name] = Predictions(test, rotated, *further)
     return models
@@ -197,17 +204,14 @@ def read_predictions(path: Path) -> dict[str, list[Prediction]]:
     return by_model
 
 
-def write_status(folder: Path, state: str, objective: float | None = None, reason: str = "") -> None:
+def write_status(folder: Path, state: State, objective: float | None = None, reason: str = "") -> None:
     """Writes status.json.
 
     Args:
         folder: Of the run.
-        state: One of `STATES`.
         objective: The validation figure that chose the weights; not a number is written as null.
         reason: Why the run failed or stopped.
     """
-    if state not in STATES:
-        raise ValueError(f"state is {state!r}; allowed: {', '.join(STATES)}")
     status = Status(state, _finite(objective), redact(reason))
     write_json(folder / STATUS_FILE, to_json(status, STATUS_FILE))
 

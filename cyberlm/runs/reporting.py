@@ -5,8 +5,8 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
@@ -55,22 +55,16 @@ class Clock:
             release_freed_memory()
 
 
-@dataclass
-class _Report:
-    objective: float | None = None
-
-
 @contextlib.contextmanager
-def status_of(folder: Path) -> Iterator[_Report]:
+def status_of(folder: Path) -> Iterator[SimpleNamespace]:
     """status.json says running, then finished, or stopped or failed with the reason."""
-    report = _Report()
+    report = SimpleNamespace(objective=None)
     write_status(folder, "running")
     try:
         yield report
     except BaseException as error:
         with contextlib.suppress(OSError):  # a full disk must not hide the error itself
-            state = "stopped" if isinstance(error, Stopped) else "failed"
-            write_status(folder, state, reason=_reason(error))
+            write_status(folder, "stopped" if isinstance(error, Stopped) else "failed", reason=_reason(error))
         raise
     write_status(folder, "finished", report.objective)
 

@@ -23,7 +23,6 @@ from cyberlm.evaluation.metrics.calibration import (
 )
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.predictions import Prediction
-from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.task import Example
 
 Drawn = tuple[np.ndarray, np.ndarray]
@@ -174,9 +173,3 @@ def test_few_questions_are_warned_of() -> None:
         "The temperature was fitted on 40 questions (fewer than 300). "
         "No temperature is best: the likelihood grows up to the limit of the search, 0.01"
     )
-
-
-def test_temperature_is_never_fitted_on_test_questions() -> None:
-    asked, rows = rows_of(*drawn(50, seed=0))
-    with pytest.raises(RunError, match="1 of the validation questions are in the test"):
-        measured(calibration, asked, rows, validation=rows[:1])

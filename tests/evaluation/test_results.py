@@ -185,6 +185,10 @@ def test_further_passes_are_read_back_with_the_predictions(tmp_path: Path) -> No
     assert found["tuned"].test == [PREDICTION, fixed] and not found["tuned"].rotated
     write_models(tmp_path / "plain", {"tuned": models["tuned"]})
     assert not (tmp_path / "plain" / "passes.jsonl").exists()
+    for others in (turned[:1], [*turned, turned[1]], [turned[1], turned[1]]):
+        write_models(tmp_path, {"base": replace(full, rotated=[[turned[0], *others]])})
+        with pytest.raises(RunError, match=r"passes\.jsonl cannot be read(.|\n)*sample:1 of base(.|\n)*each rotation"):
+            read_models(tmp_path)
 
 
 def test_parquet_holds_the_rows_of_the_lines(tmp_path: Path) -> None:
@@ -244,8 +248,9 @@ def test_status(tmp_path: Path) -> None:
     assert read_status(tmp_path) == Status("finished", 0.75, "")
     write_status(tmp_path, "failed", float("nan"), "diverged")
     assert read_status(tmp_path) == Status("failed", None, "diverged")
-    with pytest.raises(ValueError, match="running, finished, failed"):
-        write_status(tmp_path, "done")
+    (tmp_path / "status.json").write_text('{"state": "done", "objective": null, "reason": ""}')
+    with pytest.raises(RunError, match=r"state is .done.(.|\n)*'running', 'finished', 'failed' or 'stopped'"):
+        read_status(tmp_path)
 
 
 def test_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from statistics_support import answered, calmly, cybermetric, measured, needs_fi
 
 from cyberlm.evaluation.metrics.rotations import circular_eval, prior_sample, rotations, safe_to_permute
 from cyberlm.evaluation.predictions import Prediction
-from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.task import Example
 
 CASES = json.loads(Path(__file__).with_name("rotation_cases.json").read_text())
@@ -76,13 +74,6 @@ def test_scores_by_hand() -> None:
     mixed = [under_rotation(question(0, 0, ("yes", "no")), (0, 1)), under_rotation(question(1, 2), (2, 1, 0, 0))]
     assert scores_of(mixed)[0] == (1 + 0.75) / 2
     assert measured(circular_eval, [asked], [answered(asked, 0)]) == {}
-
-
-def test_predictions_that_are_no_rotations_are_refused() -> None:
-    group = under_rotation(question(0, gold=1), (1, 0, 3, 2))
-    for bad in (group[:3], group[::-1], [*group[:3], replace(group[3], id="q:other")]):
-        with pytest.raises(RunError, match="one for each rotation"):
-            measured(circular_eval, [question(0, 1)], group[:1], rotated=[bad])
 
 
 def test_sample_for_the_prior() -> None:

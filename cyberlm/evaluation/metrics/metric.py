@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import effective_questions, wilson
-from cyberlm.evaluation.outcomes import FloatArray
+from cyberlm.evaluation.outcomes import Clusters, FloatArray
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 
@@ -70,7 +70,7 @@ class Metric:
 def share_metric(
     name: str,
     hits: ArrayLike,
-    clusters: ArrayLike | None = None,
+    clusters: Clusters = None,
     *,
     note: str = "",
     label: str = "",
@@ -80,7 +80,6 @@ def share_metric(
 
     Args:
         hits: (N,) bool, whether each question counts; without clusters also float in [0, 1], counting in part.
-        clusters: (N,) int, number of each question's near-duplicate cluster; None if all are independent.
 
     Raises:
         RunError: If there are no questions.

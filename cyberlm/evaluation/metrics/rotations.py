@@ -10,8 +10,7 @@ from dataclasses import replace
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.outcomes import choices, golds
-from cyberlm.evaluation.predictions import Prediction, Predictions
-from cyberlm.runtime.errors import Problem, RunError
+from cyberlm.evaluation.predictions import Predictions
 from cyberlm.tasks.task import LETTERS, Example
 
 _QUANTITY = r"\b(?:all|any|both|each|either|most|neither|none|one|some|three|two)(?:\s+of)?(?:\s+(?:the|these|those))?"
@@ -48,14 +47,10 @@ def circular_eval(predictions: Predictions, context: EvalSet) -> Iterator[Metric
 
     `circular_accuracy`, right under every rotation, is CircularEval (Liu et al. 2023, arXiv 2307.06281);
     `rotations_consistency` is the share of questions where every rotation led to the same option text, right or wrong.
-
-    Raises:
-        RunError: If the predictions of a question are not its rotations.
     """
     groups, n = predictions.rotated, len(predictions.test)
     if not groups:
         return
-    check_rotations(groups)
     shares, circular, consistent = [], [], []
     for group in groups:
         chosen = choices(group)  # (K,)
@@ -70,22 +65,6 @@ def circular_eval(predictions: Predictions, context: EvalSet) -> Iterator[Metric
     yield share_metric("rotations_accuracy", shares, note=note, label="rotations: mean", place="evidence")
     yield share_metric("circular_accuracy", circular, label="rotations: right in all", place="evidence")
     yield share_metric("rotations_consistency", consistent, label="rotations: same option", place="evidence")
-
-
-def check_rotations(rotated: Sequence[Sequence[Prediction]]) -> None:
-    """Checks that each group holds one question's predictions under all rotations, by shift.
-
-    Raises:
-        RunError: If one does not.
-    """
-    for group in rotated:
-        first, count = group[0], len(group)
-        expected = [(first.id, count, (first.gold - shift) % count) for shift in range(count)]
-        if [(row.id, row.n_options, row.gold) for row in group] != expected:
-            raise RunError(
-                "The predictions are not those of rotated questions.",
-                [Problem(f"{first.id}: {count} predictions", "one for each rotation of the options, by shift")],
-            )
 
 
 def safe_to_permute(options: Sequence[str]) -> bool:

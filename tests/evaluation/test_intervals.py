@@ -14,14 +14,6 @@ from cyberlm.evaluation.metrics.metric import share_metric
 from cyberlm.runtime.errors import RunError
 
 
-def test_wilson_by_hand() -> None:
-    # z²/n = 0.384146; centre (0.8 + 0.192073) / 1.384146 = 0.716740;
-    # half width 1.959964 √(0.016 + 0.384146/40) / 1.384146 = 0.226570.
-    found = share_metric("accuracy", [True] * 8 + [False] * 2)
-    assert (found.value, found.n) == (0.8, 10)
-    assert found.interval == pytest.approx((0.490162, 0.943318), abs=1e-6)
-
-
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (56, 150), (8581, 10180), (23.31, 33.3)])
 def test_wilson_equals_scipy_and_statsmodels(correct: float, n: float) -> None:
     found = wilson(correct / n, n)
@@ -29,14 +21,6 @@ def test_wilson_equals_scipy_and_statsmodels(correct: float, n: float) -> None:
     if n == int(n):
         expected = binomtest(int(correct), int(n)).proportion_ci(0.95, method="wilson")
         assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
-
-
-def test_clusters_by_hand() -> None:
-    # p = 3/5. Clusters {1, 1}, {0, 0}, {1}: sums of x - p are 0.8, -1.2, 0.4, so v = (0.64 + 1.44 + 0.16) / 25 =
-    # 0.0896 and n_eff = 0.24 / 0.0896 = 2.678571.
-    found = share_metric("accuracy", [True, True, False, False, True], [4, 4, 9, 9, 1])
-    assert (found.value, found.n) == (0.6, 5)
-    assert found.interval == pytest.approx(wilson(0.6, 0.24 / 0.0896), abs=1e-12)
 
 
 def test_effective_questions_equal_the_clustered_variance_of_statsmodels() -> None:

@@ -14,7 +14,6 @@ from cyberlm.evaluation.metrics.letter_bias import (
     debiased,
     debiased_choices,
     letter_bias,
-    letter_prior,
     letter_recalls,
     letter_rstd,
     preference_test,
@@ -127,17 +126,6 @@ def test_rstd_by_chance() -> None:
     found = bias_of(golds, [gold if k % 5 < 2 else (gold + 1) % 4 for k, gold in enumerate(golds)])
     assert found["letter_rstd_chance"].value == pytest.approx(0.092, abs=0.003)
     assert found["letter_rstd_chance"].interval[1] == pytest.approx(0.16, abs=0.006)
-
-
-def test_prior_by_hand() -> None:
-    # One question of two options: p(A) is 0.8, then 0.4. The geometric means are √0.32 and √0.12: 0.620204 to 0.379796.
-    log_probs = np.log([[[0.8, 0.2], [0.4, 0.6]]])
-    assert letter_prior(log_probs) == pytest.approx([0.620204, 0.379796], abs=1e-6)
-    # A second question without bias: the mean over questions.
-    both = np.concatenate([log_probs, np.log([[[0.9, 0.1], [0.1, 0.9]]])])
-    assert letter_prior(both) == pytest.approx([0.560102, 0.439898], abs=1e-6)
-    shifts = np.random.default_rng(1).normal(size=(2, 2, 1))  # probabilities need not be normalised
-    assert letter_prior(both + shifts) == pytest.approx(letter_prior(both))
 
 
 def test_debiased_choice_by_hand() -> None:

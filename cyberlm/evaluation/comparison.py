@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.calibration import option_nll
 from cyberlm.evaluation.metrics.rouge import ROUGE, rouge_of, short_references
-from cyberlm.evaluation.outcomes import NO_CHOICE, IntArray, choices, cluster_numbers, golds, right
+from cyberlm.evaluation.outcomes import NO_CHOICE, Clusters, IntArray, choices, golds, right
 from cyberlm.evaluation.paired_tests import (
     design_effect,
     detectable_difference,
@@ -51,9 +51,9 @@ def compare_all(
     test = {name: given.test for name, given in models.items()}
     completed = all(row.generated is not None for rows in test.values() for row in rows)
     generated = completed and context.options_shown
-    pairs = compare_models(test, context.cluster_of, tuned_from, generated=generated)
+    pairs = compare_models(test, context.clusters, tuned_from, generated=generated)
     figures = _figures(next(iter(test.values())), context, completed)
-    return pairs, compare_means(test, figures, context.cluster_of, tuned_from)
+    return pairs, compare_means(test, figures, context.clusters, tuned_from)
 
 
 def _figures(rows: Predicted, context: EvalSet, completed: bool) -> dict[str, Figure]:
@@ -75,7 +75,7 @@ def _figures(rows: Predicted, context: EvalSet, completed: bool) -> dict[str, Fi
 
 def compare_models(
     models: Mapping[str, Sequence[Prediction]],
-    clusters: Mapping[str, int] | None = None,
+    clusters: Clusters = None,
     tuned_from: Mapping[str, str | None] | None = None,
     generated: bool = False,
 ) -> tuple[PairComparison, ...]:
@@ -83,7 +83,7 @@ def compare_models(
 
     Args:
         models: Predictions by the model's name: the same questions, in any order.
-        clusters: From a question's hash to the number of its near-duplicate cluster.
+        clusters: In the order of the first model's predictions.
         tuned_from: From each tuned model to its base among `models`, None where that is not one of them; other models
             are bases. p-values are corrected over pairs that ask the same; without it, over all pairs.
         generated: Whether the generated answers are compared too.
@@ -108,7 +108,7 @@ def compare_models(
 def compare_means(
     models: Mapping[str, Sequence[Prediction]],
     figures: Mapping[str, Callable[[Sequence[Prediction]], ArrayLike]],
-    clusters: Mapping[str, int] | None = None,
+    clusters: Clusters = None,
     tuned_from: Mapping[str, str | None] | None = None,
 ) -> tuple[MeanDifference, ...]:
     """Compares the means of figures that every question has.
@@ -201,14 +201,16 @@ def _corrected(compared: Sequence[Compared]) -> tuple[Compared, ...]:
     return tuple(corrected)
 
 
-def _aligned(
-    models: Mapping[str, Predicted], clusters: Mapping[str, int] | None
-) -> tuple[dict[str, Predicted], IntArray]:
+def _aligned(models: Mapping[str, Predicted], clusters: Clusters) -> tuple[dict[str, Predicted], IntArray]:
     """Every model's predictions in one order of the questions, and the cluster of each.
 
     Equal questions (one hash, several ids) are paired in the order of their ids.
     """
-    ordered = {name: sorted(rows, key=lambda row: (row.hash, row.id)) for name, rows in models.items()}
+
+    def place(row: Prediction) -> tuple[str, str]:
+        return row.hash, row.id
+
+    ordered = {name: sorted(rows, key=place) for name, rows in models.items()}
     (reference, first), *others = ordered.items()
     hashes = [row.hash for row in first]
     for name, rows in others:
@@ -220,4 +222,6 @@ def _aligned(
                 [Problem(f"{odd.total()} questions, {next(iter(odd))} for one, were answered by one of them alone")],
                 "Score both on the same questions: python evaluate.py 'runs=[outputs/A,outputs/B]'",
             )
-    return dict(ordered), cluster_numbers(hashes, clusters)
+    numbers = range(len(first)) if clusters is None else np.asarray(clusters).tolist()
+    placed = sorted(zip(map(place, models[reference]), numbers, strict=True))
+    return dict(ordered), np.array([number for _, number in placed])

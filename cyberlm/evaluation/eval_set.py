@@ -4,9 +4,11 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from cyberlm.config.schema import OptionScore, Protocol, RootConfig
 from cyberlm.data.splits import near_duplicate_clusters
-from cyberlm.evaluation.outcomes import IntArray, cluster_numbers
+from cyberlm.evaluation.outcomes import IntArray
 from cyberlm.tasks.task import Example
 
 
@@ -29,16 +31,10 @@ class EvalSet:
     seen: Sequence[Example] = ()
 
     @functools.cached_property
-    def cluster_of(self) -> dict[str, int]:
-        """Near-duplicate cluster of each test question, by hash."""
-        texts = [question.question for question in self.questions]
-        numbers = near_duplicate_clusters(texts, self.config.data.near_duplicate_jaccard)
-        return {question.hash: number for question, number in zip(self.questions, numbers, strict=True)}
-
-    @functools.cached_property
     def clusters(self) -> IntArray:
         """Near-duplicate cluster of each test question, (N,) int64, in their order."""
-        return cluster_numbers([question.hash for question in self.questions], self.cluster_of)
+        texts = [question.question for question in self.questions]
+        return np.array(near_duplicate_clusters(texts, self.config.data.near_duplicate_jaccard), dtype=np.int64)
 
     @property
     def asks_letters(self) -> bool:

@@ -1,6 +1,6 @@
 """Arrays of outcomes and clusters, made from predictions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,18 +52,6 @@ def right(predictions: Sequence[Prediction], generated: bool = False) -> BoolArr
         RunError: As `choices`.
     """
     return choices(predictions, generated) == golds(predictions)
-
-
-def cluster_numbers(hashes: Sequence[str], clusters: Mapping[str, int] | None) -> IntArray:
-    """Near-duplicate cluster of each question, (N,) int64, renumbered from 0; without any, each is its own.
-
-    Args:
-        hashes: Of the questions.
-        clusters: From a question's hash to the number of its cluster.
-    """
-    if clusters is None:
-        return np.arange(len(hashes), dtype=np.int64)
-    return np.unique([clusters[hash_] for hash_ in hashes], return_inverse=True)[1].astype(np.int64)
 
 
 def cluster_sums(values: ArrayLike, clusters: Clusters = None) -> FloatArray:

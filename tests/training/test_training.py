@@ -24,7 +24,8 @@ from cyberlm.config.schema import Monitor, OptimizerName, OptionScore
 from cyberlm.data.batches import AnswerCollator, plan_epoch
 from cyberlm.evaluation.inference import predict
 from cyberlm.evaluation.metrics.calibration import option_nll
-from cyberlm.evaluation.outcomes import golds, option_scores
+from cyberlm.evaluation.outcomes import golds
+from cyberlm.evaluation.scores import scores_of
 from cyberlm.models.loaded import trainable_names
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.models.tiny import tiny_model
@@ -326,7 +327,7 @@ def test_option_nll_is_that_of_the_evidence(prompt: str, how: str, tmp_path: Pat
     prompted = Prompt(config.prompt, load_tokenizer(config.model))
     evaluation = replace(config.evaluation, generate=False)
     rows = predict(loaded, prompted, questions, prompted.encode(questions), evaluation, 4096, "kept")
-    expected = option_nll(option_scores(rows, config.evaluation.option_score), golds(rows)).mean()
+    expected = option_nll(scores_of(rows, config.evaluation.option_score), golds(rows)).mean()
     assert figures["option_nll"] == pytest.approx(expected, abs=1e-5)
 
 

@@ -9,13 +9,9 @@ from cyberlm.tasks.task import LETTERS
 
 @dataclass(frozen=True)
 class Flip:
-    """A question that the second model answers otherwise.
+    """A question that the second model answers otherwise: letters of the right option and of the two answers.
 
-    Attributes:
-        id: Of the question.
-        gold, before, after: Letters of the right option, and of the two answers.
-        margin: By how much the first model preferred its answer to the other, in nats a token; near 0 where it could
-            hardly tell them apart.
+    `margin` is by how much the first model preferred its answer to the other, in nats a token.
     """
 
     id: str
@@ -37,9 +33,6 @@ class Agreement:
     """How far two models' answers by likelihood agree.
 
     Attributes:
-        before, after: What was compared.
-        questions: How many both answered.
-        flips: Those answered otherwise.
         largest_logprob_difference: Over all options of all questions, in nats (sums over an option's tokens).
         largest_logit_difference: Over the whole vocabulary, at the first token of every answer; None where the logits
             of one of them are not known.

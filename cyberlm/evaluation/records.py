@@ -50,21 +50,18 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class PairComparison:
-    """Comparison of two models by one outcome.
+    """Comparison of two models by one outcome, the second minus the first.
 
     Attributes:
-        first, second: Their names.
         n: Questions; of `named_by_both`, those on which both completions name an option.
-        difference: Share right of the second minus that of the first.
-        ci_lo, ci_hi: 95% interval of the difference: Tango's score interval, widened where near-duplicates make the
-            variance larger. (-1, 1) where all questions are one cluster.
-        only_first_right, only_second_right: Discordant questions b and c.
+        difference: Of the shares right.
+        ci_lo, ci_hi: 95%, Tango's score interval, widened where near-duplicates make the variance larger; (-1, 1)
+            where all questions are one cluster.
         p_value: Exact McNemar test, two-sided, near-duplicate clusters changing sides as one.
         p_holm: `p_mid` after Holm's correction over the family.
         detectable: Smallest difference that so many questions would show at 80% power.
-        lost, gained: Ids (of the first model's predictions) of the questions that only the first, and only the second,
-            got right, sorted.
-        outcome: Outcome that is counted, one of `OUTCOMES`.
+        lost, gained: Ids of the questions that only the first, and only the second, got right, sorted.
+        outcome: One of `OUTCOMES`.
         p_mid: Mid-p of the same test, which decides whether a difference is significant; None in older files.
         family: Comparisons over which Holm corrects; empty in older files, which correct over all pairs.
         first_right, second_right: Questions that each got right; None in older files.
@@ -97,18 +94,13 @@ class PairComparison:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """Comparison of two models by the mean of a figure that each question has.
+    """Comparison of two models by the mean of a figure that each question has, the second minus the first.
 
     Attributes:
-        first, second: Their names.
         outcome: The figure: `gold_nll`, `option_nll`, `rouge1`, `rouge2`, `rougeL`.
-        n: Questions.
-        difference: Mean of the second minus that of the first.
-        ci_lo, ci_hi: 95% interval by t, near-duplicates counted as one; None where all differ
-            alike or not at all, or are one cluster.
-        p_value: Two-sided; None where the interval is.
-        p_holm: The same after Holm's correction over the family.
-        family: Comparisons over which Holm corrects.
+        ci_lo, ci_hi: 95% interval by t, near-duplicates counted as one; None where all differ alike or not at all, or
+            are one cluster, as is `p_value` (two-sided).
+        p_holm: After Holm's correction over the family.
     """
 
     first: str
@@ -160,21 +152,14 @@ class Cost:
 
 @dataclass(frozen=True)
 class Results:
-    """results.json: everything a run found. Written by `cyberlm.evaluation.results`; documented in docs/results.md.
+    """results.json: everything a run found. docs/results.md documents every field.
 
     Attributes:
-        schema_version: `SCHEMA_VERSION`.
-        kind: `train` or `evaluate`.
-        questions: Number of questions by part.
+        schema_version: That it was written in.
         models: What was scored, by name: `base` and `tuned` (either may be missing), or the models of an evaluation.
         metrics: By model, then by the metric's name.
-        comparisons: Every two models on the same questions, by each outcome; p-values adjusted (Holm) over those that
-            ask the same.
-        differences: Every two models by the means of figures that each question has.
         objective: The validation figure that chose the weights (train only) and ranks a sweep's jobs. Never of the
             test set.
-        steps: Optimizer steps taken.
-        provenance: Hashes, seeds, versions and the command.
         monitor: What `objective` is: `option_nll` (lower is better) or `accuracy`. None in an evaluation, and in runs
             of a time when it was always accuracy.
         validation: Every validation figure of the weights that were chosen, by name (train only).

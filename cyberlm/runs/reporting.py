@@ -207,12 +207,9 @@ def flat_figures(results: Results) -> dict[str, float]:
     if pair is not None:
         by = "_generation" if pair.outcome == GENERATION else ""  # like the accuracies it compares
         flat |= {f"test/difference{by}": pair.difference, f"test/p_value{by}": pair.p_value, f"test/p_mid{by}": pair.p}
-    if results.cost is not None:
-        cost = results.cost
-        flat["cost/trainable_parameters"] = float(cost.trainable_parameters)
-        flat["cost/nonpadding_tokens_per_second"] = cost.nonpadding_tokens_per_second
-        if cost.computed_tokens_per_second is not None:
-            flat["cost/computed_tokens_per_second"] = cost.computed_tokens_per_second
+    if (cost := results.cost) is not None:
+        for name in ("trainable_parameters", "nonpadding_tokens_per_second", "computed_tokens_per_second"):
+            flat[f"cost/{name}"] = float(getattr(cost, name))
         flat["cost/peak_host_gib"] = cost.peak_host_bytes / 2**30
         if cost.peak_device_bytes is not None:
             flat["cost/peak_device_gib"] = cost.peak_device_bytes / 2**30

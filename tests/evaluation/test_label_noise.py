@@ -73,15 +73,13 @@ def test_reads_a_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"version": 2}, "version"),
-        ({"version": True}, "version"),
-        ({"items": {}}, "items"),
-        ({"item": []}, "item is not known"),
+        ({"version": 2}, "version is 2"),
+        ({"version": True}, "version is true"),
+        ({"items": {}}, r"items is \{\}"),
+        ({"item": []}, r"item is not known. Did you mean 'items'\?"),
         ({"items": ["x"]}, r"items\.0"),
         ({"items": [GOOD, GOOD]}, f"items name a question twice: {HASH}"),
-        ({"items": [GOOD | {"hash": "0123"}]}, r"items\.0\.hash"),
-        ({"items": [GOOD | {"hash": HASH.upper()}]}, r"items\.0\.hash"),
-        ({"items": [GOOD | {"hash": 7}]}, r"items\.0\.hash is the number 7"),
+        *(({"items": [GOOD | {"hash": bad}]}, r"items\.0\.hash") for bad in ("0123", HASH.upper(), 7)),
         ({"items": [GOOD | {"reason": " "}]}, r"items\.0\.reason"),
         *(({"items": [GOOD | {"corrected": bad}]}, r"items\.0\.corrected") for bad in ("b", "AB", "", "A\n", 1)),
         ({"items": [GOOD | {"resaon": "x"}]}, r"items\.0\.resaon is not known"),
@@ -105,5 +103,5 @@ def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> Non
     path = tmp_path / "suspects.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(RunError, match="No such file" if content is None else "is not a list of suspects"):
+    with pytest.raises(RunError, match=r"suspects\.json cannot be read(.|\n)*A list of suspects has the shape"):
         read_suspects(path)

@@ -4,25 +4,26 @@ Leaving out questions that models fail raises every score: read accuracy without
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import AfterValidator, Field, StringConstraints
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.outcomes import choices, golds
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.runtime.validation import reasons_of
+from cyberlm.runtime.files import read_json
+from cyberlm.runtime.validation import from_json
 from cyberlm.tasks.task import LETTERS, Example
 
 SHAPE = '{"version": 1, "items": [{"hash": "0123456789abcdef", "reason": "...", "corrected": "B"}]}'
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True)
 class Suspect:
     """Question whose key is doubtful.
 
@@ -45,7 +46,7 @@ def _each_once(items: tuple[Suspect, ...]) -> tuple[Suspect, ...]:
     return items
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True)
 class SuspectList:
     """Content of a file of `evaluation.suspects`."""
 
@@ -59,13 +60,8 @@ def read_suspects(path: Path) -> tuple[Suspect, ...]:
     Raises:
         RunError: If there is no such file, or it is of another shape or version; all problems are listed.
     """
-    try:
-        return TypeAdapter(SuspectList).validate_json(path.read_bytes()).items
-    except OSError as error:
-        raise RunError(f"{path} cannot be read.", [Problem(error.strerror or str(error))]) from error
-    except ValidationError as error:
-        problems = map(Problem, reasons_of(error))
-        raise RunError(f"{path} is not a list of suspects.", problems, hint=f"Its shape: {SHAPE}") from error
+    hint = f"A list of suspects has the shape {SHAPE}"
+    return from_json(SuspectList, read_json(path, hint), str(path), hint).items
 
 
 def check_suspects(suspects: Sequence[Suspect], questions: Sequence[Example]) -> None:
@@ -104,13 +100,11 @@ def label_noise(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     suspects = {suspect.hash: suspect for suspect in read_suspects(Path(context.config.evaluation.suspects))}
     check_suspects(list(suspects.values()), context.questions)
     chosen, key, clusters = choices(predictions.test), golds(predictions.test), context.clusters
-    corrected = key.copy()
-    sure = np.ones(key.size, dtype=bool)
-    for i, question in enumerate(context.questions):
-        suspect = suspects.get(question.hash)
-        sure[i] = suspect is None
-        if suspect is not None and suspect.corrected is not None:
-            corrected[i] = LETTERS.index(suspect.corrected)
+    listed = [suspects.get(question.hash) for question in context.questions]
+    sure = np.array([suspect is None for suspect in listed])
+    asked = zip(listed, context.questions, strict=True)
+    letters = [item.corrected if item and item.corrected else question.letter for item, question in asked]
+    corrected = np.array(list(map(LETTERS.index, letters)))
     doubted, absent = int((~sure).sum()), len(suspects.keys() - {question.hash for question in context.questions})
     note = f"{doubted} of {key.size} questions are suspects; of the list, {absent} are not among the questions"
     label = "accuracy without suspects"

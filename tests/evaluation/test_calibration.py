@@ -14,10 +14,8 @@ from statsmodels.discrete.conditional_models import ConditionalLogit
 
 from cyberlm.evaluation.metrics.calibration import (
     area_under_risk_coverage,
-    calibrated_errors,
     calibration,
     calibration_measures,
-    confidence_of,
     expected_calibration_error,
     fit_temperature,
 )
@@ -115,17 +113,6 @@ def test_temperature_without_an_optimum_is_the_limit() -> None:
     assert fit_temperature(scores, [0, 2]) == 0.01  # all right: the sharper, the better
     assert fit_temperature(scores, [1, 0]) == 100.0  # all wrong: the flatter, the better
     assert 0.01 < fit_temperature(scores, [1, 2]) < 100
-
-
-def test_ece_of_a_calibrated_model_stands_beside_it() -> None:
-    """Its mean is that over calibrated models drawn anew, and few of these pass the 95% point."""
-    drawings = [drawn(300, seed=seed) for seed in range(40)]
-    errors = np.array([calibration_measures(*one)["ece"] for one in drawings])
-    chance = calibrated_errors(confidence_of(drawings[0][0]))
-    assert errors.mean() == pytest.approx(chance.mean(), abs=0.006) == pytest.approx(0.089, abs=0.012)
-    assert (errors > np.quantile(chance, 0.95)).sum() <= 6
-    twice = calibrated_errors(np.repeat(confidence_of(drawings[0][0]), 2), clusters=np.arange(600) // 2)
-    assert twice.mean() == pytest.approx(chance.mean(), rel=0.03)  # duplicates do not lower it
 
 
 def test_metrics_raw_and_scaled() -> None:

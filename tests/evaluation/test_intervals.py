@@ -1,4 +1,4 @@
-"""Intervals against scipy, statsmodels and a bootstrap, and by hand; test_statistics_coverage.py simulates them."""
+"""Intervals against scipy and statsmodels; test_statistics_coverage.py simulates them."""
 
 import numpy as np
 import pytest
@@ -65,27 +65,6 @@ def test_interval_holds_its_share_and_ignores_order(rows: list[tuple[bool, int]]
         assert 0 <= low <= found.value <= high <= 1
     assert 1 <= effective_questions(correct, clusters) <= len(correct)
     assert share_metric("accuracy", correct[::-1], clusters[::-1]).interval == pytest.approx(found.interval)
-
-
-def skill_by_bootstrap(correct: np.ndarray, credits: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
-    """Percentile interval over clusters drawn whole, both accuracies anew in each of 1,000 resamples."""
-    rng, count = np.random.default_rng(0), clusters.max() + 1
-    sums = np.array([np.bincount(clusters, weights=row) for row in (1 - correct, 1 - credits)])  # (2, G)
-    draws = rng.integers(0, count, (1000, count))
-    model, baseline = sums[:, draws].sum(axis=2)
-    low, high = np.quantile(1 - model / baseline, (0.025, 0.975)).tolist()
-    return low, high
-
-
-@pytest.mark.parametrize(("size", "alike"), [(1, 0.0), (1, 0.6), (3, 0.3)])
-def test_interval_of_skill_equals_a_paired_bootstrap(size: int, alike: float) -> None:
-    rng = np.random.default_rng(1)
-    clusters = np.arange(600) // size
-    shared, own = rng.random(600)[clusters], rng.random((2, 600))[:, clusters]
-    correct, credits = np.where(rng.random(600)[clusters] < alike, shared, own) < np.array([[0.6], [0.4]])
-    assert skill_interval(correct, credits, clusters) == pytest.approx(
-        skill_by_bootstrap(correct, credits, clusters), abs=0.02
-    )
 
 
 def test_interval_of_skill_at_its_ends() -> None:

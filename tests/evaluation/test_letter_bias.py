@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import chi, chi2, chisquare
+from scipy.stats import chi, chi2
 from sklearn.metrics import recall_score
 from statistics_support import answered, calmly, measured, question
 
@@ -78,14 +78,12 @@ def test_answers_that_say_nothing_of_a_preference() -> None:
     assert [eight[f"recall_{letter}"].value for letter in LETTERS[:8]] == [1.0] * 8 and eight["letter_rstd"].value == 0
 
 
-def flowing(rng: np.random.Generator, n: int, accuracy: float, to_a: float = 1 / 3) -> tuple[np.ndarray, np.ndarray]:
-    """Gold and chosen letters; of the errors on B, C and D a share goes to A."""
+def flowing_to_a(rng: np.random.Generator, n: int, accuracy: float) -> tuple[np.ndarray, np.ndarray]:
+    """Gold and chosen letters; of the errors on B, C and D 0.8 go to A."""
     gold = rng.integers(0, 4, n)
-    wrong = (gold + rng.integers(1, 4, n)) % 4
-    if to_a != 1 / 3:
-        others = np.array([[0, 2, 3], [0, 1, 3], [0, 1, 2]])[gold - 1]  # of B, C, D: A first
-        column = (rng.random(n) > to_a) * rng.integers(1, 3, n)
-        wrong = np.where(gold == 0, wrong, np.take_along_axis(others, column[:, None], 1)[:, 0])
+    others = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])[gold]  # A first, but where it is gold
+    column = np.where((gold == 0) | (rng.random(n) > 0.8), rng.integers(gold > 0, 3, n), 0)
+    wrong = np.take_along_axis(others, column[:, None], 1)[:, 0]
     return gold, np.where(rng.random(n) < accuracy, gold, wrong)
 
 
@@ -96,24 +94,16 @@ def p_of(gold: np.ndarray, chosen: np.ndarray, clusters: np.ndarray | None = Non
     return p_value
 
 
-@pytest.mark.parametrize(("accuracy", "least", "fits"), [(0.6, 0.95, 1.0), (0.8, 0.75, 0.6), (0.95, 0.2, 0.01)])
-def test_an_accurate_model_is_judged_by_its_errors(accuracy: float, least: float, fits: float) -> None:
-    """Goodness of fit of predicted to gold counts rejects 0.00 where 0.05 is right, and misses what is there."""
-    rng, rejected, fitted = np.random.default_rng(0), np.zeros(2, dtype=int), np.zeros(2, dtype=int)
-    for _ in range(200):
-        for column, to_a in enumerate((1 / 3, 0.8)):
-            gold, chosen = flowing(rng, 300, accuracy, to_a)
-            rejected[column] += p_of(gold, chosen) < 0.05
-            counts = (np.bincount(side, minlength=4) for side in (chosen, gold))
-            fitted[column] += chisquare(*counts).pvalue < 0.05
-    size, power = rejected / 200
-    assert 0.005 <= size <= 0.09 and power >= least and fitted[1] / 200 <= fits
-    assert accuracy == 0.6 or fitted[0] == 0
+@pytest.mark.parametrize(("accuracy", "least"), [(0.6, 0.95), (0.8, 0.75), (0.95, 0.2)])
+def test_an_accurate_model_is_judged_by_its_errors(accuracy: float, least: float) -> None:
+    """Power; bench/statistics_coverage.py holds the size."""
+    rng = np.random.default_rng(0)
+    assert np.mean([p_of(*flowing_to_a(rng, 300, accuracy)) < 0.05 for _ in range(200)]) >= least
 
 
 def test_a_constant_letter_is_a_preference_and_duplicates_count_once() -> None:
     assert p_of(np.arange(80) % 4, np.zeros(80, dtype=int)) < 1e-12
-    gold, chosen = flowing(np.random.default_rng(0), 60, 0.6, 0.8)
+    gold, chosen = flowing_to_a(np.random.default_rng(0), 60, 0.6)
     assert p_of(np.repeat(gold, 2), np.repeat(chosen, 2), np.arange(120) // 2) == pytest.approx(p_of(gold, chosen))
 
 

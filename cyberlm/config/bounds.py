@@ -49,10 +49,15 @@ def folder(allowed: str, default: Any = None) -> Any:
     return _bounded(default, allowed, lambda value: Path(value).is_dir(), "it is not a folder")
 
 
-def run_folder(default: Any = None) -> Any:
-    """Folder of a run, finished or not."""
+AUTO = "auto"
+"""Word of `trainer.resume` for the run's own folder, where that holds a run."""
+
+
+def run_folder(default: Any = None, word: str = "") -> Any:
+    """Folder of a run, finished or not, or a word instead."""
     allowed, wrong = "the folder of a run, under outputs/", "there is no config.yaml in it"
-    return _bounded(default, allowed, lambda value: (Path(value) / "config.yaml").is_file(), wrong)
+    allowed += f", or {word}" if word else ""
+    return _bounded(default, allowed, lambda value: value == word or (Path(value) / "config.yaml").is_file(), wrong)
 
 
 def _bounded(default: Any, allowed: str, holds: Callable[[Any], bool], wrong: str = "") -> Any:

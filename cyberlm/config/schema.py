@@ -9,7 +9,18 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from cyberlm.config.bounds import above_zero, at_least, between, file, folder, folder_name, one_of, run_folder, share
+from cyberlm.config.bounds import (
+    AUTO,
+    above_zero,
+    at_least,
+    between,
+    file,
+    folder,
+    folder_name,
+    one_of,
+    run_folder,
+    share,
+)
 
 ACCELERATORS = ("auto", "cpu", "cuda")
 QUESTION_FILE = "a .json, .jsonl, .csv or .tsv file"
@@ -274,8 +285,9 @@ class TrainerConfig:
     """Most minutes between two checkpoints, however many steps these are; null for no limit."""
     keep_checkpoints: int = at_least(1, 2)
     """How many of these stay, the newest ones; best.ckpt stays besides."""
-    resume: str | None = run_folder()
-    """Run folder to continue; its own configuration is used."""
+    resume: str | None = run_folder(word=AUTO)
+    """Run folder to continue; its own configuration is used. auto: hydra.run.dir, which has to be named, is continued
+    where it holds a run with the same settings, and begun where it does not."""
 
 
 @dataclass

@@ -16,9 +16,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from cyberlm.config.bounds import AUTO
 from cyberlm.config.commands import SCHEMAS
 from cyberlm.config.rules import WRITTEN_TO, Config, build_config
 from cyberlm.config.schema import TrainConfig
+from cyberlm.runs.restart import check_folder_is_named, check_settings, goes_on, restarted
 from cyberlm.runs.run_folder import claim_folder, refuse_results, seen_from_here, sole_owner, typed_overrides
 from cyberlm.runtime.errors import ConfigError, Problem, UserError
 from cyberlm.runtime.redaction import refuse_typed
@@ -45,8 +47,9 @@ class CheckFirst(Callback):
                 raise ConfigError("All jobs of the sweep would write into one folder:", [problem])
             results = ("**/results.json", "**/checkpoints/*.ckpt")
             refuse = functools.partial(refuse_results, patterns=results, key="hydra.sweep.dir")
+            again = restarted() or config.trainer.resume == AUTO
             owned = contextlib.ExitStack()
-            owned.enter_context(sole_owner(claim_folder(config, "hydra.sweep.dir", refuse)))
+            owned.enter_context(sole_owner(claim_folder(config, "hydra.sweep.dir", bool if again else refuse)))
             atexit.register(owned.close)
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -64,8 +67,11 @@ class CheckFirst(Callback):
         with read_write(own), open_dict(own):
             del own["hydra"]
         built = checked_config(own, self.schema, seen_from_here(str(folder)))
+        check_folder_is_named(built, config)
         planned = isinstance(built, TrainConfig) and built.plan.enabled
-        if not planned and built.trainer.resume is None:
+        if goes_on(built, folder):
+            check_settings(built, folder)
+        elif not planned and built.trainer.resume in (None, AUTO):
             refuse_results(folder, ("results.json", "checkpoints/*.ckpt"), "hydra.run.dir")
 
 

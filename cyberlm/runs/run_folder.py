@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from cyberlm.config.bounds import AUTO
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 
 
@@ -27,7 +28,7 @@ def register_resolvers() -> None:
 
 def run_folder(resume: str | None, *names: str | Enum) -> str:
     """outputs/TIME_NAMES, with a number behind it where that is taken; the folder itself of a run that goes on."""
-    if resume:
+    if resume and resume != AUTO:
         return str(resume)
     time = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
     name = "_".join([time, *(part.name if isinstance(part, Enum) else str(part) for part in names)])
@@ -48,7 +49,7 @@ def record_folder(mode: RunMode | None, resume: str | None) -> str | None:
     """Subfolder of Hydra's record: a sweep leaves it to its jobs, a run that goes on keeps that of how it began."""
     if mode == RunMode.MULTIRUN:
         return None
-    return ".hydra_resumed" if resume else ".hydra"
+    return ".hydra_resumed" if resume and resume != AUTO else ".hydra"
 
 
 def run_dir() -> str:

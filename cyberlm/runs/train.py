@@ -10,6 +10,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.loggers import Logger
 
+from cyberlm.config.bounds import AUTO
 from cyberlm.config.saved import plain_config, save_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.data.datamodule import check_reads, encode_split
@@ -20,6 +21,7 @@ from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.inference import run_inference
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.records import Cost, ModelSpec
+from cyberlm.evaluation.results import read_status
 from cyberlm.export.model_card import write_card
 from cyberlm.models.loaded import LoadedModel, count_parameters
 from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
@@ -40,10 +42,12 @@ from cyberlm.runs.reporting import (
     results_of,
     status_of,
 )
+from cyberlm.runs.restart import goes_on
 from cyberlm.runs.resume import SPLIT_AGAIN, begin, resumed_config
 from cyberlm.runs.run_folder import sole_owner
 from cyberlm.runtime import distributed
 from cyberlm.runtime.cache import cache_folder
+from cyberlm.runtime.progress import say
 from cyberlm.runtime.signals import resume_command
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.task import make_task
@@ -57,12 +61,18 @@ Encoded = dict[str, list[EncodedQuestion]]
 """Questions in tokens, by part of the split."""
 
 
-def train(config: TrainConfig, folder: Path) -> float:
+def train(config: TrainConfig, folder: Path) -> float | None:
     """Trains, or continues a run, with its status and loggers; returns the validation figure that chose the weights."""
     with sole_owner(folder):
-        if config.trainer.resume is not None:
+        if goes_on(config, folder):
+            if (status := read_status(folder)) is not None and status.state == "finished":
+                say(f"{folder} has finished: nothing is left to do.")
+                return status.objective
+            config.trainer.resume = str(folder)
+        elif config.trainer.resume not in (None, AUTO):
             config = resumed_config(config, folder)
         else:
+            config.trainer.resume = None
             save_config(folder, config)  # at once: from here on the run can be resumed
         with (
             status_of(folder) as report,

@@ -1,7 +1,8 @@
 """Signals that ask a run to stop: the optimizer step in hand ends first, then a checkpoint and an exit code of its own.
 
-SIGTERM, SIGINT (Ctrl-C), SIGHUP (the terminal is gone; left alone under nohup) and SIGUSR1 (what Slurm's
-`--signal=USR1@60` sends before the time is up) all mean: stop soon, so that the run can be resumed. Training asks
+SIGTERM, SIGINT (Ctrl-C), SIGHUP (the terminal is gone; left alone under nohup), SIGUSR1 (what Slurm's
+`--signal=USR1@60` sends before the time is up) and SIGUSR2 (submitit's) all mean: stop soon, so that the run can be
+resumed. Training asks
 `requested()` between two optimizer steps; everywhere else the signal raises `Stopped` at once. A second SIGINT stops
 at once, a third is Python's own KeyboardInterrupt.
 """
@@ -16,13 +17,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -65,15 +67,18 @@ def _handle_by(handler: Callable[[int, FrameType | None], None]) -> None:
 
 
 @contextlib.contextmanager
-def _handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handles the signals within it; outside the main thread, where Python cannot, nothing changes."""
+def _handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[Mapping[Any, Any]]:
+    """Handles the signals within it, and gives their handlers before it.
+
+    Outside the main thread, where Python cannot, nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield {}
         return
     before = {signum: signal.getsignal(signum) for signum in STOPPING}
     _handle_by(handler)
     try:
-        yield
+        yield before
     finally:
         for signum, earlier in before.items():
             signal.signal(signum, earlier)
@@ -132,7 +137,8 @@ def resume_command(folder: Path) -> str:
 def run_forwarding(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Runs a command to its end; a signal that asks to stop is handed on to it, and its end awaited.
 
-    The command is in a process group of its own, so that Ctrl-C in a terminal reaches it once.
+    The command is in a process group of its own, so that Ctrl-C in a terminal reaches it once. A handler that the
+    signal had before, such as submitit's, which requeues its job, is called once the command has ended.
 
     Returns:
         Its exit code; minus the signal's number where one ended it.
@@ -149,11 +155,14 @@ def run_forwarding(command: Sequence[str], environment: Mapping[str, str]) -> in
             process.send_signal(signum)
 
     handles = threading.current_thread() is threading.main_thread()
-    with _handler(forward):
+    with _handler(forward) as before:
         process = subprocess.Popen(command, env=dict(environment), process_group=0 if handles else None)
         if heard:
             process.send_signal(heard[0])
         code = process.wait()
     if heard:
+        handler = before[heard[0]]
+        if callable(handler) and handler is not signal.default_int_handler:
+            handler(heard[0], None)
         raise Stopped(heard[0])
     return code

@@ -1,0 +1,81 @@
+"""The same command once more: what goes on, what is begun, and what is refused."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support import TINY, compose, config_of
+from typed import type_line
+
+from cyberlm.config.rules import build_config
+from cyberlm.config.saved import save_config
+from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.runs.restart import goes_on
+from cyberlm.runs.train import train
+
+TORCHRUN, SLURM = {"TORCHELASTIC_RESTART_COUNT": "1"}, {"SLURM_RESTART_COUNT": "2"}
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Path:
+    """Folder of a run that was stopped: its configuration, and a checkpoint."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "step_000001.ckpt").touch()
+    save_config(folder, config_of("seed=3"))
+    return folder
+
+
+def typed(folder: Path, *line: str, **variables: str) -> object:
+    """Types a training run in `folder`/run; the exit code, or the screen where that is not 0."""
+    seen: list[bool] = []
+    run = lambda config, run: seen.append(goes_on(config, run))  # noqa: E731
+    ended = type_line(folder, "train", *TINY, "hydra.run.dir=run", *line, run=run, **variables)
+    return ended.err if ended.code else seen[0]
+
+
+@pytest.mark.parametrize("variables", [TORCHRUN, SLURM])
+def test_a_run_that_is_started_again_goes_on(begun: Path, variables: dict[str, str]) -> None:
+    assert typed(begun.parent, "seed=3", "logger=csv", **variables) is True
+    assert typed(begun.parent, "seed=3", "trainer.resume=auto") is True
+    assert "run holds results already" in str(typed(begun.parent, "seed=3"))
+
+
+def test_a_run_without_a_folder_before_it_is_begun(tmp_path: Path) -> None:
+    assert typed(tmp_path, **TORCHRUN) is False
+    assert typed(tmp_path, "trainer.resume=auto", TORCHELASTIC_RESTART_COUNT="0") is False
+
+
+def test_other_settings_are_refused_each_with_its_values(begun: Path) -> None:
+    before = set(begun.rglob("*"))
+    shown = typed(begun.parent, "seed=4", "method.lora.rank=2", **SLURM)
+    assert shown == (
+        "run holds a run with other settings, so it cannot go on:\n"
+        "  - method.lora.rank: 16 then, 2 now\n"
+        "  - seed: 3 then, 4 now\n\n"
+        "Type the settings of then, or hydra.run.dir=FOLDER of a new run."
+    )
+    assert set(begun.rglob("*")) == before
+
+
+def test_auto_needs_a_folder_that_is_named(tmp_path: Path) -> None:
+    ended = type_line(tmp_path, "train", *TINY, "trainer.resume=auto", run=lambda *_: None)
+    assert ended.err.startswith("trainer.resume=auto goes on in a folder that is named:\n  - hydra.run.dir is made up")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_has_finished_is_not_trained_again(lora_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(lora_run, run)
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+    config = config_of("trainer.resume=auto")
+    assert isinstance(train(config, run), float)
+    changed = {file.name for file, time in before.items() if file.stat().st_mtime_ns != time}
+    assert changed <= {"run"}, changed  # the lock came and went
+
+
+def test_an_evaluation_begins_again(begun: Path) -> None:
+    config = build_config(compose("model=tiny_random", command="evaluate"), EvaluateConfig)
+    config.trainer.resume = "auto"
+    assert not goes_on(config, begun)
+    assert goes_on(build_config(compose("model=tiny_random", "trainer.resume=auto"), TrainConfig), begun)

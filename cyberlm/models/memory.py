@@ -1,10 +1,11 @@
 """Memory of a training run: an estimate from shapes alone, without weights, and the overrides that make it fit."""
 
 import contextlib
+import copy
 import ctypes
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from rich import box
 from rich.table import Table
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from cyberlm.config.rules import LORA, device_problems
@@ -42,14 +43,14 @@ HEAP_GAPS = 1.3
 """Factor on tensors that come and go on a host: glibc's heap keeps gaps between them (docs/performance.md)."""
 LOGITS_AT_ONCE = 2**26
 """Numbers of the logits that scoring computes at once (`cyberlm.evaluation.scoring`)."""
-NF4_BITS = {True: 4.127, False: 4.5}
-"""Bits of a 4-bit weight with its share of the scales, by double quantisation (arXiv 2305.14314, section 3)."""
+SCALE_BITS = {True: 0.127, False: 0.5}
+"""Bits of a 4-bit weight's share of the scales, by double quantisation (arXiv 2305.14314, section 3)."""
 STATE_BYTES, STATE_BYTES_8BIT = 8, 2 + 8 / 256
 """Bytes of AdamW's two running means for one weight: float32, or 8 bits with a float32 scale for 256 of them
 (bitsandbytes). Paged states are counted as if all were on the GPU."""
-SHARED_INPUTS = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
-"""Linear layers of a block that read the same tensor."""
 CGROUP = Path("/sys/fs/cgroup")
+SCALES = "scales of nf4"
+"""Part of the weights that FSDP2 leaves whole in every process."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,6 @@ class Batches:
     cached: int
     scored_labels: int
 
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.width + self.prefix
-
 
 @dataclass(frozen=True)
 class ModelSizes:
@@ -83,15 +80,15 @@ class ModelSizes:
 
     Attributes:
         shape: The configuration of the model's decoder.
-        parameters: Numbers in all tensors.
-        trained: Of these, how many are trained.
+        parameters, trained: Numbers in all tensors, and in those that are trained.
         weights: Bytes of the weights by kind.
         gradients: Bytes of the gradients, in the type of each trained weight.
-        loading: Bytes that a host holds beside the weights while it loads and quantises them.
+        loading: Bytes beside the weights while they are loaded and quantised: on a host, and with FSDP2.
         stream, compute: Bytes of one number of the hidden states, and of what linear layers give.
         saved_inputs: Bytes that all trained and adapted linear layers save for one token.
         copies: Bytes of the bfloat16 copies that mixed precision keeps of float32 weights.
         expanded: Bytes of the largest 4-bit weight while a product uses it.
+        gathered: Bytes of weights, and gradients, that FSDP2 has gathered for a moment.
     """
 
     shape: Any
@@ -105,13 +102,7 @@ class ModelSizes:
     saved_inputs: int
     copies: int
     expanded: int
-
-    @property
-    def heads_width(self) -> tuple[int, int]:
-        """Width Q of all query heads, and of all key (or value) heads."""
-        heads = self.shape.num_attention_heads
-        size = getattr(self.shape, "head_dim", None) or self.shape.hidden_size // heads
-        return heads * size, (getattr(self.shape, "num_key_value_heads", None) or heads) * size
+    gathered: int
 
 
 @dataclass(frozen=True)
@@ -127,15 +118,15 @@ class MemoryEstimate:
     @property
     def measurable(self) -> int:
         """The peak that a run reports: resident memory on a host, on a GPU what torch has allocated."""
-        return self.total - next(iter(self.phases.values())).get("CUDA context", 0)
+        return self.total - self.phases["load"].get("CUDA context", 0)
 
     def table(self) -> Table:
         """Parts as rows, phases as columns, MiB."""
-        table = Table("", title="Memory, MiB", title_justify="left", box=box.SIMPLE, pad_edge=False)
-        for name in self.phases:
-            table.add_column(name, justify="right")
-        rows = {part: [p.get(part, 0) for p in self.phases.values()] for p in self.phases.values() for part in p}
-        for part, sizes in rows.items():
+        table = Table("", *self.phases, title="Memory, MiB", title_justify="left", box=box.SIMPLE, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for part in dict.fromkeys(part for parts in self.phases.values() for part in parts):
+            sizes = [parts.get(part, 0) for parts in self.phases.values()]
             if any(sizes):
                 table.add_row(part, *(f"{size / 2**20:,.1f}" if size else "-" for size in sizes))
         table.add_section()
@@ -145,14 +136,7 @@ class MemoryEstimate:
 
 def published_shape(shape: ShapeConfig, tied: bool) -> LlamaConfig:
     """A Llama's configuration from its published sizes: enough to count its memory."""
-    sizes = {name: getattr(shape, name) for name in ShapeConfig.__dataclass_fields__}
-    return LlamaConfig(**sizes, tie_word_embeddings=tied)
-
-
-def mixes_precision(config: TrainConfig, device: torch.device) -> bool:
-    """Training autocasts to 16 bits (`trainer.precision`)."""
-    precision = config.trainer.precision
-    return precision.endswith("mixed") or (precision == "auto" and device.type == "cuda")
+    return LlamaConfig(**vars(shape), tie_word_embeddings=tied)
 
 
 def measure_model(shape: PretrainedConfig, config: TrainConfig, device: torch.device) -> ModelSizes:
@@ -166,59 +150,61 @@ def measure_model(shape: PretrainedConfig, config: TrainConfig, device: torch.de
     Raises:
         ModelError: If the model's blocks are not attention and one feed-forward layer.
     """
-    lora, on_host, mixed = config.method.lora, device.type != "cuda", mixes_precision(config, device)
+    precision, sharded = config.trainer.precision, config.trainer.strategy is Strategy.fsdp2
+    on_host, mixed = device.type == "cpu", precision.endswith("mixed") or (precision == "auto" and device.type != "cpu")
     method = method_of(config.method)
     dtype = weights_dtype(config.model, device, method.trains_all_weights)
-    causal = meta_model(shape, dtype, config.model.trust_remote_code)
-    base = list(causal.parameters())
-    of_base = {id(parameter) for parameter in base}
-    kept = get_keys_to_not_convert(causal) if config.quant.name is QuantName.nf4 else None
-    linear = {name: module.weight for name, module in causal.named_modules() if isinstance(module, nn.Linear)}
-    packed = {id(weight): weight.numel() for name, weight in linear.items() if kept is not None and name not in kept}
-    plain = sum(parameter.nbytes for parameter in base if id(parameter) not in packed)
+    with torch.device("meta"), quiet():
+        causal = AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=config.model.trust_remote_code)
+    decoder = causal.config.get_text_config(decoder=True)
+    _check_blocks(decoder, type(causal).__name__)
+    base = {id(parameter): parameter.numel() for parameter in causal.parameters()}
+    packed: dict[int, int] = {}
+    if config.quant.name is QuantName.nf4:
+        kept = get_keys_to_not_convert(causal)
+        linear = {name: module.weight for name, module in causal.named_modules() if isinstance(module, nn.Linear)}
+        packed = {id(weight): weight.numel() for name, weight in linear.items() if name not in kept}
+    in_4_bits = sum(packed.values())
+    plain = sum(base.values()) - in_4_bits
     loaded = method.attach(LoadedModel(causal, causal, config.model.name, "none"))
     parameters = list(loaded.model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    products = {id(module.weight): module.weight for module in loaded.model.modules() if isinstance(module, nn.Linear)}
-    wide = sum(w.numel() for name, w in products.items() if name not in packed and w.dtype == torch.float32)
-    decoder = causal.config.get_text_config(decoder=True)
-    file = sum(parameter.numel() for parameter in base) * getattr(decoder.dtype, "itemsize", 4)
-    loading = file + sum(packed.values()) * dtype.itemsize // 2  # threads hold 5 to 90% (docs/performance.md)
+    products = {id(m.weight): m.weight for m in loaded.model.modules() if isinstance(m, nn.Linear)}
+    wide = sum(w.numel() for key, w in products.items() if key not in packed and w.dtype == torch.float32)
+    number = 2 if mixed else dtype.itemsize
+    stream = number if sharded else dtype.itemsize
+    gathered, loading = _sharded(loaded, packed, number) if sharded else (0, 0)
+    if on_host and not sharded and (packed or config.model.source is not ModelSource.tiny):
+        loading = sum(base.values()) * getattr(decoder.dtype, "itemsize", 4)  # the file
+        loading += in_4_bits * dtype.itemsize // 2  # threads hold 5 to 90% of it (docs/performance.md)
     return ModelSizes(
         shape=decoder,
         parameters=sum(parameter.numel() for parameter in parameters),
         trained=sum(parameter.numel() for parameter in trained),
         weights={
-            "weights, nf4": round(sum(packed.values()) * NF4_BITS[config.quant.double_quant] / 8),
-            f"weights, {str(dtype).removeprefix('torch.')}": plain,
-            "adapter weights": sum(parameter.nbytes for parameter in parameters if id(parameter) not in of_base),
+            "weights, nf4": in_4_bits // 2,
+            SCALES: round(in_4_bits * SCALE_BITS[config.quant.double_quant] / 8),
+            f"weights, {str(dtype).removeprefix('torch.')}": plain * dtype.itemsize,
+            "adapter weights": sum(parameter.nbytes for parameter in parameters if id(parameter) not in base),
         },
         gradients=sum(parameter.nbytes for parameter in trained),
-        loading=loading if on_host and (packed or config.model.source is not ModelSource.tiny) else 0,
-        stream=dtype.itemsize,
-        compute=2 if mixed else dtype.itemsize,
-        saved_inputs=_saved_inputs(loaded, lora, dtype.itemsize, mixed, on_host),
-        copies=2 * wide if mixed else 0,
-        expanded=max(packed.values(), default=0) * (2 if mixed else dtype.itemsize),
+        loading=loading,
+        stream=stream,
+        compute=number,
+        saved_inputs=_saved_inputs(loaded, config.method.lora, stream, mixed, on_host),
+        copies=2 * wide if mixed and not sharded else 0,
+        expanded=max(packed.values(), default=0) * number,
+        gathered=gathered,
     )
 
 
-def meta_model(shape: PretrainedConfig, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
-    """Builds a causal model on torch's meta device: shapes and types, no values.
-
-    Raises:
-        ModelError: If its blocks are not attention and one feed-forward layer.
-    """
-    with torch.device("meta"), quiet():
-        causal = AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=trust_remote_code)
-    decoder = causal.config.get_text_config(decoder=True)
+def _check_blocks(decoder: Any, architecture: str) -> None:
     needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     experts = any(getattr(decoder, name, None) for name in ("num_local_experts", "num_experts"))
     if experts or not all(isinstance(getattr(decoder, name, None), int) for name in needed):
         known = "blocks of attention and one feed-forward layer, as Llama, Mistral, Qwen, Gemma and Phi have"
-        title = f"The memory of {type(causal).__name__} cannot be estimated:"
+        title = f"The memory of {architecture} cannot be estimated:"
         raise ModelError(title, [Problem("its blocks are of another kind", known)])
-    return causal
 
 
 def _saved_inputs(loaded: LoadedModel, lora: LoraConfig | None, stream: int, mixed: bool, on_host: bool) -> int:
@@ -228,23 +214,33 @@ def _saved_inputs(loaded: LoadedModel, lora: LoraConfig | None, stream: int, mix
     """
     number = 2 if mixed else 4 if lora else stream
     alone = number != stream or (lora is not None and (lora.dropout > 0 or (mixed and on_host)))
-    kept: dict[str, int] = {}
+    inputs: dict[tuple[str, int], int] = {}
     extra = 0
     for path, module in loaded.backbone.named_modules():
-        if not isinstance(module, LoraLayer if lora else nn.Linear):
+        if not isinstance(module, LoraLayer if lora else nn.Linear) or not (lora or module.weight.requires_grad):
             continue
-        if not (lora or module.weight.requires_grad):
-            continue
-        parent, _, name = path.rpartition(".")
-        inputs: Any = module.in_features
-        outputs: Any = module.out_features
+        width: Any = module.in_features
+        inputs[path if alone else path.rpartition(".")[0], width] = width * number
         if lora is not None:
             extra += lora.rank * number
-            extra += inputs * (4 if on_host else 1) if lora.dropout else 0  # dropout's mask
-            extra += 2 * outputs * number if lora.use_dora else 0  # DoRA learns a magnitude from the outputs
-        if alone or name != "o_proj":  # which reads what attention has saved
-            kept[path if alone else f"{parent}.{SHARED_INPUTS.get(name, name)}"] = inputs * number
-    return sum(kept.values()) + extra
+            extra += width * (4 if on_host else 1) if lora.dropout else 0  # dropout's mask
+            extra += 2 * module.out_features * number if lora.use_dora else 0  # type: ignore[operator]  # magnitudes
+    return sum(inputs.values()) + extra
+
+
+def _sharded(loaded: LoadedModel, packed: Mapping[int, int], number: int) -> tuple[int, int]:
+    """Bytes that FSDP2 gathers at once (`cyberlm.models.sharding.shard`), and those of the unit being loaded.
+
+    Gathered, in the type of the products: the output head until its backward pass; a layer in use and the next one on
+    its way, or the embeddings; and the gradients of the largest of them before they are spread.
+    """
+    blocks = next(module for module in loaded.backbone.modules() if isinstance(module, nn.ModuleList))
+    units = [list(unit.parameters()) for unit in (blocks[0], loaded.causal.get_input_embeddings(), loaded.head)]
+    layer, embeddings, head = (
+        sum(p.numel() // 2 if id(p) in packed else p.numel() * number for p in unit) for unit in units
+    )
+    gradients = max(layer, head) if loaded.head.weight.requires_grad else 0
+    return head + max(2 * layer, embeddings) + gradients, max(sum(p.nbytes for p in unit) for unit in units)
 
 
 def activation_bytes(sizes: ModelSizes, config: TrainConfig, batches: Batches) -> int:
@@ -260,28 +256,35 @@ def activation_bytes(sizes: ModelSizes, config: TrainConfig, batches: Batches) -
     norms keep their outputs, too. SDPA and flash attention recompute the s^2 term; eager attention keeps it in float32,
     and in e bytes. With checkpointing a layer keeps its input only (2 sbh there), and one layer at a time is whole.
     """
-    shape, tokens, e = sizes.shape, batches.tokens, sizes.compute
-    query, _ = sizes.heads_width
+    shape, e, layers = sizes.shape, sizes.compute, sizes.shape.num_hidden_layers
+    tokens = batches.rows * batches.width + batches.prefix
+    query, _ = _heads_width(shape)
     read = batches.rows * (batches.width + batches.prefix) + batches.prefix
     norm = tokens * shape.hidden_size * (4 + (sizes.stream if method_of(config.method).trains_all_weights else 0))
-    inputs = tokens * sizes.saved_inputs // shape.num_hidden_layers
+    inputs = tokens * sizes.saved_inputs // layers
     layer = 2 * norm + tokens * e * (2 * query + 3 * shape.intermediate_size) + inputs + 2 * read * e * query
     if config.model.attention is Attention.eager:
         pairs = batches.rows * batches.width * (batches.width + batches.prefix)
         layer += shape.num_attention_heads * pairs * (4 if e == 4 else 4 + e)
-    if config.trainer.gradient_checkpointing:
-        inputs_of_layers = shape.num_hidden_layers * tokens * shape.hidden_size * sizes.stream
-        return inputs_of_layers + layer + norm + sizes.copies
-    return shape.num_hidden_layers * layer + norm + sizes.copies
+    kept = layers * tokens * shape.hidden_size * sizes.stream + layer
+    return (kept if config.trainer.gradient_checkpointing else layers * layer) + norm + sizes.copies
+
+
+def _heads_width(shape: Any) -> tuple[int, int]:
+    """Width Q of all query heads, and of all key (or value) heads."""
+    heads = shape.num_attention_heads
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
+    return heads * size, (getattr(shape, "num_key_value_heads", None) or heads) * size
 
 
 def estimate_memory(
     sizes: ModelSizes, config: TrainConfig, batches: Batches, device: torch.device, runtime: int
 ) -> MemoryEstimate:
-    """Estimates what a run takes while it loads the model, trains, and scores.
+    """Estimates what a process of a run takes while it loads the model, trains, and scores.
 
-    A step holds the gradients of the step before until its own backward pass; validation scores beside them. FSDP2
-    spreads what training holds over its processes, but for one layer in use and one on its way.
+    A step holds the gradients of the step before until its own backward pass; validation scores beside them. DDP holds
+    the gradients once more, in the buckets that it sends. FSDP2 spreads weights, gradients and optimizer states over
+    the processes, and gathers a layer at a time.
 
     Args:
         sizes: Of the same configuration's model.
@@ -290,33 +293,37 @@ def estimate_memory(
         device: That the run would use.
         runtime: Bytes that a host holds before a model is loaded.
     """
-    shape, e, on_gpu = sizes.shape, sizes.compute, device.type == "cuda"
+    shape, e, on_gpu, trainer = sizes.shape, sizes.compute, device.type == "cuda", config.trainer
     hidden, inner, vocabulary = shape.hidden_size, shape.intermediate_size, shape.vocab_size
-    query, key_value = sizes.heads_width
+    query, key_value = _heads_width(shape)
     per_weight = STATE_BYTES if config.optim.name is OptimizerName.adamw else STATE_BYTES_8BIT
+    weights = dict(sizes.weights)
     states = {"gradients": sizes.gradients, "optimizer states": round(sizes.trained * per_weight)}
-    held = {**sizes.weights, **states}
-    if config.trainer.strategy is Strategy.fsdp2:
-        states = {name: -(-size // config.trainer.devices) for name, size in states.items()}
-        held = {name: -(-size // config.trainer.devices) for name, size in held.items()}
-        held["gathered layers"] = 2 * sum(sizes.weights.values()) // shape.num_hidden_layers
+    if trainer.strategy is Strategy.fsdp2:
+        weights = {name: size if name == SCALES else -(-size // trainer.devices) for name, size in weights.items()}
+        weights["gathered layers"] = sizes.gathered
+        states = {name: -(-size // trainer.devices) for name, size in states.items()}
+    elif trainer.devices > 1:
+        states["gradient buckets"] = sizes.gradients
     gaps = 1.0 if on_gpu else HEAP_GAPS
     start = {"CUDA context": CUDA_CONTEXT} if on_gpu else {"python and libraries": runtime}
     warm = start if on_gpu else {**start, "kernels": KERNEL_BUFFERS}
+    tokens = batches.rows * batches.width + batches.prefix
     forward = batches.scored * 5 * inner
     attention = batches.scored * 3 * query + batches.cached * 2 * (query + key_value)
     phases = {
-        "load": {**start, **sizes.weights, "weights being converted": sizes.loading},
+        "load": {**start, **weights, "weights being converted": sizes.loading},
         "train": {
             **warm,
-            **held,
+            **weights,
+            **states,
             "activations": round(gaps * activation_bytes(sizes, config, batches)),
             "logits": batches.labels * vocabulary * 4 * 3,  # as they are, their log-softmax, and the gradient
-            "working space": round(gaps * (batches.tokens * (3 * inner + 2 * hidden) * e + sizes.expanded)),
+            "working space": round(gaps * (tokens * (3 * inner + 2 * hidden) * e + sizes.expanded)),
         },
         "score": {
             **warm,
-            **sizes.weights,
+            **weights,
             **states,
             "keys and values": round(gaps * 2 * shape.num_hidden_layers * batches.cached * key_value * e),
             "logits": min(batches.scored_labels * vocabulary, LOGITS_AT_ONCE) * 4 * 2,
@@ -336,38 +343,34 @@ def overrides_that_fit(
     Smaller scored batches cost least; then smaller micro-batches, with gradients accumulated over more of them, so that
     a step stays what it was; then gradient checkpointing, 8-bit optimizer states (on a GPU), lora, qlora.
     """
-    data, trainer, optim = config.data, config.trainer, config.optim
-    lighter = ["lora", "qlora"] if method_of(config.method).trains_all_weights else ["qlora"]
-    methods = [config.method.name, *(lighter if config.quant.name is QuantName.none else [])]
-    optimizers = dict.fromkeys([optim.name, *([OptimizerName.paged_adamw_8bit] if on_gpu else [])])
-    recomputing = dict.fromkeys([trainer.gradient_checkpointing, True])
-    size, tokens = data.micro_batch_size, data.max_batch_tokens
-    splits = [2**power for power in range(size.bit_length()) if size % 2**power == 0]
-    limits = [tokens, *(tokens >> power for power in range(1, 9) if tokens >> power >= 256)]
-    for method, optimizer, recompute, split, limit in product(methods, optimizers, recomputing, splits, limits):
-        rows, steps = size // split, trainer.accumulate_grad_batches * split
-        candidate = replace(
-            config,
-            optim=replace(optim, name=optimizer),
-            trainer=replace(trainer, gradient_checkpointing=recompute, accumulate_grad_batches=steps),
-            data=replace(data, micro_batch_size=rows, max_batch_tokens=limit),
-        )
-        if method != config.method.name:
-            lora = config.method.lora or LoraConfig()
-            candidate.method = replace(config.method, _target_=LORA, name=method, lora=lora)
-            nf4 = method == "qlora"
-            candidate.quant = replace(config.quant, name=QuantName.nf4 if nf4 else QuantName.none)
+    data, trainer, method = config.data, config.trainer, config.method
+    size, tokens, steps = data.micro_batch_size, data.max_batch_tokens, trainer.accumulate_grad_batches
+    lighter = ["lora", "qlora"] if method_of(method).trains_all_weights else ["qlora"]
+    unchanged: dict[str, Any] = {}
+    methods = [unchanged, *({"method": name} for name in lighter if config.quant.name is QuantName.none)]
+    optimizers = [unchanged, *([{"optim": OptimizerName.paged_adamw_8bit}] if on_gpu else [])]
+    recomputing = [unchanged, *([] if trainer.gradient_checkpointing else [{"trainer.gradient_checkpointing": True}])]
+    halves = [2**power for power in range(1, size.bit_length()) if size % 2**power == 0]
+    batches = [{"data.micro_batch_size": size // n, "trainer.accumulate_grad_batches": steps * n} for n in halves]
+    limits = [{"data.max_batch_tokens": tokens >> power} for power in range(1, 9) if tokens >> power >= 256]
+    for parts in product(methods, optimizers, recomputing, [unchanged, *batches], [unchanged, *limits]):
+        changes = {key: value for part in parts for key, value in part.items()}
+        candidate = _changed(config, changes)
         if total_of(candidate) <= capacity and not any(device_problems(candidate)):
-            changes = {
-                f"method={method}": method != config.method.name,
-                f"optim={optimizer.name}": optimizer is not optim.name,
-                "trainer.gradient_checkpointing=true": recompute is not trainer.gradient_checkpointing,
-                f"data.micro_batch_size={rows}": split > 1,
-                f"trainer.accumulate_grad_batches={steps}": split > 1,
-                f"data.max_batch_tokens={limit}": limit != tokens,
-            }
-            return [override for override, changed in changes.items() if changed]
+            return [f"{key}={str(value).lower()}" for key, value in changes.items()]
     return []
+
+
+def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with overrides of `overrides_that_fit`."""
+    config = copy.deepcopy(config)
+    for key, value in changes.items():
+        group, _, name = key.partition(".")
+        setattr(getattr(config, group), name or "name", value)
+    if "method" in changes:
+        config.method._target_, config.method.lora = LORA, config.method.lora or LoraConfig()
+        config.quant.name = QuantName.nf4 if changes["method"] == "qlora" else QuantName.none
+    return config
 
 
 def resident_bytes() -> int:

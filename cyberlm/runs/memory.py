@@ -52,40 +52,36 @@ Encoded = Mapping[str, Sequence[EncodedQuestion]]
 
 
 class RunMemory:
-    """Estimates for one model and its questions on one device, under any configuration.
+    """Estimates for one model and its questions on one kind of device, under any configuration.
 
     Args:
+        config: Of the run; `plan.device_memory_gib` stands in for the device's free memory.
         shape: The model's own configuration.
         encoded: Questions by part.
         end: Tokens that close an answer.
-        device: That the run uses.
-        capacity: Bytes that it may take there; None for what is available.
-        runtime: Bytes that a host holds before the model is loaded; None for what it holds now.
+        device: That each process of the run uses.
     """
 
     def __init__(
-        self,
-        shape: PretrainedConfig,
-        encoded: Encoded,
-        end: int,
-        device: torch.device,
-        capacity: int | None = None,
-        runtime: int | None = None,
+        self, config: TrainConfig, shape: PretrainedConfig, encoded: Encoded, end: int, device: torch.device
     ) -> None:
-        self.shape, self.end, self.device = shape, end, device
-        self.device_name = "host memory" if device.type == "cpu" else "GPU"
-        if capacity is None and device.type == "cuda":
-            self.device_name = torch.cuda.get_device_name(device)
-        self.capacity = available_bytes(device) if capacity is None else capacity
-        self.runtime = resident_bytes() if runtime is None else runtime
+        self.config, self.shape, self.end, self.device = config, shape, end, device
+        gib = config.plan.device_memory_gib
+        self.capacity = available_bytes(device) if gib is None else round(gib * GIB)
+        self.runtime = resident_bytes()
         self.sizes: dict[str, ModelSizes] = {}
         self.scored = [encoded["test"], encoded["validation"]]
-        lengths = AnswerCollator([0] * end, share_prefix=False)
-        self.longest = sorted(encoded["train"], key=lambda question: -len(lengths.example(question)[0]))
+        longest = sorted(encoded["train"], key=lambda item: -len(item.prompt_ids) - len(item.option_ids[item.gold]))
+        self.longest = longest[: config.data.micro_batch_size]
         self.scored_batch = functools.cache(self._scored_batch)
 
     def estimate(self, config: TrainConfig) -> MemoryEstimate:
+        """Estimates the run, or one whose batches are not larger."""
         return estimate_memory(self.measured(config), config, self.batches(config), self.device, self.runtime)
+
+    def needed(self, config: TrainConfig) -> int:
+        """Bytes of the device: of a host, what all its processes take together."""
+        return self.estimate(config).total * (config.trainer.devices if self.device.type == "cpu" else 1)
 
     def measured(self, config: TrainConfig) -> ModelSizes:
         key = repr((config.quant, config.method, config.trainer.precision))
@@ -97,14 +93,13 @@ class RunMemory:
         """The micro-batch of the longest questions, which comes first, and the largest scored batch."""
         questions = self.longest[: config.data.micro_batch_size]
         shared = shares_prefix(config, self.shape, questions, self.end, cache_reach(self.shape))
-        collator = AnswerCollator([0] * self.end, share_prefix=shared)
-        prefix, examples = collator.shared(questions), [collator.example(question) for question in questions]
-        width, labels = len(examples[0][0]) - 1 - prefix, sum(count for _, count in examples)
+        batch = AnswerCollator([0] * self.end, share_prefix=shared)((questions, 1))
+        rows, width = batch.input_ids.shape
         cached, scored, scored_labels = self.scored_batch(config.data.max_batch_tokens)
         if config.evaluation.generate:
             completed = sum(generated_tokens(question, config.evaluation) for question in self.scored[0])
             cached = max(cached, min(completed, config.data.max_batch_tokens))
-        return Batches(len(questions), width, prefix, labels, scored, cached, scored_labels)
+        return Batches(rows, width, len(batch.prefix_ids), batch.targets.numel(), scored, cached, scored_labels)
 
     def _scored_batch(self, max_tokens: int) -> tuple[int, int, int]:
         """`Batches.cached`, `scored` and `scored_labels`."""
@@ -119,15 +114,20 @@ class RunMemory:
                 largest = max(largest, (cached, places, max(len(items), sum(answers) - len(answers))))
         return largest
 
-    def verdict(self, estimate: MemoryEstimate) -> str:
-        word = "fits" if estimate.total <= self.capacity else "does not fit"
-        return f"Peak {estimate.total / GIB:.2f} GiB; {self.device_name} {self.capacity / GIB:.2f} GiB: {word}."
+    def verdict(self) -> tuple[bool, str]:
+        """Compares the run with the device, in a sentence."""
+        needed, devices = self.needed(self.config), self.config.trainer.devices
+        fits = needed <= self.capacity
+        where = "host memory" if self.device.type == "cpu" else "GPU"
+        each = f" {'of' if self.device.type == 'cpu' else 'in each of'} {devices} processes" if devices > 1 else ""
+        word = "fits" if fits else "does not fit"
+        return fits, f"Peak {needed / GIB:.2f} GiB{each}; {where} {self.capacity / GIB:.2f} GiB: {word}."
 
-    def command_that_fits(self, config: TrainConfig) -> str:
+    def command_that_fits(self) -> str:
         """The typed command with overrides that fit in place of what they replace; empty where none is known."""
         on_gpu = self.device.type == "cuda"
         capacity = round(self.capacity * (1 if on_gpu else SHARE_ADVISED))
-        changes = overrides_that_fit(config, lambda other: self.estimate(other).total, capacity, on_gpu=on_gpu)
+        changes = overrides_that_fit(self.config, self.needed, capacity, on_gpu=on_gpu)
         typed = typed_overrides(HydraConfig.get()) if HydraConfig.initialized() else []
         replaced = {change.split("=")[0] for change in changes} | ({"quant"} if "method=qlora" in changes else set())
         kept = [item for item in typed if item.split("=")[0] not in replaced and not item.startswith("plan.")]
@@ -135,15 +135,17 @@ class RunMemory:
 
 
 def show_plan(config: TrainConfig, folder: Path) -> None:
-    """Prints what a run would take, phase by phase, and whether it fits (`plan=true`).
+    """Prints what a process of a run would take, phase by phase, and whether it fits (`plan=true`).
 
-    Where the model is out of reach, its published sizes are taken, and questions of `data.max_length` tokens.
+    Where the model is out of reach, its published sizes are taken, and questions of `data.max_length` tokens. Neither
+    GPUs nor processes need be there: with `plan.device_memory_gib` the run is planned on GPUs of that size.
 
     Raises:
         ModelError: If the model is out of reach and its sizes are not known.
     """
     try:
         shape = read_shape(config.model)
+        encoded, end = _questions(config)
     except ModelError as error:
         if config.model.shape is None:
             raise
@@ -151,24 +153,20 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
         say(f"{why}. Planned with its published sizes, and questions of data.max_length={config.data.max_length}.")
         shape = published_shape(config.model.shape, bool(config.model.tied_embeddings))
         encoded, end = _assumed_questions(config), 1
-    else:
-        encoded, end = _questions(config)
-    gib = config.plan.device_memory_gib
-    if gib is not None and config.trainer.accelerator != "cpu":
-        device = torch.device("cuda")  # a GPU that need not be here
-    else:
-        device = pick_device(config.trainer.accelerator)
-        check_optimizer(config.optim, device)
-    memory = RunMemory(shape, encoded, end, device, None if gib is None else int(gib * GIB))
-    sizes, batches, estimate = memory.measured(config), memory.batches(config), memory.estimate(config)
+    imagined = config.plan.device_memory_gib is not None and config.trainer.accelerator != "cpu"
+    device = torch.device("cuda") if imagined else pick_device(config.trainer.accelerator)
+    check_optimizer(config.optim, device)
+    memory = RunMemory(config, shape, encoded, end, device)
+    sizes, batches = memory.measured(config), memory.batches(config)
     prefix = f" and {batches.prefix} tokens that all share" if batches.prefix else ""
     say(f"{config.model.name}, {config.method.name}, base weights {config.quant.name.name}")
     say(f"Parameters: {sizes.parameters:,}, of them trained {sizes.trained:,} ({sizes.trained / sizes.parameters:.3%})")
     say(f"Largest micro-batch: {batches.rows} x {batches.width} tokens{prefix}, {batches.labels} of them trained on")
-    say(estimate.table(), wrap=True)
-    say(memory.verdict(estimate))
-    if estimate.total > memory.capacity:
-        command = memory.command_that_fits(config)
+    say(memory.estimate(config).table(), wrap=True)
+    fits, verdict = memory.verdict()
+    say(verdict)
+    if not fits:
+        command = memory.command_that_fits()
         say(f"This fits: {command}" if command else "No change that is known here makes it fit.")
     if config.group is not None:  # a job of a sweep, whose parent waits for its state
         write_status(folder, "finished")
@@ -179,18 +177,16 @@ def check_memory(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: 
 
     None, and a line that says why, where the model's blocks are not known.
     """
-    gib = config.plan.device_memory_gib
-    capacity = None if gib is None else int(gib * GIB)
-    memory = RunMemory(read_shape(config.model), encoded, len(prompt.end_ids), device, capacity)
+    memory = RunMemory(config, read_shape(config.model), encoded, len(prompt.end_ids), device)
     try:
-        estimate = memory.estimate(config)
+        fits, verdict = memory.verdict()
     except ModelError as error:
         say(f"No memory estimate: {error.problems[0].what}; {error.problems[0].allowed} are known.")
         return None
-    if estimate.total > memory.capacity:
-        command = memory.command_that_fits(config)
-        say(f"Warning: memory may not suffice. {memory.verdict(estimate)}{f' This fits: {command}' if command else ''}")
-    return estimate
+    if not fits:
+        command = memory.command_that_fits()
+        say(f"Warning: memory may not suffice. {verdict}{f' This fits: {command}' if command else ''}")
+    return memory.estimate(config)
 
 
 @contextlib.contextmanager
@@ -208,27 +204,23 @@ def out_of_memory_explained(config: TrainConfig) -> Iterator[None]:
         known = isinstance(error, MemoryError | torch.OutOfMemoryError)
         if not known and not any(words in str(error).lower() for words in ALLOCATION_FAILED):
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         traceback.clear_frames(error.__traceback__)  # the explanation needs what the failed run holds
-    raise _out_of_memory(config, reason, runtime)
-
-
-def _out_of_memory(config: TrainConfig, reason: str, runtime: int) -> OutOfMemory:
     release_freed_memory()
     device = pick_device(config.trainer.accelerator)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     title = "The run takes more memory than there is:"
-    memory = RunMemory(read_shape(config.model), *_questions(config), device, runtime=runtime)
+    memory = RunMemory(config, read_shape(config.model), *_questions(config), device)
+    memory.runtime = runtime
     try:
-        estimate = memory.estimate(config)
+        table, (_, verdict) = memory.estimate(config).table(), memory.verdict()
     except ModelError as error:
         smaller = "smaller data.micro_batch_size or data.max_batch_tokens"
-        return OutOfMemory(title, [Problem(reason[:200], smaller), *error.problems])
-    verdict = memory.verdict(estimate)
-    memory.capacity = min(memory.capacity, estimate.total - 1)  # this much did not suffice
-    problems = [Problem(reason[:200]), Problem(verdict, fix=memory.command_that_fits(config))]
-    return OutOfMemory(title, problems, rendered(estimate.table(), width=80))
+        raise OutOfMemory(title, [Problem(reason, smaller), *error.problems]) from None
+    memory.capacity = min(memory.capacity, memory.needed(config) - 1)  # this much did not suffice
+    problems = [Problem(reason), Problem(verdict, fix=memory.command_that_fits())]
+    raise OutOfMemory(title, problems, rendered(table, width=80))
 
 
 def _questions(config: TrainConfig) -> tuple[Encoded, int]:

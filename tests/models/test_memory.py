@@ -7,12 +7,13 @@ from bitsandbytes.functional import quantize_4bit
 from support import config_of, tiny
 from transformers import GPT2Config, MixtralConfig
 
-from cyberlm.config.schema import TrainConfig
+from cyberlm.config.schema import Strategy, TrainConfig
 from cyberlm.data.batches import AnswerBatch
 from cyberlm.models import cpu_kernels
 from cyberlm.models.loading import read_shape
 from cyberlm.models.memory import (
-    NF4_BITS,
+    SCALE_BITS,
+    SCALES,
     STATE_BYTES,
     STATE_BYTES_8BIT,
     Batches,
@@ -56,7 +57,7 @@ def test_parameters_are_those_that_were_published(model: str, published: int) ->
 def test_qlora_keeps_embeddings_and_head_out_of_the_four_bits() -> None:
     sizes = sizes_of(config_of("model=llama3_8b", "method=qlora"), GPU)
     linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
-    assert sizes.weights["weights, nf4"] == pytest.approx(linear * 4.127 / 8)
+    assert sizes.weights["weights, nf4"] + sizes.weights[SCALES] == pytest.approx(linear * 4.127 / 8)
     assert sizes.weights["weights, bfloat16"] == 2 * (8_030_261_248 - linear)
     assert sizes.trained == 32 * 16 * (4 * 4096 + 2 * (4096 + 1024) + 3 * (4096 + 14336)) == 41_943_040
 
@@ -159,7 +160,7 @@ def test_four_bit_weights_take_what_bitsandbytes_takes(double_quant: bool) -> No
     packed, state = quantize_4bit(torch.randn(1024, 1024), compress_statistics=double_quant, quant_type="nf4")
     parts = [packed, state.absmax, state.code]
     parts += [state.offset, state.state2.absmax, state.state2.code] if double_quant else []
-    assert 2**20 * NF4_BITS[double_quant] / 8 == pytest.approx(sum(part.nbytes for part in parts), rel=0.005)
+    assert 2**20 * (4 + SCALE_BITS[double_quant]) / 8 == pytest.approx(sum(part.nbytes for part in parts), rel=0.005)
 
 
 @pytest.mark.parametrize("method", ["sft", "lora"])
@@ -199,17 +200,37 @@ def estimate_of(config: TrainConfig, sizes: ModelSizes | None = None, width: int
     return estimate_memory(sizes or sizes_of(config, GPU), config, batches, GPU, runtime=0)
 
 
-def test_smaller_batches_checkpointing_and_sharding_take_less() -> None:
-    base = ("model=llama3_8b", "method=lora")
+def test_smaller_batches_and_checkpointing_take_less() -> None:
+    whole, fewer, recomputed = (
+        estimate_of(config_of("model=llama3_8b", "method=lora", *more)).phases["train"]["activations"]
+        for more in ([], ["data.micro_batch_size=4"], ["trainer.gradient_checkpointing=true"])
+    )
+    assert fewer == pytest.approx(whole / 2, rel=0.01)
+    assert recomputed < whole / 10
 
-    def part(name: str, *overrides: str) -> int:
-        return estimate_of(config_of(*base, *overrides)).phases["train"][name]
 
-    whole = part("activations")
-    assert part("activations", "data.micro_batch_size=4") == pytest.approx(whole / 2, rel=0.01)
-    assert part("activations", "trainer.gradient_checkpointing=true") < whole / 10
-    sharded = part("weights, bfloat16", "trainer.strategy=fsdp2", "trainer.devices=4")
-    assert sharded == pytest.approx(2 * 8_030_261_248 / 4)
+def test_full_fine_tuning_is_spread_over_processes() -> None:
+    """Sixteen bytes a weight: it in float32, its gradient and two means; little is whole for a moment."""
+    config = config_of("model=llama3_8b", "method=sft", "trainer.devices=8", "trainer.strategy=fsdp2")
+    parts = estimate_of(config).phases["train"]
+    held = sum(parts[name] for name in ("weights, float32", "gradients", "optimizer states"))
+    assert held == pytest.approx(16 * 8_030_261_248 / 8)
+    layer, head = 2 * 218_112_000, 2 * 128_256 * 4096
+    assert parts["gathered layers"] == head + max(2 * layer, head) + head
+    assert "gradient buckets" not in parts
+    buckets = estimate_of(config_of("model=llama3_8b", "method=sft", "trainer.devices=8")).phases["train"]
+    assert buckets["gradient buckets"] == 4 * 8_030_261_248
+
+
+def test_scales_of_four_bits_are_in_every_process() -> None:
+    config = config_of("model=llama3_70b_instruct", "method=qlora", "trainer.devices=2")
+    config.trainer.strategy = Strategy.fsdp2
+    parts = estimate_of(config).phases["train"]
+    linear = 80 * (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672)
+    assert parts["weights, nf4"] == linear / 2 / 2
+    assert parts[SCALES] == pytest.approx(linear * 0.127 / 8)
+    assert parts["weights, bfloat16"] == 70_553_706_496 - linear
+    assert parts["gathered layers"] > 2 * linear / 80 / 2
 
 
 @pytest.mark.parametrize(

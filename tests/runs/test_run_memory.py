@@ -109,7 +109,7 @@ def test_the_first_micro_batch_is_the_one_that_was_estimated(setting: str) -> No
     questions = prompt.encode(sample_questions(32))
     encoded = {"train": questions, "validation": questions, "test": questions}
     first, *_ = question_data(config, loaded, prompt, encoded).train_dataloader()
-    memory = RunMemory(loaded.causal.config, encoded, len(prompt.end_ids), torch.device("cpu"))
+    memory = RunMemory(config, loaded.causal.config, encoded, len(prompt.end_ids), torch.device("cpu"))
     batches = memory.batches(config)
     rows, width = first.input_ids.shape
     assert (batches.rows, batches.width + batches.prefix) == (rows, width + len(first.prefix_ids))

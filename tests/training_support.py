@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+import torch.distributed as dist
 from support import SHORT, config_of, short_questions, tiny
 
 from cyberlm.config.schema import TrainConfig
@@ -85,6 +88,29 @@ class Poison(AtBatch):
             trained.register_hook(lambda gradient: gradient * float("nan"))
         else:
             trained.data.view(-1)[0] = float("inf")
+
+
+class CountCollectives(L.Callback):
+    """Each process writes the collectives that Python code calls, from one micro-batch to the next."""
+
+    NAMES = ("all_reduce", "broadcast", "all_gather", "all_gather_object", "broadcast_object_list", "barrier")
+
+    def __init__(self) -> None:
+        self.called: list[list[str]] = [[]]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        def count(name: str, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+            self.called[-1].append(name)
+            return call(*given, **named)
+
+        for name in self.NAMES:
+            setattr(dist, name, partial(count, name, getattr(dist, name)))
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.called.append([])
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        Path(trainer.default_root_dir, f"collectives_{trainer.global_rank}.json").write_text(json.dumps(self.called))
 
 
 class Record(L.Callback):

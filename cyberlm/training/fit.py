@@ -94,6 +94,8 @@ def fit(
             ],
             default_root_dir=folder,
         )
+        # by which rank 0 tells the others of SIGTERM, before each micro-batch; here ResumePoints heeds signals
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         point = distributed.broadcast(_resume_point(config, folder, module) if distributed.rank() == 0 else None)
         if point is None:
             metrics.keep(0)  # else MetricRows keeps what the checkpoint counts on

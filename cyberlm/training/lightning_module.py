@@ -1,6 +1,5 @@
 """The LightningModule: one training step, one validation step, and checkpoints that hold what trains."""
 
-import math
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -19,6 +18,7 @@ from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.training.losses import answer_nll_sum, hidden_states, step_loss
 from cyberlm.training.optim import build_optimizer, build_schedule
+from cyberlm.training.step_totals import StepTotals
 
 
 class FineTuningModule(L.LightningModule):
@@ -32,10 +32,7 @@ class FineTuningModule(L.LightningModule):
         sharded: The weights are spread over the processes (FSDP2).
 
     Attributes:
-        loss_share: Of the newest micro-batch, in the loss of its optimizer step.
-        step_loss: Mean over the answer tokens of the newest optimizer step, those of all its micro-batches in all
-            processes (nats). The callback FiniteNumbers writes it, others read it.
-        step_gradient_norm: Of all gradients of that step together, before they are clipped.
+        totals: Of the newest optimizer step. The callback FiniteNumbers has them summed, others read them.
     """
 
     def __init__(
@@ -60,8 +57,7 @@ class FineTuningModule(L.LightningModule):
         self.option_nll = MeanMetric(nan_strategy="disable", sync_on_compute=share_validation)
         self.sharded = sharded
         self.within: Callable[..., Any] = _alone
-        self.loss_share = torch.zeros(())
-        self.step_loss = self.step_gradient_norm = math.nan
+        self.totals = StepTotals()
         self._norm: Tensor | None = None
 
     def configure_model(self) -> None:
@@ -84,7 +80,8 @@ class FineTuningModule(L.LightningModule):
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
         nll: Tensor = self.within(self._nll_sum, batch)
-        self.loss_share, self._norm = nll.detach() / batch.step_label_tokens, None
+        self.totals.add(nll.detach() / batch.step_label_tokens, batch)
+        self._norm = None
         labels = max(batch.targets.numel(), 1)  # a filler (`cyberlm.data.batches`) has none
         # the callback MetricRows hands it to the loggers
         self.log("train/loss", nll.detach() / labels, batch_size=labels, logger=False)

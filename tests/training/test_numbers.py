@@ -134,7 +134,7 @@ def test_the_host_waits_once_a_step(
     )
     with waits:
         fit_tiny(config, sample_questions(18), tmp_path)
-    assert waits.found == [["tolist in numbers.py:on_before_optimizer_step"]] * 3
+    assert waits.found == [["tolist in step_totals.py:reduce"]] * 3
 
 
 def test_the_norm_that_is_logged_is_the_one_that_clips(tmp_path: Path) -> None:
@@ -169,7 +169,9 @@ def watch_losses(losses: list[float], warmup: float = 0.0) -> None:
     trainer = SimpleNamespace(accumulate_grad_batches=1, is_last_batch=False, estimated_stepping_batches=100)
     for step, loss in enumerate(losses):
         trainer.global_step = step + 1
-        watch.on_train_batch_end(trainer, SimpleNamespace(step_loss=loss, optim=optim), None, None, step)
+        watch.on_train_batch_end(
+            trainer, SimpleNamespace(totals=SimpleNamespace(loss=loss), optim=optim), None, None, step
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Lightning callbacks that measure training: progress with ETA, cost, and the rows of metrics.csv."""
 
 import contextlib
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from lightning.pytorch.loggers import Logger
 
 from cyberlm.data.batches import AnswerBatch
-from cyberlm.runtime import distributed
 from cyberlm.runtime.progress import Advance, track
 from cyberlm.training.loggers import MetricsFile
 
@@ -51,13 +49,13 @@ class CostMeter(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: AnswerBatch, batch_idx: int
     ) -> None:
-        counts = distributed.all_reduce(batch.questions, batch.computed_tokens, batch.tokens, batch.targets.numel())
-        questions, processed, nonpadding, label = map(int, counts)
-        self.processed += processed
-        self.nonpadding += nonpadding
-        self.label += label
-        note = f"loss {pl_module.step_loss:.3f}" if math.isfinite(pl_module.step_loss) else ""
-        self.advance(questions, nonpadding, note)
+        if not ends_step(trainer, batch_idx):
+            return
+        step = pl_module.totals
+        self.processed += step.computed_tokens
+        self.nonpadding += step.tokens
+        self.label += step.label_tokens
+        self.advance(step.questions, step.tokens, f"loss {step.loss:.3f}")
 
     def on_validation_start(self, *_: Any) -> None:
         if self.started is not None:
@@ -102,8 +100,8 @@ class MetricRows(L.Callback):
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if ends_step(trainer, batch_idx) and trainer.global_step % every == 0:
             row = {
-                "train/loss": pl_module.step_loss,
-                "train/gradient_norm": pl_module.step_gradient_norm,
+                "train/loss": pl_module.totals.loss,
+                "train/gradient_norm": pl_module.totals.gradient_norm,
                 "epoch": trainer.current_epoch,
             }
             for logger in self.loggers:

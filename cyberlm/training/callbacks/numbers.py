@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 class FiniteNumbers(L.Callback):
     """Stops before an optimizer step with a NaN or infinite loss or gradient, and saves the batches that caused it.
 
-    Right before the step its numbers are read, all at once: the only time in a step that the host waits for the device.
     All processes of a run stop together, and the first saves what all of them had.
 
     Args:
@@ -51,31 +50,25 @@ class FiniteNumbers(L.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.window: list[tuple[AnswerBatch, dict[str, Tensor]]] = []
-        self.losses: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: AnswerBatch, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.window.clear()
-            self.losses.clear()
         states = {"random_cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             states["random_cuda"] = torch.cuda.get_rng_state()
         self.window.append((batch, states))
 
-    def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
-        self.losses.append(pl_module.loss_share)
-
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
-        read = torch.stack([*self.losses, _whole(pl_module.gradient_norm()).float()]).tolist()
-        *losses, norms = distributed.all_reduce(*read)  # not finite where one process's is not
-        pl_module.step_loss, pl_module.step_gradient_norm = sum(losses), norms / distributed.world_size()
-        bad = next((k for k, loss in enumerate(losses) if not math.isfinite(loss)), None)
+        totals = pl_module.totals
+        totals.reduce(_whole(pl_module.gradient_norm()))
+        bad = next((k for k, loss in enumerate(totals.losses) if not math.isfinite(loss)), None)
         if bad is not None:
             self.window = [self.window[bad]]
-            self._stop(trainer, pl_module, "loss", losses[bad])
+            self._stop(trainer, pl_module, "loss", totals.losses[bad])
         # a scaler meets infinite gradients as a matter of course, and skips them
-        if not math.isfinite(norms) and trainer.precision != "16-mixed":
-            self._stop(trainer, pl_module, "gradient norm", norms)
+        if not math.isfinite(totals.gradient_norm) and trainer.precision != "16-mixed":
+            self._stop(trainer, pl_module, "gradient norm", totals.gradient_norm)
 
     def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str, value: float) -> None:
         file = Path(trainer.default_root_dir) / BAD_BATCH
@@ -137,7 +130,7 @@ class LearningWatch(L.Callback):
         warmup = pl_module.optim.warmup_fraction * trainer.estimated_stepping_batches
         if not ends_step(trainer, batch_idx) or trainer.global_step <= warmup:
             return
-        self.losses = [*self.losses, pl_module.step_loss][-RECENT_STEPS - BEFORE_STEPS :]
+        self.losses = [*self.losses, pl_module.totals.loss][-RECENT_STEPS - BEFORE_STEPS :]
         before, recent = self.losses[:-RECENT_STEPS], self.losses[-RECENT_STEPS:]
         if self.exploded or len(before) < LEAST_BEFORE:
             return

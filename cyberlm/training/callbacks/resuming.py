@@ -106,28 +106,30 @@ class ResumePoints(Checkpoint):
         trainer.should_stop |= self.ended
         self.written = time.monotonic()
 
+    def on_after_backward(self, trainer: L.Trainer, pl_module: Any) -> None:
+        minutes = (time.monotonic() - self.written) / 60
+        every_minutes = self.config.checkpoint_every_minutes
+        pl_module.totals.due = every_minutes is not None and minutes >= every_minutes
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: AnswerBatch, batch_idx: int
     ) -> None:
         if not ends_step(trainer, batch_idx):
             return
-        minutes = (time.monotonic() - self.written) / 60
-        every_minutes = self.config.checkpoint_every_minutes
-        self.due |= every_minutes is not None and minutes >= every_minutes
-        self.due |= trainer.global_step % self.config.checkpoint_every_n_steps == 0
+        self.due |= pl_module.totals.due or trainer.global_step % self.config.checkpoint_every_n_steps == 0
         assert trainer.val_check_batch is not None
         if (batch_idx + 1) % trainer.val_check_batch and not self._epoch_ends(trainer):
-            self._save_or_leave(trainer)
+            self._save_or_leave(trainer, pl_module.totals.stopping)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn == "fit" and not self._epoch_ends(trainer):
-            self._save_or_leave(trainer)
+            self._save_or_leave(trainer, _any_asked())
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.due = True
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if trainer.max_steps == -1 or last or self._training_ends(trainer):
-            self._save_or_leave(trainer)
+            self._save_or_leave(trainer, _any_asked())
         # else after the next step: with max_steps, Lightning takes a run resumed from here for one that has ended
 
     def on_train_end(self, *_: Any) -> None:
@@ -146,16 +148,20 @@ class ResumePoints(Checkpoint):
     def _training_ends(self, trainer: L.Trainer) -> bool:
         return trainer.should_stop or trainer.global_step == trainer.max_steps
 
-    def _save_or_leave(self, trainer: L.Trainer) -> None:
-        asked = signals.requested()
-        due, stopping = distributed.all_reduce(self.due, asked is not None)
-        if due or stopping:
+    def _save_or_leave(self, trainer: L.Trainer, stopping: bool) -> None:
+        if self.due or stopping:
             trainer.save_checkpoint(self.folder / STEP_NAME.format(trainer.global_step))
             if distributed.rank() == 0:
                 prune(self.folder, self.config.keep_checkpoints)
             self.due, self.written = False, time.monotonic()
         if stopping:
-            raise signals.Stopped(next(signum for signum in distributed.all_gather(asked) if signum is not None))
+            asked = distributed.all_gather(signals.requested())
+            raise signals.Stopped(next(signum for signum in asked if signum is not None))
+
+
+def _any_asked() -> bool:
+    """True in all processes where a signal has asked one of them to stop."""
+    return any(distributed.all_reduce(signals.requested() is not None))
 
 
 class RandomState(L.Callback):

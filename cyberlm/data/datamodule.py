@@ -1,6 +1,5 @@
 """The LightningDataModule: tokenises once, keeps the tokens in Arrow, and hands out batches."""
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -80,17 +79,26 @@ def _count_control_tokens(questions: Sequence[Example], prompt: Prompt) -> None:
 def _tokenised(questions: Sequence[Example], prompt: Prompt, cache: Path | None) -> list[EncodedQuestion]:
     key = _tokens_key(questions, prompt)
     file = cache / f"{key}.arrow" if cache and _can_keep(cache) else None
-    known = file is not None and _is_whole(file)
-    with contextlib.nullcontext() if known else track("Tokenising", len(questions), "questions") as advance:
+    table = (file and _kept(file)) or _tokenise(questions, prompt, key, file)
+    return [
+        EncodedQuestion(
+            tuple(row["prompt_ids"]), tuple(map(tuple, row["option_ids"])), tuple(row["option_chars"]), row["gold"]
+        )
+        for row in table
+    ]
+
+
+def _tokenise(questions: Sequence[Example], prompt: Prompt, key: str, file: Path | None) -> datasets.Dataset:
+    """A table of the fields of `EncodedQuestion`, written to `file`."""
+    datasets.disable_progress_bars()
+    with track("Tokenising", len(questions), "questions") as advance:
 
         def tokenise(rows: dict[str, list[int]]) -> dict[str, list[Any]]:
             encoded = prompt.encode([questions[row] for row in rows["row"]])
-            if advance is not None:
-                advance(len(encoded), sum(len(item.prompt_ids) for item in encoded))
+            advance(len(encoded), sum(len(item.prompt_ids) for item in encoded))
             return {field.name: [getattr(item, field.name) for item in encoded] for field in fields(EncodedQuestion)}
 
-        datasets.disable_progress_bars()
-        table = datasets.Dataset.from_dict({"row": list(range(len(questions)))}).map(
+        return datasets.Dataset.from_dict({"row": list(range(len(questions)))}).map(
             tokenise,
             batched=True,
             batch_size=TOKENISED_AT_ONCE,
@@ -98,12 +106,6 @@ def _tokenised(questions: Sequence[Example], prompt: Prompt, cache: Path | None)
             cache_file_name=str(file) if file else None,
             new_fingerprint=key,
         )
-    return [
-        EncodedQuestion(
-            tuple(row["prompt_ids"]), tuple(map(tuple, row["option_ids"])), tuple(row["option_chars"]), row["gold"]
-        )
-        for row in table
-    ]
 
 
 def _tokens_key(questions: Sequence[Example], prompt: Prompt) -> str:
@@ -123,16 +125,15 @@ def _can_keep(cache: Path) -> bool:
     return writable(cache)
 
 
-def _is_whole(file: Path) -> bool:
-    """Test that kept tokens can be read; torn ones are removed, and made again."""
+def _kept(file: Path) -> datasets.Dataset | None:
+    """Kept tokens; torn ones are removed, and made again."""
     try:
-        datasets.Dataset.from_file(str(file))
+        return datasets.Dataset.from_file(str(file))
     except FileNotFoundError:
-        return False
+        return None
     except (OSError, ValueError):  # Arrow's errors are ValueErrors
         file.unlink()
-        return False
-    return True
+        return None
 
 
 def scored_length(question: EncodedQuestion) -> int:

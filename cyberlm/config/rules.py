@@ -281,10 +281,12 @@ def _pinned_problems(data: DataConfig, address: str) -> Iterator[Problem]:
     if data.test_size is not None and data.test_size == data.size:
         what = f"data.test_size={data.test_size} is the training file itself"
         yield Problem(what, "another size, or no data.test_size")
-    named = _placeholders(address) or set()
+    named = _placeholders(address)
+    if named is None:
+        yield Problem(f"data.address={address}", "names in pairs of braces, such as {commit}")
     for entry in data.files.values() or [{}]:
         pinned = {"commit": data.commit, "sha256": data.sha256, **entry}
-        for name in sorted(named | ({"sha256"} if downloaded else set())):
+        for name in sorted((named or set()) | ({"sha256"} if downloaded else set())):
             if pinned.get(name) is None:
                 yield Problem(f"data.address={address} without data.{name}", fix=f"data.{name}=...")
 

@@ -1,5 +1,6 @@
 """Reads the questions of a data source: the file that a YAML under conf/data pins, or a file of your own."""
 
+import contextlib
 import hashlib
 import http.client
 import importlib.resources
@@ -37,10 +38,6 @@ class PinnedFile:
     sha256: str | None
 
     @property
-    def scheme(self) -> str:
-        return urlsplit(self.address).scheme
-
-    @property
     def file_name(self) -> str:
         return PurePosixPath(unquote(urlsplit(self.address).path)).name
 
@@ -50,22 +47,10 @@ class PinnedFile:
 
 
 def pinned_file(config: DataConfig, size: int | None) -> PinnedFile:
-    """The file of a data source, the one of `data.size` where it has several.
-
-    Raises:
-        DataError: It has none of that size.
-    """
-    if config.files and size not in config.files:
-        sizes = ", ".join(map(str, config.files))
-        fix = f"data.size={2000 if 2000 in config.files else next(iter(config.files))}"
-        raise DataError(f"{config.name} has no such file:", [Problem(f"data.size={size}", sizes, fix)])
+    """The file of a data source, the one of `data.size` where it has several."""
     entry = config.files[size] if size is not None and config.files else {}
     pinned = {"commit": config.commit, "sha256": config.sha256, **entry}
-    try:
-        return PinnedFile(str(config.address).format(**pinned), pinned["sha256"])
-    except (ValueError, LookupError) as error:
-        problem = Problem(f"data.address={config.address}: {error}", "names in pairs of braces, such as {commit}")
-        raise DataError(f"The address of data={config.name} cannot be filled in:", [problem]) from error
+    return PinnedFile(str(config.address).format(**pinned), pinned["sha256"])
 
 
 def load_sources(config: DataConfig, task: Task) -> tuple[QuestionSet, QuestionSet | None]:
@@ -77,22 +62,10 @@ def load_sources(config: DataConfig, task: Task) -> tuple[QuestionSet, QuestionS
     Raises:
         DataError: A file is missing, cannot be downloaded, is not the pinned one, or holds bad rows.
     """
-    if config.address is None:
-        return _own_files(config, task)
-    held_out = _read_pinned(config, config.test_size, task) if config.test_size is not None else None
-    return _read_pinned(config, config.size, task), held_out
-
-
-def _read(path: Path, name: str, config: DataConfig, task: Task) -> QuestionSet:
-    return read_questions(path, name, config.on_bad_row, task, config.columns, config.reader)
-
-
-def _own_files(config: DataConfig, task: Task) -> tuple[QuestionSet, QuestionSet | None]:
-    if config.path is None:
-        raise DataError(
-            f"data={config.name} has no file to read:", [Problem("data.path is not set", fix="data.path=FILE")]
-        )
-    path = Path(config.path)
+    if config.address is not None:
+        held_out = _read_pinned(config, config.test_size, task) if config.test_size is not None else None
+        return _read_pinned(config, config.size, task), held_out
+    path = Path(str(config.path))
     main = _read(path, path.stem, config, task)
     if config.test_path is None:
         return main, None
@@ -102,28 +75,37 @@ def _own_files(config: DataConfig, task: Task) -> tuple[QuestionSet, QuestionSet
     return main, _read(test_path, name, config, task)
 
 
+def _read(path: Path, name: str, config: DataConfig, task: Task) -> QuestionSet:
+    return read_questions(path, name, config.on_bad_row, task, config.columns, config.reader)
+
+
 def _read_pinned(config: DataConfig, size: int | None, task: Task) -> QuestionSet:
     file = pinned_file(config, size)
-    if file.scheme == "package":
-        package, _, inner = file.address.removeprefix("package://").partition("/")
-        try:
-            root = importlib.resources.files(package)
-        except (ImportError, ValueError) as error:
-            raise DataError(f"{file.address} cannot be read:", [Problem(str(error), "an installed package")]) from error
-        with importlib.resources.as_file(root / inner) as path:
-            _check_hash(path, file, str(path), "")
+    place = urlsplit(file.address)
+    source, fix = None, ""
+    with contextlib.ExitStack() as opened:
+        if place.scheme == "package":
+            package, _, inner = file.address.removeprefix("package://").partition("/")
+            try:
+                root = importlib.resources.files(package)
+            except (ImportError, ValueError) as error:
+                problem = Problem(str(error), "an installed package")
+                raise DataError(f"{file.address} cannot be read:", [problem]) from error
+            path = opened.enter_context(importlib.resources.as_file(root / inner))
             # Not the path: it differs between machines, and would make their manifests differ.
-            return replace(_read(path, file.name, config, task), source=f"{package}/{inner}")
-    if file.scheme in ("http", "https"):
-        found = _read(_at_hand(file, config.dir), file.name, config, task)
-        return found if config.dir is not None else replace(found, source=file.address)
-    path = Path(unquote(urlsplit(file.address).path) if file.scheme == "file" else file.address)
-    _check_hash(path, file, str(path), "")
-    return _read(path, file.name, config, task)
+            source = f"{package}/{inner}"
+        elif place.scheme in ("http", "https"):
+            path, fix = _at_hand(file, config.dir)
+            source = file.address if config.dir is None else None
+        else:
+            path = Path(unquote(place.path) if place.scheme == "file" else file.address)
+        _check_hash(path, file, str(path), fix)
+        found = _read(path, file.name, config, task)
+    return replace(found, source=source) if source else found
 
 
-def _at_hand(file: PinnedFile, folder: str | None) -> Path:
-    """The file in a folder of the user's; without one in the cache folder, downloaded where it is not there yet."""
+def _at_hand(file: PinnedFile, folder: str | None) -> tuple[Path, str]:
+    """The file in a folder of the user's, else in the cache folder, downloaded if need be; what fetches it anew."""
     path = Path(folder or cache_folder()) / file.file_name
     fetch = f"curl -fLo '{path}' {file.address}" if folder else f"rm '{path}'   (the next run downloads it again)"
     if folder and not path.is_file():
@@ -133,8 +115,7 @@ def _at_hand(file: PinnedFile, folder: str | None) -> Path:
         )
     if not path.is_file():
         _download(file, path)
-    _check_hash(path, file, str(path), fetch)
-    return path
+    return path, fetch
 
 
 def _check_hash(path: Path, file: PinnedFile, what: str, fix: str) -> None:

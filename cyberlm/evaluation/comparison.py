@@ -26,7 +26,6 @@ from cyberlm.evaluation.records import MeanDifference, ModelSpec, PairComparison
 from cyberlm.evaluation.scores import scores_of
 from cyberlm.runtime.errors import Problem, RunError
 
-ALL_PAIRS = "all pairs"
 AGAINST_BASE = "each tuned model against its base"
 AGAINST_OTHERS = "tuned models against bases of others"
 AMONG_TUNED = "tuned models among each other"
@@ -85,7 +84,7 @@ def compare_models(
         models: Predictions by the model's name: the same questions, in any order.
         clusters: In the order of the first model's predictions.
         tuned_from: From each tuned model to its base among `models`, None where that is not one of them; other models
-            are bases. p-values are corrected over pairs that ask the same; without it, over all pairs.
+            are bases. p-values are corrected over pairs that ask the same.
         generated: Whether the generated answers are compared too.
 
     Returns:
@@ -98,7 +97,7 @@ def compare_models(
     aligned, numbers = _aligned(models, clusters)
     found = []
     for outcome in OUTCOMES if generated else [LIKELIHOOD]:
-        for first, second, family in _pairs(models, tuned_from):
+        for first, second, family in _pairs(models, tuned_from or {}):
             pair = _compared((first, second), (aligned[first], aligned[second]), outcome, family, numbers)
             if pair is not None:
                 found.append(pair)
@@ -124,7 +123,7 @@ def compare_means(
     found = []
     for outcome, figure in figures.items():
         values = {name: np.asarray(figure(rows), dtype=np.float64) for name, rows in aligned.items()}
-        for first, second, family in _pairs(models, tuned_from):
+        for first, second, family in _pairs(models, tuned_from or {}):
             changes = values[second] - values[first]  # (N,)
             low, high, p_value = mean_difference_test(changes, numbers) or (None, None, None)
             pair = first, second, outcome, changes.size, float(changes.mean())
@@ -174,10 +173,8 @@ def _compared(
     )
 
 
-def _pairs(models: Mapping[str, object], tuned_from: Mapping[str, str | None] | None) -> list[tuple[str, str, str]]:
+def _pairs(models: Mapping[str, object], tuned_from: Mapping[str, str | None]) -> list[tuple[str, str, str]]:
     """Every two models and the family of their comparison; a base comes before a tuned model."""
-    if tuned_from is None:
-        return [(first, second, ALL_PAIRS) for first, second in combinations(models, 2)]
     found = []
     for first, second in combinations(models, 2):
         if (first in tuned_from) == (second in tuned_from):

@@ -212,14 +212,6 @@ def several(names: str) -> dict[str, list[Prediction]]:
     return {name: outcomes((rng.random(300) < 0.3 + 0.1 * k).tolist()) for k, name in enumerate(names)}
 
 
-def test_all_pairs_are_one_family_where_nothing_is_known_of_bases() -> None:
-    pairs = compare_models(several("abc"))
-    assert [(pair.first, pair.second) for pair in pairs] == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert {pair.family for pair in pairs} == {"all pairs"}
-    expected = multipletests([pair.p_mid for pair in pairs], method="holm")[1]
-    assert [pair.p_holm for pair in pairs] == pytest.approx(expected)
-
-
 def test_families_are_what_is_asked() -> None:
     """Two bases, three models tuned from them, the first of which comes before its base, and one from elsewhere."""
     tuned_from = {"t": "b", "u": "b", "v": "c", "w": None}

@@ -129,12 +129,11 @@ def _bin_of(values: FloatArray, bins: int) -> IntArray:
     return np.minimum((rankdata(values) - 0.5) * bins / values.size, bins - 1).astype(np.int64)
 
 
-def calibrated_errors(confidence: ArrayLike, bins: int = BINS, clusters: Clusters = None) -> FloatArray:
+def calibrated_errors(confidence: ArrayLike, clusters: Clusters = None) -> FloatArray:
     """Draws of `expected_calibration_error` where each answer is right with its confidence as probability.
 
     Args:
         confidence: (N,) float, probability of the chosen option.
-        bins: As there.
         clusters: Questions of one cluster are right or wrong by one random number.
 
     Returns:
@@ -142,8 +141,8 @@ def calibrated_errors(confidence: ArrayLike, bins: int = BINS, clusters: Cluster
     """
     values = np.asarray(confidence, dtype=np.float64)
     _, members = np.unique(np.arange(values.size) if clusters is None else np.asarray(clusters), return_inverse=True)
-    order = np.argsort(_bin_of(values, bins), kind="stable")
-    _, starts = np.unique(_bin_of(values, bins)[order], return_index=True)
+    order = np.argsort(_bin_of(values, BINS), kind="stable")
+    _, starts = np.unique(_bin_of(values, BINS)[order], return_index=True)
     rng, errors = np.random.default_rng(0), []
     for _ in range(DRAWS // DRAWN_AT_ONCE):
         right = rng.random((DRAWN_AT_ONCE, members.max() + 1))[:, members] < values  # (R, N)

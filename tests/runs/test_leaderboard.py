@@ -115,11 +115,23 @@ def test_leaderboard_again_after_a_job_was_repeated(sweep: Path) -> None:
         assert [row["job"] for row in csv.DictReader(stream)] == ["3", "4", "0", "10", "1", "2"]
 
 
-def test_what_is_the_same_everywhere_is_not_printed(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_the_same_everywhere_is_not_printed_but_what_was_found(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shown: list[dict[str, str]] = []
     monkeypatch.setattr(sweeps, "print_leaderboard", shown.extend)
     show_leaderboard(sweep)
     assert list(shown[0]) == [name for name in HEADER.split(",") if name != "model"]
+    alike = tmp_path / "alike"
+    for number in (0, 1):
+        job = make_job(alike / str(number), ["model=tiny_random", f"seed={number}"], "finished")
+        write_results(found(0.5, 0.5), job)
+    shown.clear()
+    show_leaderboard(alike)
+    assert [(row["val accuracy"], row["test accuracy"], row["seed"]) for row in shown] == [
+        ("0.5000", "0.5000", "0"),
+        ("0.5000", "0.5000", "1"),
+    ]
 
 
 def test_metrics_of_any_job_are_columns(sweep: Path) -> None:
@@ -128,19 +140,6 @@ def test_metrics_of_any_job_are_columns(sweep: Path) -> None:
     first, second, *_ = show_leaderboard(sweep)
     assert (first["job"], first["test accuracy"], first["test my_metric"]) == ("4", "0.6000", "0.2500")
     assert (second["test my_metric"], first["test gold_nll"]) == ("", "") and "test rouge2" not in first
-
-
-def test_found_figures_are_printed_even_where_they_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in (0, 1):
-        job = make_job(tmp_path / str(number), ["model=tiny_random", f"seed={number}"], "finished")
-        write_results(found(0.5, 0.5), job)
-    shown: list[dict[str, str]] = []
-    monkeypatch.setattr(sweeps, "print_leaderboard", shown.extend)
-    show_leaderboard(tmp_path)
-    assert [(row["val accuracy"], row["test accuracy"], row["seed"]) for row in shown] == [
-        ("0.5000", "0.5000", "0"),
-        ("0.5000", "0.5000", "1"),
-    ]
 
 
 def test_evaluations_of_models_as_they_are(tmp_path: Path) -> None:
@@ -173,18 +172,6 @@ def test_no_jobs(tmp_path: Path, name: str) -> None:
         leaderboard(tmp_path / name)
 
 
-def test_callback_ranks_the_sweep(sweep: Path) -> None:
-    LeaderboardCallback().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(sweep)}}}))
-    assert (sweep / "leaderboard.csv").is_file()
-
-
-def test_a_sweep_without_a_job_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As `seed=range(1,1)` makes one."""
-    with pytest.raises(SystemExit, match="1"):
-        LeaderboardCallback().on_multirun_end(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
-    assert capsys.readouterr().out == f"{tmp_path} holds no jobs of a sweep.\n"
-
-
 def test_jobs_that_are_named_after_their_overrides(tmp_path: Path) -> None:
     """As `hydra.sweep.subdir=${hydra.job.override_dirname}` names them; a value may hold a slash."""
     (tmp_path / "multirun.yaml").touch()
@@ -195,17 +182,25 @@ def test_jobs_that_are_named_after_their_overrides(tmp_path: Path) -> None:
     assert [row["job"] for row in rows] == ["data.path=a/b.json,seed=1", "seed=9", "seed=10"]
 
 
-@pytest.mark.parametrize(("finished", "said"), [(0, "2 of 2 jobs"), (1, "1 of 2 jobs")])
-def test_a_sweep_in_which_every_job_failed_has_failed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: int, said: str
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        (("finished", "finished"), ""),
+        (("finished", "failed"), "1 of 2 jobs have not finished.\n"),
+        (("failed", "failed"), "2 of 2 jobs have not finished.\n"),
+        ((), "{} holds no jobs of a sweep.\n"),  # as `seed=range(1,1)` makes one
+    ],
+)
+def test_a_sweep_in_which_no_job_finished_has_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], states: tuple[str, ...], said: str
 ) -> None:
-    for number in range(2):
-        job = make_job(tmp_path / str(number), [], "finished" if number < finished else "failed")
-        write_results(found(0.5, 0.5), job)
+    for number, state in enumerate(states):
+        write_results(found(0.5, 0.5), make_job(tmp_path / str(number), [], state))
     ended = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
-    with contextlib.nullcontext() if finished else pytest.raises(SystemExit, match="1"):
+    with contextlib.nullcontext() if "finished" in states else pytest.raises(SystemExit, match="1"):
         LeaderboardCallback().on_multirun_end(ended)
-    assert f"{said} have not finished." in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(said.format(tmp_path))
+    assert (tmp_path / "leaderboard.csv").is_file() == bool(states)
 
 
 # --------------------------------------------------------------------------------------------- a sweep, for real

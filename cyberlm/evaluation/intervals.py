@@ -17,14 +17,6 @@ def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
 
     With z = 1.96: (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n). `n` need not be whole, so that an effective
     number of questions can be put in (as surveys do: Korn and Graubard 1998, Survey Methodology 24:193).
-
-    Args:
-        share: p, in [0, 1].
-        n: Above 0.
-        z: Quantile of the normal distribution on each side.
-
-    Returns:
-        Lower and upper limit, in [0, 1].
     """
     centre = share + z**2 / (2 * n)
     half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -40,10 +32,8 @@ def effective_questions(correct: ArrayLike, clusters: ArrayLike) -> float:
     73:13, doi 10.1093/biomet/73.1.13; for evaluations Miller 2024, arXiv 2411.00640), without a correction for few
     clusters, so that clusters of one question each give n exactly.
 
-    - At most n. The estimate passes n only where near-duplicates happen to be answered unlike one another; that is
-      noise of v, and a duplicate never tells more than a fresh question.
-    - Where all answers are right, or all wrong, p(1-p)/v is 0/0: each cluster counts once.
-    - One cluster alone has v = 0 whatever its answers: it counts as one question.
+    At most n, for a duplicate never tells more than a fresh question; where all answers are right, or all wrong, and in
+    a single cluster, v is unknown, and each cluster counts as one question.
 
     Args:
         correct: (N,) bool or 0 and 1.

@@ -16,10 +16,7 @@ EVIDENCE_FILE = "evidence.json"
 def older_results(value: Any, path: Path, hint: str) -> Results:
     """Results of a folder that holds results.json of version 1, with evidence.json beside it.
 
-    Of the evidence only comparisons are taken: its other figures were defined otherwise.
-
-    Raises:
-        RunError: As `cyberlm.evaluation.results.read_results`.
+    Of the evidence only comparisons are taken: its other figures were defined otherwise. Raises as `read_results`.
     """
     evidence = read_json(path.with_name(EVIDENCE_FILE), hint)
     try:

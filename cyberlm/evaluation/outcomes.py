@@ -22,7 +22,6 @@ def choices(predictions: Sequence[Prediction], generated: bool = False) -> IntAr
     """Indices of the chosen options, (N,) int64; `NO_CHOICE` where a completion names none.
 
     Args:
-        predictions: One for each question.
         generated: Whether to take the parsed completion instead of the option chosen by likelihood.
 
     Raises:

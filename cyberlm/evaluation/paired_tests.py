@@ -72,12 +72,7 @@ def score_interval(only_first: float, only_second: float, n: float) -> tuple[flo
     changed sides: with none, ±1.96²/(n + 1.96²). Counts need not be whole, so that effective ones can be put in.
 
     Args:
-        only_first: b, questions that only the first model got right.
-        only_second: c, questions that only the second got right.
-        n: All questions, above 0.
-
-    Returns:
-        Lower and upper limit, in [-1, 1].
+        only_first, only_second: b and c, of the n questions those that only one model got right.
     """
     upper = _upper_limit(only_first, only_second, n)
     return -_upper_limit(only_second, only_first, n), upper
@@ -137,31 +132,20 @@ def detectable_difference(only_first: int, only_second: int, n: int, effect: flo
 
     (b+c)/n² is the variance of the difference where the models are equally good; the factor is z(0.975) + z(0.80)
     (Connor 1987, Biometrics 43:207; Miller 2024, arXiv 2411.00640). The least is 7.9/n: no fewer questions could show
-    anything.
+    anything. In shares, not points; at most 1.
 
     Args:
-        only_first: b, questions that only the first model got right.
-        only_second: c, questions that only the second got right.
-        n: All questions.
+        only_first, only_second: b and c, of the n questions those that only one model got right.
         effect: By how much near-duplicates raise the variance.
-
-    Returns:
-        In shares, not points; at most 1.
     """
     return min(1.0, POWER_FACTOR * math.sqrt(max(only_first + only_second, FEWEST_CHANGED) * effect) / n)
 
 
 def holm(p_values: ArrayLike) -> FloatArray:
-    """p-values of a family of m tests after Holm's step-down correction, in their order.
+    """p-values (m,) of a family of m tests after Holm's step-down correction, in their order.
 
     Sorted ascending, the i-th becomes max over j ≤ i of min(1, (m - j + 1) p_j): under 0.05 means significant with at
     most 5% chance of any false finding in the family (Holm 1979, Scandinavian Journal of Statistics 6:65).
-
-    Args:
-        p_values: (m,) in [0, 1].
-
-    Returns:
-        (m,) float64.
     """
     values = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(values, kind="stable")

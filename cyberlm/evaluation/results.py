@@ -145,8 +145,7 @@ def write_predictions(path: Path, rows_by_model: Mapping[str, Sequence[Predictio
     """Writes one row a prediction: the model, the fields of the prediction, and whether it is right.
 
     Args:
-        path: File to write; `.jsonl` gets one JSON object a line, `.parquet` the same rows and columns.
-        rows_by_model: By the model's name.
+        path: `.jsonl` gets one JSON object a line, `.parquet` the same rows and columns.
 
     Raises:
         RunError: If a number is infinite or not a number.
@@ -205,13 +204,7 @@ def read_predictions(path: Path) -> dict[str, list[Prediction]]:
 
 
 def write_status(folder: Path, state: State, objective: float | None = None, reason: str = "") -> None:
-    """Writes status.json.
-
-    Args:
-        folder: Of the run.
-        objective: The validation figure that chose the weights; not a number is written as null.
-        reason: Why the run failed or stopped.
-    """
+    """Writes status.json; an objective that is not a number is written as null."""
     status = Status(state, _finite(objective), redact(reason))
     write_json(folder / STATUS_FILE, to_json(status, STATUS_FILE))
 

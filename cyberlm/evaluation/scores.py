@@ -40,16 +40,13 @@ def option_scores(log_probs: torch.Tensor, tokens: torch.Tensor, chars: torch.Te
 
 
 def pick_best(scores: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Index of each question's best option, and how many options share its score.
+    """Index of each question's best option, and how many options share its score: (N,) int64 each.
 
     Of n options that are equally good the (key mod n)-th is chosen: by the question, not by the order of letters.
 
     Args:
         scores: (N, K), from `option_scores`; -inf for padding.
         keys: (N,) int64, at least 0: a number of each question that does not depend on which option is right.
-
-    Returns:
-        (N,) int64 each.
     """
     best = scores == scores.amax(-1, keepdim=True)
     count = best.sum(-1)

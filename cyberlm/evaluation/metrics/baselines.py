@@ -156,13 +156,9 @@ def skill_limits(
 ) -> tuple[float, float] | None:
     """95% interval of the skill above the highest of several baselines, whichever that is in truth.
 
-    The highest on a sample is the highest of noisy estimates: too high, and the skill above it too low. Skill above
-    the truly highest baseline is the lowest of all skills. It is no lower than the lowest of their lower limits (at
-    97.5% each), since that of the highest baseline is among them; and no higher than any of their upper limits, which
-    is why these share the 2.5% of that side.
-
-    Returns:
-        None where a baseline is always right.
+    Skill above the truly highest is the lowest of all skills: no lower than the lowest of their lower limits (at 97.5%
+    each), among which is that of the highest baseline; no higher than any of their upper limits, which therefore share
+    the 2.5% of that side. None where a baseline is always right.
     """
     if any(baseline.accuracy == 1 for baseline in found):
         return None

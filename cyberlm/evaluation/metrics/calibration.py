@@ -15,6 +15,13 @@ from cyberlm.evaluation.outcomes import Clusters, FloatArray, IntArray, golds
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.scores import scores_of
 
+Scores = ArrayLike
+"""(N, K) float, -inf for options that a question does not have."""
+Golds = ArrayLike
+"""(N,) int, index of the right option."""
+Confidence = ArrayLike
+"""(N,) float, probability of the chosen option."""
+
 BINS = 15
 FEWEST_QUESTIONS = 300
 """Fewer make a bin smaller than 20 questions: its gap is then mostly chance, which adds to ECE."""
@@ -73,15 +80,11 @@ def _warning(temperature: float, n_validation: int) -> str:
     return ". ".join(warnings)
 
 
-def calibration_measures(scores: ArrayLike, gold: ArrayLike) -> dict[str, float]:
+def calibration_measures(scores: Scores, gold: Golds) -> dict[str, float]:
     """Measures of softmax(scores), lower is better: `ece`, `brier`, `option_nll` and `aurc`.
 
     `brier` is the mean over questions of Σ_k (p_k - [k is right])², in [0, 2] (Brier 1950, Monthly Weather Review
     78:1); `option_nll` the mean of -log p of the right option among the options (nats).
-
-    Args:
-        scores: (N, K) float, -inf for options that a question does not have.
-        gold: (N,) int, index of the right option.
     """
     log_probs, right = log_softmax(np.asarray(scores, dtype=np.float64), axis=1), np.asarray(gold)  # (N, K), (N,)
     probs = np.exp(log_probs)
@@ -95,27 +98,23 @@ def calibration_measures(scores: ArrayLike, gold: ArrayLike) -> dict[str, float]
     }
 
 
-def confidence_of(scores: ArrayLike) -> FloatArray:
-    """Probability (N,) of the likeliest option under softmax of scores (N, K)."""
+def confidence_of(scores: Scores) -> FloatArray:
+    """Probability (N,) of the likeliest option under softmax(scores)."""
     return np.exp(log_softmax(np.asarray(scores, dtype=np.float64), axis=1)).max(axis=1)
 
 
-def option_nll(scores: ArrayLike, gold: ArrayLike) -> FloatArray:
-    """Negative log-probability (N,) of each right option among the options (nats), from scores (N, K)."""
+def option_nll(scores: Scores, gold: Golds) -> FloatArray:
+    """Negative log-probability (N,) of each right option among the options (nats)."""
     log_probs, right = log_softmax(np.asarray(scores, dtype=np.float64), axis=1), np.asarray(gold)
     return -log_probs[np.arange(right.size), right]
 
 
-def expected_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = BINS) -> float:
+def expected_calibration_error(confidence: Confidence, correct: ArrayLike, bins: int = BINS) -> float:
     """Σ |B|/n · |acc(B) - conf(B)| over bins B of equally many questions, by confidence; in [0, 1].
 
     Naeini et al. 2015 (AAAI), with the equal-mass bins of Nguyen and O'Connor 2015 (EMNLP, aclanthology.org/D15-1182).
-    Questions of equal confidence share a bin, so that their order does not matter.
-
-    Args:
-        confidence: (N,) float, probability of the chosen option.
-        correct: (N,) bool.
-        bins: With fewer questions than bins each question is its own.
+    Questions of equal confidence share a bin, so that their order does not matter;
+    with fewer questions than bins each question is its own.
     """
     values, hits = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     # Per bin, |B| (acc - conf) is the sum of (hit - confidence) over its questions.
@@ -129,15 +128,10 @@ def _bin_of(values: FloatArray, bins: int) -> IntArray:
     return np.minimum((rankdata(values) - 0.5) * bins / values.size, bins - 1).astype(np.int64)
 
 
-def calibrated_errors(confidence: ArrayLike, clusters: Clusters = None) -> FloatArray:
-    """Draws of `expected_calibration_error` where each answer is right with its confidence as probability.
+def calibrated_errors(confidence: Confidence, clusters: Clusters = None) -> FloatArray:
+    """Draws (DRAWS,), seeded, of `expected_calibration_error` where each answer is right with its confidence as chance.
 
-    Args:
-        confidence: (N,) float, probability of the chosen option.
-        clusters: Questions of one cluster are right or wrong by one random number.
-
-    Returns:
-        (DRAWS,) float64; seeded, so that the same confidence gives the same.
+    Questions of one cluster are right or wrong by one random number.
     """
     values = np.asarray(confidence, dtype=np.float64)
     _, members = np.unique(np.arange(values.size) if clusters is None else np.asarray(clusters), return_inverse=True)
@@ -151,15 +145,11 @@ def calibrated_errors(confidence: ArrayLike, clusters: Clusters = None) -> Float
     return np.concatenate(errors)
 
 
-def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float:
+def area_under_risk_coverage(confidence: Confidence, correct: ArrayLike) -> float:
     """Mean over i of the error rate of the i most confident answers, in [0, 1].
 
     Geifman and El-Yaniv 2017 (arXiv 1705.08500) draw the risk-coverage curve, Geifman, Uziel and El-Yaniv 2019
     (arXiv 1805.08206) its area. Answers of equal confidence count as in the mean over all their orders.
-
-    Args:
-        confidence: (N,) float.
-        correct: (N,) bool.
     """
     errors = 1.0 - np.asarray(correct, dtype=np.float64)
     _, tie = np.unique(-np.asarray(confidence, dtype=np.float64), return_inverse=True)  # 0: most confident
@@ -168,16 +158,12 @@ def area_under_risk_coverage(confidence: ArrayLike, correct: ArrayLike) -> float
     return float((np.cumsum(rates) / np.arange(1, errors.size + 1)).mean())
 
 
-def fit_temperature(scores: ArrayLike, gold: ArrayLike) -> float:
+def fit_temperature(scores: Scores, gold: Golds) -> float:
     """Temperature T that minimises the negative log-likelihood of softmax(scores / T).
 
     Guo et al. 2017 (arXiv 1706.04599). The likelihood is concave in 1/T; it is searched over log T within
     `TEMPERATURES`. It has no optimum where every question is answered right (or the scores point away from the right
     options): T is then the limit it runs to. T does not change which option is chosen.
-
-    Args:
-        scores: (N, K) float of the validation questions, -inf for options that a question does not have.
-        gold: (N,) int.
     """
     values = np.asarray(scores, dtype=np.float64)
 

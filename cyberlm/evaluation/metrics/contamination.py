@@ -73,12 +73,7 @@ def _found(context: EvalSet) -> dict[str, Matches]:
 
 
 def find_contamination(test: Sequence[Example], train: Sequence[Example]) -> dict[str, Matches]:
-    """Compares every test question with every training question, by each of `CHECKS`.
-
-    Args:
-        test: Questions that are scored.
-        train: Questions that a model has seen; the validation questions, too, for they chose the checkpoint.
-    """
+    """Compares every test question with every question that a model has seen, by each of `CHECKS`."""
     texts = ([words_of(" ".join((q.question, *q.options))) for q in part] for part in (test, train))
     words = ([words_of(question.question) for question in part] for part in (test, train))
     return {**_same_text(test, train), "jaccard": _alike(*words), "ngram": _share_ngram(*texts)}
@@ -88,11 +83,6 @@ def refuse_leaked(test: Sequence[Example], train: Sequence[Example], run: str) -
     """Refuses to score questions that a run was trained on, in the same options or others, reordered or reworded.
 
     Questions that are only nearly the same (`jaccard`, `ngram`) are not refused: the metrics count them.
-
-    Args:
-        test: The questions to be scored.
-        train: Those that the run has seen.
-        run: Its folder.
 
     Raises:
         RunError: If the text of a test question is that of a training question, case and punctuation apart.

@@ -90,12 +90,7 @@ def letter_rstd(recalls: dict[int, float]) -> float | None:
 
 
 def rstd_by_chance(asked: ArrayLike, accuracy: float) -> FloatArray:
-    """Draws of RStd, (DRAWS,), where every letter's recall is the accuracy, by binomial laws.
-
-    Args:
-        asked: (K,) questions of each gold letter.
-        accuracy: Of the model.
-    """
+    """Draws (DRAWS,) of RStd where the recall of K letters, asked (K,) times, is the accuracy, by binomial laws."""
     counts = np.maximum(np.rint(asked), 1).astype(np.int64)
     recalls = np.random.default_rng(0).binomial(counts, accuracy, (DRAWS, counts.size)) / counts
     return recalls.std(axis=1)
@@ -148,31 +143,20 @@ def preference_test(
 
 
 def letter_prior(log_probs: ArrayLike) -> FloatArray:
-    """PriDe's prior: probability of each letter to the model whatever its option.
+    """PriDe's prior (K,): probability of each letter to the model whatever its option.
 
     Over the cyclic permutations of a question every option has every letter once, so that the options' own
     log-probabilities average out: softmax of the mean over permutations of log p(letter); then the mean over questions.
 
     Args:
         log_probs: (N, K, K) float, log-probability of [question, permutation, letter]; normalised or not.
-
-    Returns:
-        (K,) float64, sums to 1.
     """
     means = np.asarray(log_probs, dtype=np.float64).mean(axis=1)  # (N, K)
     return softmax(means, axis=1).mean(axis=0)
 
 
 def debiased_choices(log_probs: ArrayLike, prior: ArrayLike) -> IntArray:
-    """Options chosen with the prior taken out: argmax of log p - log prior; the first of equals.
-
-    Args:
-        log_probs: (N, K) float, log-probability of each letter.
-        prior: (K,) float.
-
-    Returns:
-        (N,) int64.
-    """
+    """Options (N,) chosen with the prior (K,) taken out of letters' log-probabilities (N, K); the first of equals."""
     # A prior that has underflowed to 0 must not become an infinite advantage.
     log_prior = np.log(np.maximum(np.asarray(prior, dtype=np.float64), np.finfo(np.float64).tiny))
     return (np.asarray(log_probs, dtype=np.float64) - log_prior).argmax(axis=1)

@@ -113,13 +113,8 @@ def rotations(question: Example) -> tuple[Example, ...]:
 def prior_sample(questions: Sequence[Example], share: float = 0.05, seed: int = 0) -> tuple[Example, ...]:
     """Sample to estimate the prior of letters from: safe to permute, and of the most common number of options.
 
-    Args:
-        questions: Of the test.
-        share: Of all questions, as in PriDe (Zheng et al. 2024, arXiv 2309.03882); at least one.
-        seed: The same questions in any order, and the same seed, give the same sample.
-
-    Returns:
-        In the order of their hashes; empty where no question is safe to permute.
+    A share of all questions, as in PriDe (Zheng et al. 2024, arXiv 2309.03882), at least one, in the order of their
+    hashes; empty where no question is safe to permute. The order of the questions does not matter.
     """
     safe = sorted((q for q in questions if safe_to_permute(q.options)), key=lambda q: (q.hash, q.id))
     if not safe:

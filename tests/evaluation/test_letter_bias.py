@@ -14,8 +14,6 @@ from cyberlm.evaluation.metrics.letter_bias import (
     debiased,
     debiased_choices,
     letter_bias,
-    letter_recalls,
-    letter_rstd,
     preference_test,
     rstd_by_chance,
 )
@@ -55,11 +53,12 @@ LETTER = st.integers(0, 3)
 @given(st.lists(st.tuples(LETTER, LETTER), min_size=1, max_size=60))
 def test_recall_equals_scikit_learn(rows: list[tuple[int, int]]) -> None:
     gold, chosen = (np.array(side) for side in zip(*rows, strict=True))
-    recalls = letter_recalls(chosen == gold, gold)
     ever = np.unique(gold).tolist()
     expected = recall_score(gold, chosen, labels=ever, average=None, zero_division=0)
-    assert list(recalls) == ever and list(recalls.values()) == pytest.approx(expected)
-    assert letter_rstd(recalls) == (pytest.approx(np.std(expected)) if len(ever) > 1 else None)
+    found = bias_of(gold.tolist(), chosen.tolist())
+    recalls = {name: metric.value for name, metric in found.items() if name.startswith("recall_")}
+    assert recalls == pytest.approx({f"recall_{LETTERS[k]}": share for k, share in zip(ever, expected, strict=True)})
+    assert found["letter_rstd"].value == (pytest.approx(np.std(expected)) if len(ever) > 1 else None)
     straight, turned = (
         preference_test(chosen[::step], gold[::step], np.full(gold.size, 4), np.arange(gold.size))[0]
         for step in (1, -1)

@@ -27,11 +27,11 @@ def letter_bias(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """Recall of each gold letter, its spread RStd beside its level by chance, and a test for a preference."""
     chosen, gold, n = choices(predictions.test), golds(predictions.test), len(predictions.test)
     options = np.array([row.n_options for row in predictions.test])
-    hits, recalls = chosen == gold, letter_recalls(chosen == gold, gold)
-    weakest = min(recalls, key=lambda letter: recalls[letter])  # the first of equals
+    hits, letters = chosen == gold, np.unique(gold).tolist()
+    weakest = min(letters, key=lambda letter: hits[gold == letter].mean())  # the first of equals
     note, label = f"Recall is lowest where {LETTERS[weakest]} is right", "letters: lowest recall"
     yield share_metric("lowest_recall", hits[gold == weakest], note=note, label=label, place="evidence")
-    rstd = letter_rstd(recalls)
+    rstd = letter_rstd(hits, gold)
     yield Metric("letter_rstd", rstd, n=n, label="letters: RStd", format_spec=".3f", place="evidence")
     if rstd is not None:
         independent = effective_questions(hits, context.clusters) / n
@@ -43,7 +43,7 @@ def letter_bias(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     label = "letters: preference, p"
     yield Metric("letter_preference_p", p_value, n=n, note=note, label=label, format_spec=".2g", place="evidence")
     yield Metric("letter_preference_chi2", statistic, n=n, place="detail")
-    for letter in recalls:
+    for letter in letters:
         yield share_metric(f"recall_{LETTERS[letter]}", hits[gold == letter], place="detail")
     for letter in range(int(options.max())):
         yield share_metric(f"chosen_{LETTERS[letter]}", chosen == letter, place="detail")
@@ -74,19 +74,15 @@ def debiased(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     yield share_metric("accuracy_debiased", after == gold, label=label, place="evidence")
     yield share_metric("accuracy_before_debiasing", before == gold, place="detail")
     for name, chosen in (("letter_rstd_before_debiasing", before), ("letter_rstd_debiased", after)):
-        yield Metric(name, letter_rstd(letter_recalls(chosen == gold, gold)), n=gold.size, place="detail")
+        yield Metric(name, letter_rstd(chosen == gold, gold), n=gold.size, place="detail")
     for letter, share in zip(LETTERS, prior.tolist(), strict=False):
         yield Metric(f"prior_{letter}", share, n=len(sample), place="detail")
 
 
-def letter_recalls(hits: BoolArray, gold: IntArray) -> dict[int, float]:
-    """Share answered right of the questions with each gold letter; letters that are never gold are left out."""
-    return {int(letter): float(hits[gold == letter].mean()) for letter in np.unique(gold)}
-
-
-def letter_rstd(recalls: dict[int, float]) -> float | None:
-    """Standard deviation of the letters' recalls, of a population as in the paper's code; None with a single letter."""
-    return float(np.std(list(recalls.values()))) if len(recalls) > 1 else None
+def letter_rstd(hits: BoolArray, gold: IntArray) -> float | None:
+    """Standard deviation of gold letters' recalls (a population's, as in the paper's code); None of a single letter."""
+    recalls = [hits[gold == letter].mean() for letter in np.unique(gold)]
+    return float(np.std(recalls)) if len(recalls) > 1 else None
 
 
 def rstd_by_chance(asked: ArrayLike, accuracy: float) -> FloatArray:

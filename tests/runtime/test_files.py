@@ -1,10 +1,13 @@
-"""Folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
-from cyberlm.runtime.files import new_folder
+from cyberlm.runtime.errors import RunError
+from cyberlm.runtime.files import new_folder, write_json
 
 
 def test_a_folder_whose_place_cannot_be_cleared_is_an_error(tmp_path: Path) -> None:
@@ -12,3 +15,20 @@ def test_a_folder_whose_place_cannot_be_cleared_is_an_error(tmp_path: Path) -> N
     with pytest.raises(NotADirectoryError), new_folder(tmp_path / "adapter", existing="replace") as building:
         (building / "weights").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"b": 1, "a": "é"})
+    assert path.read_text(encoding="utf-8") == '{\n  "b": 1,\n  "a": "é"\n}\n'
+    with pytest.raises(RunError, match=r"value\.json"):
+        write_json(path, {"b": float("nan")})
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_json(path, {"b": 2})
+    assert json.loads(path.read_text())["b"] == 1
+    assert list(tmp_path.iterdir()) == [path]

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from cyberlm.config.commands import SCHEMAS
+from cyberlm.config.saved import config_of
 from cyberlm.config.schema import TrainConfig
 from cyberlm.runs.launch import main as launch
 from cyberlm.runs.launch import prepare_process
 from cyberlm.runtime.errors import ConfigError, UserError
 from cyberlm.runtime.screens import show
+from cyberlm.runtime.world import find_world
 
 COMMANDS = {
     "train": "Trains, and scores the base and the tuned model on the same questions.",
@@ -42,6 +44,11 @@ def run_command(command: str) -> None:
 
         def run(config: Any, folder: Path) -> float | None:
             planned = isinstance(config, TrainConfig) and config.plan.enabled
+            if in_folder and not planned and find_world() is None:
+                trainer = config.trainer if config.trainer.resume is None else config_of(folder).trainer
+                if trainer.devices > 1:
+                    _story("processes.start_processes")(command, trainer, folder)
+                    return None
             story = _story("memory.show_plan" if planned else STORIES[command])
             result: float | None = story(config, folder) if in_folder else story(config)
             return result

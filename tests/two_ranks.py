@@ -13,8 +13,8 @@ from support import config_of, short_questions, tiny
 from training_support import with_callback
 
 from cyberlm.evaluation.inference import predict
-from cyberlm.runs.processes import meet, store_at
 from cyberlm.runtime import distributed
+from cyberlm.runtime.world import World
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.fit import fit
 
@@ -32,7 +32,7 @@ def trained(overrides: list[str], count: int, killed_at: int | None, folder: Pat
     encoded = prompt.encode(questions)
     both = {"train": encoded, "validation": encoded}
     if rank is not None:
-        meet(store_at(folder / "store", 2), rank, 2)
+        distributed.join(World(rank, 2, rank, f"file://{folder.absolute()}/store", "a test"))
     if killed_at is not None:
         with contextlib.suppress(ConnectionAbortedError):
             fit(with_callback(config, "Fail", batch=killed_at), folder, first, prompt, both, [], CostMeter())

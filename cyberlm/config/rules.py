@@ -35,6 +35,7 @@ from cyberlm.config.schema import (
     TrainerConfig,
 )
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
+from cyberlm.runtime.world import find_world
 
 EMBEDDING_MODULES = ("lm_head", "embed_tokens")
 FULL, LORA = "cyberlm.models.methods.full.Full", "cyberlm.models.methods.lora.Lora"
@@ -58,6 +59,9 @@ def build_config(composed: DictConfig, schema: type[Config]) -> Config:
         ConfigError: With all the problems there are.
     """
     built, unknown = _typed(composed, schema)
+    world = find_world()
+    if world is not None and isinstance(built, RootConfig) and built.trainer.devices == 1:
+        built.trainer.devices = world.size
     _refuse([*unknown, *_problems(built)])
     return built
 
@@ -162,8 +166,6 @@ def _problems(config: Any) -> Iterator[Problem]:
 
 
 def _evaluate_problems(config: EvaluateConfig) -> Iterator[Problem]:
-    if config.trainer.devices > 1:
-        yield Problem(f"trainer.devices={config.trainer.devices}", "1: evaluate.py scores in one process")
     if config.run is not None and config.runs:
         together = ",".join(dict.fromkeys([config.run, *config.runs]))
         yield Problem("run=... and runs=[...]", "one of them", f"'runs=[{together}]'")
@@ -333,6 +335,10 @@ def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
         what = f"trainer.val_check_interval={every} with trainer.accumulate_grad_batches={accumulate}"
         fix = f"trainer.val_check_interval={max(1, round(every / accumulate)) * accumulate}"
         yield Problem(f"{what}: validation would fall inside an optimizer step", f"a multiple of {accumulate}", fix)
+    world = find_world()
+    if world is not None and trainer.devices != world.size:
+        what = f"trainer.devices={trainer.devices} under {world.launcher}, which has started {world.size}"
+        yield Problem(what, f"{world.size}, or nothing: the launcher decides", f"trainer.devices={world.size}")
 
 
 def device_problems(config: TrainConfig) -> Iterator[Problem]:

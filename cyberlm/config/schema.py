@@ -268,8 +268,8 @@ class TrainerConfig:
     accelerator: str = one_of(*ACCELERATORS)
     """auto, cpu or cuda."""
     devices: int = at_least(1, 1)
-    """Processes that train and score together: one a GPU, or so many on the CPU. An optimizer step takes
-    accumulate_grad_batches micro-batches of each."""
+    """Processes that train and score together: one a GPU, or so many on the CPU; under torchrun, srun or another
+    launcher, as many as that has started. An optimizer step takes accumulate_grad_batches micro-batches of each."""
     strategy: Strategy = Strategy.auto
     """How several processes train: ddp (each holds the whole model; auto), or fsdp2 (weights, gradients and optimizer
     states are spread over them while they train; sft and lora)."""

@@ -1,6 +1,5 @@
 """Base models and their tokenizers, loaded onto a device: plain or in 4 bits."""
 
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -25,6 +25,7 @@ from cyberlm.models.cpu_kernels import align_weights, use_fast_products
 from cyberlm.models.loaded import LoadedModel, open_causal, quiet
 from cyberlm.models.model_files import ModelFiles, explained, locate
 from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_shape, tiny_tokenizer
+from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem
 
 
@@ -38,7 +39,7 @@ def pick_device(accelerator: str) -> torch.device:
         return torch.device("cpu")
     if torch.cuda.is_available():
         torch.backends.cuda.enable_cudnn_sdp(False)  # it builds a plan for each shape, and every batch brings another
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", distributed.local_rank() % torch.cuda.device_count())
     if accelerator == "cuda":
         raise ModelError("trainer.accelerator=cuda, but torch sees no GPU.", hint="Type trainer.accelerator=cpu")
     return torch.device("cpu")
@@ -144,7 +145,8 @@ def _load_tiny(config: ModelConfig, options: dict[str, Any]) -> tuple[PreTrained
     if "quantization_config" not in options:
         return model.to(device=options["device_map"][""], dtype=options["dtype"]), digest  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory() as folder, quiet():
-        model.save_pretrained(folder)
+        model.config.save_pretrained(folder)  # of the model, transformers would save nothing in ranks above 0
+        save_model(model, f"{folder}/model.safetensors", {"format": "pt"})
         return AutoModelForCausalLM.from_pretrained(folder, **options), digest
 
 

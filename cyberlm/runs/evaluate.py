@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from cyberlm.config.saved import config_of, plain_config, save_config
 from cyberlm.config.schema import EvaluateConfig
 from cyberlm.data.datamodule import check_reads, encode_questions
+from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.inference import run_inference
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.records import ModelSpec, Results
@@ -27,8 +28,10 @@ from cyberlm.models.saving import read_prompt
 from cyberlm.runs.eval_set import build_eval_set
 from cyberlm.runs.model_specs import find_models, loaded_spec, trained_runs
 from cyberlm.runs.open_run import check_prompt, check_weights
+from cyberlm.runs.processes import lost_process_explained
 from cyberlm.runs.reporting import announce, conclude, opened_loggers, provenance_of, results_of, status_of
 from cyberlm.runs.run_folder import sole_owner, typed_overrides
+from cyberlm.runtime import distributed
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import ConfigError, Problem
 from cyberlm.runtime.files import write_json
@@ -40,7 +43,7 @@ from cyberlm.training import loggers as experiment_loggers
 
 def evaluate(config: EvaluateConfig, folder: Path) -> None:
     """Scores one or more models on the same questions, with status and loggers."""
-    with sole_owner(folder), status_of(folder), opened_loggers(config) as loggers:
+    with sole_owner(folder), status_of(folder), opened_loggers(config) as loggers, lost_process_explained(folder):
         run_evaluation(config, folder, loggers)
 
 
@@ -70,6 +73,7 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     L.seed_everything(config.seed, workers=True, verbose=False)
 
     entrants = [_entrant(spec, eval_set.questions, config) for spec in specs]  # all, before any is loaded
+    distributed.hand_out(take_part, config, eval_set)
     bench = _Bench(pick_device(config.trainer.accelerator))
     loaded = bench.weights_of(specs[0])
     provenance = provenance_of(config, sources, _hash_of(eval_set.questions), entrants[0].prompt, loaded)
@@ -92,12 +96,13 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
         if base is not None and twin is None:
             bases[name] = base
         if twin is None:
-            encoded = {"test": entrant.encoded}
-            models[name] = run_inference(bench.load(spec), entrant.prompt, eval_set, encoded, name)
+            models[name] = _score(distributed.broadcast(entrant), bench, eval_set)
             scored[name] = spec
         else:
             say(f"{name} has the weights of {twin}: scored once")
 
+    distributed.broadcast(None)
+    distributed.release()
     results = results_of(eval_set, models, _with_bases(scored, specs, scored_as), provenance)
     results = replace(
         results,
@@ -107,6 +112,14 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     )
     conclude(folder, results, eval_set, models, loggers)
     return results
+
+
+def take_part(config: EvaluateConfig, eval_set: EvalSet) -> None:
+    """The part of a process of a higher rank in an evaluation: its share of the questions, model by model."""
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    bench = _Bench(pick_device(config.trainer.accelerator))
+    while (entrant := distributed.broadcast(None)) is not None:
+        _score(entrant, bench, eval_set)
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,11 @@ def _entrant(spec: ModelSpec, questions: Sequence[Example], config: EvaluateConf
     encoded = encode_questions(questions, prompt, config.data.max_length, cache_folder() / "tokenised")
     check_reads(read_shape(spec.model), prompt, encoded, config.evaluation)
     return _Entrant(spec, prompt, encoded)
+
+
+def _score(entrant: _Entrant, bench: "_Bench", eval_set: EvalSet) -> Predictions:
+    encoded = {"test": entrant.encoded}
+    return run_inference(bench.load(entrant.spec), entrant.prompt, eval_set, encoded, entrant.spec.name)
 
 
 class _Bench:

@@ -30,6 +30,7 @@ from cyberlm.runtime.errors import ConfigError, Problem, UserError
 from cyberlm.runtime.progress import keep_output
 from cyberlm.runtime.redaction import guard_output
 from cyberlm.runtime.screens import not_made, not_written, show, stopped
+from cyberlm.runtime.world import World, find_world
 
 STOPPABLE = ("train", "evaluate")
 """Commands that a signal asks to stop; the others answer to Ctrl-C themselves."""
@@ -62,13 +63,39 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         schema: Dataclass of the primary configuration.
         run: Called with the checked configuration and the run's folder.
     """
+    world = find_world()
+    if world is not None and world.rank and command not in STOPPABLE:
+        return  # one process does that
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(command))
         return
     prepare_process()
+    sys.argv[1:] = _flags_last(_planning(sys.argv[1:]))
+    if world is None or world.size == 1 or command not in STOPPABLE:
+        _compose_and_run(command, schema, run)
+        return
+    from cyberlm.runs.processes import follow  # imports torch
+    from cyberlm.runtime.distributed import joined
+
+    with joined(world):
+        if world.rank:
+            follow()
+        elif {"-m", "--multirun"} & set(sys.argv[1:]):
+            raise SystemExit(show(_sweep_in_world(world)))
+        else:
+            _compose_and_run(command, schema, run)
+
+
+def _sweep_in_world(world: World) -> UserError:
+    what = f"-m under {world.launcher}, which has started {world.size} processes"
+    allowed = f"python train.py -m ..., with trainer.devices={world.size} or a launcher of Hydra's for its jobs"
+    return ConfigError("A sweep starts the processes of its jobs itself:", [Problem(what, allowed)])
+
+
+def _compose_and_run(command: str, schema: type[Config], run: Callable[[Config, Path], float | None]) -> None:
+    """The work of a process that is alone, or is rank 0; arguments as for `main`."""
     register_schemas()
     register_resolvers()
-    sys.argv[1:] = _flags_last(_planning(sys.argv[1:]))
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: the screen is ours
     composing = True

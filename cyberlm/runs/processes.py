@@ -1,176 +1,85 @@
-"""The further processes of a run (`trainer.devices`): started, met, and ended with it.
+"""Runs of several processes: those that torch's elastic launcher starts here, and what each further process does.
 
-The run's own process has rank 0. It alone reads questions, writes files and prints; the others are given its
-configuration and its questions, load the base for themselves, and take their share of the work (`assisting`). So a run
-with several processes is one command, one folder and one configuration, in a sweep too.
+Rank 0 runs the story (`cyberlm.runs.train`, `cyberlm.runs.evaluate`); the others follow it
+(`cyberlm.runtime.distributed`).
 """
 
 import contextlib
+import logging
 import os
-import pickle
-import subprocess
+import signal
+import socket
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
+import traceback
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
 
 import torch
-import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from cyberlm.config.schema import TrainConfig, TrainerConfig
+from cyberlm.config.schema import TrainerConfig
 from cyberlm.models.loading import pick_device
-from cyberlm.runtime import distributed
-from cyberlm.runtime.errors import ConfigError, Problem, RunError
+from cyberlm.runtime import distributed, signals
+from cyberlm.runtime.errors import ConfigError, Problem, RunError, UserError
+from cyberlm.runtime.progress import console
+from cyberlm.runtime.screens import show
 
-SECONDS_TO_END = 10.0
-"""Time for a process to end by itself, once the run has ended or failed."""
-LINES_TOLD = 12
-SECONDS_BETWEEN_LOOKS = 0.05
-
-
-def store_at(meeting_place: Path, size: int) -> dist.Store:
-    return dist.FileStore(str(meeting_place), size)
+SECONDS_TO_STOP = 600
+"""Time for the processes to end the step in hand and write a checkpoint, once they are asked to stop."""
 
 
-def meet(store: dist.Store, rank: int, size: int) -> None:
-    """Joins the group of `size` processes: gloo on a CPU, NCCL for what lies on a GPU.
-
-    To be called once the base is loaded: in a group, transformers saves (as a tiny 4-bit model is, to be quantised) in
-    rank 0 alone.
-    """
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-
-
-@dataclass(frozen=True)
-class Order:
-    """Orders of a further process, on its standard input, which stays open for as long as the run lasts.
-
-    Attributes:
-        rank: Of the process, from 1.
-        meeting_place: File through which all find each other.
-        folder: Of the run.
-    """
-
-    rank: int
-    meeting_place: Path
-    config: TrainConfig
-    folder: Path
-
-
-class Team:
-    """The processes of a run; with `trainer.devices=1`, this one alone.
+def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
+    """Runs this process's command line in `trainer.devices` processes, as `torchrun --standalone` does.
 
     Args:
-        trainer: How many, and on what.
+        command: `train` or `evaluate`.
+        folder: The run's, which is made already.
 
     Raises:
         ConfigError: If there are fewer GPUs.
+        RunError: If one was killed.
+        SystemExit: With the code of the processes, if they fail or are stopped.
     """
-
-    def __init__(self, trainer: TrainerConfig) -> None:
-        self.size = trainer.devices
-        self.helpers: list[subprocess.Popen[bytes]] = []
-        self.said: list[IO[bytes]] = []
-        self.threads = torch.get_num_threads()
-        if self.size > 1:
-            _check_devices(trainer)
-
-    def __enter__(self) -> Self:
-        if self.size > 1:
-            self.rank_before = os.environ.get("LOCAL_RANK")
-            os.environ["LOCAL_RANK"] = "0"  # tells Lightning that it has no processes to start
-            self.place = tempfile.TemporaryDirectory(prefix="cyberlm_")  # this user's alone
-            self.meeting_place = Path(self.place.name) / "store"
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            threads = max(1, min(self.threads, cores // self.size))
-            torch.set_num_threads(threads)
-            self.helpers = [self._start(rank, threads) for rank in range(1, self.size)]
-        return self
-
-    def _start(self, rank: int, threads: int) -> "subprocess.Popen[bytes]":
-        path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": str(threads)}
-        said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with this object
-        self.said.append(said)
-        return subprocess.Popen(
-            [sys.executable, "-m", "cyberlm.runs.worker"],
-            env=environment,
-            stdin=subprocess.PIPE,  # for its order; closed when this process ends, however that is
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            start_new_session=True,  # Ctrl-C is this process's to handle
+    _check_gpus(trainer)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what went wrong
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.getenv("PYTHONPATH")]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // trainer.devices)))
+    heard = [signum.name for signum in signals.STOPPING if signal.getsignal(signum) != signal.SIG_IGN]
+    script = [sys.argv[0]] if Path(sys.argv[0]).name == f"{command}.py" else ["-m", "cyberlm", command]
+    given = [item for item in sys.argv[1:] if not item.startswith("hydra.run.dir=")]
+    with tempfile.TemporaryDirectory(prefix="cyberlm_") as logs:
+        launch = LaunchConfig(
+            *(1, 1, trainer.devices),
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            signals_to_handle=",".join(heard),
+            shutdown_timeout=SECONDS_TO_STOP,
         )
-
-    def call(self, config: TrainConfig, folder: Path) -> None:
-        """Hands the other processes the configuration, so that they load the base."""
-        for rank, helper in enumerate(self.helpers, start=1):
-            assert helper.stdin is not None
-            with contextlib.suppress(BrokenPipeError):  # one that has ended is missed by `join`
-                pickle.dump(Order(rank, self.meeting_place, config, folder), helper.stdin)
-                helper.stdin.flush()
-
-    def join(self) -> None:
-        """Waits until all processes are ready: from here on they work together."""
-        if self.size == 1:
-            return
-        store = store_at(self.meeting_place, self.size)
-        for rank, helper in enumerate(self.helpers, start=1):
-            while not store.check([ready_key(rank)]):
-                if helper.poll() is not None:
-                    raise RuntimeError("a process has ended before it was ready")  # __exit__ tells more
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-        meet(store, 0, self.size)
-
-    def leave(self) -> None:
-        """Ends the common work: from here on this process is alone."""
-        if distributed.world_size() > 1:
-            dist.destroy_process_group()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.size == 1:
-            return
         try:
-            codes = [self._end(helper) for helper in self.helpers]
-            self.leave()
-        finally:
-            torch.set_num_threads(self.threads)
-            self.place.cleanup()
-            os.environ.pop("LOCAL_RANK")
-            if self.rank_before is not None:
-                os.environ["LOCAL_RANK"] = self.rank_before
-        told = [_last_lines(said) for said in self.said]
-        if error is not None and not isinstance(error, RuntimeError):
-            return
-        for rank, (code, lines) in enumerate(zip(codes, told, strict=True), start=1):
-            if code:
-                problem = Problem(f"rank {rank} of {self.size}: exit code {code}")
-                raise RunError("Another process of this run has failed.", [problem], lines) from error
-
-    def _end(self, helper: "subprocess.Popen[bytes]") -> int:
-        """Its exit code; 0 where it had to be killed here, as one has to be that waits for this process."""
-        try:
-            return helper.wait(SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            helper.kill()
-            helper.wait()
-            return 0
-        finally:
-            assert helper.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                helper.stdin.close()
+            elastic_launch(launch, sys.executable)(*script, *given, f"hydra.run.dir={signals.quoted(str(folder))}")
+        except ChildFailedError as error:
+            codes = {failure.exitcode for failure in error.failures.values()}
+            if signals.EXIT_STOPPED in codes <= {signals.EXIT_STOPPED, -signal.SIGTERM}:
+                raise SystemExit(signals.EXIT_STOPPED) from None
+            killed = {rank: -failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
+            if set(killed.values()) <= {signal.SIGTERM}:
+                raise SystemExit(1) from None  # the process that failed has said why
+            problems = [Problem(f"rank {rank}: {signal.Signals(code).name}") for rank, code in killed.items()]
+            hint = f"To go on from the last checkpoint, type:\n{signals.resume_command(folder)}"
+            raise RunError("A process of this run was killed:", problems, hint) from None
+        except SignalException:
+            raise SystemExit(signals.EXIT_STOPPED) from None
 
 
-def ready_key(rank: int) -> str:
-    return f"ready/{rank}"
-
-
-def _check_devices(trainer: TrainerConfig) -> None:
+def _check_gpus(trainer: TrainerConfig) -> None:
     found = torch.cuda.device_count() if pick_device(trainer.accelerator).type == "cuda" else trainer.devices
     if found < trainer.devices:
         allowed = f"at most {found}, or processes on the CPU with trainer.accelerator=cpu"
@@ -178,9 +87,56 @@ def _check_devices(trainer: TrainerConfig) -> None:
         raise ConfigError(f"Only {found} GPU{'s are' if found > 1 else ' is'} available:", [problem])
 
 
-def _last_lines(said: IO[bytes]) -> str:
-    """The end of what a process has written, which is closed."""
-    with said:
-        said.seek(0)
-        lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-    return "\n".join(lines[-LINES_TOLD:])
+def follow() -> None:
+    """Works with rank 0 until it has nothing more: what a process of a higher rank does.
+
+    Raises:
+        SystemExit: If it was stopped, or failed; of several that fail, one says why.
+    """
+    console.quiet = True
+    logging.disable(logging.WARNING)  # rank 0 says the same
+    try:
+        with signals.handled():
+            distributed.follow()
+    except signals.Stopped:
+        raise SystemExit(signals.EXIT_STOPPED) from None
+    except Exception as error:
+        if not distributed.lost_process(error) and distributed.first_to_tell():
+            print(f"\nRank {distributed.rank()} on {socket.gethostname()} has failed:", file=sys.stderr)
+            if isinstance(error, UserError):
+                show(error)
+            else:
+                traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # a group that has lost a process cannot be taken down in order
+
+
+@contextlib.contextmanager
+def lost_process_explained(folder: Path) -> Iterator[None]:
+    """Turns the error of a connection that has closed into one screen.
+
+    Raises:
+        RunError: If another process of the run has ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not distributed.lost_process(error):
+            raise
+        problem = Problem("its own output, or that of its node, tells why")
+        hint = f"To go on from the last checkpoint, type:\n{signals.resume_command(folder)}"
+        raise RunError("Another process of this run has ended.", [problem], hint) from error
+
+
+def check_nodes(folder: Path) -> None:
+    """Makes sure that all processes see the run's folder. Called by all of them, once rank 0 has locked it.
+
+    Raises:
+        RunError: With each node that does not.
+    """
+    seen = distributed.all_gather((socket.gethostname(), (folder / ".lock").is_file()))
+    without = dict.fromkeys(node for node, found in seen if not found)
+    if without and distributed.rank() == 0:
+        allowed = "hydra.run.dir=FOLDER on a file system that all nodes share"
+        problems = [Problem(f"node {node} does not see {folder}", allowed) for node in without]
+        raise RunError("The nodes of this run do not share its folder:", problems)

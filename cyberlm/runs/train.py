@@ -31,7 +31,7 @@ from cyberlm.models.saving import save_tuned, saving, try_saving
 from cyberlm.runs.eval_set import check_metrics
 from cyberlm.runs.memory import check_memory, out_of_memory_explained
 from cyberlm.runs.model_specs import loaded_spec
-from cyberlm.runs.processes import Team
+from cyberlm.runs.processes import check_nodes, lost_process_explained
 from cyberlm.runs.reporting import (
     Clock,
     announce,
@@ -77,15 +77,15 @@ def train(config: TrainConfig, folder: Path) -> float | None:
         with (
             status_of(folder) as report,
             opened_loggers(config) as loggers,
-            Team(config.trainer) as team,
+            lost_process_explained(folder),
             out_of_memory_explained(config),
         ):
-            objective = run_training(config, folder, loggers, team)
+            objective = run_training(config, folder, loggers)
             report.objective = objective
     return objective
 
 
-def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], team: Team) -> float:
+def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -> float:
     """Trains, scores the base and the tuned model on the same questions, and writes what was found.
 
     A frozen base is scored behind the training, with its adapter switched off, so that training begins at once.
@@ -94,7 +94,6 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
         config: Checked.
         folder: The run's folder.
         loggers: Experiment loggers; metrics.csv is written in any case.
-        team: The processes that train and score together.
 
     Returns:
         The validation figure that chose the weights (`trainer.monitor`).
@@ -116,9 +115,9 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
         check_reads(read_shape(config.model), prompt, chain(*encoded.values()), config.evaluation)
         lint_labels(split.train, encoded["train"], prompt)
         estimate = check_memory(config, encoded, prompt, device)
-        team.call(config, folder)
+        distributed.hand_out(take_part, config, folder.absolute())
+        check_nodes(folder.absolute())
         loaded = load_for_training(config, device)
-        team.join()
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
     begin(folder, config, provenance)
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
@@ -127,7 +126,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
     check_metrics(eval_set)
     meter = CostMeter()
     learned = learn(config, folder, loaded, prompt, (encoded, eval_set), loggers, meter, clock)
-    team.leave()
+    distributed.release()
     loaded, tuned = learned.loaded, saved_folder(config.method, folder)
 
     with clock.phase("compute metrics"):
@@ -147,6 +146,15 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger], t
     write_card(tuned, config, loaded.name, results)
     conclude(folder, results, eval_set, learned.predictions, loggers)
     return learned.validation[config.trainer.monitor.name]
+
+
+def take_part(config: TrainConfig, folder: Path) -> None:
+    """The part of a process of a higher rank in a training run."""
+    check_nodes(folder)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
+    loaded = load_for_training(config, pick_device(config.trainer.accelerator))
+    learn(config, folder, loaded, prompt, None, [], CostMeter(), Clock())
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,34 @@
-"""Collective operations of the processes that train one model together (`trainer.devices`).
+"""Collective operations of the processes that work on one run together.
 
-All of them call every function but `rank` and `world_size`, in the same order. A single process has rank 0 of 1 and
-waits for no one.
+All of them call every function but `rank`, `local_rank` and `world_size`, in the same order. A single process has rank
+0 of 1 and waits for no one. Rank 0 reads, writes and decides; the others `follow` what it hands out.
 """
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import datetime
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from cyberlm.runtime.world import World
+
 Item = TypeVar("Item")
+
+TIMEOUT = datetime.timedelta(hours=4)
+"""Longest wait for each other: rank 0 may tokenise many questions alone. A process that ends is noticed at once."""
+SECONDS_FOR_RANK_0 = 3.0
+"""An error that all processes meet is shown by rank 0, which has files to close first."""
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process is sent when its parent ends."""
+
+_busy = False
+"""The other processes work on what rank 0 has handed out, or rank 0 has let them go."""
 
 
 def world_size() -> int:
@@ -20,6 +38,95 @@ def world_size() -> int:
 def rank() -> int:
     """0 in the process that writes files and speaks to the user."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its node, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+# -------------------------------------------------------------------------------------------------- join and leave
+
+
+def join(world: World) -> None:
+    """Joins the group of all processes: gloo on a CPU, NCCL for what lies on a GPU.
+
+    Under Ray Train the group is there already. A process of torch's elastic agent ends with the agent, which, killed,
+    could not end it any more.
+    """
+    os.environ["LOCAL_RANK"] = str(world.local_rank)
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.uname().sysname == "Linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(
+            backend, init_method=world.init_method, rank=world.rank, world_size=world.size, timeout=TIMEOUT
+        )
+
+
+@contextlib.contextmanager
+def joined(world: World) -> Iterator[None]:
+    """Within it, this process is one of a world. Rank 0 lets the others go at its end, or if it fails before they work.
+
+    Those that work when rank 0 fails notice that its connection closes.
+    """
+    join(world)
+    try:
+        yield
+    except BaseException:
+        if rank() == 0:
+            first_to_tell()
+            if not _busy:
+                release()
+        raise
+    if rank() == 0:
+        release()
+
+
+def hand_out(function: Callable[..., object], *arguments: object) -> None:
+    """Lets every other process call a module's function, with arguments that can be pickled. Called by rank 0."""
+    global _busy
+    if world_size() > 1:
+        broadcast((function, arguments))
+        _busy = True
+
+
+def release() -> None:
+    """Lets the other processes go: from here on rank 0 is alone."""
+    global _busy
+    if world_size() > 1:
+        broadcast(None)
+        _busy = True
+        dist.destroy_process_group()
+
+
+def follow() -> None:
+    """Calls what rank 0 hands out, one thing after the other, until it has nothing more."""
+    while (order := broadcast(None)) is not None:
+        function, arguments = order
+        function(*arguments)
+    dist.destroy_process_group()
+
+
+def lost_process(error: Exception) -> bool:
+    """True where an error says that another process of the group has ended."""
+    text = str(error)
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text) or "NCCL" in text
+
+
+def first_to_tell() -> bool:
+    """True in one process at most, of those that fail: the one that says why. Rank 0 is given a moment to be it."""
+    if world_size() == 1:
+        return True
+    if rank():
+        time.sleep(SECONDS_FOR_RANK_0)
+    try:
+        return dist.distributed_c10d._get_default_store().add("failures", 1) == 1
+    except RuntimeError:  # the store was rank 0's, which has ended
+        return False
+
+
+# -------------------------------------------------------------------------------------------------- share and gather
 
 
 def share(count: int) -> range:

@@ -117,12 +117,13 @@ def fit(
 def _trainer_settings(config: TrainConfig, device: torch.device) -> dict[str, Any]:
     """Arguments of Lightning's trainer that follow from the configuration, and those that are always the same."""
     trainer = config.trainer
-    settings: dict[str, Any] = {"devices": trainer.devices, "plugins": [AtomicCheckpointIO()]}
-    if trainer.devices > 1:
-        settings["plugins"].append(LightningEnvironment())
+    processes = distributed.world_size()
+    settings: dict[str, Any] = {"plugins": [AtomicCheckpointIO(), OneDeviceNode()], "num_nodes": processes}
+    settings["devices"] = [distributed.local_rank() % torch.cuda.device_count()] if device.type == "cuda" else 1
+    if processes > 1:
         settings["strategy"] = DDPStrategy(broadcast_buffers=False)
     if trainer.strategy is Strategy.fsdp2:
-        settings["strategy"] = ModelParallelStrategy(trainer.devices, 1, save_distributed_checkpoint=False)
+        settings["strategy"] = ModelParallelStrategy(processes, 1, save_distributed_checkpoint=False)
     return {
         **settings,
         "accelerator": "gpu" if device.type == "cuda" else "cpu",
@@ -138,6 +139,27 @@ def _trainer_settings(config: TrainConfig, device: torch.device) -> dict[str, An
         "num_sanity_val_steps": 0,
         "use_distributed_sampler": False,
     }
+
+
+class OneDeviceNode(LightningEnvironment):
+    """Lightning's view of the processes that a launcher has started: each is a node of its own, with one device."""
+
+    creates_processes_externally = True
+
+    def world_size(self) -> int:
+        return distributed.world_size()
+
+    def global_rank(self) -> int:
+        return distributed.rank()
+
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return distributed.rank()
+
+    def teardown(self) -> None:
+        """The group stays: scoring follows."""
 
 
 def question_data(
@@ -223,6 +245,7 @@ def _calm_lightning() -> Iterator[None]:
             ".*your dataloader is not resumable.*",  # QuestionData's is
             ".*module.s. in eval mode at the start of training.*",  # FineTuningModule.on_train_start changes it
             ".*`broadcast_buffers` is deprecated.*",  # its successor is younger than the oldest torch that is supported
+            ".*The `srun` command is available.*",  # on a machine of a cluster; a run there need not use it
             ".*It is recommended to use .*sync_dist=True.*",  # what is logged is the same in all processes
         ):
             warnings.filterwarnings("ignore", message=message)

@@ -235,7 +235,6 @@ def test_every_value_out_of_bounds_is_told_at_once() -> None:
         ("run=/nowhere", "run=/nowhere: it is not a folder"),
         ("data=mcq", "data=mcq without data.path"),
         ("+nothing=1", "there is no key 'nothing'."),
-        ("trainer.devices=2", "trainer.devices=2"),
         (f"run={FOLDER} runs=[x]", "run=... and runs=[...]"),
     ],
 )

@@ -1,6 +1,7 @@
 """Training does what it says: it overfits, follows a frozen curve, resumes, and its loss is the plain one."""
 
 import copy
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +12,9 @@ import lightning.pytorch as L
 import pytest
 import torch
 from bitsandbytes.optim import PagedAdamW8bit
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from peft import PeftModel
 from support import SHORT, config_of, fit_tiny, save, short_questions, tiny
@@ -329,6 +331,15 @@ def test_option_nll_is_that_of_the_evidence(prompt: str, how: str, tmp_path: Pat
     rows = predict(loaded, prompted, questions, prompted.encode(questions), evaluation, 4096, "kept")
     expected = option_nll(scores_of(rows, config.evaluation.option_score), golds(rows)).mean()
     assert figures["option_nll"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_srun_that_is_installed_brings_no_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning advises every process that it has not started to use it."""
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.warns(PossibleUserWarning, match="srun"):
+        SLURMEnvironment.detect()
+    fit_tiny(config_of("method=lora", "trainer.max_steps=1", *SHORT), short_questions(4), tmp_path / "run")
 
 
 def test_early_stopping_follows_the_monitored_figure() -> None:

@@ -10,22 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from support import SHORT, compose, config_of
-from training_support import with_callback
+from support import SHORT, config_of
 from two_ranks import trained
 
-from cyberlm.config.rules import build_config
-from cyberlm.config.schema import EvaluateConfig, TrainConfig
 from cyberlm.data.batches import part_of, plan_epoch
-from cyberlm.evaluation.results import read_predictions, read_results
-from cyberlm.runs.processes import Team
+from cyberlm.evaluation.results import read_predictions, read_results, read_status
+from cyberlm.runs.processes import start_processes
 from cyberlm.runs.train import train
-from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ConfigError, RunError
-from cyberlm.runtime.signals import Stopped, handled
+from cyberlm.runtime.signals import EXIT_STOPPED
 from cyberlm.training.callbacks.numbers import BAD_BATCH
 from cyberlm.training.callbacks.resuming import RandomState
 
@@ -181,30 +176,71 @@ def assert_as_one(run: Path, alone: Path, *overrides: str) -> None:
     assert answered(run) == answered(alone)
 
 
-def two(name: str, **arguments: object) -> TrainConfig:
-    return with_callback(config_of(*SMALL, "trainer.devices=2"), name, **arguments)
+def run_two(folder: Path, *overrides: str) -> tuple[int, str]:
+    """Exit code and output of a run of two processes on the command line, or of one that goes on (`trainer.resume`)."""
+    own = overrides if overrides[0].startswith("trainer.resume") else (*SMALL, *overrides, "trainer.devices=2")
+    line = [sys.executable, "-m", "cyberlm", "train", *own, f"hydra.run.dir={folder}"]
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+    return done.returncode, done.stdout
+
+
+def callback(name: str, **arguments: object) -> list[str]:
+    values = [f"+callbacks.of_the_test.{key}={value}" for key, value in arguments.items()]
+    return [f"+callbacks.of_the_test._target_=training_support.{name}", *values]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_signal_to_one_process_stops_both_after_the_same_step(
-    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_signal_to_one_process_stops_both_after_the_same_step(rank: int, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with pytest.raises(Stopped, match="SIGTERM"), handled():
-        train(two("Kill", signum=int(signal.SIGTERM), batch=2, rank=rank), run)
+    code, said = run_two(run, *callback("Kill", signum=int(signal.SIGTERM), batch=2, rank=rank))
+    assert code == EXIT_STOPPED and said.count("Stopped by SIGTERM. To go on") == 1, said
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["step_000002.ckpt"]
-    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": ["trainer.resume=run"]}}))
-    train(config_of(f"trainer.resume={run}"), run)
+    code, said = run_two(run, f"trainer.resume={run}")
+    assert code == 0, said
     assert_as_one(run, tmp_path / "alone")
 
 
 @pytest.mark.slow
 def test_number_that_goes_wrong_in_one_process_stops_both(tmp_path: Path) -> None:
-    """The first writes what all of them had: a micro-batch of each."""
-    with pytest.raises(RunError, match="The loss is nan in optimizer step 1; the step was not taken"):
-        train(two("Poison", batch=2, rank=1), tmp_path)
+    """The first writes what all of them had, a micro-batch of each, and alone says so."""
+    code, said = run_two(tmp_path, *callback("Poison", batch=2, rank=1))
+    assert code == 1 and "Traceback" not in said
+    assert said.count("The loss is nan in optimizer step 1; the step was not taken") == 1, said
     assert {name.partition(".")[0] for name in load_file(tmp_path / BAD_BATCH)} == {"batch0", "batch1", "weights"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_process_that_is_killed_ends_the_run(rank: int, tmp_path: Path) -> None:
+    code, said = run_two(tmp_path, *callback("Kill", signum=int(signal.SIGKILL), batch=2, rank=rank))
+    assert code == 1 and "Traceback" not in said, said
+    assert f"- rank {rank}: SIGKILL" in said and f"trainer.resume={tmp_path}" in said
+    assert ("Another process of this run has ended" in said) == (rank == 1)
+
+
+@pytest.mark.slow
+def test_process_that_fails_tells_why(tmp_path: Path) -> None:
+    code, said = run_two(tmp_path, *callback("Fail", batch=2, rank=1))
+    assert code == 1 and said.count("Traceback") == 1, said
+    assert "Rank 1 on " in said and "ConnectionAbortedError" in said
+    assert "Another process of this run has ended" in said
+    assert read_status(tmp_path).state == "failed"
+
+
+@pytest.mark.slow
+def test_evaluation_by_two_processes_is_that_of_one(lora_run: Path, tmp_path: Path) -> None:
+    """By likelihood and by generation."""
+    for devices in (1, 2):
+        line = [*(sys.executable, "-m", "cyberlm", "evaluate", f"run={lora_run}", f"trainer.devices={devices}")]
+        done = subprocess.run([*line, f"hydra.run.dir={tmp_path / str(devices)}"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    one, two = (read_predictions(tmp_path / name / "predictions.jsonl") for name in ("1", "2"))
+    assert one.keys() == two.keys() == {"base", "tuned"}
+    for name, answers in one.items():
+        for answer, other in zip(answers, two[name], strict=True):
+            assert other.option_logprobs == pytest.approx(answer.option_logprobs, abs=1e-4)
+            assert (other.id, other.choice, other.generated) == (answer.id, answer.choice, answer.generated)
 
 
 @pytest.mark.slow
@@ -235,38 +271,7 @@ def test_optuna_sweep_with_two_processes_a_job(tmp_path: Path) -> None:
     assert chosen[0] != chosen[1]
 
 
-@pytest.mark.slow
-def test_process_that_dies_ends_the_run(tmp_path: Path) -> None:
-    config = config_of("trainer.devices=2")
-    with (
-        pytest.raises(RunError, match="Another process of this run has failed") as caught,
-        Team(config.trainer) as team,
-    ):
-        team.helpers[0].kill()
-        team.call(config, tmp_path)
-        team.join()
-    assert "rank 1 of 2: exit code -9" in caught.value.screen()
-    assert "LOCAL_RANK" not in os.environ
-    assert distributed.world_size() == 1
-
-
-def test_process_that_fails_tells_why(tmp_path: Path) -> None:
-    config = config_of("trainer.devices=2")
-    with pytest.raises(RunError) as caught, Team(config.trainer) as team:
-        config.model.source, config.model.tiny = config.model.source.local, None
-        config.model.path = str(tmp_path / "no_model")
-        team.call(config, tmp_path)
-        team.join()
-    assert "no_model" in caught.value.screen()
-
-
 # ------------------------------------------------------------------------------------------------- what cannot work
-
-
-def test_evaluation_is_one_process() -> None:
-    with pytest.raises(ConfigError, match="a problem") as caught:
-        build_config(compose("model=tiny_random", "trainer.devices=2", command="evaluate"), EvaluateConfig)
-    assert "evaluate.py scores in one process" in caught.value.screen()
 
 
 def test_more_devices_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,6 +280,6 @@ def test_more_devices_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     config = config_of("trainer.devices=2")
     config.trainer.accelerator = "cuda"
     with pytest.raises(ConfigError) as caught:
-        Team(config.trainer)
+        start_processes("train", config.trainer, Path("run"))
     assert "trainer.devices=2" in caught.value.screen()
     assert "at most 1" in caught.value.screen()

@@ -48,7 +48,7 @@ def effective_questions(correct: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def skill_interval(
-    correct: ArrayLike, credits: ArrayLike, clusters: Clusters, z_low: float = Z95, z_high: float = Z95
+    correct: ArrayLike, credits: ArrayLike, clusters: Clusters, z_high: float = Z95
 ) -> tuple[float, float]:
     """Interval of skill 1 - (1 - a)/(1 - f), of accuracies a and f that are both estimated on the same questions.
 
@@ -59,7 +59,7 @@ def skill_interval(
     Args:
         correct: (N,) bool, whether the model is right.
         credits: (N,) float in [0, 1], the baseline's share of a right answer; not all 1.
-        z_low, z_high: Quantiles of the normal distribution for the lower and the upper limit.
+        z_high: Quantile of the normal distribution for the upper limit.
     """
     errors = 1 - np.array([correct, credits], dtype=np.float64)  # (2, N)
     (model, baseline), n = errors.mean(axis=1).tolist(), errors.shape[1]
@@ -77,7 +77,7 @@ def skill_interval(
             found.append(wilson(share, min(effective, n), z))
         return found
 
-    (_, up), (baseline_low, _) = limits(z_low)
+    (_, up), (baseline_low, _) = limits(Z95)
     (low, _), (_, baseline_up) = limits(z_high)
     centre = model * baseline - correlation * (up - model) * (baseline - baseline_low)
     square = baseline_low * (2 * baseline - baseline_low)

@@ -13,7 +13,7 @@ from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import SPLIT_MANIFEST, read_manifest, select_questions, test_questions
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.contamination import refuse_leaked
-from cyberlm.evaluation.metrics.label_noise import check_suspects, read_suspects
+from cyberlm.evaluation.metrics.label_noise import read_suspects
 from cyberlm.evaluation.metrics.metric import metric_functions
 from cyberlm.runs.model_specs import find_models, trained_runs
 from cyberlm.runtime.errors import Problem, RunError
@@ -64,7 +64,7 @@ def check_metrics(eval_set: EvalSet) -> None:
     """
     metric_functions(eval_set.config.metrics)
     if eval_set.config.evaluation.suspects is not None:
-        check_suspects(read_suspects(Path(eval_set.config.evaluation.suspects)), eval_set.questions)
+        read_suspects(Path(eval_set.config.evaluation.suspects), eval_set.questions)
 
 
 def saved_eval_set(run: Path, hashes: Sequence[str]) -> EvalSet:

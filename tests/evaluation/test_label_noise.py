@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from statistics_support import answered, measured, predictions, question
 
-from cyberlm.evaluation.metrics.label_noise import Suspect, check_suspects, label_noise, read_suspects
+from cyberlm.evaluation.metrics.label_noise import Suspect, label_noise, read_suspects
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.task import Example
@@ -52,22 +52,20 @@ def test_no_suspects_or_nothing_but_suspects(tmp_path: Path) -> None:
 
 def test_corrections_must_fit_their_questions(tmp_path: Path) -> None:
     asked = [question(0, 1), question(1, 0, ("yes", "no"))]
-    bad = [Suspect(asked[0].hash, "same as the key", "B"), Suspect(asked[1].hash, "no such option", "C")]
+    same, none, fits = ({"hash": asked[k].hash, "corrected": letter} for k, letter in ((0, "B"), (1, "C"), (0, "A")))
     with pytest.raises(RunError, match="does not fit") as caught:
-        check_suspects(bad, asked)
+        sensitivity(write(tmp_path, GOOD | same, GOOD | none), asked, [0, 0])
     assert [problem.allowed for problem in caught.value.problems] == ["A, C, D or null", "B or null"]
-    with pytest.raises(RunError, match="does not fit"):
-        sensitivity(write(tmp_path, GOOD | {"hash": asked[0].hash, "corrected": "B"}), asked, [0, 0])
-    check_suspects([Suspect(asked[0].hash, "fits", "A"), Suspect(HASH, "absent", "H")], asked)
+    read_suspects(write(tmp_path, GOOD | fits, GOOD | {"corrected": "H"}), asked)  # the second is not asked
 
 
 def test_reads_a_list(tmp_path: Path) -> None:
     ambiguous = GOOD | {"hash": HASH[::-1], "reason": "zweideutig, “mehrdeutig”", "corrected": "B"}
-    assert read_suspects(write(tmp_path, GOOD, ambiguous)) == (
-        Suspect(HASH, "doubtful", None),
-        Suspect(HASH[::-1], "zweideutig, “mehrdeutig”", "B"),
-    )
-    assert read_suspects(write(tmp_path)) == ()
+    assert read_suspects(write(tmp_path, GOOD, ambiguous), ()) == {
+        HASH: Suspect(HASH, "doubtful", None),
+        HASH[::-1]: Suspect(HASH[::-1], "zweideutig, “mehrdeutig”", "B"),
+    }
+    assert read_suspects(write(tmp_path), ()) == {}
 
 
 @pytest.mark.parametrize(
@@ -88,13 +86,13 @@ def test_reads_a_list(tmp_path: Path) -> None:
 )
 def test_other_files_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RunError, match=message) as caught:
-        read_suspects(write(tmp_path, **fields))
+        read_suspects(write(tmp_path, **fields), ())
     assert len(caught.value.problems) == 1 and '{"version": 1, "items"' in str(caught.value)
 
 
 def test_all_problems_are_listed(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
-        read_suspects(write(tmp_path, GOOD | {"hash": "x", "corrected": "b"}, {"reason": ""}))
+        read_suspects(write(tmp_path, GOOD | {"hash": "x", "corrected": "b"}, {"reason": ""}), ())
     assert len(caught.value.problems) == 5
 
 
@@ -104,4 +102,4 @@ def test_files_that_cannot_be_read(tmp_path: Path, content: bytes | None) -> Non
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(RunError, match=r"suspects\.json cannot be read(.|\n)*A list of suspects has the shape"):
-        read_suspects(path)
+        read_suspects(path, ())

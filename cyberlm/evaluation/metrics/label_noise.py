@@ -54,37 +54,27 @@ class SuspectList:
     items: Annotated[tuple[Suspect, ...], AfterValidator(_each_once)]
 
 
-def read_suspects(path: Path) -> tuple[Suspect, ...]:
-    """Reads a list of suspects: JSON of the shape `SHAPE`.
+def read_suspects(path: Path, questions: Sequence[Example]) -> dict[str, Suspect]:
+    """Reads a list of suspects, JSON of the shape `SHAPE`: by hash.
 
     Raises:
-        RunError: If there is no such file, or it is of another shape or version; all problems are listed.
+        RunError: If there is no such file, or it is of another shape or version; if a corrected letter names no option
+            of its question, or the one that is the key already. All problems are listed.
     """
     hint = f"A list of suspects has the shape {SHAPE}"
-    return from_json(SuspectList, read_json(path, hint), str(path), hint).items
-
-
-def check_suspects(suspects: Sequence[Suspect], questions: Sequence[Example]) -> None:
-    """Checks corrected letters against the questions; to be called before a run spends time.
-
-    Raises:
-        RunError: If a letter names no option of its question, or the one that is the key already.
-    """
-    asked = {question.hash: question for question in questions}
-    problems = []
-    for suspect in suspects:
-        question = asked.get(suspect.hash)
-        if question is None or suspect.corrected is None:
-            continue
-        letters = LETTERS[: len(question.options)]
-        if suspect.corrected == question.letter or suspect.corrected not in letters:
+    items = from_json(SuspectList, read_json(path, hint), str(path), hint).items
+    suspects, problems = {item.hash: item for item in items}, []
+    for question in questions:
+        suspect, others = suspects.get(question.hash), LETTERS[: len(question.options)].replace(question.letter, "")
+        if suspect and suspect.corrected and suspect.corrected not in others:
             what = (
-                f"{suspect.hash}: corrected is {suspect.corrected}; the question has {len(letters)} options and key "
-                f"{question.letter}"
+                f"{suspect.hash}: corrected is {suspect.corrected}; the question has {len(question.options)} options "
+                f"and key {question.letter}"
             )
-            problems.append(Problem(what, f"{', '.join(letters.replace(question.letter, ''))} or null"))
+            problems.append(Problem(what, f"{', '.join(others)} or null"))
     if problems:
         raise RunError("The list of suspects does not fit the questions.", problems)
+    return suspects
 
 
 def label_noise(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
@@ -93,12 +83,11 @@ def label_noise(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     Suspects without a corrected letter keep the published key.
 
     Raises:
-        RunError: As `read_suspects` and `check_suspects`.
+        RunError: As `read_suspects`.
     """
     if context.config.evaluation.suspects is None:
         return
-    suspects = {suspect.hash: suspect for suspect in read_suspects(Path(context.config.evaluation.suspects))}
-    check_suspects(list(suspects.values()), context.questions)
+    suspects = read_suspects(Path(context.config.evaluation.suspects), context.questions)
     chosen, key, clusters = choices(predictions.test), golds(predictions.test), context.clusters
     listed = [suspects.get(question.hash) for question in context.questions]
     sure = np.array([suspect is None for suspect in listed])

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from typing_extensions import TypedDict
 
 from cyberlm.config.schema import DataConfig
-from cyberlm.data.near_duplicates import alike, words_of
+from cyberlm.data.near_duplicates import alike, number_words, words_of
 from cyberlm.data.readers import QuestionSet
 from cyberlm.runtime.errors import DataError, Problem
 from cyberlm.runtime.validation import reasons_of
@@ -68,9 +68,9 @@ def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
     Returns:
         A cluster number for each text, counted from 0 in order of first appearance.
     """
-    word_sets = [frozenset(words_of(text)) for text in texts]
+    word_sets = number_words(map(words_of, texts))
     distinct = list(dict.fromkeys(word_sets))
-    pairs = list(alike(distinct, jaccard))
+    pairs = alike(distinct, jaccard)
     rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(pairs), dtype=np.int8), (rows, columns)), shape=(len(distinct), len(distinct)))
     _, components = connected_components(graph, directed=False)

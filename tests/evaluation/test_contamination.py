@@ -3,6 +3,8 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from statistics_support import answered, cybermetric, measured, needs_files
 
 from cyberlm.config.schema import DataConfig
-from cyberlm.data.near_duplicates import alike, alike_between, words_of
+from cyberlm.data import near_duplicates
+from cyberlm.data.near_duplicates import CROWD, alike, alike_between, number_words, words_of
 from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.metrics.contamination import (
     CHECKS,
@@ -231,15 +234,32 @@ def is_alike(left: frozenset[str], right: frozenset[str], threshold: float) -> b
     return len(left & right) / len(left | right) >= threshold
 
 
-@settings(deadline=None, derandomize=True, max_examples=50)  # one pair in 10,000 just at the threshold may be missed
-@given(WORD_SETS, WORD_SETS, THRESHOLDS)
+@settings(deadline=None)
+@given(WORD_SETS, WORD_SETS, THRESHOLDS, st.sampled_from([1, 3, CROWD]))
 def test_no_pair_of_word_sets_is_missed_or_guessed(
-    left: list[frozenset[str]], right: list[frozenset[str]], threshold: float
+    left: list[frozenset[str]], right: list[frozenset[str]], threshold: float, crowd: int
 ) -> None:
     within = [(i, j) for i, a in enumerate(left) for j, b in enumerate(left[:i]) if is_alike(a, b, threshold)]
-    assert list(alike(left, threshold)) == within
     between = [(i, j) for i, a in enumerate(left) for j, b in enumerate(right) if is_alike(a, b, threshold)]
-    assert list(alike_between(left, right, threshold)) == between
+    with mock.patch.object(near_duplicates, "CROWD", crowd):
+        assert alike(number_words(left), threshold) == within
+        assert alike_between(number_words([*left, *right]), len(left), threshold) == between
+
+
+def natural(count: int) -> list[str]:
+    """Texts of a few frames and of words of which a few are common and ever more are rare."""
+    rng = random.Random(0)
+    frames = ("Which of the following best describes the", "What is the main difference between", "Why is it that")
+    words = (f"word{int(50 * (rng.paretovariate(0.6) - 1))}" for _ in range(6 * count))
+    return [" ".join([rng.choice(frames), *islice(words, 6)]) for _ in range(count)]
+
+
+def test_comparisons_per_text_do_not_grow_with_the_texts() -> None:
+    def comparisons(count: int) -> float:
+        groups = near_duplicates._groups(number_words(map(words_of, natural(count))), JACCARD, count)
+        return sum(len(rows) * (len(rows) - 1) / 2 for rows in groups) / count
+
+    assert comparisons(16_000) < 2 * comparisons(4_000)
 
 
 def test_words_of_a_text() -> None:

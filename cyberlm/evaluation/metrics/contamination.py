@@ -6,13 +6,12 @@ last two is a suspicion and no proof: look at the pair before you believe it.
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from itertools import chain
-from typing import TypeVar
 
 import numpy as np
 
-from cyberlm.data.near_duplicates import alike_between, words_of
+from cyberlm.data.near_duplicates import alike_between, number_words, words_of
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.outcomes import right
@@ -39,7 +38,6 @@ MAX_NAMED = 10
 Words = tuple[str, ...]
 Matches = dict[int, list[int]]
 """By row of the test questions, in order: the rows of the training questions that are the same by some check."""
-Key = TypeVar("Key", bound=Hashable)
 
 
 def contamination(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
@@ -74,9 +72,7 @@ def _found(context: EvalSet) -> dict[str, Matches]:
 
 def find_contamination(test: Sequence[Example], train: Sequence[Example]) -> dict[str, Matches]:
     """Compares every test question with every question that a model has seen, by each of `CHECKS`."""
-    texts = ([words_of(" ".join((q.question, *q.options))) for q in part] for part in (test, train))
-    words = ([words_of(question.question) for question in part] for part in (test, train))
-    return {**_same_text(test, train), "jaccard": _alike(*words), "ngram": _share_ngram(*texts)}
+    return {**_same_text(test, train), "jaccard": _alike(test, train), "ngram": _share_ngram(test, train)}
 
 
 def refuse_leaked(test: Sequence[Example], train: Sequence[Example], run: str) -> None:
@@ -108,50 +104,63 @@ def _pairs(matches: Matches, test: Sequence[Example], train: Sequence[Example]) 
 
 def _same_text(test: Sequence[Example], train: Sequence[Example]) -> dict[str, Matches]:
     """Matches of the checks that leave no doubt."""
-    keys: dict[str, Callable[[Example], Hashable]] = {
+    keys: dict[str, Callable[[Example], str]] = {
         "identical": lambda question: question.hash,
         "question": lambda question: question.question,
-        "normalised": lambda question: words_of(question.question),
+        "normalised": lambda question: " ".join(words_of(question.question)),
     }
     found = {}
     for check, key in keys.items():
-        rows = _rows_of(map(key, train))
-        found[check] = {i: rows[value] for i, value in enumerate(map(key, test)) if value in rows}
+        asked = list(map(key, test))
+        rows = _rows_of(set(asked), map(key, train))
+        found[check] = {i: rows[value] for i, value in enumerate(asked) if value in rows}
     return found
 
 
-def _alike(test: Sequence[Words], train: Sequence[Words]) -> Matches:
+def _rows_of(wanted: Set[str], keys: Iterable[str]) -> dict[str, list[int]]:
+    """Rows that hold each of the wanted keys."""
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        if key in wanted:
+            rows.setdefault(key, []).append(row)
+    return rows
+
+
+def _alike(test: Sequence[Example], train: Sequence[Example]) -> Matches:
     """Matches of word sets with a Jaccard index of at least `JACCARD`."""
+    sets = number_words(words_of(question.question) for question in chain(test, train))
     found: Matches = {}
-    for i, j in alike_between(list(map(frozenset, test)), list(map(frozenset, train)), JACCARD):
+    for i, j in alike_between(sets, len(test), JACCARD):
         found.setdefault(i, []).append(j)
     return found
 
 
-def _share_ngram(test: Sequence[Words], train: Sequence[Words]) -> Matches:
+def _share_ngram(test: Sequence[Example], train: Sequence[Example]) -> Matches:
     """Matches of texts that share an n-gram that is not common; a shorter text has none."""
-    train_rows = _rows_of(train)  # equal texts count once
-    wanted = {ngram for words in test for ngram in _ngrams(words)}
-    holders: defaultdict[Words, list[Words]] = defaultdict(list)
-    for words in train_rows:
+    wanted = {ngram for question in test for ngram in _ngrams(_all_words(question))}
+    holders: defaultdict[Words, dict[Words, list[int]]] = defaultdict(dict)
+    for row, question in enumerate(train):
+        words = _all_words(question)
         for ngram in _ngrams(words) & wanted:
-            holders[ngram].append(words)
-    leaked = {ngram: texts for ngram, texts in holders.items() if len(texts) <= COMMON_NGRAM}
+            texts = holders[ngram]
+            if words in texts or len(texts) <= COMMON_NGRAM:  # one more than that says enough
+                texts.setdefault(words, []).append(row)  # equal texts count once
+    leaked = {
+        ngram: list(chain.from_iterable(texts.values()))
+        for ngram, texts in holders.items()
+        if len(texts) <= COMMON_NGRAM
+    }
     found = {}
-    for i, words in enumerate(test):
-        texts = {text for ngram in _ngrams(words) & leaked.keys() for text in leaked[ngram]}
-        if texts:
-            found[i] = sorted(row for text in texts for row in train_rows[text])
+    for i, question in enumerate(test):
+        rows = {row for ngram in _ngrams(_all_words(question)) & leaked.keys() for row in leaked[ngram]}
+        if rows:
+            found[i] = sorted(rows)
     return found
+
+
+def _all_words(question: Example) -> Words:
+    return words_of(" ".join((question.question, *question.options)))
 
 
 def _ngrams(words: Words) -> set[Words]:
     return {words[start : start + NGRAM] for start in range(len(words) - NGRAM + 1)}
-
-
-def _rows_of(keys: Iterable[Key]) -> dict[Key, list[int]]:
-    """Rows that hold each key, by key in order of first appearance."""
-    rows: dict[Key, list[int]] = {}
-    for row, key in enumerate(keys):
-        rows.setdefault(key, []).append(row)
-    return rows

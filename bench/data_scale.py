@@ -1,0 +1,241 @@
+"""Seconds and memory of each stage of the data path, per question, at 10,000, 100,000 and 1,000,000 questions.
+
+    python bench/data_scale.py --threads 1
+    python bench/data_scale.py --threads 1 --sizes 10000,100000 --stages split,audit
+
+The questions are made up: frames such as "Which of the following best describes ...?" filled with made-up words, of
+which a few are common and ever more are rare, as in real text (a word of rank r has the share (r + 50)^-1.6). Every
+twentieth is an earlier one with a word changed, every fiftieth an earlier one as it is. Stages are cyberlm's own
+functions, with the embedded model's tokenizer and `prompt=text`, each in a process of its own. Seconds and peak memory
+are those above what a stage was given: that is loaded before, and then Linux's peak counter is reset. `kept` is what
+remains at its end. Exit status 1 where a stage takes more than `--limit` times as much per question at the largest size
+as at the smallest.
+"""
+
+import argparse
+import gc
+import json
+import pickle
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+
+FRAMES = """\
+Which of the following best describes {}?
+What is the primary purpose of {} in {}?
+What is the main difference between {} and {}?
+Which {} is most likely to be used against {} when {} is in place?
+An analyst sees {} in the logs of {}. What should be done first about {}?
+How does {} protect {} from {}?
+Why is {} considered a weakness of {}?
+In the context of {}, what does {} refer to?
+Which of the following is not a property of {} that {} requires?
+A company wants to move {} to {} without losing {}. Which approach fits {} best?"""
+SYLLABLES = [a + b for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "ol")]
+
+
+def main() -> None:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--sizes", default="10000,100000,1000000", help="default %(default)s")
+    parser.add_argument("--stages", default=",".join(STAGES), help="default %(default)s")
+    parser.add_argument("--limit", type=float, default=2.0, help="default %(default)s")
+    parser.add_argument("--worker", help="(used by the script itself)")
+    options = parser.parse_args()
+    measure.limit_threads(options.threads)
+    if options.worker:
+        return work(measure.Channel())
+    if options.small:
+        options.sizes, options.limit = "500,1000", 100.0
+    sizes, stages = sorted(map(int, options.sizes.split(","))), options.stages.split(",")
+    found: dict[str, dict[int, dict[str, float]]] = {stage: {} for stage in stages}
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            write_questions(size, Path(folder) / "questions.jsonl")
+            for stage in STAGES:  # each reads what those before it have left
+                row = run_stage(stage, folder)
+                if stage in stages:
+                    found[stage][size] = row
+                print(f"{size:>9,} {stage:10} {row['seconds']:8.1f} s {row['peak'] / 2**20:8.0f} MiB", flush=True)
+    report(options, found, sizes)
+
+
+def report(options: argparse.Namespace, found: dict[str, dict[int, dict[str, float]]], sizes: list[int]) -> None:
+    """Prints figures per question, writes them, and fails where one grows."""
+    units = {"seconds": ("us", 1e6), "peak": ("bytes", 1), "kept": ("bytes", 1)}
+    growth = {}
+    for figure, (unit, factor) in units.items():
+        rows: list[list[object]] = [["stage", *(f"{size:,}" for size in sizes), "last / first"]]
+        for stage, by_size in found.items():
+            each = [by_size[size][figure] * factor / size for size in sizes]
+            growth[f"{stage} {figure}"] = each[-1] / max(each[0], 1.0)
+            rows.append([stage, *(f"{value:,.0f}" for value in each), f"{growth[f'{stage} {figure}']:.2f}"])
+        print("\n" + measure.table(f"{figure}, {unit} per question", rows))
+    measure.write_results("data_scale", options.small, {"limit": options.limit, "growth": growth, "stages": found})
+    grown = [name for name, ratio in growth.items() if ratio > options.limit and not name.endswith("kept")]
+    if grown:
+        raise SystemExit(f"More than {options.limit} times as much per question: {', '.join(grown)}")
+
+
+def write_questions(count: int, file: Path) -> None:
+    """Writes `count` multiple-choice questions, in the format of `data=mcq`."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    frames = FRAMES.splitlines()
+
+    def phrases(rows: int) -> list[str]:
+        """Each two to four words, by the law of Zipf and Mandelbrot over a vocabulary without end."""
+        ranks = (50 * rng.pareto(0.6, size=(rows, 4))).clip(max=2**40).astype(int).tolist()
+        lengths = rng.integers(2, 5, size=rows).tolist()
+        return [" ".join(map(word, row[:length])) for row, length in zip(ranks, lengths, strict=True)]
+
+    written: list[str] = []
+    with file.open("w") as stream:
+        while len(written) < count:
+            made = iter(phrases(8 * 10_000))
+            for number in range(min(10_000, count - len(written))):
+                place = len(written)
+                if place and number % 50 == 7:
+                    written.append(written[int(rng.integers(place))])
+                elif place and number % 20 == 3:
+                    words = written[int(rng.integers(place))].split()
+                    words[int(rng.integers(len(words)))] = word(int(rng.integers(1000)))
+                    written.append(" ".join(words))
+                else:
+                    frame = frames[int(rng.integers(len(frames)))]
+                    written.append(frame.format(*(next(made) for _ in range(frame.count("{}")))))
+                options = [f"{next(made)} {letter}" for letter in "ruin"]
+                row = {"question": written[-1], "options": options, "answer": "ABCD"[int(rng.integers(4))]}
+                stream.write(json.dumps(row) + "\n")
+
+
+def word(rank: int) -> str:
+    """A pronounceable word of its own for each rank."""
+    text = SYLLABLES[rank % 128]
+    while rank := rank // 128:
+        text += SYLLABLES[rank % 128]
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------------ stages
+
+
+def run_stage(stage: str, folder: str) -> dict[str, float]:
+    with measure.Worker(stage, [sys.executable, Path(__file__).resolve(), "--worker", stage]) as worker:
+        return worker.ask("run", stage=stage, folder=folder)
+
+
+def work(channel: measure.Channel) -> None:
+    """Runs one stage: loads its input, resets the peak counter, and measures what comes on top."""
+    from cyberlm_side import config_of
+
+    from cyberlm.models.loading import load_tokenizer
+    from cyberlm.tasks.prompts import Prompt
+    from cyberlm.tasks.task import make_task
+
+    order = channel.receive()
+    folder = Path(order["folder"])
+    config = config_of("data=mcq", f"data.path={folder / 'questions.jsonl'}", "prompt=text")
+    prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
+    prepare, run = STAGES[order["stage"]]
+    given = pickle.loads((folder / prepare).read_bytes()) if prepare else None
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    before, begun = memory("VmRSS"), time.perf_counter()
+    made = run(config, prompt, folder, given)
+    seconds = time.perf_counter() - begun
+    channel.reply(seconds=seconds, peak=memory("VmHWM") - before, kept=memory("VmRSS") - before)
+    if made is not None:
+        (folder / order["stage"]).write_bytes(pickle.dumps(made))
+
+
+def memory(field: str) -> int:
+    """Bytes of the process that Linux counts: `VmRSS` now, `VmHWM` at its peak."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) * 1024
+
+
+def read(config: Any, prompt: Any, folder: Path, given: Any) -> Any:
+    from cyberlm.data.sources import load_sources
+
+    return load_sources(config.data, prompt.task)[0]
+
+
+def cluster(config: Any, prompt: Any, folder: Path, given: Any) -> None:
+    from cyberlm.data.splits import near_duplicate_clusters
+
+    near_duplicate_clusters([question.question for question in given.questions], config.data.near_duplicate_jaccard)
+
+
+def split(config: Any, prompt: Any, folder: Path, given: Any) -> Any:
+    from cyberlm.data.splits import split_questions, write_manifest
+
+    made = split_questions(config.data, given, None)
+    write_manifest(made, config.data, folder / "split_manifest.json")
+    return made
+
+
+def find_again(config: Any, prompt: Any, folder: Path, given: Any) -> None:
+    from cyberlm.data.splits import read_manifest, select_questions
+
+    for part in read_manifest(folder / "split_manifest.json")["parts"].values():
+        select_questions([given], [row["hash"] for row in part])
+
+
+def tokenise(config: Any, prompt: Any, folder: Path, given: Any) -> Any:
+    from cyberlm.data.datamodule import encode_split
+
+    return encode_split(given, prompt, config.data, folder / "tokenised")
+
+
+def tokens_again(config: Any, prompt: Any, folder: Path, given: Any) -> None:
+    tokenise(config, prompt, folder, given)
+
+
+def lint(config: Any, prompt: Any, folder: Path, given: Any) -> None:
+    from cyberlm.data.label_check import lint_labels
+
+    made, encoded = given
+    lint_labels(made.train, encoded["train"], prompt)
+
+
+def audit(config: Any, prompt: Any, folder: Path, given: Any) -> None:
+    from cyberlm.evaluation.metrics.contamination import find_contamination
+
+    find_contamination(given.test, (*given.train, *given.validation))
+
+
+def plan(config: Any, prompt: Any, folder: Path, given: Any) -> None:
+    """One epoch's batches and those of validation, without their tensors."""
+    from cyberlm.data.datamodule import QuestionData
+
+    _, encoded = given
+    data = QuestionData(
+        config.data, encoded["train"], encoded["validation"], prompt.end_ids, accumulate=1, seed=0, share_prefix=True
+    )
+    batches = data.train_dataloader().batch_sampler
+    assert sum(len(planned.rows) for planned in batches) == len(encoded["train"])
+    assert data.val_dataloader().batch_sampler
+
+
+STAGES: dict[str, tuple[str, Callable[..., Any]]] = {
+    "read": ("", read),
+    "cluster": ("read", cluster),
+    "split": ("read", split),
+    "find_again": ("read", find_again),
+    "tokenise": ("split", tokenise),
+    "tokens_again": ("split", tokens_again),
+    "lint": ("tokenise", lint),
+    "plan": ("tokenise", plan),
+    "audit": ("split", audit),
+}
+"""By name, in order: the stage whose result it is given, and what it does."""
+
+
+if __name__ == "__main__":
+    main()

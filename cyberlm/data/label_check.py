@@ -4,13 +4,12 @@ It looks at the batches that the loss gets, not at how they are made, so that a 
 tokenizer is found, whichever it is.
 """
 
+import functools
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 
-import torch
 from rich.text import Text
 
 from cyberlm.config.schema import Protocol
@@ -30,21 +29,37 @@ MOST_SHOWN = 2000
 Collate = Callable[[tuple[list[EncodedQuestion], int]], AnswerBatch]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Row:
     """One row of a batch, as the loss sees it.
 
     Attributes:
         inputs: Token ids without padding.
-        places: Positions within `inputs` whose next token is trained on.
+        places: Positions whose next token is trained on; from `len(inputs)` on, they are padding.
         labels: These tokens.
-        padded: Whether padding has a label.
     """
 
     inputs: list[int]
-    places: list[int]
-    labels: list[int]
-    padded: bool
+    places: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+
+
+BOS = Problem(
+    "not exactly one beginning-of-sequence token", "one, from the chat template or the tokenizer", "prompt.style=plain"
+)
+END = Problem("the end of turn is not trained on")
+END_INSIDE = Problem(
+    "an end of turn is inside the answer", "a tokenizer that gives text no special tokens", "prompt=letter"
+)
+PADDING = Problem("padding is trained on")
+NO_LABEL = Problem("no token of the answer is trained on")
+CUT = Problem("the answer is cut or in another place")
+LETTER = Problem("a letter is not one token of its own", "a tokenizer with a token for each letter", "prompt=text")
+DECODED = Problem(
+    "the labels do not read as the right answer",
+    "a tokenizer that gives every text back",
+    "another model, or take these characters out",
+)
 
 
 def lint_labels(
@@ -61,20 +76,21 @@ def lint_labels(
     """
     collate = collate or AnswerCollator(prompt.end_ids, share_prefix=True)
     rules = _Rules(prompt)
-    broken: dict[str, list[str]] = defaultdict(list)
+    broken: dict[Problem, list[str]] = defaultdict(list)
     shown: _Row | None = None
     for start in range(0, len(questions), CHECKED_AT_ONCE):
         rows = slice(start, start + CHECKED_AT_ONCE)
-        examples = _examples(collate((list(encoded[rows]), 1)), len(encoded[rows]))
+        examples = _examples(collate((list(encoded[rows]), 1)))
         shown = shown or examples[0]
         for question, item, example in zip(questions[rows], encoded[rows], examples, strict=True):
             for rule in rules.broken(question, item, example):
                 broken[rule].append(question.id)
     if broken:
+        more = {rule: ", ..." if len(ids) > NAMED else "" for rule, ids in broken.items()}
         raise DataError(
             f"Of {len(questions)} training examples, some would teach what is not meant:",
             [
-                Problem(f"{rule}: {len(ids)} examples, {_named(ids)}", *ADVICE.get(rule, ("", "")))
+                replace(rule, what=f"{rule.what}: {len(ids)} examples, {', '.join(ids[:NAMED])}{more[rule]}")
                 for rule, ids in broken.items()
             ],
             "Nothing was trained. docs/data.md says what each rule is for.",
@@ -83,44 +99,16 @@ def lint_labels(
         _show(shown, prompt)
 
 
-def _named(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:NAMED]) + (", ..." if len(ids) > NAMED else "")
-
-
-def _examples(batch: AnswerBatch, count: int) -> list[_Row]:
+def _examples(batch: AnswerBatch) -> list[_Row]:
     """The rows of a batch, apart again."""
     width, prefix = batch.input_ids.shape[1], batch.prefix_ids.tolist()
-    rows, columns = batch.answer_index // width, batch.answer_index % width  # (N,), (N,)
-    on_padding = batch.attention_mask.flatten()[batch.answer_index] == 0  # (N,)
-    padded = torch.bincount(rows[on_padding], minlength=count).tolist()
     lengths = batch.attention_mask.sum(1).tolist()
-    inputs = [prefix + ids[:length] for ids, length in zip(batch.input_ids.tolist(), lengths, strict=True)]
-    places: list[list[int]] = [[] for _ in range(count)]
-    labels: list[list[int]] = [[] for _ in range(count)]
-    for row, column, target in zip(rows.tolist(), columns.tolist(), batch.targets.tolist(), strict=True):
-        places[row].append(len(prefix) + column)
-        labels[row].append(target)
-    return [_Row(*item) for item in zip(inputs, places, labels, map(bool, padded), strict=True)]
-
-
-BOS = "not exactly one beginning-of-sequence token"
-END = "the end of turn is not trained on"
-END_INSIDE = "an end of turn is inside the answer"
-PADDING = "padding is trained on"
-NO_LABEL = "no token of the answer is trained on"
-CUT = "the answer is cut or in another place"
-LETTER = "a letter is not one token of its own"
-DECODED = "the labels do not read as the right answer"
-
-ADVICE = {
-    BOS: (
-        "one, from the chat template or the tokenizer",
-        "prompt.style=plain",
-    ),
-    END_INSIDE: ("a tokenizer that gives text no special tokens", "prompt=letter"),
-    LETTER: ("a tokenizer with a token for each letter", "prompt=text"),
-    DECODED: ("a tokenizer that gives every text back", "another model, or take these characters out"),
-}
+    rows = [_Row(prefix + ids[:length]) for ids, length in zip(batch.input_ids.tolist(), lengths, strict=True)]
+    for place, target in zip(batch.answer_index.tolist(), batch.targets.tolist(), strict=True):
+        row, column = divmod(place, width)
+        rows[row].places.append(len(prefix) + column)
+        rows[row].labels.append(target)
+    return rows
 
 
 class _Rules:
@@ -128,28 +116,28 @@ class _Rules:
 
     def __init__(self, prompt: Prompt) -> None:
         self.prompt = prompt
-        self.tokenizer = prompt.tokenizer
         self.end = list(prompt.end_ids)
         self.stops = set(prompt.stop_ids)
-        self.bos = self.tokenizer.bos_token_id
+        self.bos = prompt.tokenizer.bos_token_id
         self.bos_wanted = self._bos_wanted()
-        self.decoded: dict[tuple[int, ...], str] = {}
+        self.read = functools.cache(lambda answer: _canonical(_decoded(prompt, answer)))
 
     def _bos_wanted(self) -> int:
         """One where the tokenizer puts one before a text; a template that opens each turn with it has its own count."""
         if self.bos is None:
             return 0
-        bos = str(self.tokenizer.bos_token)
+        bos = str(self.prompt.tokenizer.bos_token)
         own = self.prompt.config.system + self.prompt.task.prompt(PROBE)
         written = self.prompt.render(PROBE).count(bos) - own.count(bos)
         return max(written, int(self.prompt.adds_bos()))
 
-    def broken(self, question: Example, item: EncodedQuestion, example: _Row) -> Iterator[str]:
-        gold = list(item.option_ids[question.gold])
+    def broken(self, question: Example, item: EncodedQuestion, example: _Row) -> Iterator[Problem]:
+        labels = [*item.option_ids[question.gold], *self.end]
+        whole = [*item.prompt_ids, *labels]
         answer = example.labels[: -len(self.end)]
         if self.bos is not None and example.inputs.count(self.bos) != self.bos_wanted:
             yield BOS
-        if example.padded:
+        if any(place >= len(example.inputs) for place in example.places):
             yield PADDING
         if example.labels[-len(self.end) :] != self.end:
             yield END
@@ -158,25 +146,13 @@ class _Rules:
             return
         if not self.stops.isdisjoint(answer):
             yield END_INSIDE
-        if self._is_cut(example, [*item.prompt_ids, *gold, *self.end], len(gold) + len(self.end)):
+        places = list(range(len(whole) - 1 - len(labels), len(whole) - 1))
+        if (example.inputs, example.labels, example.places) != (whole[:-1], labels, places):
             yield CUT
         if self.prompt.config.protocol is Protocol.letter and not _single_letters(item):
             yield LETTER
-        if self._text(answer) != _canonical(self.prompt.task.target(question)):
+        if self.read(tuple(answer)) != _canonical(self.prompt.task.target(question)):
             yield DECODED
-
-    def _is_cut(self, example: _Row, whole: list[int], labels: int) -> bool:
-        """Test for an example other than `whole`, with its last `labels` tokens trained on."""
-        adjacent = all(second == first + 1 for first, second in pairwise(example.places))
-        at_end = example.places[-1:] == [len(whole) - 2]
-        return example.inputs != whole[:-1] or example.labels != whole[-labels:] or not adjacent or not at_end
-
-    def _text(self, answer: list[int]) -> str:
-        key = tuple(answer)
-        if key not in self.decoded:
-            text = self.tokenizer.decode(answer, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            self.decoded[key] = _canonical(str(text))
-        return self.decoded[key]
 
 
 def _single_letters(item: EncodedQuestion) -> bool:
@@ -188,16 +164,17 @@ def _canonical(text: str) -> str:
     return unicodedata.normalize("NFC", text.strip())
 
 
+def _decoded(prompt: Prompt, ids: Sequence[int]) -> str:
+    return str(prompt.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
 # ------------------------------------------------------------------------------------------------- on the terminal
 
 
 def _show(example: _Row, prompt: Prompt) -> None:
     """Prints a decoded example; what is trained on is coloured, or in [brackets] where there is no colour."""
     first = example.places[0] + 1
-    before, trained = (
-        visible(str(prompt.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)))
-        for ids in (example.inputs[:first], example.labels)
-    )
+    before, trained = (visible(_decoded(prompt, ids)) for ids in (example.inputs[:first], example.labels))
     colour = progress.console.is_terminal and not progress.console.no_color
     left_out = f"({len(before) - MOST_SHOWN} characters) ... " if len(before) > MOST_SHOWN else ""
     told = "coloured" if colour else "in [brackets]"

@@ -16,8 +16,8 @@ from cyberlm.models.loaded import LoadedModel
 from cyberlm.runtime import distributed
 from cyberlm.runtime.progress import Advance, track
 from cyberlm.tasks.multiple_choice import MultipleChoice
-from cyberlm.tasks.prompts import EncodedQuestion, Prompt, prompt_hash
-from cyberlm.tasks.task import Example
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
+from cyberlm.tasks.task import Example, short_hash
 
 
 class Completion(NamedTuple):
@@ -111,7 +111,7 @@ def predict(
             generated=completion.text,
             parsed=None if completion.text is None else prompt.task.parse(completion.text, question),
             reference=prompt.task.target(question),
-            prompt_hash=prompt_hash(prompt.render(question)),
+            prompt_hash=short_hash(prompt.render(question)),
             topic=question.topic,
             finish_reason=completion.finish_reason,
         )

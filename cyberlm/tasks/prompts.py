@@ -26,7 +26,7 @@ from cyberlm.config.schema import PromptConfig, PromptStyle, Protocol
 from cyberlm.runtime.errors import ConfigError, DataError, ModelError, Problem
 from cyberlm.runtime.progress import say_once
 from cyberlm.tasks.multiple_choice import MultipleChoice
-from cyberlm.tasks.task import Example, Task
+from cyberlm.tasks.task import Example, Task, short_hash
 
 PROBE = Example("probe", "Which port does HTTPS use by default?", ("80", "443", "22", "8443"), 1)
 
@@ -324,18 +324,15 @@ class Prompt:
         return (eos,)
 
     def fingerprint(self) -> str:
-        """SHA-256 (first 16 hex digits) over the templates and what this tokenizer makes of one question."""
+        """`short_hash` of the templates and what this tokenizer makes of one question."""
         encoded = self.encode([PROBE])[0]
         settings = {k: v.value if hasattr(v, "value") else v for k, v in asdict(self.config).items() if k != "name"}
-        text = json.dumps(
-            [settings, self.render(PROBE), encoded.prompt_ids, encoded.option_ids, self.end_ids, len(self.tokenizer)],
-            sort_keys=True,
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        made = [self.render(PROBE), encoded.prompt_ids, encoded.option_ids, self.end_ids, len(self.tokenizer)]
+        return short_hash(json.dumps([settings, *made], sort_keys=True))
 
     @functools.cached_property
     def tokenizer_hash(self) -> str:
-        """SHA-256 (first 16 hex digits) of the whole tokenizer: vocabulary, merges, added tokens, chat template."""
+        """`short_hash` of the whole tokenizer: vocabulary, merges, added tokens, chat template."""
         tokenizer = self.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:
@@ -348,8 +345,7 @@ class Prompt:
         added = {number: repr(token) for number, token in tokenizer.added_tokens_decoder.items()}
         special = {name: token for name, token in tokenizer.special_tokens_map.items() if name != "pad_token"}
         template = self.template.source if self.template else None
-        text = json.dumps([state, added, special, template], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return short_hash(json.dumps([state, added, special, template], sort_keys=True))
 
     def identity(self) -> dict[str, str]:
         """Hashes that are saved beside a tuned model, to recognise its prompt."""
@@ -372,8 +368,3 @@ def _control_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
         )
         or "(?!)"
     )
-
-
-def prompt_hash(rendered: str) -> str:
-    """SHA-256 (first 16 hex digits) of a rendered prompt."""
-    return hashlib.sha256(rendered.encode()).hexdigest()[:16]

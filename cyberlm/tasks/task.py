@@ -20,6 +20,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Names of options and classes in what is reported, in order: a task has at most so many."""
 
 
+def short_hash(text: str) -> str:
+    """SHA-256 (first 16 hex digits) of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Example:
     """One thing that a model is asked.
@@ -50,9 +55,8 @@ class Example:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (first 16 hex digits) of the question, its options in order, and the gold index."""
-        text = json.dumps([self.question, list(self.options), self.gold], ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """`short_hash` of the question, its options in order, and the gold index."""
+        return short_hash(json.dumps([self.question, list(self.options), self.gold], ensure_ascii=False))
 
 
 @runtime_checkable

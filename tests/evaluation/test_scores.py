@@ -11,7 +11,7 @@ from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.scores import choose, pick_best, scores_of, validation_metrics
 from cyberlm.runtime.errors import RunError
-from cyberlm.tasks.prompts import prompt_hash
+from cyberlm.tasks.task import short_hash
 
 
 def test_validation_accuracy_is_micro_over_batches() -> None:
@@ -45,7 +45,7 @@ def test_scores_and_choices_by_hand() -> None:
 
 def test_equal_options_are_chosen_by_the_question_and_counted() -> None:
     """Each of the tied ones equally often over questions, never another, and the same whenever it is asked again."""
-    rows = [row(-1.0, -2.0, -1.0, -1.0, prompt_hash=prompt_hash(f"question {k}")) for k in range(3000)]
+    rows = [row(-1.0, -2.0, -1.0, -1.0, prompt_hash=short_hash(f"question {k}")) for k in range(3000)]
     chosen, best = choose(rows, OptionScore.sum)
     counts = chosen.bincount(minlength=4).tolist()
     assert set(best.tolist()) == {3}

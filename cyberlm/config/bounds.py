@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cyberlm.runtime.errors import Problem
 
@@ -73,3 +73,8 @@ def bound_problems(node: Any, prefix: str = "") -> Iterator[Problem]:
         elif value is not None and item.metadata and not item.metadata["holds"](value):
             typed = f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
             yield Problem(": ".join(filter(None, [typed, item.metadata["wrong"]])), item.metadata["allowed"])
+
+
+def nested_schema(kind: Any) -> type | None:
+    """The dataclass that a field of this type holds."""
+    return next((part for part in (kind, *get_args(kind)) if isinstance(part, type) and is_dataclass(part)), None)

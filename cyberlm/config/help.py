@@ -4,7 +4,7 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 from omegaconf import MISSING
 
+from cyberlm.config.bounds import nested_schema
 from cyberlm.config.commands import SCHEMAS
 from cyberlm.config.compose import conf_folder, group_files
 
@@ -60,11 +61,6 @@ def keys_of(schema: type, prefix: str = "") -> Iterator[Key]:
         else:
             default = typed_value(getattr(schema(), item.name))
             yield Key(name, _kind(kind), item.metadata.get("allowed", ""), default, meanings.get(item.name, ""))
-
-
-def nested_schema(kind: Any) -> type | None:
-    """The dataclass that a field of this type holds."""
-    return next((part for part in (kind, *get_args(kind)) if isinstance(part, type) and is_dataclass(part)), None)
 
 
 def _meanings(schema: type) -> dict[str, str]:

@@ -3,18 +3,16 @@
 All problems are found before anything is downloaded or loaded, and shown together.
 """
 
-import copy
 import ipaddress
 import string
 from collections.abc import Iterator
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cyberlm.config.bounds import bound_problems
+from cyberlm.config.bounds import bound_problems, nested_schema
 from cyberlm.config.commands import ExportConfig, OpenConfig, ServeConfig
 from cyberlm.config.schema import (
     DataConfig,
@@ -96,18 +94,14 @@ def _refuse(problems: list[Problem]) -> None:
 
 def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Problem]]:
     """The dataclass of a configuration, and its keys that the dataclass does not have."""
-    composed = copy.deepcopy(composed)
-    OmegaConf.set_readonly(composed, False)
-    for group in OF_PARTS:
-        node = composed._get_node(group) if group in composed else None
-        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
-            composed[group] = _as_entries(OmegaConf.to_container(node, resolve=False), group)
-    unknown = list(_unknown_keys(composed, schema))
+    plain: Any = OmegaConf.to_container(composed, resolve=False)
+    unknown = list(_unknown_keys(plain, schema))
+    plain |= {group: _as_entries(plain[group], group) for group in OF_PARTS if group in plain}
     try:
         missing = [Problem(f"{key} has no value", fix=f"{key}=...") for key in sorted(OmegaConf.missing_keys(composed))]
         if missing:
             raise ConfigError("The configuration is incomplete:", missing)
-        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), composed))
+        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))
     except OmegaConfBaseException as error:
         problems = unknown or [Problem(str(error).splitlines()[0])]
         raise ConfigError("The configuration cannot be read:", problems) from error
@@ -129,18 +123,16 @@ def _as_entries(value: Any, name: str) -> Any:
     return value
 
 
-def _unknown_keys(node: DictConfig, kind: type, prefix: str = "") -> Iterator[Problem]:
-    """Keys that no dataclass has: Hydra adds them with +key=value, and nothing would ever read them."""
+def _unknown_keys(node: dict[str, Any], kind: type, prefix: str = "") -> Iterator[Problem]:
+    """Takes out keys that no dataclass has: Hydra adds them with +key=value, and nothing would ever read them."""
     types = get_type_hints(kind)
-    for name in map(str, node):
-        key, child = f"{prefix}{name}", node._get_node(name)
+    for name in list(node):
         if name not in types:
-            keys = [f"{prefix}{known}" for known in types]
+            key, keys = f"{prefix}{name}", [f"{prefix}{known}" for known in types]
             yield Problem(f"there is no key '{key}'. {did_you_mean(key, keys)}".rstrip())
-            continue
-        nested = next((part for part in (types[name], *get_args(types[name])) if is_dataclass(part)), None)
-        if isinstance(nested, type) and isinstance(child, DictConfig) and not (child._is_none() or child._is_missing()):
-            yield from _unknown_keys(child, nested, f"{key}.")
+            del node[name]
+        elif (nested := nested_schema(types[name])) and isinstance(node[name], dict):
+            yield from _unknown_keys(node[name], nested, f"{prefix}{name}.")
 
 
 def _problems(config: Any) -> Iterator[Problem]:

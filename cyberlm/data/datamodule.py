@@ -60,8 +60,12 @@ def encode_split(
     for name, part in split.parts().items():
         long = _too_long(part, encoded[name], prompt, config.max_length)
         kept = [row for row, question in enumerate(part) if question.id not in long]
-        if long and (config.on_long_prompt is OnLongPrompt.error or name != "train" or not kept):
-            raise _length_error(part, long, config.max_length, name)
+        if long and name != "train":
+            advice = f"\nQuestions of the {name} set are never left out: figures are made of them."
+            raise _length_error(part, long, config.max_length, advice)
+        if long and (config.on_long_prompt is OnLongPrompt.error or not kept):
+            advice = "\nOr leave them out of training, counted and listed: data.on_long_prompt=skip"
+            raise _length_error(part, long, config.max_length, advice)
         if long:
             encoded[name] = [encoded[name][row] for row in kept]
             listed = tuple(f"{question}: {length} tokens" for question, length in long.items())
@@ -150,11 +154,7 @@ def _too_long(
     return {question.id: length for question, length in pairs if length > max_length}
 
 
-def _length_error(questions: Sequence[Example], long: dict[str, int], max_length: int, part: str = "") -> DataError:
-    advice = {
-        "": "",
-        "train": "\nOr leave them out of training, counted and listed: data.on_long_prompt=skip",
-    }.get(part, f"\nQuestions of the {part} set are never left out: figures are made of them.")
+def _length_error(questions: Sequence[Example], long: dict[str, int], max_length: int, advice: str = "") -> DataError:
     return DataError(
         f"{len(long)} of {len(questions)} questions are longer than data.max_length={max_length} tokens:",
         [Problem(f"{name}: {length} tokens") for name, length in long.items()],
@@ -186,15 +186,11 @@ def check_reads(
         longest = max(longest, scored_length(item) + len(prompt.end_ids), len(item.prompt_ids) + new)
     outside = sorted(token for token in used if token >= text.vocab_size)
     if outside:
+        named = zip(prompt.tokenizer.convert_ids_to_tokens(outside), outside, strict=True)
+        allowed = f"below {text.vocab_size}, the model's vocab_size"
         raise ModelError(
             "The tokenizer gives tokens that the model has no embedding for:",
-            [
-                Problem(
-                    f"{prompt.tokenizer.convert_ids_to_tokens(token)!r} is number {token}",
-                    f"below {text.vocab_size}, the model's vocab_size",
-                )
-                for token in outside
-            ],
+            [Problem(f"{token!r} is number {number}", allowed) for token, number in named],
             "Take the tokenizer that was saved with the model, or the model that was resized for this one.",
         )
     most = getattr(text, "max_position_embeddings", None)

@@ -159,10 +159,7 @@ def _download(file: PinnedFile, target: Path) -> None:
 
 def _fetch(file: PinnedFile, part: Path) -> None:
     received = 0
-    with (
-        urllib.request.urlopen(file.address, timeout=TIMEOUT_SECONDS) as response,
-        part.open("xb") as stream,
-    ):
+    with urllib.request.urlopen(file.address, timeout=TIMEOUT_SECONDS) as response, part.open("xb") as stream:
         length = response.headers.get("Content-Length")
         with track(f"Downloading {file.file_name}", int(length or 0), "bytes") as advance:
             while chunk := response.read(CHUNK_BYTES):

@@ -25,8 +25,18 @@ def read_text(path: Path, ending: str, endings: Sequence[str]) -> tuple[bytes, s
         raise unreadable(path, *_folder(path))
     if ending not in endings:
         raise unreadable(path, f"its name ends in '{ending}'", ", ".join(endings))
-    raw = _read_bytes(path)
-    _check_is_content(path, raw, ending)
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise unreadable(path, f"it has {size / 1e6:,.0f} MB", f"{MAX_FILE_BYTES // 10**6} MB at most")
+        raw, pointers = path.read_bytes(), lfs_problems([path])
+    except OSError as error:
+        raise unreadable(path, error.strerror or str(error), "a file that you may read") from error
+    if not raw.strip():
+        raise unreadable(path, "it is empty", "one row or more")
+    if pointers:
+        raise DataError(f"{path} cannot be read as a question file:", pointers)
+    _check_name(path, raw.removeprefix(b"\xef\xbb\xbf").lstrip(), ending)
     if ending != ".json":
         _check_line_lengths(path, raw)
     return raw, _decode(path, raw)
@@ -34,19 +44,6 @@ def read_text(path: Path, ending: str, endings: Sequence[str]) -> tuple[bytes, s
 
 def unreadable(path: Path, what: str, allowed: str = "", fix: str = "") -> DataError:
     return DataError(f"{path} cannot be read as a question file:", [Problem(what, allowed, fix)])
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise unreadable(path, f"it has {size / 1e6:,.0f} MB", f"{MAX_FILE_BYTES // 10**6} MB at most")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error.strerror or str(error), "a file that you may read") from error
-    if not raw.strip():
-        raise unreadable(path, "it is empty", "one row or more")
-    return raw
 
 
 def _folder(path: Path) -> tuple[str, str, str]:
@@ -58,18 +55,15 @@ def _folder(path: Path) -> tuple[str, str, str]:
     return "it is a folder", "a .json, .jsonl, .csv or .tsv file", ""
 
 
-def _check_is_content(path: Path, raw: bytes, ending: str) -> None:
-    """Refuses a file that holds other content than its name says, or none yet."""
-    start = raw.removeprefix(b"\xef\xbb\xbf").lstrip()
-    pointers = lfs_problems([path])
-    if pointers:
-        raise DataError(f"{path} cannot be read as a question file:", pointers)
+def _check_name(path: Path, start: bytes, ending: str) -> None:
+    """Refuses JSON under the name of JSON Lines, and the other way about."""
     if ending == ".jsonl" and start[:1] == b"[":
-        fix = f"mv '{path}' '{path.with_suffix('.json')}'"
-        raise unreadable(path, "it holds one JSON list, not one object a line", "a list in a .json file", fix)
-    if ending == ".json" and start[:1] == b"{" and _is_json_lines(start):
-        fix = f"mv '{path}' '{path.with_suffix('.jsonl')}'"
-        raise unreadable(path, "it holds JSON Lines, one object a line", "JSON Lines in a .jsonl file", fix)
+        what, allowed, right = "it holds one JSON list, not one object a line", "a list in a .json file", ".json"
+    elif ending == ".json" and start[:1] == b"{" and _is_json_lines(start):
+        what, allowed, right = "it holds JSON Lines, one object a line", "JSON Lines in a .jsonl file", ".jsonl"
+    else:
+        return
+    raise unreadable(path, what, allowed, f"mv '{path}' '{path.with_suffix(right)}'")
 
 
 def _is_json_lines(raw: bytes) -> bool:

@@ -13,13 +13,7 @@ LIBRARIES = {"adapter_config.json": "peft", "config.json": "transformers", "*.gg
 """Libraries that load a folder, by the files in it; the first that fits."""
 
 
-def write_card(
-    folder: Path,
-    config: TrainConfig,
-    base: str,
-    results: Results,
-    more: Sequence[str] = (),
-) -> None:
+def write_card(folder: Path, config: TrainConfig, base: str, results: Results, more: Sequence[str] = ()) -> None:
     """Writes README.md into an adapter's (or fully tuned model's) folder.
 
     Args:

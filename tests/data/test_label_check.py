@@ -18,9 +18,11 @@ from transformers import PreTrainedTokenizerFast
 from cyberlm.data.batches import AnswerBatch, AnswerCollator
 from cyberlm.data.datamodule import encode_split
 from cyberlm.data.label_check import lint_labels, visible
-from cyberlm.data.splits import Split
+from cyberlm.data.splits import Split, read_manifest
+from cyberlm.evaluation.results import read_results
 from cyberlm.models.loading import load_tokenizer
 from cyberlm.models.tiny import SPECIAL, tiny_tokenizer
+from cyberlm.runs.train import train
 from cyberlm.runtime import progress
 from cyberlm.runtime.errors import DataError
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
@@ -325,10 +327,6 @@ def test_long_training_questions_are_refused_unless_asked_for(policy: str) -> No
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # between libraries
 def test_a_run_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    from cyberlm.data.splits import read_manifest
-    from cyberlm.evaluation.results import read_results
-    from cyberlm.runs.train import train
-
     monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
     short = "\n".join(
         f'{{"question": "Port {k} or {k * 7}?", "options": ["x{k}", "y"], "answer": "A"}}' for k in range(20)

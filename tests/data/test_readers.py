@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -73,16 +74,19 @@ def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
         assert len(read(write(tmp_path, name, b"\xef\xbb\xbf" + content.encode())).questions) == 1
 
 
-def test_domain_and_topic_make_the_topic(tmp_path: Path) -> None:
-    rows = [GOOD | {"domain": "Network", "topic": "Ports"}, GOOD | {"topic": "Ports"}, GOOD | {"domain": "Network"}]
-    found = read(write(tmp_path, "q.json", json.dumps(rows)))
-    assert [question.topic for question in found.questions] == ["Network: Ports", "Ports", "Network"]
-
-
-def test_two_and_eight_options(tmp_path: Path) -> None:
-    rows = [GOOD | {"answers": ["yes", "no"]}, GOOD | {"answers": list("stuvwxyz"), "solution": "H"}]
-    found = read(write(tmp_path, "q.json", json.dumps(rows))).questions
-    assert [(len(question.options), question.gold) for question in found] == [(2, 1), (8, 7)]
+@pytest.mark.parametrize(
+    ("row", "read_as"),
+    [
+        (GOOD | {"domain": "Network", "topic": "Ports"}, {"topic": "Network: Ports"}),
+        (GOOD | {"topic": "Ports"}, {"topic": "Ports"}),
+        (GOOD | {"domain": "Network"}, {"topic": "Network"}),
+        (GOOD | {"answers": ["yes", "no"]}, {"options": ("yes", "no")}),
+        (GOOD | {"answers": list("stuvwxyz"), "solution": "H"}, {"options": tuple("stuvwxyz"), "gold": 7}),
+        (GOOD | {"answers": {"A": "chmod -r", "B": "chmod -R"}}, {"options": ("chmod -r", "chmod -R")}),
+    ],
+)
+def test_a_row_is_read(tmp_path: Path, row: dict[str, object], read_as: dict[str, object]) -> None:
+    assert read(write(tmp_path, "q.json", json.dumps([row]))).questions == (replace(READ, **read_as),)
 
 
 def test_unicode_is_kept_and_white_space_is_normalised_and_counted(tmp_path: Path) -> None:
@@ -98,11 +102,6 @@ def test_unicode_is_kept_and_white_space_is_normalised_and_counted(tmp_path: Pat
     assert found.questions[0].question == "Qué “port” ist\u2011das?"
     assert found.questions[0].options == ("ﬁ\u200b", "café")
     assert found.whitespace_normalised == 1
-
-
-def test_options_that_differ_in_case_only_are_different(tmp_path: Path) -> None:
-    row = GOOD | {"answers": {"A": "chmod -r", "B": "chmod -R"}}
-    assert read(write(tmp_path, "q.json", json.dumps([row]))).questions[0].options == ("chmod -r", "chmod -R")
 
 
 def test_csv_cells_may_hold_separators_quotes_and_line_breaks(tmp_path: Path) -> None:
@@ -130,13 +129,11 @@ def test_a_json_file_may_stand_on_one_long_line(tmp_path: Path) -> None:
 BAD_ROWS = [
     ("a text", "it is text; allowed: {"),
     (None, "it is null; allowed: {"),
-    (GOOD | {"solutoin": "A"}, "field 'solutoin' is not known; allowed: question, answers"),
     (GOOD | {"solutoin": "A"}, "Did you mean 'solution'?"),
     ({key: GOOD[key] for key in ("answers", "solution")}, "question is missing"),
     (GOOD | {"question": None}, "question is null, not text"),
     (GOOD | {"question": 7}, "question is the number 7, not text"),
     (GOOD | {"question": float("nan")}, "question is NaN, not text"),
-    (GOOD | {"question": ["a"]}, "question is a list, not text"),
     (GOOD | {"question": " \u00a0\n"}, "question is empty"),
     (GOOD | {"question": "half \ud83d"}, "question holds half of a surrogate pair"),
     (
@@ -148,13 +145,10 @@ BAD_ROWS = [
     (GOOD | {"answers": {"A": "80"}}, "answers has 1 options; allowed: 2 to 8"),
     (GOOD | {"answers": [str(i) for i in range(9)]}, "answers has 9 options; allowed: 2 to 8"),
     (GOOD | {"answers": {"A": "80", "C": "443"}}, "answers names its options 'A', 'C'; allowed for 2 options: A, B"),
-    (GOOD | {"answers": {"B": "80", "C": "443"}}, "answers names its options 'B', 'C'; allowed for 2 options: A, B"),
-    (GOOD | {"answers": {"A": "80", "a": "443"}}, "answers names option A twice, as 'A' and 'a'"),
+    (GOOD | {"answers": {"a": None, **GOOD["answers"]}}, "answers names option A twice, as 'A' and 'a'"),
     (GOOD | {"answers": {"1": "80", "2": "443"}}, "answers names its options '1', '2'"),
     (GOOD | {"answers": {"A": "80", "B": ""}}, "answers.B is empty"),
-    (GOOD | {"answers": {"A": "80", "B": None}}, "answers.B is null, not text"),
     (GOOD | {"answers": {"A": 80, "B": "443"}}, "answers.A is the number 80, not text"),
-    (GOOD | {"answers": ["80", float("nan")]}, "answers.B is NaN, not text"),
     (GOOD | {"answers": ["80", True]}, "answers.B is true, not text"),
     (GOOD | {"answers": ["80", " 80 "]}, "answers gives A and B the same text: '80'"),
     (GOOD | {"answers": ["caf\u00e9", "cafe\u0301"]}, "answers gives A and B the same text"),
@@ -162,15 +156,12 @@ BAD_ROWS = [
     (GOOD | {"answer": "B"}, "solution and answer are given side by side"),
     (GOOD | {"solution": "D"}, "solution is 'D', which names no option; allowed: one letter of A to C"),
     (GOOD | {"solution": ""}, "solution is '', which names no option"),
-    (GOOD | {"solution": "443"}, "solution is '443', which names no option"),
     (GOOD | {"solution": "B)"}, "solution is 'B)', which names no option"),
     (GOOD | {"solution": 1}, "solution is the number 1, not text"),
-    (GOOD | {"solution": None}, "solution is null"),
     (GOOD | {"solution": "A,C"}, "solution is 'A,C': several right answers are not taken"),
     (GOOD | {"solution": "a and c"}, "solution is 'a and c': several right answers are not taken"),
     (GOOD | {"solution": ["B"]}, "solution is a list: several right answers are not taken"),
     (GOOD | {"topic": 3}, "topic is the number 3, not text"),
-    (GOOD | {"topic": None}, "topic is null, not text"),
 ]
 
 
@@ -236,12 +227,8 @@ def test_all_bad_rows_are_listed_and_can_be_skipped(tmp_path: Path) -> None:
     found = read(path, OnBadRow.skip)
     assert [question.id for question in found.questions] == ["q:1", f"q:{len(rows)}"], "ids do not move"
     assert found.skipped == tuple(problem.what for problem in caught.value.problems)
-
-
-def test_skipping_every_row_is_an_error(tmp_path: Path) -> None:
-    path = write(tmp_path, "q.jsonl", '{"question": ""}\n')
-    with pytest.raises(DataError, match="1 of 1 rows are bad"):
-        read(path, OnBadRow.skip)
+    with pytest.raises(DataError, match="1 of 1 rows are bad"):  # nothing would be left
+        read(write(tmp_path, "q.jsonl", '{"question": ""}\n'), OnBadRow.skip)
 
 
 def test_a_row_at_which_a_task_stumbles_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,11 +251,9 @@ def test_a_message_cannot_drive_the_terminal(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("q.txt", "x", "its name ends in '.txt'"),
-        ("q", "x", "its name ends in ''"),
         ("q.json", "", "it is empty"),
         ("q.csv", " \n\n", "it is empty"),
         ("q.json", "[]", "it holds no questions"),
-        ("q.json", '{"questions": []}', "it holds no questions"),
         ("q.csv", "question,A,B,solution\n", "it holds no questions"),
         ("q.json", '"text"', "its top level is text"),
         ("q.json", "{}", "its top level is an empty object"),
@@ -282,16 +267,15 @@ def test_a_message_cannot_drive_the_terminal(tmp_path: Path) -> None:
         ("q.json", '{"questions": [], "questions": []}', "its top level is an object that gives 'questions' more than"),
         ("q.json", '{"questions": [\n{"question": "x', "Unterminated string starting at: line 2 column 14"),
         ("q.json", '{"questions": [\n{"question": "x"},\n', ": line 3 column 1; the file breaks off there"),
+        ("q.json", json.dumps({"questions": [GOOD]}, indent=1)[:-9], "the file breaks off there"),
         ("q.json", json.dumps(GOOD) + "\n" + json.dumps(GOOD), "it holds JSON Lines, one object a line"),
         ("q.json", b"[\n\n\xff]", "it is not UTF-8 text: byte offset 3 (line 3) is 0xff"),
         ("q.csv", "question,A,B,solution\nx?,1,2,A\n".encode("utf-16"), "it is not UTF-8 text: byte offset 0"),
-        ("q.json", "[" * 100_000 + "]" * 100_000, "nests lists or objects too deeply"),
         ("q.jsonl", '{"a":' * 100_000, "nests lists or objects too deeply"),
         ("q.json", '{"questions": [' + "[" * 100_000 + "]" * 100_000 + "]}", "nests lists or objects too deeply"),
         ("q.jsonl", "x" * 1_000_001, "line 1 has 1.0 MB"),
         ("q.csv", "question,A,B,solution\n" + "x" * 1_200_000 + ",1,2,A", "line 2 has 1.2 MB"),
         ("q.csv", 'question,A,B,solution\n"x?,1,2,A\ny?,1,2,A\n', "the row that begins on line 2 is malformed"),
-        ("q.csv", 'question,A,B,solution\nx?,1,2,A\n"y"z?,1,2,A\n', "the row that begins on line 3 is malformed"),
         ("q.csv", 'question,A,B,solution\n"' + "x\n" * 600_000, "the row that begins on line 2 is malformed"),
     ],
     ids=lambda value: str(value)[:40],
@@ -300,7 +284,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, content: str | by
     assert reason in refusal(write(tmp_path, name, content))
 
 
-@pytest.mark.parametrize("depth", [10, 100, 300, 500, 700, 900, 980, 990, 1000, 1100, 2000])
+@pytest.mark.parametrize("depth", [10, 500, 900, 980, 990, 1000, 1100, 2000])
 def test_no_depth_of_nesting_escapes_as_a_traceback(tmp_path: Path, depth: int) -> None:
     row = f'{{"question": {"[" * depth}{"]" * depth}, "answers": ["1", "2"], "solution": "A"}}'
     for name, content in [("q.json", f"[{row}]"), ("q.jsonl", row)]:
@@ -403,11 +387,6 @@ def test_a_file_under_a_wrong_name_is_told_its_right_one(
     assert told.format(name.removeprefix("q.")) in shown and f"type:    {typed}" in shown
 
 
-def test_a_torn_json_file_is_not_taken_for_json_lines(tmp_path: Path) -> None:
-    shown = refusal(write(tmp_path, "q.json", json.dumps({"questions": [GOOD]}, indent=1)[:-9]))
-    assert "the file breaks off there" in shown
-
-
 @pytest.mark.parametrize(("splits", "part"), [(False, ""), (True, "['train']")])
 def test_a_folder_of_the_datasets_library_names_the_conversion(splits: bool, part: str, tmp_path: Path) -> None:
     rows = datasets.Dataset.from_list([GOOD])
@@ -418,10 +397,3 @@ def test_a_folder_of_the_datasets_library_names_the_conversion(splits: bool, par
     assert f"load_from_disk('{folder}'){part}.to_json('questions.jsonl')" in shown
     (tmp_path / "plain").mkdir()
     assert "it is a folder" in refusal(tmp_path / "plain")
-
-
-@pytest.mark.parametrize("second", [None, 1, "81"])
-def test_an_option_named_in_both_cases_is_a_bad_row(second: object, tmp_path: Path) -> None:
-    row = GOOD | {"answers": {"a": second, **GOOD["answers"]}}
-    shown = refusal(write(tmp_path, "q.jsonl", json.dumps(row)))
-    assert "row 1 (line 1): answers names option A twice, as 'A' and 'a'" in shown

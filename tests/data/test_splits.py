@@ -296,9 +296,7 @@ def test_a_split_is_found_again_from_its_manifest(split: Split, tmp_path: Path) 
         ({"parts": []}, "parts is []; allowed: an object"),
         ({"parts": {"train": [{"id": "a", "hash": "b"}]}}, "parts.validation is missing"),
         ({"parts": {"train": []}}, "parts.train: List should have at least 1 item"),
-        ({"parts": {"train": [{"id": "a"}]}}, "parts.train.0.hash is missing"),
         ({"sources": [{"name": "q"}]}, "sources.0.source is missing"),
-        ({"sources": ["q"]}, "sources.0 is 'q'; allowed: an object"),
     ],
 )
 def test_a_manifest_of_another_shape_is_refused(
@@ -361,13 +359,6 @@ def test_the_130_questions_that_500_and_2000_share_leave_training() -> None:
     assert split.test == held_out.questions
     tested, seen = [word_set(question.question) for question in split.test], [word_set(text) for text in trained]
     assert max(len(a & b) / len(a | b) for a in tested for b in seen) < 0.8
-    assert_nothing_is_lost(split)
-
-
-@needs_files
-def test_the_80_file_lies_inside_the_500_file() -> None:
-    split = split_questions(config(), real(500), real(80))
-    assert split.dropped["near-duplicate of a test question"] >= 80
     assert_nothing_is_lost(split)
 
 

@@ -155,11 +155,14 @@ def test_fingerprint_changes_with_what_the_model_sees_and_with_nothing_else() ->
     assert make("prompt=letter", tokenizer=tokenizer).fingerprint() != same
 
 
-def test_tokens_come_back_from_the_cache_as_they_were(tmp_path) -> None:
+def test_tokens_come_back_from_the_cache_and_torn_ones_are_made_again(tmp_path) -> None:
     prompt = make("prompt=text")
     fresh = encode_questions([QUESTION], prompt, 512, tmp_path)
-    assert len(list(tmp_path.glob("*.arrow"))) == 1
     assert encode_questions([QUESTION], prompt, 512, tmp_path) == fresh == prompt.encode([QUESTION])
+    (file,) = tmp_path.glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:99])
+    assert encode_questions([QUESTION], prompt, 512, tmp_path) == fresh
+    assert encode_questions([QUESTION], prompt, 512, tmp_path) == fresh
 
 
 def test_a_question_that_is_too_long_is_refused_and_named() -> None:
@@ -170,15 +173,6 @@ def test_a_question_that_is_too_long_is_refused_and_named() -> None:
 def test_tokens_are_made_where_they_cannot_be_kept() -> None:
     prompt = make("prompt=letter")
     assert encode_questions([QUESTION], prompt, 512, Path("/proc/no/cache")) == prompt.encode([QUESTION])
-
-
-def test_kept_tokens_that_are_torn_are_made_again(tmp_path) -> None:
-    prompt = make("prompt=text")
-    fresh = encode_questions([QUESTION], prompt, 512, tmp_path)
-    (file,) = tmp_path.glob("*.arrow")
-    file.write_bytes(file.read_bytes()[:99])
-    assert encode_questions([QUESTION], prompt, 512, tmp_path) == fresh
-    assert encode_questions([QUESTION], prompt, 512, tmp_path) == fresh
 
 
 # ------------------------------------------------------------------------------- chat templates of several families
@@ -291,11 +285,7 @@ def test_a_thought_that_the_template_opens_is_closed() -> None:
     encoded = prompt.encode([QUESTION])[0]
     assert [prompt.tokenizer.decode(ids) for ids in encoded.option_ids] == ["A", "B", "C"]
     assert prompt.tokenizer.decode(prompt.end_ids) == "<|eot_id|>"
-    asked = [
-        {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "two"},
-        {"role": "user", "content": "3"},
-    ]
+    asked = [{"role": role, "content": text} for role, text in CONVERSATIONS[1]]
     assert prompt.tokenizer.decode(prompt.encode_messages(asked)).count("<think>") == 1
 
 
@@ -358,14 +348,8 @@ def sentencepiece_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     sizes = {"vocab_size": 600, "byte_fallback": True, "pad_id": 3, "minloglevel": 2}
     spm.SentencePieceTrainer.train(sentence_iterator=texts, model_writer=model, **sizes)
     (folder / "sp.model").write_bytes(model.getvalue())
-    named = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "name_or_path": "none",
-    }
-    tokenizer = GPTSw3Tokenizer(str(folder / "sp.model"), **named)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = GPTSw3Tokenizer(str(folder / "sp.model"), **special, name_or_path="none")
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|eot_id|>"]})
     tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}<|user|>{{ m['content'] | trim }}<|eot_id|>{% endfor %}"

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from cyberlm.models.prefix_cache import shared_length
@@ -83,13 +84,8 @@ class ScoringBatch(NamedTuple):
 def collate_scoring(questions: Sequence[EncodedQuestion]) -> ScoringBatch:
     """Pads B questions into one batch."""
     most = max(len(item.option_ids) for item in questions)
-    longest = max(len(ids) for item in questions for ids in item.option_ids)
-    option_ids = torch.zeros(len(questions), most, longest, dtype=torch.long)
-    option_mask = torch.zeros_like(option_ids)
-    for b, item in enumerate(questions):
-        for k, ids in enumerate(item.option_ids):
-            option_ids[b, k, : len(ids)] = torch.tensor(ids)
-            option_mask[b, k, : len(ids)] = 1
+    options = [ids for item in questions for ids in (*item.option_ids, *[()] * (most - len(item.option_ids)))]
+    option_ids, option_mask = (part.reshape(len(questions), most, -1) for part in pad_right(options))  # (B, K, O)
     prompts = [item.prompt_ids for item in questions]
     shared = shared_length(prompts)
     prefix_ids = torch.tensor(prompts[0][:shared], dtype=torch.long)
@@ -101,13 +97,9 @@ def collate_scoring(questions: Sequence[EncodedQuestion]) -> ScoringBatch:
 
 def pad_right(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Ids (B, T) padded with 0 on the right, and their mask (B, T): masks, not the pad id, say what is padding."""
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for b, row in enumerate(rows):
-        ids[b, : len(row)] = torch.tensor(row)
-        mask[b, : len(row)] = 1
-    return ids, mask
+    ids = pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
 
 
 def plan_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

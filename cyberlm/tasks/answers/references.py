@@ -65,11 +65,10 @@ def with_references(completion: str, options: Sequence[str], *, asked_for_text: 
     text = without_markup(_with_texts(readable(completion), texts))
     text = _MENTION.sub(lambda match: _letter(match, len(options)), text)
     lone = {ord(option) - ord("a"): k for k, option in enumerate(texts) if _is_lone_letter(option, len(texts))}
-    if lone:
-        text = _LETTER_TWICE.sub(
-            lambda m: reference(OWN, option_of(m[1])) if lone.get(option_of(m[2])) == option_of(m[1]) else m[0], text
-        )
-    if lone and asked_for_text:
+    text = _LETTER_TWICE.sub(
+        lambda m: reference(OWN, option_of(m[1])) if lone.get(option_of(m[2])) == option_of(m[1]) else m[0], text
+    )
+    if asked_for_text:
         text = re.sub(
             any_of(BARE), lambda m: reference(TEXT, lone[k]) if (k := option_of(m[0])) in lone else m[0], text
         )

@@ -1,10 +1,7 @@
 """Exports: what is written loads without cyberlm and answers as the run's own model does, or is not written at all."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from support import config_of, train_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config
+from typed import type_line
 
 from cyberlm.config.commands import ExportConfig, ExportForm, GgufType
 from cyberlm.config.saved import config_of as config_of_run
@@ -347,34 +345,20 @@ def test_what_is_not_finished_or_not_the_same_is_refused(lora_run: Path, tmp_pat
         exported(lora_run, tmp_path / "there")
 
 
-def command(folder: Path, *line: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run(
-        [sys.executable, *line], cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 def test_the_command_says_what_is_wrong_on_one_screen_and_writes_nothing(tmp_path: Path):
-    done = command(tmp_path, "-m", "cyberlm", "export", "run=nowhere", "questions=0", "max_flip_share=2", "out=.")
-    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
-    for words in (
-        "4 problems",
-        "run=nowhere: there is no config.yaml",
-        "questions=0",
-        "max_flip_share=2",
-        "out=. is there",
-    ):
-        assert words in done.stderr
-    done = command(tmp_path, "-m", "cyberlm", "export", "-m", "run=a,b")
-    assert done.returncode == 1 and "leave -m out" in done.stderr
+    ended = type_line(tmp_path, "export", "run=nowhere", "questions=0", "max_flip_share=2", "out=.")
+    assert (ended.code, ended.out) == (1, "")
+    wrong = ("run=nowhere: there is no config.yaml", "questions=0", "max_flip_share=2", "out=. is there")
+    assert all(words in ended.err for words in ("4 problems", *wrong))
+    ended = type_line(tmp_path, "export", "-m", "run=a,b")
+    assert ended.code == 1 and "leave -m out" in ended.err
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_the_command_exports(lora_run: Path, tmp_path: Path):
-    done = command(tmp_path, "-m", "cyberlm", "export", f"run={lora_run}", "questions=4", "out=m", "accelerator=cpu")
-    assert done.returncode == 0, done.stderr
-    assert "merged against adapter: 0 of 4 answers differ" in done.stdout and "Files: m" in done.stdout
+    ended = type_line(tmp_path, "export", f"run={lora_run}", "questions=4", "out=m", "accelerator=cpu")
+    assert ended.code == 0, ended.err
+    assert "merged against adapter: 0 of 4 answers differ" in ended.out and "Files: m" in ended.out
     assert [item.name for item in tmp_path.iterdir()] == ["m"]
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import torch
 from support import sample_questions, tuned_run
+from typed import type_line
 
 from cyberlm.config.commands import ChatConfig, Engine, ServeConfig
 from cyberlm.config.rules import check_config, is_loopback
@@ -150,11 +151,10 @@ def test_chat_ends_quietly_with_its_server(signum: int, run: Path) -> None:
 
 
 def test_mistakes_are_one_screen(tmp_path: Path) -> None:
-    def told(*arguments: str) -> str:
-        with command(*arguments, cwd=tmp_path) as process:
-            said, screen = process.communicate("", timeout=60)
-        assert said == "" and "Traceback" not in screen
-        return screen
+    def told(*line: str) -> str:
+        ended = type_line(tmp_path, *line)
+        assert (ended.code, ended.out) == (1, "")
+        return ended.err
 
     assert "run has no value" in told("serve")
     screen = told("serve", "model=tiny_random", "max_new_tokens=3", "engine=torch", "run=x")

@@ -77,7 +77,7 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
     from cyberlm.runs.processes import follow  # imports torch
     from cyberlm.runtime.distributed import joined
 
-    with joined(world):
+    with _one_screen(lambda _: None), joined(world):
         if world.rank:
             follow()
         elif {"-m", "--multirun"} & set(sys.argv[1:]):

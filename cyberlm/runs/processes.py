@@ -128,6 +128,20 @@ def lost_process_explained(folder: Path) -> Iterator[None]:
         raise RunError("Another process of this run has ended.", [problem], hint) from error
 
 
+def check_work(questions: int) -> None:
+    """Makes sure that every process has a question to train on.
+
+    Raises:
+        ConfigError: If there are fewer.
+    """
+    size = distributed.world_size()
+    if questions < size:
+        what = f"{size} processes, {questions} training questions"
+        raise ConfigError(
+            "There are more processes than questions to train on:", [Problem(what, f"at most {questions}")]
+        )
+
+
 def check_nodes(folder: Path) -> None:
     """Makes sure that all processes see the run's folder. Called by all of them, once rank 0 has locked it.
 

@@ -31,7 +31,7 @@ from cyberlm.models.saving import save_tuned, saving, try_saving
 from cyberlm.runs.eval_set import check_metrics
 from cyberlm.runs.memory import check_memory, out_of_memory_explained
 from cyberlm.runs.model_specs import loaded_spec
-from cyberlm.runs.processes import check_nodes, lost_process_explained
+from cyberlm.runs.processes import check_nodes, check_work, lost_process_explained
 from cyberlm.runs.reporting import (
     Clock,
     announce,
@@ -115,6 +115,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         check_reads(read_shape(config.model), prompt, chain(*encoded.values()), config.evaluation)
         lint_labels(split.train, encoded["train"], prompt)
         estimate = check_memory(config, encoded, prompt, device)
+        check_work(len(encoded["train"]))
         distributed.hand_out(take_part, config, folder.absolute())
         check_nodes(folder.absolute())
         loaded = load_for_training(config, device)

@@ -16,12 +16,15 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.world import World
 
 Item = TypeVar("Item")
 
-TIMEOUT = datetime.timedelta(hours=4)
-"""Longest wait for each other: rank 0 may tokenise many questions alone. A process that ends is noticed at once."""
+MEETING = datetime.timedelta(minutes=10)
+"""Longest wait for all processes to join."""
+WORK = datetime.timedelta(hours=4)
+"""Longest wait for each other after that, as rank 0 may tokenise many questions alone; one that ends is noticed."""
 SECONDS_FOR_RANK_0 = 3.0
 """An error that all processes meet is shown by rank 0, which has files to close first."""
 PR_SET_PDEATHSIG = 1
@@ -53,15 +56,24 @@ def join(world: World) -> None:
 
     Under Ray Train the group is there already. A process of torch's elastic agent ends with the agent, which, killed,
     could not end it any more.
+
+    Raises:
+        RunError: If they do not meet.
     """
     os.environ["LOCAL_RANK"] = str(world.local_rank)
     if "TORCHELASTIC_RUN_ID" in os.environ and os.uname().sysname == "Linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(
-            backend, init_method=world.init_method, rank=world.rank, world_size=world.size, timeout=TIMEOUT
-        )
+        place: dict[str, Any] = {"init_method": world.init_method, "rank": world.rank, "world_size": world.size}
+        try:
+            dist.init_process_group(backend, timeout=MEETING, **place)
+        except (dist.DistError, RuntimeError) as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if "env" in place["init_method"] else ""
+            problem = Problem(f"rank {world.rank} at {where or world.init_method}: {str(error).splitlines()[0]}")
+            hint = "MASTER_ADDR and MASTER_PORT name the place: an address and a port of rank 0's node, open to all."
+            raise RunError(f"The {world.size} processes of this run have not met:", [problem], hint) from error
+        dist.distributed_c10d._set_pg_timeout(WORK)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The world that the environment tells of: torchrun's, Slurm's, none; a sweep in it is refused."""
 
+import datetime
 import os
 import sys
 
@@ -9,7 +10,8 @@ from support import compose, config_of
 from cyberlm.__main__ import main
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
-from cyberlm.runtime.errors import ConfigError
+from cyberlm.runtime import distributed
+from cyberlm.runtime.errors import ConfigError, RunError
 from cyberlm.runtime.world import World, find_world
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "head", "MASTER_PORT": "29500"}
@@ -66,3 +68,11 @@ def test_other_commands_are_the_work_of_one_process(monkeypatch: pytest.MonkeyPa
     launched(monkeypatch, TORCHRUN)
     monkeypatch.setattr(sys, "argv", ["cyberlm", "export", "run=nowhere"])
     main()  # rank 0 alone would complain
+
+
+def test_processes_that_do_not_meet_are_told_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")  # set again by what joins
+    monkeypatch.setattr(distributed, "MEETING", datetime.timedelta(seconds=1))
+    with pytest.raises(RunError) as caught:
+        distributed.join(World(1, 2, 1, "tcp://127.0.0.1:9", "a test"))
+    assert "rank 1 at tcp://127.0.0.1:9" in caught.value.screen()

@@ -19,6 +19,9 @@ from cyberlm.runtime.errors import ModelError, Problem, lfs_problems
 
 Loaded = TypeVar("Loaded")
 
+known_digests: dict[str, str] = {}
+"""SHA-256 of weights, by path, size and time of their files: rank 0 makes each once, and hands them to the others."""
+
 
 @dataclass(frozen=True)
 class ModelFiles:
@@ -57,7 +60,7 @@ def locate(config: ModelConfig) -> ModelFiles:
             if (path / "adapter_config.json").is_file():
                 title = f"model.path={hub_id} is an adapter, not a model: score it with python evaluate.py run=RUN"
             check_files(path, ("config.json", "*.safetensors"), title, "")
-            return ModelFiles(str(path), hub_id, digest=sha256_of(sorted(path.glob("*.safetensors"))))
+            return ModelFiles(str(path), hub_id, digest=digest_of(sorted(path.glob("*.safetensors"))))
         if path.exists() or hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~")):
             raise ModelError(f"model.path={hub_id}: there is no such folder, .gguf file or hub id (owner/name).")
     assert hub_id is not None
@@ -66,7 +69,7 @@ def locate(config: ModelConfig) -> ModelFiles:
 
 
 def _of_gguf(gguf: Path, name: str) -> ModelFiles:
-    digest = sha256_of([gguf])
+    digest = digest_of([gguf])
     return ModelFiles(str(convert_gguf(gguf, digest)), name, digest)
 
 
@@ -94,6 +97,15 @@ def check_saved(folder: Path, *patterns: str) -> None:
     """`check_files` of what a run has saved."""
     hint = "Continue an unfinished run: python train.py trainer.resume=RUN"
     check_files(folder, patterns, f"{folder.parent} holds no tuned model.", hint)
+
+
+def digest_of(weights: Sequence[Path]) -> str:
+    """SHA-256 of a model's weights, which may be hundreds of gigabytes: made once, until a file changes."""
+    states = [(str(file.absolute()), file.stat()) for file in weights]
+    key = "\n".join(f"{path} {state.st_size} {state.st_mtime_ns}" for path, state in states)
+    if key not in known_digests:
+        known_digests[key] = sha256_of(weights)
+    return known_digests[key]
 
 
 def sha256_of(files: Sequence[Path]) -> str:

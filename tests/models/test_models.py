@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from cyberlm.config.rules import build_config
 from cyberlm.config.schema import Dtype, EvaluateConfig
 from cyberlm.evaluation.results import read_results
 from cyberlm.evaluation.scoring import answering
-from cyberlm.models import gguf_import
+from cyberlm.models import gguf_import, model_files
 from cyberlm.models.loaded import count_parameters, trainable_names
 from cyberlm.models.loading import load_base, load_tokenizer, pick_device, weights_dtype
 from cyberlm.models.methods.lora import Lora, keep_inputs_narrow, load_adapter
@@ -103,6 +104,18 @@ def test_a_local_folder_loads_and_keeps_its_weights(plain_folder: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.causal.parameters(), strict=True))
     assert load_tokenizer(config.model)("hello")["input_ids"] == tokenizer("hello")["input_ids"]
     assert len(loaded.weights_hash) == 64
+
+
+def test_weights_are_hashed_once_until_they_change(plain_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    folder = Path(shutil.copytree(plain_folder, tmp_path / "m"))
+    config = config_of(*local(folder)).model
+    first = locate(config).digest
+    hashed = []
+    monkeypatch.setattr(model_files, "sha256_of", lambda files: hashed.append(files) or "another")
+    assert load_base(config, config_of().quant, CPU).weights_hash == locate(config).digest == first
+    assert not hashed
+    os.utime(folder / "model.safetensors", (0, 0))
+    assert locate(config).digest == "another"
 
 
 def test_weights_are_float32_where_they_are_trained_and_on_cpu() -> None:

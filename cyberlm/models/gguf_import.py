@@ -50,6 +50,8 @@ def convert_gguf(gguf: Path, digest: str) -> Path:
             model = _load(gguf, shape)
             model.hf_quantizer = None  # type: ignore[assignment]  # else save_pretrained refuses: "quantized with gguf"
             del model.config.quantization_config
+            # of several processes, whichever converts: transformers would save in rank 0 alone
+            model.should_save_on_this_rank = lambda is_main_process: True  # type: ignore[method-assign]
             model.save_pretrained(building)
             tokenizer.save_pretrained(building)
     except (torch.OutOfMemoryError, OSError, UserError):

@@ -4,21 +4,25 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session
 
 from cyberlm.config.schema import ModelConfig, ModelSource
 from cyberlm.models.gguf_import import convert_gguf
 from cyberlm.models.loaded import UNREADABLE, on_one_line, quiet
+from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem, lfs_problems
 
 Loaded = TypeVar("Loaded")
 
+USED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+"""Files of a repository that are read."""
 known_digests: dict[str, str] = {}
 """SHA-256 of weights, by path, size and time of their files: rank 0 makes each once, and hands them to the others."""
 
@@ -66,6 +70,26 @@ def locate(config: ModelConfig) -> ModelFiles:
     assert hub_id is not None
     _check_reachable(config, hub_id)
     return ModelFiles(hub_id, hub_id, revision=config.revision)
+
+
+def fetch(models: Sequence[ModelConfig]) -> None:
+    """Brings base models to each node, once: one process of it downloads and converts them. Called by all processes.
+
+    What rank 0 has hashed is not hashed again.
+
+    Raises:
+        ModelError: If one cannot be had.
+    """
+    if distributed.world_size() == 1:
+        return
+    known_digests.update(distributed.broadcast(known_digests))
+    with distributed.first_on_node():
+        for config in models:
+            if config.source is ModelSource.tiny:
+                continue
+            files = locate(config)
+            if not Path(files.path).is_dir():
+                explained(config, partial(snapshot_download, files.path, revision=files.revision, allow_patterns=USED))
 
 
 def _of_gguf(gguf: Path, name: str) -> ModelFiles:

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 
 from cyberlm.config.saved import config_of, plain_config, save_config
-from cyberlm.config.schema import EvaluateConfig
+from cyberlm.config.schema import EvaluateConfig, ModelConfig
 from cyberlm.data.datamodule import check_reads, encode_questions
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.inference import run_inference
@@ -24,6 +24,7 @@ from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import BaseModel, load_tokenizer, pick_device, read_shape
 from cyberlm.models.methods.lora import load_adapter
 from cyberlm.models.methods.method import method_of
+from cyberlm.models.model_files import fetch
 from cyberlm.models.saving import read_prompt
 from cyberlm.runs.eval_set import build_eval_set
 from cyberlm.runs.model_specs import find_models, loaded_spec, trained_runs
@@ -73,7 +74,9 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     L.seed_everything(config.seed, workers=True, verbose=False)
 
     entrants = [_entrant(spec, eval_set.questions, config) for spec in specs]  # all, before any is loaded
-    distributed.hand_out(take_part, config, eval_set)
+    models_used = [spec.model for spec in specs]
+    distributed.hand_out(take_part, config, eval_set, models_used)
+    fetch(models_used)
     bench = _Bench(pick_device(config.trainer.accelerator))
     loaded = bench.weights_of(specs[0])
     provenance = provenance_of(config, sources, _hash_of(eval_set.questions), entrants[0].prompt, loaded)
@@ -114,8 +117,9 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     return results
 
 
-def take_part(config: EvaluateConfig, eval_set: EvalSet) -> None:
+def take_part(config: EvaluateConfig, eval_set: EvalSet, models: Sequence[ModelConfig]) -> None:
     """The part of a process of a higher rank in an evaluation: its share of the questions, model by model."""
+    fetch(models)
     L.seed_everything(config.seed, workers=True, verbose=False)
     bench = _Bench(pick_device(config.trainer.accelerator))
     while (entrant := distributed.broadcast(None)) is not None:

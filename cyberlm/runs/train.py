@@ -27,6 +27,7 @@ from cyberlm.models.loaded import LoadedModel, count_parameters
 from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
 from cyberlm.models.memory import MemoryEstimate
 from cyberlm.models.methods.method import Method, load_for_training, method_of, saved_folder
+from cyberlm.models.model_files import fetch
 from cyberlm.models.saving import save_tuned, saving, try_saving
 from cyberlm.runs.eval_set import check_metrics
 from cyberlm.runs.memory import check_memory, out_of_memory_explained
@@ -118,6 +119,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         check_work(len(encoded["train"]))
         distributed.hand_out(take_part, config, folder.absolute())
         check_nodes(folder.absolute())
+        fetch([config.model])
         loaded = load_for_training(config, device)
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
     begin(folder, config, provenance)
@@ -152,6 +154,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
 def take_part(config: TrainConfig, folder: Path) -> None:
     """The part of a process of a higher rank in a training run."""
     check_nodes(folder)
+    fetch([config.model])
     L.seed_everything(config.seed, workers=True, verbose=False)
     prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
     loaded = load_for_training(config, pick_device(config.trainer.accelerator))

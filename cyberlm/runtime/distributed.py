@@ -95,6 +95,16 @@ def joined(world: World) -> Iterator[None]:
         release()
 
 
+@contextlib.contextmanager
+def first_on_node() -> Iterator[None]:
+    """Lets one process of each node go first: the others then find what it has downloaded or made."""
+    if local_rank() > 0:
+        all_gather(None)
+    yield
+    if local_rank() == 0:
+        all_gather(None)
+
+
 def hand_out(function: Callable[..., object], *arguments: object) -> None:
     """Lets every other process call a module's function, with arguments that can be pickled. Called by rank 0."""
     global _busy

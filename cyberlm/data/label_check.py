@@ -68,8 +68,7 @@ def lint_labels(
     """Checks every training example, and shows the first one.
 
     Args:
-        questions, encoded: What is trained on, in the same order.
-        collate: What makes batches of it; that of training unless a test brings its own.
+        collate: Makes the batches; that of training unless a test brings its own.
 
     Raises:
         DataError: With each broken rule, how many examples break it, and the first of them.

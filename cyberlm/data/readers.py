@@ -64,7 +64,6 @@ def read_questions(
     """Reads all examples of a .json, .jsonl, .csv or .tsv file.
 
     Args:
-        path: The file.
         name: Name of the set; an example's id is this name and the row's number.
         on_bad_row: Whether bad rows are an error or are left out (`QuestionSet.skipped` lists them).
         task: Makes an example of a row.

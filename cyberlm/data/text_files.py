@@ -12,11 +12,7 @@ MAX_LINE_BYTES = 10**6
 
 
 def read_text(path: Path, ending: str, endings: Sequence[str]) -> tuple[bytes, str]:
-    """The bytes of a file, and their text without a byte order mark.
-
-    Args:
-        ending: Says the format.
-        endings: Those that are read, in lower case.
+    """The bytes of a file whose `ending` is one of `endings`, and their text without a byte order mark.
 
     Raises:
         DataError: It is a folder, too large, empty, not UTF-8, of another ending, or of another format than its name.

@@ -21,8 +21,7 @@ def save_merged(
 ) -> None:
     """Writes a transformers folder: safetensors, configuration, tokenizer with its chat template, prompt.json.
 
-    Args:
-        stop_ids: Token ids at which generation stops, written into generation_config.json.
+    Generation stops at `stop_ids`, as generation_config.json says then.
     """
     keep_saveable(merged)
     generation = merged.causal.generation_config

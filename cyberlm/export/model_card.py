@@ -14,11 +14,7 @@ LIBRARIES = {"adapter_config.json": "peft", "config.json": "transformers", "*.gg
 
 
 def write_card(folder: Path, config: TrainConfig, base: str, results: Results, more: Sequence[str] = ()) -> None:
-    """Writes README.md into an adapter's (or fully tuned model's) folder.
-
-    Args:
-        more: Lines about an export, before the provenance.
-    """
+    """Writes README.md into an adapter's (or fully tuned model's) folder, `more` lines about an export included."""
     method = {**(asdict(config.method.lora) if config.method.lora else {}), **config.method.settings}
     settings = [
         f"- method: {results.method}, base weights {results.quant}",

@@ -23,11 +23,7 @@ _SEVERAL_LETTERS = re.compile(r"[A-H](\s*(,|;|/|&|\+|and|or)?\s*[A-H])+", re.IGN
 
 
 class MultipleChoice:
-    """The answer is an option's letter or its text, as `prompt.protocol` says.
-
-    Args:
-        prompt: Templates of the question and of an option's line.
-    """
+    """The answer is an option's letter or its text, as `prompt.protocol` says."""
 
     def __init__(self, prompt: PromptConfig) -> None:
         self.config = prompt

@@ -25,10 +25,6 @@ from cyberlm.tasks.answers.references import with_references
 def parse_letter(completion: str, options: Sequence[str]) -> int | None:
     """Reads an answer to a question that asks for a letter.
 
-    Args:
-        completion: What the model wrote after the prompt.
-        options: Texts of the question's options, in the order shown.
-
     Returns:
         Index of the option that is named by its letter, or by its whole text; None where none is, or more than one.
     """
@@ -40,10 +36,6 @@ def parse_text(completion: str, options: Sequence[str]) -> int | None:
     """Reads an answer to a question that asks for an option's text.
 
     Equality is of normalised text: case, white space, quotes around it and punctuation at its end do not count.
-
-    Args:
-        completion: What the model wrote after the prompt.
-        options: Texts of the question's options, in the order shown.
 
     Returns:
         Index of the option that is named by its whole text, be it with its letter. None for a letter alone, for part of

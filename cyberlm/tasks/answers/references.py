@@ -57,8 +57,6 @@ def with_references(completion: str, options: Sequence[str], *, asked_for_text: 
     """The completion with a private character in place of each reference to an option.
 
     Args:
-        completion: What the model wrote.
-        options: Texts of the options.
         asked_for_text: Whether a letter that is also an option's text ("C", the language) is that text.
     """
     texts = [folded(option) for option in options]

@@ -183,6 +183,8 @@ def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(t
 
 
 def test_names_are_short_and_unique() -> None:
+    alone = compose("logger=none", f"run={LOW}", command="evaluate")
+    assert names(build_config(alone, EvaluateConfig)) == ["base", "tuned"]
     assert names(scoring(LOW)) == ["base", "low"]
     assert names(scoring(LOW, more=("evaluation.base=false",))) == ["low"]
     assert names(scoring("outputs/whole/model", f"{LOW}/adapter", "merged")) == ["whole_model", "low_adapter", "merged"]
@@ -194,11 +196,6 @@ def test_names_are_short_and_unique() -> None:
     assert find_models(scoring("tiny_random"))[0].kind == "weights"
     shutil.rmtree("tiny_random")
     assert names(scoring("tiny_random", "smollm2_135m")) == ["tiny_random", "smollm2_135m"]
-
-
-def test_a_run_is_a_base_and_a_tuned_model() -> None:
-    composed = compose("logger=none", f"run={LOW}", command="evaluate")
-    assert names(build_config(composed, EvaluateConfig)) == ["base", "tuned"]
 
 
 @pytest.mark.parametrize(
@@ -227,11 +224,6 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as raised:
         find_models(scoring("nowhere", LOW, f"{LOW}/adapter", "outputs/unfinished"))
     assert len(raised.value.problems) == 3
-
-
-def test_run_and_runs_exclude_each_other() -> None:
-    with pytest.raises(ConfigError, match=r"run=\.\.\. and runs=\[\.\.\.\]"):
-        scoring("merged", more=(f"run={LOW}",))
 
 
 def test_an_evaluation_is_no_run(tmp_path: Path) -> None:

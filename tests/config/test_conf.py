@@ -102,10 +102,3 @@ def test_sweep_names_keys_that_exist(sweep: str) -> None:
     assert params
     for key in params:
         assert OmegaConf.select(config, key, throw_on_missing=True) is not None
-
-
-@pytest.mark.parametrize("file", FILES)
-def test_file_is_yaml_in_an_allowed_place(file: str) -> None:
-    assert file.endswith(".yaml")
-    assert file.count("/") <= 1, "a group has no folders in it"
-    yaml.safe_load((CONF / file).read_text())

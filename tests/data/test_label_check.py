@@ -294,35 +294,24 @@ def split_with_long_questions() -> Split:
     )
 
 
-def test_long_training_questions_are_left_out_and_listed() -> None:
-    config = config_of("data.max_length=400", "data.on_long_prompt=skip")
-    split, encoded = encode_split(split_with_long_questions(), prompt_of(tiny_tokenizer()), config.data)
-    assert [question.id for question in split.train] == ["t:1", "t:3"]
-    assert len(encoded["train"]) == 2
-    (left_out,) = split.too_long
-    assert left_out.startswith("t:2: ") and left_out.endswith(" tokens")
-
-
-@pytest.mark.parametrize("part", ["validation", "test"])
-def test_a_question_that_figures_are_made_of_is_never_left_out(part: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "part", "hint"),
+    [
+        ("error", "train", "data.on_long_prompt=skip"),
+        ("skip", "all of train", "data.on_long_prompt=skip"),  # nothing would be left to train on
+        ("skip", "validation", "Questions of the validation set are never left out"),
+        ("skip", "test", "Questions of the test set are never left out"),
+    ],
+)
+def test_long_questions_are_refused(policy: str, part: str, hint: str) -> None:
     split = split_with_long_questions()
-    split = replace(split, train=split.train[:1], **{part: split.train[1:2]})
-    config = config_of("data.max_length=400", "data.on_long_prompt=skip")
-    with pytest.raises(DataError) as caught:
-        encode_split(split, prompt_of(tiny_tokenizer()), config.data)
-    assert caught.value.problems[0].what.startswith("t:2: ")
-    assert f"Questions of the {part} set are never left out" in caught.value.hint
-
-
-@pytest.mark.parametrize("policy", ["error", "skip"])
-def test_long_training_questions_are_refused_unless_asked_for(policy: str) -> None:
-    split = split_with_long_questions()
-    if policy == "skip":  # nothing would be left to train on
-        split = replace(split, train=split.train[1:2])
+    if part != "train":
+        split = replace(split, train=split.train[:1])
+        split = replace(split, **{part.removeprefix("all of "): split_with_long_questions().train[1:2]})
     config = config_of("data.max_length=400", f"data.on_long_prompt={policy}")
     with pytest.raises(DataError, match=r"t:2: \d+ tokens") as caught:
         encode_split(split, prompt_of(tiny_tokenizer()), config.data)
-    assert "data.on_long_prompt=skip" in caught.value.hint
+    assert hint in caught.value.hint
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # between libraries
@@ -341,6 +330,7 @@ def test_a_run_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     train(config, tmp_path / "run")
     manifest = read_manifest(tmp_path / "run" / "split_manifest.json")
-    assert [line.split(": ")[0] for line in manifest["too_long"]] == ["q:21"]
+    (left_out,) = manifest["too_long"]
+    assert left_out.startswith("q:21: ") and left_out.endswith(" tokens")
     assert read_results(tmp_path / "run").questions["train"] == len(manifest["parts"]["train"])
     assert "1 left out: too long (split_manifest.json lists them)" in capsys.readouterr().out

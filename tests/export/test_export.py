@@ -310,21 +310,6 @@ def test_agreement_counts_flips_and_differences(lora_run: Path):
     assert found.sentence().startswith("b against a: 1 of 2 answers differ")
 
 
-def test_a_folder_that_appears_during_an_export_is_refused(
-    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, copy = tmp_path / "out", shutil.copytree
-
-    def copy_beside_another_export(*paths: object, **settings: object) -> object:
-        out.mkdir(exist_ok=True)
-        return copy(*paths, **settings)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(shutil, "copytree", copy_beside_another_export)
-    with pytest.raises(RunError, match="there already"):
-        exported(lora_run, out, "adapter", questions=4)
-    assert list(tmp_path.iterdir()) == [out] and not list(out.iterdir())
-
-
 def test_what_is_not_finished_or_not_the_same_is_refused(lora_run: Path, tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()

@@ -17,6 +17,13 @@ def test_a_folder_whose_place_cannot_be_cleared_is_an_error(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_a_folder_that_appears_while_another_is_made_stays(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there already"), new_folder(tmp_path / "out") as building:
+        (building / "file").touch()
+        (tmp_path / "out").mkdir()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "out"]
+
+
 def test_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "value.json"
     write_json(path, {"b": 1, "a": "é"})

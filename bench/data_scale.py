@@ -1,7 +1,7 @@
 """Seconds and memory of each stage of the data path, per question, at 10,000, 100,000 and 1,000,000 questions.
 
     python bench/data_scale.py --threads 1
-    python bench/data_scale.py --threads 1 --sizes 10000,100000 --stages split,audit
+    python bench/data_scale.py --threads 1 --folder /tmp/scale --sizes 1000000 --stages cluster,split   # in parts
 
 The questions are made up: frames such as "Which of the following best describes ...?" filled with made-up words, of
 which a few are common and ever more are rare, as in real text (a word of rank r has the share (r + 50)^-1.6). Every
@@ -36,6 +36,7 @@ Why is {} considered a weakness of {}?
 In the context of {}, what does {} refer to?
 Which of the following is not a property of {} that {} requires?
 A company wants to move {} to {} without losing {}. Which approach fits {} best?"""
+QUESTIONS = "questions.jsonl"
 SYLLABLES = [a + b for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "ol")]
 
 
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="10000,100000,1000000", help="default %(default)s")
     parser.add_argument("--stages", default=",".join(STAGES), help="default %(default)s")
     parser.add_argument("--limit", type=float, default=2.0, help="default %(default)s")
+    parser.add_argument("--folder", help="keeps questions and results, for a run of other sizes or stages")
     parser.add_argument("--worker", help="(used by the script itself)")
     options = parser.parse_args()
     measure.limit_threads(options.threads)
@@ -52,33 +54,50 @@ def main() -> None:
     if options.small:
         options.sizes, options.limit = "500,1000", 100.0
     sizes, stages = sorted(map(int, options.sizes.split(","))), options.stages.split(",")
-    found: dict[str, dict[int, dict[str, float]]] = {stage: {} for stage in stages}
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            write_questions(size, Path(folder) / "questions.jsonl")
-            for stage in STAGES:  # each reads what those before it have left
-                row = run_stage(stage, folder)
-                if stage in stages:
-                    found[stage][size] = row
-                print(f"{size:>9,} {stage:10} {row['seconds']:8.1f} s {row['peak'] / 2**20:8.0f} MiB", flush=True)
-    report(options, found, sizes)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(options.folder or temporary)
+        for size in sizes:
+            measure_size(folder / f"{size}", size, stages)
+        report(options, folder)
 
 
-def report(options: argparse.Namespace, found: dict[str, dict[int, dict[str, float]]], sizes: list[int]) -> None:
-    """Prints figures per question, writes them, and fails where one grows."""
-    units = {"seconds": ("us", 1e6), "peak": ("bytes", 1), "kept": ("bytes", 1)}
+def measure_size(folder: Path, size: int, stages: list[str]) -> None:
+    """Runs the stages, and those before them whose result is not in the folder yet."""
+    if not (folder / QUESTIONS).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_questions(size, folder / QUESTIONS)
+    wanted = set(stages)
+    for stage in reversed(STAGES):
+        if stage in wanted and not (folder / STAGES[stage][0]).exists():
+            wanted.add(STAGES[stage][0])
+    for stage in STAGES:
+        if stage in wanted:
+            with measure.Worker(stage, [sys.executable, Path(__file__).resolve(), "--worker", stage]) as worker:
+                row = worker.ask("run", stage=stage, folder=str(folder))
+                worker.answer()
+            (folder / f"{stage}.json").write_text(json.dumps(row))
+            print(f"{size:>9,} {stage:12} {row['seconds']:8.1f} s {row['peak'] / 2**20:8.0f} MiB", flush=True)
+
+
+def report(options: argparse.Namespace, folder: Path) -> None:
+    """Prints all figures of a folder per question, writes them, and fails where one grows."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for file in sorted(folder.glob("*/*.json"), key=lambda file: int(file.parent.name)):
+        if file.stem in STAGES:
+            found.setdefault(file.stem, {})[int(file.parent.name)] = json.loads(file.read_text())
+    sizes = sorted({size for by_size in found.values() for size in by_size})
     growth = {}
-    for figure, (unit, factor) in units.items():
+    for figure, (unit, factor) in {"seconds": ("us", 1e6), "peak": ("bytes", 1), "kept": ("bytes", 1)}.items():
         rows: list[list[object]] = [["stage", *(f"{size:,}" for size in sizes), "last / first"]]
-        for stage, by_size in found.items():
-            each = [by_size[size][figure] * factor / size for size in sizes]
-            growth[f"{stage} {figure}"] = each[-1] / max(each[0], 1.0)
-            rows.append([stage, *(f"{value:,.0f}" for value in each), f"{growth[f'{stage} {figure}']:.2f}"])
+        for stage in filter(found.__contains__, STAGES):
+            each = {size: row[figure] * factor / size for size, row in found[stage].items()}
+            growth[f"{stage} {figure}"] = grown = each[max(each)] / max(each[min(each)], 1.0)
+            rows.append([stage, *(f"{each[size]:,.0f}" if size in each else "" for size in sizes), f"{grown:.2f}"])
         print("\n" + measure.table(f"{figure}, {unit} per question", rows))
     measure.write_results("data_scale", options.small, {"limit": options.limit, "growth": growth, "stages": found})
-    grown = [name for name, ratio in growth.items() if ratio > options.limit and not name.endswith("kept")]
-    if grown:
-        raise SystemExit(f"More than {options.limit} times as much per question: {', '.join(grown)}")
+    grown_most = [name for name, ratio in growth.items() if ratio > options.limit and not name.endswith("kept")]
+    if grown_most:
+        raise SystemExit(f"More than {options.limit} times as much per question: {', '.join(grown_most)}")
 
 
 def write_questions(count: int, file: Path) -> None:
@@ -125,11 +144,6 @@ def word(rank: int) -> str:
 # ------------------------------------------------------------------------------------------------------------ stages
 
 
-def run_stage(stage: str, folder: str) -> dict[str, float]:
-    with measure.Worker(stage, [sys.executable, Path(__file__).resolve(), "--worker", stage]) as worker:
-        return worker.ask("run", stage=stage, folder=folder)
-
-
 def work(channel: measure.Channel) -> None:
     """Runs one stage: loads its input, resets the peak counter, and measures what comes on top."""
     from cyberlm_side import config_of
@@ -140,7 +154,7 @@ def work(channel: measure.Channel) -> None:
 
     order = channel.receive()
     folder = Path(order["folder"])
-    config = config_of("data=mcq", f"data.path={folder / 'questions.jsonl'}", "prompt=text")
+    config = config_of("data=mcq", f"data.path={folder / QUESTIONS}", "prompt=text")
     prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
     prepare, run = STAGES[order["stage"]]
     given = pickle.loads((folder / prepare).read_bytes()) if prepare else None
@@ -152,6 +166,7 @@ def work(channel: measure.Channel) -> None:
     channel.reply(seconds=seconds, peak=memory("VmHWM") - before, kept=memory("VmRSS") - before)
     if made is not None:
         (folder / order["stage"]).write_bytes(pickle.dumps(made))
+    channel.reply()
 
 
 def memory(field: str) -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,9 +273,9 @@ def select_questions(sources: Sequence[QuestionSet], hashes: Sequence[str]) -> t
     Raises:
         DataError: Some are in none of the sources.
     """
-    found: dict[str, deque[Example]] = defaultdict(deque)
-    for source in reversed(sources):
-        for question in source.questions:
+    found: dict[str, list[Example]] = defaultdict(list)  # the first to take is the last
+    for source in sources:
+        for question in reversed(source.questions):
             found[question.hash].append(question)
     missing = [hash_ for hash_, count in Counter(hashes).items() if count > len(found[hash_])]
     if missing:
@@ -285,4 +285,4 @@ def select_questions(sources: Sequence[QuestionSet], hashes: Sequence[str]) -> t
             [Problem(f"no question has the hash {hash_}") for hash_ in missing],
             "The files differ from those that the manifest was made from: compare the sha256 of its sources.",
         )
-    return tuple(found[hash_].popleft() for hash_ in hashes)
+    return tuple(found[hash_].pop() for hash_ in hashes)

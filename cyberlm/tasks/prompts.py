@@ -46,7 +46,7 @@ BREAK = "\ufdd0"
 """Noncharacter put inside the text of a control token: its two sides are tokenised apart."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class EncodedQuestion:
     """One question as token ids.
 

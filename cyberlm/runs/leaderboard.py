@@ -4,14 +4,16 @@ import csv
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.schema import Monitor
-from cyberlm.evaluation.records import Results
+from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.report import print_leaderboard
 from cyberlm.evaluation.results import read_results, read_status
 from cyberlm.runtime.errors import RunError
@@ -28,7 +30,11 @@ TEST = "test "
 
 
 class LeaderboardCallback(Callback):
-    """Hydra calls this when the last job of a sweep has ended."""
+    """Hydra calls this when a job of a sweep, and when the last one has ended."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Drops the job's configuration, of which Hydra would keep two copies until the sweep ends."""
+        job_return.cfg = job_return.hydra_cfg = None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the process with exit code 1 where no job has finished."""
@@ -75,17 +81,51 @@ def leaderboard(folder: Path) -> list[dict[str, str]]:
     Raises:
         RunError: If the folder holds no jobs.
     """
-    jobs = sorted(_jobs(folder), key=_natural)
+    jobs = [_read_job(folder, path) for path in sorted(_jobs(folder), key=_natural)]
     if not jobs:
         raise RunError(f"{folder} holds no jobs of a sweep.", hint="Type python -m cyberlm leaderboard outputs/SWEEP")
-    overrides = {job: _overrides(job) for job in jobs}
-    keys = list(dict.fromkeys(key for chosen in overrides.values() for key in chosen))
-    found = {job: _results(job) for job in jobs}
-    by_accuracy = any(results and _by_accuracy(results) for results in found.values())
-    jobs.sort(key=lambda job: (found[job] is None, _standing(found[job], by_accuracy)))
-    metrics = list(dict.fromkeys(name for results in found.values() for name in _metrics(results)))
-    rows = [_row(folder, job, found[job], {key: overrides[job].get(key, "") for key in keys}, metrics) for job in jobs]
-    return [{"rank": str(rank), **row} for rank, row in enumerate(rows, start=1)]
+    keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
+    metrics = list(dict.fromkeys(name for job in jobs for name in job.test))
+    by_accuracy = any(job.by_accuracy for job in jobs)
+    jobs.sort(key=lambda job: (job.state != "finished", _standing(job, by_accuracy)))
+    return [{"rank": str(rank), **_row(job, keys, metrics)} for rank, job in enumerate(jobs, start=1)]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Figures of a job that its row shows; its results are not kept, for a sweep may have thousands of jobs.
+
+    Attributes:
+        validation, test: Figures by name; none of a job that has not finished.
+        by_accuracy: True if accuracy chose its weights; an evaluation has none.
+    """
+
+    name: str
+    state: str
+    reason: str
+    overrides: dict[str, str]
+    validation: dict[str, float]
+    test: dict[str, float]
+    by_accuracy: bool
+    cost: Cost | None
+
+
+def _read_job(sweep: Path, job: Path) -> _Job:
+    status = read_status(job)
+    state = status.state if status else "not started"
+    results = read_results(job) if state == "finished" else None
+    return _Job(
+        name=str(job.relative_to(sweep)),
+        state="killed" if state == "running" else state,
+        reason=status.reason if status else "",
+        overrides=_overrides(job),
+        validation=_validation(results) if results else {},
+        test=_headline(results) if results else {},
+        by_accuracy=bool(
+            results and results.objective is not None and results.monitor in (None, Monitor.accuracy.name)
+        ),
+        cost=results.cost if results else None,
+    )
 
 
 def _jobs(folder: Path) -> Iterator[Path]:
@@ -103,53 +143,38 @@ def _natural(path: Path) -> list[tuple[str, int]]:
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", str(path))]
 
 
-def _results(job: Path) -> Results | None:
-    """Results of a job that has finished."""
-    status = read_status(job)
-    return read_results(job) if status is not None and status.state == "finished" else None
-
-
-def _by_accuracy(results: Results) -> bool:
-    """True if accuracy chose a job's weights; an evaluation has none."""
-    return results.objective is not None and results.monitor in (None, Monitor.accuracy.name)
-
-
-def _validation(results: Results | None) -> dict[str, float]:
+def _validation(results: Results) -> dict[str, float]:
     """Validation figures of a job; of an older one, accuracy alone."""
-    if results is None:
-        return {}
     figures = results.validation or {Monitor.accuracy.name: results.objective}
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def _standing(results: Results | None, by_accuracy: bool) -> tuple[float, float]:
+def _headline(results: Results) -> dict[str, float]:
+    """Headline metrics of the tuned model, or of the base where evaluate.py has scored a model as it is."""
+    shown = results.metrics.get("tuned") or results.metrics.get("base") or {}
+    return {m.name: m.value for m in shown.values() if m.place == "headline" and m.value is not None}
+
+
+def _standing(job: _Job, by_accuracy: bool) -> tuple[float, float]:
     """Sorts jobs; lower is better."""
-    figures = _validation(results)
-    nll, accuracy = figures.get(Monitor.option_nll.name, math.inf), figures.get(Monitor.accuracy.name, -math.inf)
+    nll = job.validation.get(Monitor.option_nll.name, math.inf)
+    accuracy = job.validation.get(Monitor.accuracy.name, -math.inf)
     return (-accuracy, nll) if by_accuracy else (nll, -accuracy)
 
 
-def _row(sweep: Path, job: Path, results: Results | None, chosen: dict[str, str], metrics: list[str]) -> dict[str, str]:
-    status = read_status(job)
-    state = status.state if status else "not started"
-    validation, test, cost = _validation(results), _metrics(results), results.cost if results else None
+def _row(job: _Job, keys: list[str], metrics: list[str]) -> dict[str, str]:
     return {
-        "job": str(job.relative_to(sweep)),
-        "state": "killed" if state == "running" else state,
-        **{title: f"{validation[name]:.4f}" if name in validation else "" for title, name in VALIDATION.items()},
-        **chosen,
-        **{f"{TEST}{name}": f"{test[name]:.4f}" if name in test else "" for name in metrics},
-        "trainable": f"{cost.trainable_parameters}" if cost else "",
-        "seconds": f"{sum(cost.seconds.values()):.0f}" if cost else "",
-        "reason": status.reason if status else "",
+        "job": job.name,
+        "state": job.state,
+        **{
+            title: f"{job.validation[name]:.4f}" if name in job.validation else "" for title, name in VALIDATION.items()
+        },
+        **{key: job.overrides.get(key, "") for key in keys},
+        **{f"{TEST}{name}": f"{job.test[name]:.4f}" if name in job.test else "" for name in metrics},
+        "trainable": f"{job.cost.trainable_parameters}" if job.cost else "",
+        "seconds": f"{sum(job.cost.seconds.values()):.0f}" if job.cost else "",
+        "reason": job.reason,
     }
-
-
-def _metrics(results: Results | None) -> dict[str, float]:
-    """Headline metrics of the tuned model, or of the base where evaluate.py has scored a model as it is."""
-    by_model = results.metrics if results else {}
-    shown = by_model.get("tuned") or by_model.get("base") or {}
-    return {m.name: m.value for m in shown.values() if m.place == "headline" and m.value is not None}
 
 
 def _overrides(job: Path) -> dict[str, str]:

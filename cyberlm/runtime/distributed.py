@@ -27,6 +27,8 @@ WORK = datetime.timedelta(hours=4)
 """Longest wait for each other after that, as rank 0 may tokenise many questions alone; one that ends is noticed."""
 SECONDS_FOR_RANK_0 = 3.0
 """An error that all processes meet is shown by rank 0, which has files to close first."""
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+"""Variable of torch's elastic agent: how often it has started its processes again."""
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process is sent when its parent ends."""
 
@@ -55,7 +57,8 @@ def join(world: World) -> None:
     """Joins the group of all processes: gloo on a CPU, NCCL for what lies on a GPU.
 
     Under Ray Train the group is there already. A process of torch's elastic agent ends with the agent, which, killed,
-    could not end it any more.
+    could not end it any more. On one machine the agent keeps its store when it starts its processes again, with the
+    addresses of those that have ended; on several, each agent counts its own restarts, of which all have to know.
 
     Raises:
         RunError: If they do not meet.
@@ -65,15 +68,19 @@ def join(world: World) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        place: dict[str, Any] = {"init_method": world.init_method, "rank": world.rank, "world_size": world.size}
         try:
-            dist.init_process_group(backend, timeout=MEETING, **place)
+            store, number, size = next(dist.rendezvous(world.init_method, world.rank, world.size, timeout=MEETING))
+            if os.environ.get("GROUP_WORLD_SIZE") == "1":
+                store = dist.PrefixStore(os.environ[RESTARTS], store)
+            dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=MEETING)
         except (dist.DistError, RuntimeError) as error:
-            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if "env" in place["init_method"] else ""
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if "env" in world.init_method else ""
             problem = Problem(f"rank {world.rank} at {where or world.init_method}: {str(error).splitlines()[0]}")
             hint = "MASTER_ADDR and MASTER_PORT name the place: an address and a port of rank 0's node, open to all."
             raise RunError(f"The {world.size} processes of this run have not met:", [problem], hint) from error
         dist.distributed_c10d._set_pg_timeout(WORK)
+    if RESTARTS in os.environ:
+        os.environ[RESTARTS] = max(all_gather(os.environ[RESTARTS]), key=int)
 
 
 @contextlib.contextmanager

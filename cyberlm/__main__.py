@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cyberlm.config.bounds import AUTO
 from cyberlm.config.commands import SCHEMAS
 from cyberlm.config.saved import config_of
 from cyberlm.config.schema import TrainConfig
@@ -45,7 +46,8 @@ def run_command(command: str) -> None:
         def run(config: Any, folder: Path) -> float | None:
             planned = isinstance(config, TrainConfig) and config.plan.enabled
             if in_folder and not planned and find_world() is None:
-                trainer = config.trainer if config.trainer.resume is None else config_of(folder).trainer
+                began = config.trainer.resume in (None, AUTO)
+                trainer = config.trainer if began else config_of(folder).trainer
                 if trainer.devices > 1:
                     _story("processes.start_processes")(command, trainer, folder)
                     return None

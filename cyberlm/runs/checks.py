@@ -40,6 +40,7 @@ class CheckFirst(Callback):
         """Ends the process with one screen where no job of the sweep could be run."""
         with _one_screen():
             _check_hydra(config)
+            check_folder_is_named(config, "sweep")
             subdir = config.hydra.sweep._get_node("subdir")._value()
             if "${" not in str(subdir):
                 fix = "'hydra.sweep.subdir=${hydra.job.num}'"
@@ -56,6 +57,7 @@ class CheckFirst(Callback):
         """Ends the process with one screen: Hydra would turn any other exception into a warning."""
         with _one_screen(), contextlib.suppress(OmegaConfBaseException):  # shown as any that Hydra's composition raises
             _check_hydra(config)
+            check_folder_is_named(config, "run")
             claim_folder(config, "hydra.run.dir", functools.partial(self._check, config))
 
     def _check(self, config: DictConfig, folder: Path) -> None:
@@ -67,7 +69,6 @@ class CheckFirst(Callback):
         with read_write(own), open_dict(own):
             del own["hydra"]
         built = checked_config(own, self.schema, seen_from_here(str(folder)))
-        check_folder_is_named(built, config)
         planned = isinstance(built, TrainConfig) and built.plan.enabled
         if goes_on(built, folder):
             check_settings(built, folder)

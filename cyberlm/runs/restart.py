@@ -48,13 +48,16 @@ def check_settings(config: RootConfig, folder: Path) -> None:
         )
 
 
-def check_folder_is_named(config: RootConfig, composed: DictConfig) -> None:
-    """Refuses `trainer.resume=auto` in a folder whose name is made up of the time, which holds no run before this one.
+def check_folder_is_named(composed: DictConfig, kind: str) -> None:
+    """Refuses `trainer.resume=auto` in a folder whose name is made up of the time: nothing was there before.
+
+    Args:
+        kind: `run` or `sweep`.
 
     Raises:
         ConfigError: If it is.
     """
-    if config.trainer.resume == AUTO and "${run_folder:" in str(composed.hydra.run._get_node("dir")._value()):
-        what, allowed = "hydra.run.dir is made up of the time", "a folder that is the same each time"
-        problem = Problem(what, allowed, "hydra.run.dir=outputs/NAME")
+    if composed.trainer.resume == AUTO and f"${{{kind}_folder:" in str(composed.hydra[kind]._get_node("dir")._value()):
+        what, allowed = f"hydra.{kind}.dir is made up of the time", "a folder that is the same each time"
+        problem = Problem(what, allowed, f"hydra.{kind}.dir=outputs/NAME")
         raise ConfigError("trainer.resume=auto goes on in a folder that is named:", [problem])

@@ -59,8 +59,10 @@ def test_other_settings_are_refused_each_with_its_values(begun: Path) -> None:
 
 
 def test_auto_needs_a_folder_that_is_named(tmp_path: Path) -> None:
-    ended = type_line(tmp_path, "train", *TINY, "trainer.resume=auto", run=lambda *_: None)
-    assert ended.err.startswith("trainer.resume=auto goes on in a folder that is named:\n  - hydra.run.dir is made up")
+    for kind, line in (("run", []), ("sweep", ["-m", "seed=1,2"])):
+        ended = type_line(tmp_path, "train", *TINY, "trainer.resume=auto", *line, run=lambda *_: None)
+        shown = f"trainer.resume=auto goes on in a folder that is named:\n  - hydra.{kind}.dir is made up of the time"
+        assert ended.err.startswith(shown)
     assert not list(tmp_path.iterdir())
 
 

@@ -2,11 +2,15 @@
 cannot harm the others.
 """
 
+import contextlib
+import fcntl
+import itertools
 import logging
 import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from cyberlm.runtime import signals
 from cyberlm.runtime.errors import ConfigError, Problem
 from cyberlm.runtime.screens import show
 from cyberlm.runtime.signals import quoted
+from cyberlm.runtime.world import find_world
 
 WORST_OBJECTIVE = -1000.0
 """Objective of a failed job: finite, because Optuna ends a study on NaN."""
@@ -32,7 +37,10 @@ log = logging.getLogger(__name__)
 
 
 def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> float:
-    """Runs one job of a sweep in its own process.
+    """Runs one job of a sweep in its own process; a job that is there already, and has not finished, goes on.
+
+    Where its launcher starts a job as several processes (`hydra.launcher.nodes`, `tasks_per_node`), the children of
+    these are one world, whose first process speaks for the job.
 
     Returns:
         What a sweep maximises: validation accuracy, or minus the option NLL (`trainer.monitor`); `WORST_OBJECTIVE`
@@ -40,39 +48,102 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
 
     Raises:
         ConfigError: If the sweep would minimise it.
+        RunError: If the folder is another job's.
     """
     config: Any = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
-    refuse_results(folder, ("status.json",), "hydra.sweep.subdir")  # of another job, as its name tells too little
     if "minimize" in str(OmegaConf.select(config, "sweeper.direction")):
         raise ConfigError(
             "The sweep would look for the worst job:",
             [Problem("hydra.sweeper.direction=minimize", "maximize: a job reports accuracy, or minus its option NLL")],
         )
+    overrides = _overrides(config, composed)
+    line = [
+        *(sys.executable, "-m", "cyberlm", command, f"--config-name={config.job.config_name}"),
+        *([f"--config-dir={own_folder()}"] if own_folder() else []),
+        *(*overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(str(folder))}"),
+    ]
+    if _rank() > 0:
+        with contextlib.suppress(signals.Stopped):  # the first process has its launcher start the job again
+            signals.run_forwarding(line, _child_environment(config))
+        return WORST_OBJECTIVE
+    monitor = OmegaConf.select(composed, "trainer.monitor")
+    if (before := read_status(folder)) is not None:
+        _check_same_job(folder, overrides)
+        if before.state == "finished":
+            return _maximised(before.objective, monitor)
+        line += ["trainer.resume=auto", "hydra.output_subdir=.hydra_resumed"] if command == "train" else []
     try:
         checked_config(composed, schema, seen_from_here(str(folder)))
     except ConfigError as error:
         show(error)
         write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))
         return WORST_OBJECTIVE
-    overrides = [item for item in typed_overrides(config) if not item.startswith("group=")]
-    group = composed.group or as_name(Path(config.sweep.dir).resolve().name)
-    line = [
-        *(sys.executable, "-m", "cyberlm", command, f"--config-name={config.job.config_name}"),
-        *([f"--config-dir={own_folder()}"] if own_folder() else []),
-        *overrides,
-        *(f"group={quoted(group)}", "hydra.mode=RUN", f"hydra.run.dir={quoted(str(folder))}"),
-    ]
     log.info("job %s: %s", config.job.num, " ".join(overrides))
-    code = signals.run_forwarding(line, _child_environment(config))
+    with _gpus(config, composed.trainer.devices) as gpus:
+        code = signals.run_forwarding(line, _child_environment(config) | gpus)
     status = read_status(folder)
     if code == 0 and status is not None and status.state == "finished":
-        return _maximised(status.objective, OmegaConf.select(composed, "trainer.monitor"))
+        return _maximised(status.objective, monitor)
     if status is None or status.state not in ("failed", "stopped"):
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         write_status(folder, "failed", reason=reason)
     log.error("job %s failed (exit code %s); the sweep goes on", config.job.num, code)
     return WORST_OBJECTIVE
+
+
+def _overrides(config: Any, composed: DictConfig) -> list[str]:
+    """Overrides of the job's process, which Hydra records in its folder."""
+    left_out = ("group=", "trainer.resume=auto")
+    group = composed.group or as_name(Path(config.sweep.dir).resolve().name)
+    return [item for item in typed_overrides(config) if not item.startswith(left_out)] + [f"group={quoted(group)}"]
+
+
+def _rank() -> int:
+    """Rank of this process among those that a launcher of Hydra's has started for the job."""
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local" and int(os.environ["SUBMITIT_LOCAL_NTASKS"]) > 1:
+        from submitit.helpers import TorchDistributedEnvironment  # of the extra `cluster`
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    world = find_world()
+    return world.rank if world is not None else 0
+
+
+def _check_same_job(folder: Path, overrides: list[str]) -> None:
+    """Refuses the folder of another job, as its name tells too little."""
+    record = folder / ".hydra" / "overrides.yaml"
+    if record.is_file() and list(OmegaConf.load(record)) != overrides:
+        refuse_results(folder, ("status.json",), "hydra.sweep.subdir")
+
+
+@contextlib.contextmanager
+def _gpus(config: Any, devices: int) -> Iterator[dict[str, str]]:
+    """Environment of a job that runs beside others of this machine (joblib's): GPUs that none of them has.
+
+    Jobs share GPUs where there are more jobs side by side than GPUs.
+    """
+    seats = OmegaConf.select(config, "launcher.n_jobs") or 1
+    seats = len(os.sched_getaffinity(0)) if seats < 0 else seats
+    gpus = _visible_gpus() if seats > 1 else []
+    if len(gpus) < 2:
+        yield {}
+        return
+    with (Path(config.sweep.dir) / ".seats").open("w") as stream:
+        for seat in itertools.cycle(range(seats)):  # one is free: as many jobs as seats run at a time
+            with contextlib.suppress(OSError):
+                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, seat)
+                break
+        first = seat % max(1, len(gpus) // devices) * devices
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + devices])}
+
+
+def _visible_gpus() -> list[str]:
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [item for item in named.split(",") if item]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
 def as_name(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from typed import type_line
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.runs import jobs
-from cyberlm.runtime.errors import ConfigError
+from cyberlm.runtime.errors import ConfigError, RunError
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +72,7 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         def stand_in(line: list[str], _: object) -> int:
             lines.append(line)
             if status is not None:
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=True, exist_ok=True)
                 (folder / "status.json").write_text(json.dumps(status))
             return code
 
@@ -146,6 +147,58 @@ def test_job_repeats_the_command(job, tmp_path: Path, monkeypatch: pytest.Monkey
         *("seed=3", "prompt.system='a, b'"),
         *("group='sweep'", "hydra.mode=RUN", f"hydra.run.dir='{tmp_path / 'sweep' / '0'}'"),
     ]
+
+
+def make_job(folder: Path, status: dict[str, object], *overrides: str) -> None:
+    """The folder of a job that was started before."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {item}\n" for item in overrides))
+    (folder / "status.json").write_text(json.dumps(status))
+
+
+def test_job_that_is_there_goes_on(job, tmp_path: Path) -> None:
+    """As a launcher requeues it, or a sweep is started again."""
+    make_job(tmp_path / "sweep" / "0", STOPPED, "seed=3", "group='sweep'")
+    found, (line,), written = job(0, FINISHED, "seed=3")
+    assert line[-2:] == ["trainer.resume=auto", "hydra.output_subdir=.hydra_resumed"]
+    assert (found, written["state"]) == (-0.75, "finished")
+    found, lines, _ = job(1, FAILED, "seed=3")
+    assert (found, lines) == (-0.75, [])
+
+
+def test_folder_of_another_job_is_refused(job, tmp_path: Path) -> None:
+    make_job(tmp_path / "sweep" / "0", FINISHED, "seed=4", "group='sweep'")
+    with pytest.raises(RunError, match="holds results already"):
+        job(0, FINISHED, "seed=3")
+
+
+def test_further_process_of_a_job_leaves_its_status_to_the_first(job, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    _, lines, written = job(75, None, "seed=3")
+    assert (len(lines), written) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "expected"),
+    [("4,7", 1, ["4", "4", "7"]), ("0,1,2,3,4,5", 2, ["0,1", "2,3", "4,5"]), ("0", 1, ["None"] * 3)],
+)
+def test_jobs_side_by_side_have_gpus_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str, devices: int, expected: list[str]
+) -> None:
+    """Three jobs at a time; the third shares GPUs where there are fewer."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    code = "import sys; from omegaconf import OmegaConf; from cyberlm.runs.jobs import _gpus\n"
+    code += "config = OmegaConf.create({'launcher': {'n_jobs': 3}, 'sweep': {'dir': sys.argv[1]}})\n"
+    code += "with _gpus(config, int(sys.argv[2])) as found:\n"
+    code += "    print(found.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
+    line = [sys.executable, "-c", code, str(tmp_path), str(devices)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen(line, cwd=ROOT, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    found = [process.stdout.readline().strip() for process in started]
+    for process in started:
+        process.communicate()
+    assert sorted(found) == expected
 
 
 ODD_NAMES = (

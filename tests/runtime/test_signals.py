@@ -93,6 +93,22 @@ def test_the_command_can_be_pasted(folder: str) -> None:
     assert (override.key_or_group, override.value()) == ("trainer.resume", folder)
 
 
+def test_handler_of_a_launcher_is_called_once_its_command_has_ended(tmp_path: Path) -> None:
+    """As submitit's, which requeues a job when it hears SIGUSR2."""
+    saved, heard = tmp_path / "saved", []
+    code = "import os, pathlib, signal, sys, time\n"
+    code += "stop = lambda *_: (time.sleep(0.2), pathlib.Path(sys.argv[1]).touch(), sys.exit(75))\n"
+    code += "signal.signal(signal.SIGUSR2, stop)\n"
+    code += "os.kill(os.getppid(), signal.SIGUSR2); time.sleep(20)"
+    before = signal.signal(signal.SIGUSR2, lambda signum, _: heard.append((signum, saved.is_file())))
+    try:
+        with pytest.raises(signals.Stopped, match="SIGUSR2"):
+            signals.run_forwarding([sys.executable, "-c", code, str(saved)], os.environ)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert heard == [(signal.SIGUSR2, True)]
+
+
 # ------------------------------------------------------------------------------------------------ whole processes
 
 LINE = (

@@ -53,6 +53,8 @@ def refusal(path: Path) -> str:
         ("q.csv", "question,A,B,C,solution\nWhich port does HTTPS use?,80,443,22,B\n"),
         ("q.csv", 'Question,a,b,c,ANSWER\r\n"Which port does HTTPS use?",80,443,22,b\r\n'),
         ("q.csv", "solution,C,A,B,question,topic\nB,22,80,443,Which port does HTTPS use?,\n\n"),
+        ("q.csv", "\ufeffquestion,A,B,C,solution\nWhich port does HTTPS use?,80,443,22,B\n"),
+        ("q.jsonl", "\ufeff" + json.dumps(GOOD)),
         ("q.tsv", "question\tA\tB\tC\tsolution\nWhich port does HTTPS use?\t80\t443\t22\tB\n"),
     ],
 )
@@ -67,11 +69,6 @@ def test_every_shape_reads_the_same(tmp_path: Path, name: str, content: str) -> 
 def test_options_as_a_list_under_each_name(tmp_path: Path, field: str, gold: str) -> None:
     row = {"question": READ.question, field: list(READ.options), gold: "b"}
     assert read(write(tmp_path, "q.jsonl", json.dumps(row))).questions == (READ,)
-
-
-def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
-    for name, content in [("q.csv", "question,A,B,solution\nx,1,2,A\n"), ("q.jsonl", json.dumps(GOOD))]:
-        assert len(read(write(tmp_path, name, b"\xef\xbb\xbf" + content.encode())).questions) == 1
 
 
 @pytest.mark.parametrize(

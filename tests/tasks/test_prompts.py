@@ -49,7 +49,7 @@ def make(*overrides: str, tokenizer: PreTrainedTokenizerBase | None = None) -> P
     return Prompt(config_of(*overrides).prompt, tokenizer or tiny_tokenizer())
 
 
-def templated(template: str) -> PreTrainedTokenizerFast:
+def templated(template: str | None) -> PreTrainedTokenizerFast:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     return tokenizer
@@ -66,10 +66,11 @@ def test_letter_prompt_in_the_chat_template() -> None:
     assert make("prompt=letter").render(QUESTION) == LETTER_CHAT
 
 
-def test_text_prompt_without_a_chat_template() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = None
+def test_without_a_chat_template_a_prompt_is_plain_or_refused() -> None:
+    tokenizer = templated(None)
     assert make("prompt=text", tokenizer=tokenizer).render(QUESTION) == TEXT_PLAIN
+    with pytest.raises(ConfigError, match="no chat template"):
+        make("prompt=letter", "prompt.style=chat", tokenizer=tokenizer)
 
 
 def test_options_can_be_shown_in_a_text_prompt() -> None:
@@ -115,16 +116,6 @@ def test_the_end_of_turn_closes_an_answer() -> None:
     assert plain.end_ids == (tokenizer.eos_token_id,)
 
 
-def test_letters_are_found_where_they_stand() -> None:
-    """'A' after a chat header and ' A' after 'Answer:' are different tokens."""
-    tokenizer = tiny_tokenizer()
-    chat = make("prompt=letter", tokenizer=tokenizer).encode([QUESTION])[0]
-    plain = make("prompt=letter", "prompt.style=plain", tokenizer=tokenizer).encode([QUESTION])[0]
-    assert [tokenizer.decode(ids) for ids in chat.option_ids] == ["A", "B", "C"]
-    assert [tokenizer.decode(ids) for ids in plain.option_ids] == [" A", " B", " C"]
-    assert chat.option_ids != plain.option_ids
-
-
 def test_a_letter_of_two_tokens_is_refused() -> None:
     broken = make("prompt=letter")
     broken.task.candidates = lambda question: ("AA", "BB", "AA")
@@ -136,13 +127,6 @@ def test_a_merged_boundary_is_refused() -> None:
     """The end of the cue and the answer are one token."""
     with pytest.raises(DataError, match="cannot be told from the prompt"):
         make("prompt=letter", "prompt.style=plain", tokenizer=with_word(": B")).encode([QUESTION])
-
-
-def test_chat_style_without_a_template_is_refused() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match="no chat template"):
-        make("prompt=letter", "prompt.style=chat", tokenizer=tokenizer)
 
 
 def test_fingerprint_changes_with_what_the_model_sees_and_with_nothing_else() -> None:
@@ -222,6 +206,8 @@ WITHOUT_CUE = "{{ bos_token }}{% for m in messages %}" + HEADER + "{{ m['content
 
 @pytest.mark.parametrize("template", [ALTERNATING, SILENT], ids=["refuses", "leaves out"])
 def test_system_text_goes_before_the_first_user_message(template: str, said) -> None:
+    make("prompt=letter", "prompt.system=", tokenizer=templated(template))
+    assert said() == "", "there is none"
     prompt = make("prompt=letter", tokenizer=templated(template))
     folded = LETTER_CHAT.replace("<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n", "\n\n")
     assert prompt.render(QUESTION) == folded.replace(">system<", ">user<")
@@ -231,11 +217,6 @@ def test_system_text_goes_before_the_first_user_message(template: str, said) -> 
     turns = [("system", "Be brief."), ("user", "one"), ("assistant", "two"), ("user", "three")]
     ids = prompt.encode_messages([{"role": role, "content": text} for role, text in turns])
     assert "user<|end_header_id|>\n\nBe brief.\n\none<|eot_id|>" in prompt.tokenizer.decode(ids)
-
-
-def test_a_prompt_without_a_system_text_says_nothing_of_it(said) -> None:
-    make("prompt=letter", "prompt.system=", tokenizer=templated(ALTERNATING))
-    assert said() == ""
 
 
 @pytest.mark.parametrize(
@@ -279,6 +260,14 @@ def test_what_is_trained_is_what_the_template_writes(template: str, protocol: st
     ]
 
 
+def test_letters_are_found_where_they_stand() -> None:
+    """'A' after a chat header and ' A' after 'Answer:', or after a space of the template, are different tokens."""
+    chat, plain, spaced = make("prompt=letter"), make("prompt=letter", "prompt.style=plain"), templated(LLAMA_2)
+    for prompt, space in ((chat, ""), (plain, " "), (make("prompt=letter", tokenizer=spaced), " ")):
+        options = prompt.encode([QUESTION])[0].option_ids
+        assert [prompt.tokenizer.decode(ids) for ids in options] == [f"{space}{letter}" for letter in "ABC"]
+
+
 def test_a_thought_that_the_template_opens_is_closed() -> None:
     prompt = make("prompt=letter", tokenizer=templated(REASONING))
     assert prompt.render(QUESTION) == LETTER_CHAT + "<think>\n\n</think>\n\n"
@@ -287,11 +276,6 @@ def test_a_thought_that_the_template_opens_is_closed() -> None:
     assert prompt.tokenizer.decode(prompt.end_ids) == "<|eot_id|>"
     asked = [{"role": role, "content": text} for role, text in CONVERSATIONS[1]]
     assert prompt.tokenizer.decode(prompt.encode_messages(asked)).count("<think>") == 1
-
-
-def test_letters_behind_a_space_are_found_with_it() -> None:
-    encoded = (prompt := make("prompt=letter", tokenizer=templated(LLAMA_2))).encode([QUESTION])[0]
-    assert [prompt.tokenizer.decode(ids) for ids in encoded.option_ids] == [" A", " B", " C"]
 
 
 @pytest.mark.parametrize("code", ["%d %b %Y", "%B %-d, %Y", "%Y-%m-%d %H:%M:%S", "%A, %j"])

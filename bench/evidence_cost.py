@@ -66,8 +66,8 @@ class Evaluation:
 
         from cyberlm.evaluation.predictions import Predictions
         from cyberlm.models.loading import load_base, load_tokenizer
+        from cyberlm.models.methods.method import prepare
         from cyberlm.tasks.prompts import Prompt
-        from cyberlm.training.fit import prepare
 
         self.config = config_of(f"model={options.model}", f"prompt={options.prompt}")
         self.prompt = Prompt(self.config.prompt, load_tokenizer(self.config.model))

@@ -32,10 +32,9 @@ from cyberlm.data.sources import load_sources
 from cyberlm.evaluation.scoring import answering, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
-from cyberlm.models.methods.method import load_for_training
+from cyberlm.models.methods.method import load_for_training, prepare
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.task import Example, make_task
-from cyberlm.training.fit import prepare
 from cyberlm.training.losses import answer_nll_sum, hidden_states
 
 SIZES = (

@@ -419,9 +419,9 @@ def cyberlm_trains(options: Any, order: dict[str, Any], examples: list[Example],
     from cyberlm_side import config_of, fit_with, pass_callback
 
     from cyberlm.models.loaded import open_causal
+    from cyberlm.models.methods.method import prepare
     from cyberlm.models.tiny import tiny_tokenizer
     from cyberlm.tasks.prompts import Prompt
-    from cyberlm.training.fit import prepare
 
     method = order["method"]
     lora = [] if method == "sft" else [f"method.lora.rank={RANK}", f"method.lora.alpha={ALPHA}"]

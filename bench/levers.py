@@ -66,8 +66,8 @@ class Side:
 
         from cyberlm.models import cpu_kernels
         from cyberlm.models.loading import load_base, load_tokenizer
+        from cyberlm.models.methods.method import prepare
         from cyberlm.tasks.prompts import Prompt
-        from cyberlm.training.fit import prepare
 
         self.variant = variant
         config = config_of("method=lora", f"prompt={options.prompt}", f"data.micro_batch_size={options.batch}")

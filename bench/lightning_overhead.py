@@ -55,8 +55,8 @@ def side_by_side(model: str, options: Any) -> tuple[list[measure.Block], list[me
     from cyberlm_side import config_of, cybermetric, fit_in_blocks
 
     from cyberlm.models.loading import load_base, load_tokenizer
+    from cyberlm.models.methods.method import prepare
     from cyberlm.tasks.prompts import Prompt
-    from cyberlm.training.fit import prepare
 
     batch = 8
     steps = (1 + options.pairs) * options.block

@@ -48,8 +48,8 @@ class Training:
         from flops import shape_of
 
         from cyberlm.models.loading import load_base, load_tokenizer
+        from cyberlm.models.methods.method import prepare
         from cyberlm.tasks.prompts import Prompt
-        from cyberlm.training.fit import prepare
 
         self.blocks = 2 + options.pairs  # warm-up, turns, profile
         self.options = options

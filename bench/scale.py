@@ -104,8 +104,8 @@ def train(channel: measure.Channel) -> None:
     from cyberlm.data.sources import load_sources
     from cyberlm.data.splits import split_questions
     from cyberlm.models.loading import load_base, load_tokenizer
+    from cyberlm.models.methods.method import prepare
     from cyberlm.tasks.prompts import Prompt
-    from cyberlm.training.fit import prepare
 
     job = channel.receive()
     overrides = (f"data.path={job['file']}", "data.max_validation=16", f"trainer.max_steps={job['steps']}")

@@ -145,8 +145,8 @@ def train_cyberlm(channel: measure.Channel) -> None:
 
     from cyberlm.models.loading import load_base, load_tokenizer
     from cyberlm.models.methods.lora import load_adapter
+    from cyberlm.models.methods.method import prepare
     from cyberlm.tasks.prompts import Prompt
-    from cyberlm.training.fit import prepare
 
     file = Path(channel.receive()["job"])
     job = json.loads(file.read_text())

@@ -7,7 +7,6 @@ from typing import Any
 
 from cyberlm.config.bounds import AUTO
 from cyberlm.config.commands import SCHEMAS
-from cyberlm.config.saved import config_of
 from cyberlm.config.schema import TrainConfig
 from cyberlm.runs.launch import main as launch
 from cyberlm.runs.launch import prepare_process
@@ -47,9 +46,9 @@ def run_command(command: str) -> None:
             planned = isinstance(config, TrainConfig) and config.plan.enabled
             if in_folder and not planned and find_world() is None:
                 began = config.trainer.resume in (None, AUTO)
-                trainer = config.trainer if began else config_of(folder).trainer
-                if trainer.devices > 1:
-                    _story("processes.start_processes")(command, trainer, folder)
+                started = config if began else _story("resume.resumed_config")(config, folder)
+                if started.trainer.devices > 1:
+                    _story("processes.start_processes")(command, started.trainer, folder)
                     return None
             story = _story("memory.show_plan" if planned else STORIES[command])
             result: float | None = story(config, folder) if in_folder else story(config)

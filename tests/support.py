@@ -22,7 +22,7 @@ from cyberlm.config.schema import PromptConfig, Protocol, TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_tokenizer
-from cyberlm.models.methods.method import load_for_training, method_of, saved_folder
+from cyberlm.models.methods.method import load_for_training, method_of, prepare, saved_folder
 from cyberlm.models.saving import save_tuned
 from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.train import train
@@ -30,7 +30,7 @@ from cyberlm.tasks.multiple_choice import MultipleChoice
 from cyberlm.tasks.prompts import Prompt
 from cyberlm.tasks.task import Example
 from cyberlm.training.callbacks.meters import CostMeter
-from cyberlm.training.fit import fit, prepare
+from cyberlm.training.fit import fit
 
 MULTIPLE_CHOICE = MultipleChoice(PromptConfig(name="letter", protocol=Protocol.letter, question="{question} {options}"))
 TINY = ("model=tiny_random", "logger=none", "callbacks=none", "prompt=letter", "trainer.accelerator=cpu")

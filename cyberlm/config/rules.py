@@ -60,6 +60,9 @@ def build_config(composed: DictConfig, schema: type[Config]) -> Config:
     world = find_world()
     if world is not None and isinstance(built, RootConfig) and built.trainer.devices == 1:
         built.trainer.devices = world.size
+    if isinstance(built, TrainConfig):
+        unknown += _step_problems(built)
+        built.trainer.accumulate_grad_batches = accumulated(built)
     _refuse([*unknown, *_problems(built)])
     return built
 
@@ -333,6 +336,27 @@ def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
         yield Problem(what, f"{world.size}, or nothing: the launcher decides", f"trainer.devices={world.size}")
 
 
+def accumulated(config: RootConfig) -> int:
+    """Micro-batches of each process in an optimizer step, as `data.batch_size` wants them."""
+    data, trainer = config.data, config.trainer
+    if data.batch_size is None or min(data.batch_size, data.micro_batch_size, trainer.devices) < 1:
+        return trainer.accumulate_grad_batches
+    return -(-data.batch_size // (data.micro_batch_size * trainer.devices))
+
+
+def _step_problems(config: TrainConfig) -> Iterator[Problem]:
+    data, given = config.data, config.trainer.accumulate_grad_batches
+    if data.batch_size is None:
+        return
+    if data.micro_batch_size >= 1 and data.batch_size % data.micro_batch_size:
+        what = f"data.batch_size={data.batch_size} with data.micro_batch_size={data.micro_batch_size}"
+        yield Problem(what, f"a multiple of {data.micro_batch_size}: a step is whole micro-batches")
+    if given not in (1, accumulated(config)):
+        what = f"data.batch_size={data.batch_size} with trainer.accumulate_grad_batches={given}"
+        allowed = f"one of them: the first sets the second to {accumulated(config)}"
+        yield Problem(what, allowed, "trainer.accumulate_grad_batches=1")
+
+
 def device_problems(config: TrainConfig) -> Iterator[Problem]:
     """Demands that the devices of a run cannot meet."""
     yield from _cpu_problems(config)
@@ -351,15 +375,11 @@ def _cpu_problems(config: TrainConfig) -> Iterator[Problem]:
 
 def _strategy_problems(config: TrainConfig) -> Iterator[Problem]:
     trainer, lora, fix = config.trainer, config.method.lora, "trainer.strategy=ddp"
-    if trainer.strategy is not Strategy.auto and trainer.devices == 1:
+    if trainer.strategy is Strategy.ddp and trainer.devices == 1:
         allowed = "trainer.devices=2 or more, or trainer.strategy=auto"
-        yield Problem(f"trainer.strategy={trainer.strategy.name} with one device", allowed, "trainer.strategy=auto")
+        yield Problem("trainer.strategy=ddp with one device", allowed, "trainer.strategy=auto")
     if trainer.strategy is not Strategy.fsdp2:
         return
-    if config.quant.name is QuantName.nf4:
-        yield Problem("trainer.strategy=fsdp2 with a 4-bit base, whose weights cannot be cut up", fix, fix)
-    if trainer.gradient_checkpointing:
-        yield Problem("trainer.strategy=fsdp2 with trainer.gradient_checkpointing=true", fix, fix)
     if trainer.precision == "16-mixed":
         yield Problem("trainer.strategy=fsdp2 with trainer.precision=16-mixed", "auto, 32-true, bf16-mixed")
     if config.optim.name is not OptimizerName.adamw:

@@ -199,6 +199,9 @@ class DataConfig:
     """Test on at most this many questions (a seeded choice, the same in train.py and evaluate.py)."""
     micro_batch_size: int = at_least(1, 8)
     """Questions in one forward and backward pass."""
+    batch_size: int | None = at_least(1, None)
+    """Questions in an optimizer step, those of all processes: trainer.accumulate_grad_batches follows from it, for any
+    number of processes. Null: micro_batch_size times accumulate_grad_batches times processes."""
     max_batch_tokens: int = at_least(1, 4096)
     """Most tokens (padding included) in one forward pass of an evaluation."""
     max_length: int = at_least(16, 1024)
@@ -258,7 +261,7 @@ class TrainerConfig:
     max_steps: int | None = at_least(1, None)
     """Stop after this many optimizer steps; null for no limit."""
     accumulate_grad_batches: int = at_least(1, 1)
-    """Micro-batches of each process in one optimizer step."""
+    """Micro-batches of each process in one optimizer step; set by data.batch_size where that is given."""
     val_check_interval: int | None = at_least(1, None)
     """Validate every this many micro-batches of each process; null for once at the end of each epoch."""
     monitor: Monitor = Monitor.option_nll
@@ -271,8 +274,8 @@ class TrainerConfig:
     """Processes that train and score together: one a GPU, or so many on the CPU; under torchrun, srun or another
     launcher, as many as that has started. An optimizer step takes accumulate_grad_batches micro-batches of each."""
     strategy: Strategy = Strategy.auto
-    """How several processes train: ddp (each holds the whole model; auto), or fsdp2 (weights, gradients and optimizer
-    states are spread over them while they train; sft and lora)."""
+    """How several processes work: ddp (each holds the whole model; auto), or fsdp2 (each holds its share of weights,
+    gradients and optimizer states, from loading to saving)."""
     precision: str = one_of("auto", "32-true", "bf16-mixed", "16-mixed")
     """auto: 32-true on CPU, bf16-mixed on a GPU."""
     gradient_checkpointing: bool = False

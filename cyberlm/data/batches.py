@@ -169,14 +169,19 @@ def part_of(planned: Sequence[PlannedBatch], accumulate: int, rank: int, size: i
     return part
 
 
+def count_batches(questions: int, batch_size: int, accumulate: int, size: int) -> int:
+    """Micro-batches of each of `size` processes in an epoch, fillers too; arguments as `plan_epoch` has them."""
+    steps, rest = divmod(-(-questions // batch_size), accumulate)
+    return steps * -(-accumulate // size) + -(-rest // size)
+
+
 class EpochBatches:
     """Batch sampler that can start in the middle of an epoch, as a resumed run does.
 
     Lightning calls `.sampler.set_epoch`; `start` is spent on the first pass.
 
     Args:
-        lengths, label_tokens, batch_size, seed: As `plan_epoch` has them.
-        accumulate: Micro-batches of each process in an optimizer step.
+        lengths, label_tokens, batch_size, accumulate, seed: As `plan_epoch` has them.
         rank, size: Which of how many processes this is.
     """
 
@@ -191,7 +196,7 @@ class EpochBatches:
         size: int = 1,
     ) -> None:
         self.lengths, self.label_tokens = list(lengths), list(label_tokens)
-        self.batch_size, self.accumulate, self.seed = batch_size, accumulate * size, seed
+        self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
         self.rank, self.size = rank, size
         self.epoch, self.start = 0, 0
         self.sampler = self
@@ -200,7 +205,7 @@ class EpochBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // (self.batch_size * self.size))
+        return count_batches(len(self.lengths), self.batch_size, self.accumulate, self.size)
 
     def __iter__(self) -> Iterator[PlannedBatch]:
         start, self.start = self.start, 0

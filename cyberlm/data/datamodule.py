@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader
 from transformers import PretrainedConfig
 
 from cyberlm.config.schema import DataConfig, EvaluationConfig, OnLongPrompt
-from cyberlm.data.batches import AnswerCollator, EpochBatches, PlannedDataset, collate_scoring, plan_batches
+from cyberlm.data.batches import (
+    AnswerCollator,
+    EpochBatches,
+    PlannedDataset,
+    collate_scoring,
+    count_batches,
+    plan_batches,
+)
 from cyberlm.data.splits import Split
 from cyberlm.runtime import distributed
 from cyberlm.runtime.cache import writable
@@ -222,7 +229,7 @@ class QuestionData(L.LightningDataModule):
         config: Batch sizes and limits.
         train, validation: Tokenised questions.
         end_ids: Tokens that close an answer.
-        accumulate: Micro-batches of each process in an optimizer step: the loss is normalised over all of them.
+        accumulate: Micro-batches in an optimizer step, those of all processes: the loss is normalised over them.
         seed: Of the order.
         share_prefix: Whether what all examples of a batch begin with is encoded once.
         share_validation: Whether each process validates on its share of the questions, or on all.
@@ -280,17 +287,30 @@ class QuestionData(L.LightningDataModule):
             generator=torch.Generator(),
         )
 
+    @property
+    def accumulated(self) -> int:
+        """Micro-batches of each process in an optimizer step."""
+        return -(-self.accumulate // distributed.world_size())
+
+    def count_batches(self) -> int:
+        """Micro-batches of each process in an epoch."""
+        size = self.config.micro_batch_size
+        return count_batches(len(self.train_questions), size, self.accumulate, distributed.world_size())
+
     def state_dict(self) -> dict[str, Any]:
-        """The epoch of the next micro-batch, and how many of that epoch have been trained on."""
+        """The epoch of the next micro-batch, and how many of that epoch each process has been given."""
         assert self.trainer is not None
         loop = self.trainer.fit_loop
         progress = loop.epoch_loop.batch_progress
-        if progress.is_last_batch:
-            return {"epoch": loop.epoch_progress.total.ready, "batches_done": 0}
-        return {"epoch": loop.epoch_progress.total.ready - 1, "batches_done": progress.current.ready}
+        state = {"epoch": loop.epoch_progress.total.ready, "batches_done": 0, "accumulated": self.accumulated}
+        if not progress.is_last_batch:
+            state |= {"epoch": loop.epoch_progress.total.ready - 1, "batches_done": progress.current.ready}
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.resumed_epoch, self.batches_done = state_dict["epoch"], state_dict["batches_done"]
+        """Takes the state of any number of processes: checkpoints are written between two optimizer steps."""
+        steps = -(-state_dict["batches_done"] // state_dict.get("accumulated", self.accumulated))
+        self.resumed_epoch, self.batches_done = state_dict["epoch"], steps * self.accumulated
         self._go_on()
 
     def _go_on(self) -> None:

@@ -13,6 +13,7 @@ from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.scores import choose
 from cyberlm.evaluation.scoring import answering, generate, option_log_probs
 from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.sharding import equal_calls
 from cyberlm.runtime import distributed
 from cyberlm.runtime.progress import Advance, track
 from cyberlm.tasks.multiple_choice import MultipleChoice
@@ -91,12 +92,12 @@ def predict(
     if distributed.world_size() > 1:
         label = f"{label} ({len(rows)} of {len(questions)} questions, one process's share)"
     with answering(loaded.model):
-        with track(f"Scoring {label}", len(mine), "questions") as advance:
-            scored = _score(loaded, encoded, max_batch_tokens, advance)
+        with track(f"Scoring {label}", len(mine), "questions") as advance, equal_calls(loaded):
+            scored = loaded.within(_score, loaded, encoded, max_batch_tokens, advance)
         completions: Sequence[Completion] = [Completion(None, None)] * len(mine)
         if config.generate:
-            with track(f"Generating with {label}", len(mine), "questions") as advance:
-                completions = _complete(loaded, prompt, encoded, config, max_batch_tokens, advance)
+            with track(f"Generating with {label}", len(mine), "questions") as advance, equal_calls(loaded):
+                completions = loaded.within(_complete, loaded, prompt, encoded, config, max_batch_tokens, advance)
     predictions = [
         Prediction(
             id=question.id,

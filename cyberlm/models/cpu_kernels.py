@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn import Linear4bit
 from peft.tuners import lora
 from torch import Tensor, nn
 
@@ -80,11 +80,12 @@ class OneDnnLinear4bit(Linear4bit):
     """`Linear4bit`, which expands its weights before each product, with oneDNN's products."""
 
     def forward(self, x: Tensor) -> Tensor:
-        state = getattr(self.weight, "quant_state", None)  # None before the weights are on a device
+        # FSDP2 gathers bytes alone; None before the weights are on a device
+        state = getattr(self.weight, "quant_state", None) or self.quant_state
         expands_to_float32 = state is not None and state.dtype == self.compute_dtype == torch.float32
         if not (expands_to_float32 and _is_float32(x)):
             return super().forward(x)
-        result: Tensor = _Linear4bit.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        result: Tensor = _Linear4bit.apply(x.reshape(-1, x.shape[-1]), self.weight.data, state, self.bias)
         return result.view(*x.shape[:-1], -1)
 
 
@@ -155,16 +156,16 @@ class _Linear4bit(torch.autograd.Function):
     """y = x Wᵀ + b for x (N, I), frozen 4-bit W that expands to (O, I), frozen b (O,)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Params4bit, bias: Tensor | None) -> Tensor:
-        ctx.packed, ctx.state = packed.data, packed.quant_state
-        return _product(x, dequantize_4bit(packed.data, packed.quant_state), bias)
+    def forward(ctx: Any, x: Tensor, packed: Tensor, state: Any, bias: Tensor | None) -> Tensor:
+        ctx.packed, ctx.state = packed, state
+        return _product(x, dequantize_4bit(packed, state), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
-            return None, None, None
+            return None, None, None, None
         weight = dequantize_4bit(ctx.packed, ctx.state)
-        return _product(grads[0], weight.t()), None, None
+        return _product(grads[0], weight.t()), None, None, None
 
 
 class _Lora(torch.autograd.Function):

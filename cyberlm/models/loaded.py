@@ -2,8 +2,9 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from cyberlm.models.prefix_cache import PROBED, find_reach, nearly_equal
+from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
@@ -31,6 +33,7 @@ class LoadedModel:
         name: Hub id or path, written into adapter_config.json.
         weights_hash: Of the base weights: SHA-256 of the file, commit of the repository, or the random shape.
         reach: Tokens up to which keys and values may stand in for tokens (`cyberlm.models.prefix_cache.find_reach`).
+        root: Of a sharded model, the FSDP2 module around it (`cyberlm.models.sharding.Root`); None of a whole one.
     """
 
     model: nn.Module
@@ -38,6 +41,7 @@ class LoadedModel:
     name: str
     weights_hash: str
     reach: int = 0
+    root: Any = None
 
     @property
     def backbone(self) -> nn.Module:
@@ -57,15 +61,28 @@ class LoadedModel:
     def device(self) -> torch.device:
         return self.head.weight.device  # type: ignore[return-value]
 
+    @property
+    def sharded(self) -> bool:
+        return self.root is not None
 
-def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> LoadedModel:
-    """Tries a model that was just loaded on a few tokens, in eval mode.
+    def within(self, compute: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function that uses the model's halves; all processes of a sharded model call it together."""
+        if self.root is None:
+            return compute(*arguments)
+        result = self.root(compute, *arguments)
+        if not torch.is_grad_enabled() and not self.root.stays_whole:
+            self.root.reshard()  # FSDP2 leaves it whole for a backward pass, which does not come
+        return result
+
+
+def check_causal(loaded: LoadedModel) -> None:
+    """Tries a model that was just loaded, in eval mode, on a few tokens; sets its `reach`.
 
     Raises:
         ModelError: If it computes its logits in a way that the loss here would not repeat.
     """
-    loaded = LoadedModel(causal, causal, name, weights_hash)
-    ids = torch.arange(PROBED, device=causal.device)[None]  # (1, 12)
+    causal, name = loaded.causal, loaded.name
+    ids = torch.arange(PROBED, device=loaded.device)[None]  # (1, 12)
     try:
         with torch.inference_mode():
             logits = causal(input_ids=ids, use_cache=False).logits
@@ -75,6 +92,8 @@ def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> Loaded
     except torch.OutOfMemoryError:
         raise
     except UNREADABLE as error:
+        if distributed.lost_process(error):
+            raise
         what = f"{type(causal).__name__} (model_type {causal.config.model_type}): {on_one_line(error)}"
         allowed = "a decoder that maps token ids to hidden states, with an output head"
         raise ModelError(f"{name} cannot be trained or scored here.", [Problem(what, allowed)]) from error
@@ -88,7 +107,17 @@ def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> Loaded
             f"{name} is no causal language model: its tokens see what stands behind them.",
             hint="Llama, Mistral, Qwen and other decoders work.",
         )
-    loaded.reach = find_reach(loaded.backbone, causal.config, causal.device)
+    loaded.reach = find_reach(loaded.backbone, causal.config, loaded.device)
+
+
+def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> LoadedModel:
+    """Takes a model that was just loaded, in eval mode.
+
+    Raises:
+        ModelError: As `check_causal` does.
+    """
+    loaded = LoadedModel(causal, causal, name, weights_hash)
+    check_causal(loaded)
     return loaded
 
 
@@ -102,7 +131,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     trainable = total = 0
     for parameter in model.parameters():
         count = parameter.numel()
-        if parameter.__class__.__name__ == "Params4bit":
+        if not parameter.is_floating_point():
             count *= 2 * parameter.element_size()
         total += count
         trainable += count if parameter.requires_grad else 0

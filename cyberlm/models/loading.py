@@ -1,5 +1,6 @@
 """Base models and their tokenizers, loaded onto a device: plain or in 4 bits."""
 
+import contextlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors.torch import save_model
 from torch import nn
 from transformers import (
@@ -15,15 +17,18 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.quantizers import AutoHfQuantizer
 
 from cyberlm.config.schema import Attention, Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.models.cpu_kernels import align_weights, use_fast_products
-from cyberlm.models.loaded import LoadedModel, open_causal, quiet
-from cyberlm.models.model_files import ModelFiles, explained, locate
+from cyberlm.models.loaded import LoadedModel, check_causal, open_causal, quiet
+from cyberlm.models.model_files import ModelFiles, explained, locate, tensor_files
+from cyberlm.models.sharding import shard
 from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_shape, tiny_tokenizer
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem
@@ -97,11 +102,88 @@ def load_base(
         causal = _from_pretrained(AutoModelForCausalLM, config, files, **options)
         name, digest = files.name, _digest(files, causal.config)
     if quant.name is QuantName.nf4:
-        _settle_quantised(causal)
+        _keep_as_quantised(causal)
+        _leave_file(causal)
     causal.config.use_cache = True
     align_weights(causal)
     use_fast_products(causal)
     return open_causal(causal, name, digest)
+
+
+def load_sharded(
+    config: ModelConfig,
+    quant: QuantConfig,
+    device: torch.device,
+    attach: Callable[[LoadedModel], LoadedModel],
+    *,
+    trains_all_weights: bool = False,
+    compute_dtype: torch.dtype | None = None,
+) -> LoadedModel:
+    """Loads a base model of which each process keeps its share; none ever holds all of it.
+
+    Args:
+        attach: Makes trainable what a method trains, in a model that has its layers and no weights yet.
+        compute_dtype: Type that weights are gathered and computed in; None for the type that they are kept in.
+
+    Raises:
+        ModelError: If it cannot be had, or not be read tensor by tensor.
+    """
+    if config.source is not ModelSource.tiny:
+        return _load_sharded(config, locate(config), quant, device, attach, trains_all_weights, compute_dtype)
+    assert config.tiny is not None
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny_model(config.tiny, len(tiny_tokenizer()))
+        _write_model(model, folder)
+        files = ModelFiles(folder, config.name, hash_tensors(model))
+        del model
+        return _load_sharded(config, files, quant, device, attach, trains_all_weights, compute_dtype)
+
+
+def _load_sharded(
+    config: ModelConfig,
+    files: ModelFiles,
+    quant: QuantConfig,
+    device: torch.device,
+    attach: Callable[[LoadedModel], LoadedModel],
+    trains_all_weights: bool,
+    compute_dtype: torch.dtype | None,
+) -> LoadedModel:
+    causal = explained(config, lambda: _skeleton(config, files, quant, device, trains_all_weights))
+    tensors = explained(config, lambda: tensor_files(files))
+    bare = LoadedModel(causal, causal, files.name, _digest(files, causal.config))
+    loaded = explained(config, lambda: shard(bare, attach, tensors, device, compute_dtype))
+    with torch.no_grad():
+        loaded.within(check_causal, loaded)
+    return loaded
+
+
+def _skeleton(
+    config: ModelConfig, files: ModelFiles, quant: QuantConfig, device: torch.device, trains_all_weights: bool
+) -> PreTrainedModel:
+    """A model without weights: its parameters are on the meta device, its buffers are real."""
+    shape = _from_pretrained(AutoConfig, config, files)
+    if getattr(shape, "quantization_config", None) is not None:
+        what = f"{config.path or config.hub_id}: its weights lie quantised on the disk"
+        raise ModelError("The model cannot be sharded.", [Problem(what, "whole weights", "trainer.strategy=ddp")])
+    options = {
+        "dtype": weights_dtype(config, device, trains_all_weights),
+        "attn_implementation": _attention(config, shape),
+        "trust_remote_code": config.trust_remote_code,
+    }
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
+        causal: PreTrainedModel = AutoModelForCausalLM.from_config(shape, **options)
+    if quant.name is QuantName.nf4:
+        quantizer = AutoHfQuantizer.from_config(_nf4(quant, device), pre_quantized=False)
+        quantizer.preprocess_model(causal, device_map=None)
+        quantizer.postprocess_model(causal)
+        causal.hf_quantizer = quantizer
+        _keep_as_quantised(causal)
+    causal.tie_weights()
+    with contextlib.suppress(OSError):  # most models have no file of generation settings
+        causal.generation_config = GenerationConfig.from_pretrained(files.path, revision=files.revision or "main")
+    causal.config.use_cache = True
+    use_fast_products(causal)
+    return causal.eval()
 
 
 def _digest(files: ModelFiles, shape: PretrainedConfig) -> str:
@@ -123,16 +205,29 @@ class BaseModel:
 
     Attributes:
         check: Called with the hash of its weights; raises where they are not those that were tuned.
+        sharded: Each process holds its share (FSDP2), and all ask for it together.
     """
 
     model: ModelConfig
     quant: QuantConfig
     device: torch.device
     check: Callable[[str], None]
+    sharded: bool = False
 
     @cached_property
     def loaded(self) -> LoadedModel:
+        if self.sharded:
+            return self.attached(lambda bare: bare)
         loaded = load_base(self.model, self.quant, self.device)
+        self.check(loaded.weights_hash)
+        return loaded
+
+    def attached(self, attach: Callable[[LoadedModel], LoadedModel]) -> LoadedModel:
+        """Attaches to the base, which may be changed in place; to a sharded one, before its weights are read."""
+        if not self.sharded:
+            return attach(self.loaded)
+        self.__dict__.pop("loaded", None)  # so that its memory can be had again
+        loaded = load_sharded(self.model, self.quant, self.device, attach)
         self.check(loaded.weights_hash)
         return loaded
 
@@ -145,9 +240,13 @@ def _load_tiny(config: ModelConfig, options: dict[str, Any]) -> tuple[PreTrained
     if "quantization_config" not in options:
         return model.to(device=options["device_map"][""], dtype=options["dtype"]), digest  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory() as folder, quiet():
-        model.config.save_pretrained(folder)  # of the model, transformers would save nothing in ranks above 0
-        save_model(model, f"{folder}/model.safetensors", {"format": "pt"})
+        _write_model(model, folder)
         return AutoModelForCausalLM.from_pretrained(folder, **options), digest
+
+
+def _write_model(model: PreTrainedModel, folder: str) -> None:
+    model.config.save_pretrained(folder)  # of the model, transformers would save nothing in ranks above 0
+    save_model(model, f"{folder}/model.safetensors", {"format": "pt"})
 
 
 def _attention(config: ModelConfig, shape: PretrainedConfig) -> str:
@@ -203,16 +302,20 @@ def _check_stored(config: ModelConfig, shape: PretrainedConfig, quant: QuantConf
     raise ModelError(f"The model {config.name} cannot be loaded.", [problem])
 
 
-def _settle_quantised(causal: nn.Module) -> None:
-    """Keeps 4-bit weights as they were quantised, on every CPU, and copies the others out of the weights' file.
+def _keep_as_quantised(causal: nn.Module) -> None:
+    """Keeps 4-bit weights as they were quantised, on every CPU.
 
     On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks a layer in its first forward pass in eval mode, in place: its
     scales become bfloat16 and its results too. Scoring the base model would change the weights that are trained next,
-    and figures would depend on the CPU. One view of the file would keep all of it in host memory.
+    and figures would depend on the CPU.
     """
     for module in causal.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # torch types modules' attributes
+
+
+def _leave_file(causal: nn.Module) -> None:
+    """Copies what was not quantised out of the weights' file: one view of it would keep all of it in host memory."""
     for parameter in causal.parameters():
         if type(parameter) is nn.Parameter and parameter.device.type == "cpu":
             parameter.data = parameter.data.clone()

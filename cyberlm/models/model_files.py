@@ -12,12 +12,14 @@ import torch
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import get_session
+from safetensors import safe_open
 
 from cyberlm.config.schema import ModelConfig, ModelSource
 from cyberlm.models.gguf_import import convert_gguf
 from cyberlm.models.loaded import UNREADABLE, on_one_line, quiet
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem, lfs_problems
+from cyberlm.runtime.files import read_json
 
 Loaded = TypeVar("Loaded")
 
@@ -132,6 +134,21 @@ def digest_of(weights: Sequence[Path]) -> str:
     return known_digests[key]
 
 
+def tensor_files(files: ModelFiles) -> dict[str, Path]:
+    """Safetensors file of each tensor of a model, by the tensor's name; a repository is downloaded first."""
+    folder = Path(files.path)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(files.path, revision=files.revision, allow_patterns=USED))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return {name: folder / file for name, file in read_json(index)["weight_map"].items()}
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            found |= dict.fromkeys(tensors.keys(), file)
+    return found
+
+
 def sha256_of(files: Sequence[Path]) -> str:
     """SHA-256 of the files' bytes, one after the other."""
     digest = hashlib.sha256()
@@ -191,6 +208,8 @@ def explained(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
             raise _unreadable(config, error) from error
         raise _unavailable(config, on_one_line(error)) from error
     except UNREADABLE as error:
+        if distributed.lost_process(error):
+            raise
         raise _unreadable(config, error) from error
 
 

@@ -13,6 +13,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
 from cyberlm.models.methods.method import Method
+from cyberlm.models.sharding import whole_tensors
+from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import new_folder
 from cyberlm.runtime.progress import say
@@ -26,13 +28,27 @@ def save_tuned(
 ) -> None:
     """Writes a folder of what was trained, the tokenizer and prompt.json, in place of one that is there.
 
+    Called by all processes of a sharded model, of which rank 0 writes.
+
     Args:
         prompt: As `Prompt.identity` gives it.
     """
-    with new_folder(folder, existing="replace") as building, quiet():
-        method.save(loaded, building)
-        tokenizer.save_pretrained(str(building))
-        write_prompt(building, prompt)
+    writes = distributed.rank() == 0
+    with new_folder(folder, existing="replace") if writes else contextlib.nullcontext(folder) as building, quiet():
+        if method.trains_all_weights:
+            method.save(loaded, building)
+        else:
+            _save_added(method, loaded, building)
+        if writes:
+            tokenizer.save_pretrained(str(building))
+            write_prompt(building, prompt)
+
+
+def _save_added(method: Method, loaded: LoadedModel, folder: Path) -> None:
+    """`Method.save` in rank 0, with whole tensors in the place of those that are sharded."""
+    with whole_tensors(loaded.model):
+        if distributed.rank() == 0:
+            method.save(loaded, folder)
 
 
 def try_saving(
@@ -40,10 +56,16 @@ def try_saving(
 ) -> None:
     """Saves what will be saved after training into a folder that is deleted at once; all weights are not written.
 
+    Called by all processes of a sharded model, of which rank 0 writes.
+
     Raises:
         RunError: If any of it cannot be saved, or the disk has not the room.
     """
     keep_saveable(loaded)
+    if distributed.rank():
+        if not method.trains_all_weights:
+            _save_added(method, loaded, run)
+        return
     run.mkdir(parents=True, exist_ok=True)
     for name in ("adapter", "model", "saving"):
         for leftover in run.glob(f".{name}-*"):  # a save that was killed
@@ -60,7 +82,7 @@ def try_saving(
         if method.trains_all_weights:
             loaded.causal.save_pretrained(name, state_dict={})
         else:
-            method.save(loaded, Path(name))
+            _save_added(method, loaded, Path(name))
         tokenizer.save_pretrained(name)
         write_prompt(Path(name), prompt)
 
@@ -80,6 +102,8 @@ def saving(run: Path, hint: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except (OSError, AssertionError, *UNREADABLE) as error:
+        if distributed.lost_process(error):
+            raise
         raise RunError(f"The tuned model cannot be saved in {run}:", [Problem(on_one_line(error))], hint) from error
 
 

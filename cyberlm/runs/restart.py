@@ -32,13 +32,16 @@ def goes_on(config: RootConfig, folder: Path) -> bool:
 def check_settings(config: RootConfig, folder: Path) -> None:
     """Refuses to go on in the folder of a run with other settings; loggers may change.
 
+    The number of processes may, too, where `data.batch_size` keeps the optimizer steps.
+
     Raises:
         RunError: With each setting that differs.
     """
     then, now = settings_of(saved_as(folder, type(config))), settings_of(config)
+    free = {"trainer.devices", "trainer.accumulate_grad_batches"} if config.data.batch_size is not None else set()
     problems = [
         Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
-        for key in sorted({*then, *now})
+        for key in sorted({*then, *now} - free)
         if then.get(key) != now.get(key)
     ]
     if problems:

@@ -26,7 +26,7 @@ from cyberlm.export.model_card import write_card
 from cyberlm.models.loaded import LoadedModel, count_parameters
 from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
 from cyberlm.models.memory import MemoryEstimate
-from cyberlm.models.methods.method import Method, load_for_training, method_of, saved_folder
+from cyberlm.models.methods.method import Method, load_for_training, method_of, prepare, saved_folder
 from cyberlm.models.model_files import fetch
 from cyberlm.models.saving import save_tuned, saving, try_saving
 from cyberlm.runs.eval_set import check_metrics
@@ -55,7 +55,7 @@ from cyberlm.tasks.task import make_task
 from cyberlm.training import loggers as experiment_loggers
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.checkpointing import CHECKPOINTS
-from cyberlm.training.fit import fit, prepare
+from cyberlm.training.fit import fit
 from cyberlm.training.optim import check_optimizer
 
 Encoded = dict[str, list[EncodedQuestion]]
@@ -199,11 +199,12 @@ def learn(
     if config.evaluation.base and not method.keeps_base:
         predictions["base"] = _score_base(clock, method, loaded, prompt, (encoded, eval_set))
     loaded = prepare(loaded, config)
-    if distributed.rank() == 0:
+    writes = loaded.sharded or distributed.rank() == 0  # of a sharded model, all give rank 0 their part
+    if writes:
         try_saving(method, loaded, prompt.tokenizer, prompt.identity(), folder)
     with clock.phase("train"):
         validation, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
-    if distributed.rank() == 0:
+    if writes:
         kept = f"What was trained is kept in {folder / CHECKPOINTS}. To save it from there, type:\n"
         with saving(folder, kept + resume_command(folder)):
             tuned = saved_folder(config.method, folder)

@@ -1,7 +1,7 @@
-"""Checkpoint files: written whole or not at all, and read only where their checksums hold.
+"""Checkpoints: written whole or not at all, and read only where their checksums hold.
 
 A checkpoint is what `torch.save` writes: a zip archive that has a CRC-32 of each tensor. `torch.load` opens it without
-cyberlm.
+cyberlm. That of a sharded model is a folder (`cyberlm.training.sharded_checkpoints`) with the SHA-256 of each file.
 """
 
 import logging
@@ -12,9 +12,12 @@ from typing import Any, BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
+from cyberlm.models.model_files import sha256_of
+from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.runtime.files import write_whole
+from cyberlm.runtime.files import read_json, write_json, write_whole
 from cyberlm.runtime.signals import resume_command
 
 CHECKPOINTS = "checkpoints"
@@ -22,14 +25,35 @@ BEST_NAME = "best.ckpt"
 STEP_NAME = "step_{:06d}.ckpt"
 ORIGIN = "cyberlm"
 """Key, in a checkpoint, of what belongs to the run rather than to Lightning."""
+STATE, MANIFEST = "state.ckpt", "manifest.json"
+"""Files of a sharded checkpoint: all that is no tensor of the model or the optimizer, and the SHA-256 of each file."""
 
 log = logging.getLogger(__name__)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of tensors and plain values, mapped into memory: only what is used of it is read."""
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    """A checkpoint of tensors and plain values, mapped into memory: only what is used of it is read.
+
+    Of a sharded one, `state_dict` and `optimizer_shapes` hold tensors on the meta device, with whole shapes.
+    """
+    file = path / STATE if path.is_dir() else path
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if path.is_dir():
+        checkpoint |= {"state_dict": {}, "optimizer_shapes": {}}
+        shards: dict[str, Any] = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        for name, stored in shards.items():
+            part = "optimizer_shapes" if name.startswith("optimizer.") else "state_dict"
+            checkpoint[part][name] = torch.empty(stored.size, dtype=stored.properties.dtype, device="meta")
     return checkpoint
+
+
+def seal(folder: Path) -> None:
+    """Writes the SHA-256 of each file of a folder beside them; called by all processes, which hash a share each."""
+    names = distributed.broadcast(sorted(file.name for file in folder.iterdir()))
+    digests = [sha256_of([folder / names[row]]) for row in distributed.share(len(names))]
+    found = distributed.merge_shares(digests, len(names))
+    if distributed.rank() == 0:
+        write_json(folder / MANIFEST, dict(zip(names, found, strict=True)))
 
 
 class _Stream:
@@ -78,10 +102,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             write_whole(Path(path), write)
         except OSError as error:
-            raise _not_written(Path(path), error, size) from error
+            raise not_written(Path(path), error, size) from error
 
 
-def _not_written(path: Path, error: OSError, size: int) -> RunError:
+def not_written(path: Path, error: OSError, size: int = 0) -> RunError:
+    """The screen for a checkpoint that could not be written: the room that is left, and what can be gone on from."""
     free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
     needed = f"{size:,} bytes needed, " if size else ""
     good = newest_whole(path.parent)
@@ -95,6 +120,8 @@ def _not_written(path: Path, error: OSError, size: int) -> RunError:
 
 def damage(path: Path) -> str:
     """Reason why a checkpoint cannot be used; empty where it is whole. Reads all of the file."""
+    if path.is_dir():
+        return _damaged_shard(path)
     try:
         with zipfile.ZipFile(path) as archive:
             part = archive.testzip()
@@ -104,6 +131,18 @@ def damage(path: Path) -> str:
         first = (str(error).splitlines() or [""])[0].split(". ")[0]
         return f"it is not a whole checkpoint of tensors and plain values ({type(error).__name__}: {first})"
     return f"its bytes are not those that were written (checksum of {part})" if part else ""
+
+
+def _damaged_shard(folder: Path) -> str:
+    """Reason why a sharded checkpoint cannot be used: a file that is missing, or is not as it was written."""
+    try:
+        manifest = read_json(folder / MANIFEST)
+        for name, digest in manifest.items():
+            if sha256_of([folder / name]) != digest:
+                return f"its bytes are not those that were written (SHA-256 of {name})"
+    except (OSError, RunError) as error:
+        return f"it is not a whole checkpoint ({' '.join(str(error).split())})"
+    return ""
 
 
 def _by_step(folder: Path) -> list[Path]:
@@ -125,14 +164,14 @@ def resume_point(folder: Path) -> Path | None:
         None where training has to start from its beginning: no checkpoint, or the best weights so far are lost.
     """
     checkpoints = folder / CHECKPOINTS
-    for leftover in checkpoints.glob("*.tmp"):  # a write that was killed
-        leftover.unlink()
+    for leftover in (*checkpoints.glob("*.tmp"), *checkpoints.glob(".*.ckpt-*")):  # a write that was killed
+        remove(leftover)
     for file in sorted(checkpoints.glob("*.ckpt")):
         if wrong := damage(file):
             file.replace(file.with_name(f"{file.name}.damaged"))
             log.warning("%s is damaged: %s. It is set aside as %s.damaged.", file, wrong, file.name)
     whole = _by_step(checkpoints)
-    if not (checkpoints / BEST_NAME).is_file():
+    if not (checkpoints / BEST_NAME).exists():
         usable = [file for file in whole if not _had_best(file)]
         if len(usable) < len(whole):
             log.warning("The best weights so far are lost with best.ckpt: what came after them is trained again.")
@@ -150,4 +189,12 @@ def _had_best(file: Path) -> bool:
 def prune(folder: Path, keep: int) -> None:
     """Removes all but the newest `keep` numbered checkpoints."""
     for path in _by_step(folder)[keep:]:
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or a folder."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)

@@ -13,17 +13,16 @@ import torch
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from transformers import PretrainedConfig
 
 from cyberlm.config.saved import settings_of
 from cyberlm.config.schema import MethodConfig, Strategy, TrainConfig
+from cyberlm.data.batches import count_batches
 from cyberlm.data.datamodule import QuestionData
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.memory import release_freed_memory
-from cyberlm.models.methods.lora import keep_inputs_narrow
-from cyberlm.models.methods.method import load_for_training, method_of
-from cyberlm.models.sharding import trained_tensors
+from cyberlm.models.methods.method import precision
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.progress import say
@@ -35,18 +34,9 @@ from cyberlm.training.callbacks.resuming import BestWeights, RandomState, Resume
 from cyberlm.training.checkpointing import CHECKPOINTS, AtomicCheckpointIO, damage, read_checkpoint, resume_point
 from cyberlm.training.lightning_module import FineTuningModule
 from cyberlm.training.loggers import MetricsFile
+from cyberlm.training.sharded_checkpoints import ShardedStrategy, load_shards, trained_shards
 
 log = logging.getLogger(__name__)
-
-
-def prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
-    """Makes what the method trains trainable, with gradient checkpointing where it is asked for."""
-    if config.trainer.gradient_checkpointing:
-        loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    attached = method_of(config.method).attach(loaded)
-    if loaded.device.type == "cuda" and _precision(config, loaded.device).endswith("-mixed"):
-        keep_inputs_narrow(attached.model)
-    return attached
 
 
 def fit(
@@ -63,13 +53,10 @@ def fit(
     Returns:
         The validation figures of these weights by name, and the optimizer steps taken.
     """
-    sharded = config.trainer.strategy is Strategy.fsdp2
-    share_validation = not sharded and len(encoded["validation"]) >= distributed.world_size()
+    share_validation = len(encoded["validation"]) >= distributed.world_size()
     _check_interval(config, len(encoded["train"]))
     data = question_data(config, loaded, prompt, encoded, share_validation=share_validation)
-    module = FineTuningModule(
-        *(loaded, config.optim, config.evaluation.option_score), share_validation=share_validation, sharded=sharded
-    )
+    module = FineTuningModule(loaded, config.optim, config.evaluation.option_score, share_validation=share_validation)
     best = BestWeights(folder / CHECKPOINTS, config.trainer.monitor)
     watch, metrics = LearningWatch(), MetricsFile(folder)
     # tensors of training and of validation seldom fit in each other's gaps
@@ -104,8 +91,6 @@ def fit(
         if not best.figures:  # max_steps came before the first validation
             trainer.validate(module, data, verbose=False)
         figures = best.figures or validation_figures(trainer)
-        if sharded:
-            _put_together(config, loaded, module)
         if best.figures:
             restore(module, best.file)
     if distributed.rank() == 0:
@@ -123,11 +108,12 @@ def _trainer_settings(config: TrainConfig, device: torch.device) -> dict[str, An
     if processes > 1:
         settings["strategy"] = DDPStrategy(broadcast_buffers=False)
     if trainer.strategy is Strategy.fsdp2:
-        settings["strategy"] = ModelParallelStrategy(processes, 1, save_distributed_checkpoint=False)
+        settings["strategy"] = ShardedStrategy(processes, 1)
     return {
         **settings,
         "accelerator": "gpu" if device.type == "cuda" else "cpu",
-        "precision": _precision(config, device),
+        # a sharded model computes in the type that its weights are gathered in
+        "precision": "32-true" if trainer.strategy is Strategy.fsdp2 else precision(config, device),
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps or -1,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
@@ -176,7 +162,7 @@ def question_data(
         encoded["train"],
         encoded["validation"],
         prompt.end_ids,
-        config.trainer.accumulate_grad_batches,
+        _accumulate(config),
         config.seed,
         share_prefix=shares_prefix(config, loaded.causal.config, encoded["train"], len(prompt.end_ids), loaded.reach),
         share_validation=share_validation,
@@ -211,9 +197,16 @@ def _drops(method: MethodConfig, shape: PretrainedConfig) -> bool:
     return any(isinstance(value, float) and value > 0 for name, value in settings.items() if "drop" in name)
 
 
+def _accumulate(config: TrainConfig) -> int:
+    """Micro-batches in an optimizer step, those of all processes."""
+    if config.data.batch_size is not None:
+        return config.data.batch_size // config.data.micro_batch_size
+    return config.trainer.accumulate_grad_batches * distributed.world_size()
+
+
 def _check_interval(config: TrainConfig, questions: int) -> None:
-    every = config.trainer.val_check_interval
-    batches = -(-questions // (config.data.micro_batch_size * config.trainer.devices))
+    every, size = config.trainer.val_check_interval, config.data.micro_batch_size
+    batches = count_batches(questions, size, _accumulate(config), distributed.world_size())
     if every is not None and every > batches:
         raise ConfigError(
             "Validation would never come:",
@@ -225,12 +218,6 @@ def _check_interval(config: TrainConfig, questions: int) -> None:
                 )
             ],
         )
-
-
-def _precision(config: TrainConfig, device: torch.device) -> str:
-    if config.trainer.precision != "auto":
-        return config.trainer.precision
-    return "bf16-mixed" if device.type == "cuda" else "32-true"
 
 
 @contextlib.contextmanager
@@ -252,26 +239,21 @@ def _calm_lightning() -> Iterator[None]:
         yield
 
 
-def _put_together(config: TrainConfig, loaded: LoadedModel, module: FineTuningModule) -> None:
-    """Makes a sharded model whole again, in every process: the base loaded anew, and what was trained put into it."""
-    values = trained_tensors(module.model)
-    whole = prepare(load_for_training(config, loaded.device), config)
-    loaded.model, loaded.causal, module.model = whole.model, whole.causal, whole.model
-    whole.model.load_state_dict(values, strict=False)
-
-
 def restore(module: FineTuningModule, file: Path) -> None:
     """Puts the trained weights of a checkpoint into the model.
 
     Raises:
         RunError: If the file is damaged or missing, or of another model.
     """
-    if wrong := damage(file):
+    if wrong := distributed.broadcast(damage(file) if distributed.rank() == 0 else ""):
         resume = resume_command(file.parents[1])
         raise RunError(f"The best weights are lost: {file} is damaged.", [Problem(wrong)], resume)
     checkpoint = read_checkpoint(file)
     module.check_names(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=False)
+    if file.is_dir():
+        load_shards(file, trained_shards(module))
+    else:
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
 def _resume_point(config: TrainConfig, folder: Path, module: FineTuningModule) -> Path | None:

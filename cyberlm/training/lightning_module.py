@@ -1,6 +1,6 @@
 """The LightningModule: one training step, one validation step, and checkpoints that hold what trains."""
 
-from collections.abc import Callable
+import contextlib
 from typing import Any, Self
 
 import lightning.pytorch as L
@@ -13,7 +13,7 @@ from cyberlm.data.batches import AnswerBatch, ScoringBatch
 from cyberlm.evaluation.scores import option_scores, pick_best, validation_metrics
 from cyberlm.evaluation.scoring import answering, option_log_probs
 from cyberlm.models.loaded import LoadedModel, trainable_names
-from cyberlm.models.sharding import shard
+from cyberlm.models.sharding import equal_calls
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.training.losses import answer_nll_sum, hidden_states, step_loss
@@ -29,7 +29,6 @@ class FineTuningModule(L.LightningModule):
         optim: Optimizer and schedule.
         option_score: How an option's log-probabilities become its score in validation (text protocol).
         share_validation: Each process validates on its share of the questions instead of on all.
-        sharded: The weights are spread over the processes (FSDP2).
 
     Attributes:
         totals: Of the newest optimizer step. The callback FiniteNumbers has them summed, others read them.
@@ -42,7 +41,6 @@ class FineTuningModule(L.LightningModule):
         option_score: OptionScore,
         *,
         share_validation: bool = False,
-        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.model = loaded.model
@@ -55,16 +53,12 @@ class FineTuningModule(L.LightningModule):
         self.nll = MeanMetric(sync_on_compute=share_validation)
         # nan_strategy: a model that has diverged must not be judged by the questions it can still be scored on
         self.option_nll = MeanMetric(nan_strategy="disable", sync_on_compute=share_validation)
-        self.sharded = sharded
-        self.within: Callable[..., Any] = _alone
         self.totals = StepTotals()
+        self._together = contextlib.ExitStack()
         self._norm: Tensor | None = None
 
     def configure_model(self) -> None:
-        """Lightning calls this once the processes have met, and again before a validation on its own."""
-        if self.sharded and self.within is _alone:
-            assert self.device_mesh is not None
-            self.within = shard(self.loaded, self.device_mesh["data_parallel"])
+        """Lightning's strategy for FSDP2 demands this; the model has been sharded when it was loaded."""
 
     def on_train_start(self) -> None:
         self.model.train()  # transformers loads in eval mode, and Lightning leaves it so: dropout would be off
@@ -79,7 +73,7 @@ class FineTuningModule(L.LightningModule):
         return self
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
-        nll: Tensor = self.within(self._nll_sum, batch)
+        nll: Tensor = self.loaded.within(self._nll_sum, batch)
         self.totals.add(nll.detach() / batch.step_label_tokens, batch)
         self._norm = None
         labels = max(batch.targets.numel(), 1)  # a filler (`cyberlm.data.batches`) has none
@@ -93,7 +87,7 @@ class FineTuningModule(L.LightningModule):
 
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> Tensor:
         with answering(self.model):
-            log_probs = self.within(option_log_probs, self.loaded, batch)  # (B, K)
+            log_probs = self.loaded.within(option_log_probs, self.loaded, batch)  # (B, K)
         tokens = batch.option_mask.sum(-1)  # (B, K)
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
         chosen, _ = pick_best(scores, batch.prompt_ids.sum(-1))  # (B,)
@@ -104,7 +98,11 @@ class FineTuningModule(L.LightningModule):
         self.nll.update(-per_token.gather(1, batch.gold[:, None]))
         return chosen
 
+    def on_validation_epoch_start(self) -> None:
+        self._together.enter_context(equal_calls(self.loaded))
+
     def on_validation_epoch_end(self) -> None:
+        self._together.close()
         for name, value in self.metrics.compute().items():
             self.log(f"val/{name}", value)
         self.log("val/nll", self.nll.compute())
@@ -136,8 +134,7 @@ class FineTuningModule(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if not self.sharded:  # else Lightning has taken the weights out already, and `fit` has compared the names
-            self.check_names(checkpoint)
+        self.check_names(checkpoint)
 
     def check_names(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint that does not hold exactly what this model trains.
@@ -153,8 +150,3 @@ class FineTuningModule(L.LightningModule):
                 f"The checkpoint does not fit this model in {len(odd)} tensors, for example:",
                 [Problem(f"{name}: {found.get(name, 'missing')}", str(trained.get(name, "none"))) for name in odd[:3]],
             )
-
-
-def _alone(compute: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function: a model that is not sharded needs nothing around it (`cyberlm.models.sharding.shard`)."""
-    return compute(*arguments)

@@ -126,6 +126,16 @@ BAD: list[tuple[str, str, str, str]] = [
         *("a multiple of 4", "trainer.val_check_interval=8"),
     ),
     (
+        "data.batch_size=10 data.micro_batch_size=4",
+        "data.batch_size=10 with data.micro_batch_size=4",
+        *("a multiple of 4: a step is whole micro-batches", ""),
+    ),
+    (
+        "data.batch_size=32 data.micro_batch_size=4 trainer.accumulate_grad_batches=3",
+        "data.batch_size=32 with trainer.accumulate_grad_batches=3",
+        *("one of them: the first sets the second to 8", "trainer.accumulate_grad_batches=1"),
+    ),
+    (
         "trainer.strategy=ddp",
         "trainer.strategy=ddp with one device",
         *("trainer.devices=2 or more, or trainer.strategy=auto", "trainer.strategy=auto"),
@@ -133,8 +143,6 @@ BAD: list[tuple[str, str, str, str]] = [
     *(
         (f"{line} trainer.strategy=fsdp2 trainer.devices=2", f"trainer.strategy=fsdp2 with {what}", allowed, fix)
         for line, what, allowed, fix in (
-            ("method=qlora", "a 4-bit base, whose weights cannot be cut up", *DDP),
-            ("trainer.gradient_checkpointing=true", "trainer.gradient_checkpointing=true", *DDP),
             ("trainer.precision=16-mixed", "trainer.precision=16-mixed", "auto, 32-true, bf16-mixed", ""),
             ("optim=paged_adamw_8bit", "optim.name=paged_adamw_8bit", "adamw", "optim=adamw"),
             ("method.lora.use_dora=true", "method.lora.use_dora=true", *DDP),
@@ -216,6 +224,14 @@ GOOD = [
 @pytest.mark.parametrize("line", GOOD)
 def test_good_config(line: str) -> None:
     assert isinstance(build_config(compose(*split(line)), TrainConfig), TrainConfig)
+
+
+@pytest.mark.parametrize(("devices", "accumulated"), [(1, 6), (2, 3), (4, 2)])
+def test_batch_size_sets_the_accumulation(devices: int, accumulated: int) -> None:
+    """Rounded up: where a step's micro-batches do not divide, some processes have a filler."""
+    line = ("data.batch_size=24", "data.micro_batch_size=4", f"trainer.devices={devices}")
+    config = build_config(compose(*line), TrainConfig)
+    assert config.trainer.accumulate_grad_batches == accumulated
 
 
 @pytest.mark.parametrize(

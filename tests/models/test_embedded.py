@@ -12,9 +12,10 @@ from cyberlm.config.schema import TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.evaluation.scoring import answering, generate
 from cyberlm.models.loading import load_base, load_tokenizer
+from cyberlm.models.methods.method import prepare
 from cyberlm.tasks.prompts import Prompt
 from cyberlm.training.callbacks.meters import CostMeter
-from cyberlm.training.fit import fit, prepare
+from cyberlm.training.fit import fit
 
 CPU = torch.device("cpu")
 

@@ -243,7 +243,10 @@ def test_scales_of_four_bits_are_in_every_process() -> None:
         (("method=lora",), 12, ["method=qlora", "data.micro_batch_size=1", "trainer.accumulate_grad_batches=8"]),
         (("method=lora",), 2, []),
         (("method=lora", *FSDP2), 18, ["data.micro_batch_size=2", "trainer.accumulate_grad_batches=4"]),
-        (("method=lora", *FSDP2), 12, []),  # neither checkpointing nor 4-bit weights: FSDP2 takes neither
+        (
+            *(("method=lora", *FSDP2), 12),
+            ["trainer.gradient_checkpointing=true", "data.micro_batch_size=4", "trainer.accumulate_grad_batches=2"],
+        ),
     ],
 )
 def test_overrides_that_fit(overrides: tuple[str, ...], gib: int, found: list[str]) -> None:

@@ -193,6 +193,7 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
 def test_a_gpu_attends_without_plans_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.backends.cuda.cudnn_sdp_enabled()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     try:
         torch.backends.cuda.enable_cudnn_sdp(True)
         assert pick_device("auto").type == "cuda"

@@ -58,6 +58,12 @@ def test_other_settings_are_refused_each_with_its_values(begun: Path) -> None:
     assert set(begun.rglob("*")) == before
 
 
+def test_batch_size_lets_another_number_of_processes_go_on(begun: Path) -> None:
+    save_config(begun, config_of("data.batch_size=16", "trainer.devices=2"))
+    assert typed(begun.parent, "data.batch_size=16", "trainer.devices=4", **SLURM) is True
+    assert "trainer.devices: 2 then, 4 now" in str(typed(begun.parent, "trainer.devices=4", **SLURM))
+
+
 def test_auto_needs_a_folder_that_is_named(tmp_path: Path) -> None:
     for kind, line in (("run", []), ("sweep", ["-m", "seed=1,2"])):
         ended = type_line(tmp_path, "train", *TINY, "trainer.resume=auto", *line, run=lambda *_: None)

@@ -4,10 +4,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from cyberlm.config.schema import MethodConfig, ModelSource, QuantConfig, QuantName
+from cyberlm.config.schema import MethodConfig, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import BaseModel, hash_weights, load_base
 from cyberlm.models.model_files import check_saved
+from cyberlm.models.sharding import save_sharded
+
+WHOLE = QuantConfig(name=QuantName.none)
 
 
 class Full:
@@ -27,18 +30,20 @@ class Full:
         return nullcontext()  # called before training
 
     def save(self, loaded: LoadedModel, folder: Path) -> None:
-        loaded.causal.save_pretrained(str(folder))
+        if loaded.sharded:
+            save_sharded(loaded.causal, folder)
+        else:
+            loaded.causal.save_pretrained(str(folder))
 
     def load(self, base: BaseModel, folder: Path) -> LoadedModel:
         """Loads the tuned weights; the base's file is hashed, and not loaded."""
-        return self._load(base, folder, trains_all_weights=False)
+        return replace(base, model=self._tuned(base, folder), quant=WHOLE, check=lambda _: None).loaded
 
     def merge(self, base: BaseModel, folder: Path) -> LoadedModel:
         """Loads the tuned weights in the type of training."""
-        return self._load(base, folder, trains_all_weights=True)
+        return load_base(self._tuned(base, folder), WHOLE, base.device, trains_all_weights=True)
 
-    def _load(self, base: BaseModel, folder: Path, *, trains_all_weights: bool) -> LoadedModel:
+    def _tuned(self, base: BaseModel, folder: Path) -> ModelConfig:
         check_saved(folder, "*.safetensors", "config.json")
         base.check(hash_weights(base.model))
-        tuned = replace(base.model, source=ModelSource.local, path=str(folder))
-        return load_base(tuned, QuantConfig(name=QuantName.none), base.device, trains_all_weights=trains_all_weights)
+        return replace(base.model, source=ModelSource.local, path=str(folder))

@@ -15,9 +15,10 @@ from typing import Protocol
 
 import torch
 
-from cyberlm.config.schema import MethodConfig, QuantName, TrainConfig
+from cyberlm.config.schema import MethodConfig, QuantName, Strategy, TrainConfig
 from cyberlm.models.loaded import LoadedModel, on_one_line
-from cyberlm.models.loading import BaseModel, load_base
+from cyberlm.models.loading import BaseModel, load_base, load_sharded
+from cyberlm.models.methods.lora import keep_inputs_narrow
 from cyberlm.runtime.errors import ConfigError, Problem
 
 
@@ -46,10 +47,14 @@ class Method(Protocol):
         """Lets the base answer alone, exactly as it was loaded, for as long as the context lasts."""
 
     def save(self, loaded: LoadedModel, folder: Path) -> None:
-        """Writes what was trained, as safetensors; tokenizer and prompt are written beside it."""
+        """Writes what was trained, as safetensors; tokenizer and prompt are written beside it.
+
+        Called in rank 0, with whole tensors. Only a method that trains all weights is called in all ranks of a sharded
+        model, whose tensors no process could hold together.
+        """
 
     def load(self, base: BaseModel, folder: Path) -> LoadedModel:
-        """Opens what `save` has written; `base.loaded` may be changed in place."""
+        """Opens what `save` has written; `base.loaded`, or what `base.attached` gives, may be changed in place."""
 
     def merge(self, base: BaseModel, folder: Path) -> LoadedModel:
         """Opens what `save` has written as one plain transformers model, `LoadedModel.causal`."""
@@ -76,14 +81,45 @@ def saved_folder(config: MethodConfig, run: Path) -> Path:
 
 
 def load_for_training(config: TrainConfig, device: torch.device) -> LoadedModel:
-    """Loads a run's base model as its method trains it.
+    """Loads a run's base model as its method trains it; with FSDP2 each process loads its share, made trainable.
 
     Raises:
-        ConfigError: If the method does not train on a 4-bit base.
+        ConfigError: If the method does not train on a 4-bit base, or not on a sharded one.
         ModelError: If the base cannot be had.
     """
     method = method_of(config.method)
     if config.quant.name is QuantName.nf4 and not method.allows_4bit:
         what = f"method={config.method.name} quant={config.quant.name.name}: this method trains on whole weights"
         raise ConfigError("This cannot be trained:", [Problem(what, "quant=none, or method=qlora", "quant=none")])
-    return load_base(config.model, config.quant, device, trains_all_weights=method.trains_all_weights)
+    if config.trainer.strategy is not Strategy.fsdp2:
+        return load_base(config.model, config.quant, device, trains_all_weights=method.trains_all_weights)
+    if not (method.keeps_base or method.trains_all_weights):
+        what = f"method={config.method.name} trainer.strategy=fsdp2: this method changes the base, which it needs whole"
+        raise ConfigError("This cannot be trained:", [Problem(what, "trainer.strategy=ddp", "trainer.strategy=ddp")])
+    return load_sharded(
+        *(config.model, config.quant, device, lambda bare: attach(bare, config)),
+        trains_all_weights=method.trains_all_weights,
+        compute_dtype=torch.bfloat16 if precision(config, device) == "bf16-mixed" else None,
+    )
+
+
+def prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
+    """Makes what the method trains trainable; a sharded model is loaded so."""
+    return loaded if loaded.sharded else attach(loaded, config)
+
+
+def attach(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
+    """`Method.attach`, with gradient checkpointing where it is asked for."""
+    if config.trainer.gradient_checkpointing:
+        loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    attached = method_of(config.method).attach(loaded)
+    if loaded.device.type == "cuda" and precision(config, loaded.device).endswith("-mixed"):
+        keep_inputs_narrow(attached.model)
+    return attached
+
+
+def precision(config: TrainConfig, device: torch.device) -> str:
+    """`trainer.precision`, with `auto` settled."""
+    if config.trainer.precision != "auto":
+        return config.trainer.precision
+    return "bf16-mixed" if device.type == "cuda" else "32-true"

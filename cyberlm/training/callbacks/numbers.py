@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from cyberlm.data.batches import AnswerBatch, ScoringBatch
+from cyberlm.models.sharding import whole
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.task import LETTERS
@@ -61,7 +61,7 @@ class FiniteNumbers(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         totals = pl_module.totals
-        totals.reduce(_whole(pl_module.gradient_norm()))
+        totals.reduce(whole(pl_module.gradient_norm()))
         bad = next((k for k, loss in enumerate(totals.losses) if not math.isfinite(loss)), None)
         if bad is not None:
             self.window = [self.window[bad]]
@@ -70,37 +70,35 @@ class FiniteNumbers(L.Callback):
         if not math.isfinite(totals.gradient_norm) and trainer.precision != "16-mixed":
             self._stop(trainer, pl_module, "gradient norm", totals.gradient_norm)
 
-    def _stop(self, trainer: L.Trainer, pl_module: L.LightningModule, what: str, value: float) -> None:
+    def _stop(self, trainer: L.Trainer, pl_module: Any, what: str, value: float) -> None:
         file = Path(trainer.default_root_dir) / BAD_BATCH
         step = trainer.global_step
-        trained = {name: _whole(p.detach()) for name, p in pl_module.named_parameters() if p.requires_grad}
+        broken, kept = None, {}
+        for name, p in ((name, p) for name, p in pl_module.named_parameters() if p.requires_grad):
+            weights = whole(p.detach())
+            broken = broken if broken or torch.isfinite(weights).all() else name
+            if not pl_module.loaded.sharded:  # else no process could hold them all
+                kept[f"weights.{name}"] = weights
         mine = [
             {name: torch.as_tensor(part).cpu() for name, part in {**batch._asdict(), **states}.items()}
             for batch, states in self.window
         ]
         window = list(chain(*distributed.all_gather(mine)))
         if distributed.rank() == 0:
-            tensors = {f"weights.{name}": p for name, p in trained.items()}
-            tensors |= {f"batch{k}.{name}": part for k, parts in enumerate(window) for name, part in parts.items()}
+            kept |= {f"batch{k}.{name}": part for k, parts in enumerate(window) for name, part in parts.items()}
             about = {"step": step, "seed": self.seed, "what": what, "value": value, "batches": len(window)}
             metadata = {name: str(item) for name, item in about.items()}
             with contextlib.suppress(OSError, SafetensorError):  # a full disk must not hide what went wrong
-                save_file({name: t.cpu().contiguous().clone() for name, t in tensors.items()}, file, metadata)
-        broken = next((name for name, p in trained.items() if not torch.isfinite(p).all()), None)
+                save_file({name: t.cpu().contiguous().clone() for name, t in kept.items()}, file, metadata)
         why = f"the weights were not finite before it, for example {broken}" if broken else "the weights were finite"
-        saved = f"{file} holds the batch, the weights and the random state that make it so"
+        held = "batch and the random state" if pl_module.loaded.sharded else "batch, the weights and the random state"
+        saved = f"{file} holds the {held} that make it so"
         raise RunError(
             f"The {what} is {value} in optimizer step {step}; the step was not taken.",
             [Problem(why), Problem(saved if file.is_file() else f"{file} could not be written")],
             "The last good checkpoint stays, but going on from it would meet the same batch. Start again with a lower "
             "optim.learning_rate, a longer optim.warmup_fraction, or trainer.precision=32-true.",
         )
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be spread over the processes; called by all of them."""
-    whole: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole
 
 
 class LearningWatch(L.Callback):

@@ -1,5 +1,6 @@
 """Lightning callbacks for checkpoints and resuming: best weights, resume points, early stopping, random state."""
 
+import logging
 import math
 import random
 import time
@@ -15,9 +16,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from cyberlm.config.schema import Monitor, TrainerConfig
 from cyberlm.data.batches import AnswerBatch
 from cyberlm.runtime import distributed, signals
-from cyberlm.runtime.errors import RunError
 from cyberlm.training.callbacks.meters import ends_step
 from cyberlm.training.checkpointing import BEST_NAME, ORIGIN, STEP_NAME, prune
+
+log = logging.getLogger(__name__)
 
 
 def validation_figures(trainer: L.Trainer) -> dict[str, float]:
@@ -136,10 +138,22 @@ class ResumePoints(Checkpoint):
         signals.stop_deferring()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint[ORIGIN] = {"settings": self.settings, "ended": trainer.should_stop}
+        steps = {"processes": distributed.world_size(), "accumulated": trainer.accumulate_grad_batches}
+        checkpoint[ORIGIN] = {"settings": self.settings, "ended": trainer.should_stop, **steps}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        self.ended = checkpoint[ORIGIN]["ended"]
+        """Goes on at the same optimizer step, of which another number of processes has other micro-batches each."""
+        origin = checkpoint[ORIGIN]
+        self.ended = origin["ended"]
+        if origin.get("processes", distributed.world_size()) == distributed.world_size():
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            for name, count in counts.items():
+                counts[name] = -(-count // origin["accumulated"]) * trainer.accumulate_grad_batches
+        if progress["is_last_batch"]:
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            progress["current"] = dict.fromkeys(progress["current"], data.count_batches())
 
     def _epoch_ends(self, trainer: L.Trainer) -> bool:
         """True where `on_train_epoch_end` comes next: after the last batch, the last step, or early stopping."""
@@ -198,10 +212,12 @@ class RandomState(L.Callback):
         return {"by_rank": distributed.all_gather(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        states = state_dict["by_rank"]
-        if len(states) != distributed.world_size():
-            raise RunError(
-                f"The checkpoint is of a run with trainer.devices={len(states)}; it cannot go on with "
-                f"trainer.devices={distributed.world_size()}: its random numbers would be others."
+        states, size = state_dict["by_rank"], distributed.world_size()
+        if len(states) == size:
+            self.restored = states[distributed.rank()]
+        elif distributed.rank() == 0:
+            log.warning(
+                "The checkpoint is of %d processes, now there are %d: each optimizer step keeps its questions, but "
+                "sums in another order and with other random numbers. The outcome is not the same to the last bit.",
+                *(len(states), size),
             )
-        self.restored = states[distributed.rank()]

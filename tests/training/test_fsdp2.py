@@ -1,0 +1,255 @@
+"""Sharded models (FSDP2): they train and answer as one process does, none holds the base, any number resumes."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from sharded_ranks import trained
+from support import SHORT, TINY, config_of
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from cyberlm.evaluation.results import read_predictions
+from cyberlm.models.methods.method import load_for_training
+from cyberlm.models.tiny import tiny_model, tiny_tokenizer
+from cyberlm.runtime.errors import ModelError
+from cyberlm.training.checkpointing import MANIFEST, damage, resume_point, seal
+
+ROOT = Path(__file__).parents[2]
+CHECKPOINTED = "trainer.gradient_checkpointing=true"
+EQUAL = {
+    "sft": ["method=sft", CHECKPOINTED, "data.batch_size=16"],
+    "tied": ["method=sft", "model.tiny.tie_word_embeddings=true", "data.batch_size=8"],
+    "lora": ["method=lora", CHECKPOINTED, "data.batch_size=16"],
+    "qlora": ["method=qlora", CHECKPOINTED, "data.batch_size=8"],
+}
+STOPPED_AT = 8
+"""Micro-batch of each of two processes, which have 5 an epoch: in the second epoch, after its first optimizer step."""
+
+
+@pytest.fixture(autouse=True)
+def _path_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+
+
+def run_ranks(count: int, folder: Path, cases: dict[str, object], *arguments: str) -> str:
+    """Runs `sharded_ranks.py` in several processes; returns what they said."""
+    folder.mkdir(exist_ok=True)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, *torchrun, str(ROOT / "tests" / "sharded_ranks.py"), str(folder), *arguments],
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case, trained by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    cases: dict[str, object] = {name: (overrides, None, False) for name, overrides in EQUAL.items()}
+    cases["bf16"] = ([*EQUAL["sft"], "trainer.precision=bf16-mixed"], None, False)
+    cases["stopped"] = (EQUAL["sft"], STOPPED_AT, False)
+    run_ranks(2, folder, cases)
+    return folder
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    with (folder / "metrics.csv").open(newline="") as stream:
+        return [float(row[name]) for row in csv.DictReader(stream) if row.get(name)]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """What a run has saved."""
+    files = [*folder.glob("model/*.safetensors"), *folder.glob("adapter/*.safetensors")]
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_equal_runs(folder: Path, other: Path, tolerance: float) -> None:
+    for name in ("train/loss", "val/nll", "val/option_nll", "val/accuracy"):
+        assert losses(folder, name) == pytest.approx(losses(other, name), abs=tolerance, rel=0), name
+    found, expected = tensors(folder), tensors(other)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert tensor.dtype == found[name].dtype
+        torch.testing.assert_close(found[name], tensor, atol=10 * tolerance, rtol=0, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EQUAL)
+def test_shards_are_as_one_process(name: str, two: Path, tmp_path: Path) -> None:
+    """Bit-equal logits of the base, 4-bit ones too; then losses, validation, tuned weights and answers."""
+    one = tmp_path / "one"
+    one.mkdir()
+    trained(EQUAL[name], None, False, one)
+    logits, expected = (load_file(run / "logits.safetensors")["logits"] for run in (two / name, one))
+    assert torch.equal(logits, expected)
+    assert_equal_runs(two / name, one, 1e-5)
+    files = {file.name for folder in ("model", "adapter") for file in (one / folder).glob("*")}
+    assert files == {file.name for folder in ("model", "adapter") for file in (two / name / folder).glob("*")}
+    answers, plain = (json.loads((run / "answers.json").read_text()) for run in (two / name, one))
+    assert [answer["id"] for answer in answers] == [answer["id"] for answer in plain]
+    for answer, right in zip(answers, plain, strict=True):
+        assert answer["option_logprobs"] == pytest.approx(right["option_logprobs"], abs=2e-3)
+        assert (answer["choice"], answer["generated"]) == (right["choice"], right["generated"])
+
+
+@pytest.mark.slow
+def test_weights_are_gathered_in_bfloat16(two: Path) -> None:
+    """The losses are those of float32 but for rounding; what is kept and saved stays float32."""
+    assert losses(two / "bf16", "train/loss") == pytest.approx(losses(two / "sft", "train/loss"), rel=0.02)
+    assert losses(two / "bf16", "train/loss") != losses(two / "sft", "train/loss")
+    assert {tensor.dtype for tensor in tensors(two / "bf16").values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_processes_goes_on(count: int, two: Path, tmp_path: Path) -> None:
+    """From the shards of two, with the same optimizer steps: bit-identical with two, and said not to be with others."""
+    shutil.copytree(two / "stopped", tmp_path / "stopped")
+    assert len(losses(tmp_path / "stopped", "train/loss")) == 4
+    said = run_ranks(count, tmp_path, {"stopped": (EQUAL["sft"], None, True)})
+    assert len(losses(tmp_path / "stopped", "train/loss")) == 6
+    assert_equal_runs(tmp_path / "stopped", two / "sft", 0 if count == 2 else 1e-5)
+    assert (f"The checkpoint is of 2 processes, now there are {count}" in said) == (count != 2)
+
+
+@pytest.mark.slow
+def test_torn_shard_is_set_aside(two: Path, tmp_path: Path) -> None:
+    """Training goes on from the checkpoint before."""
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(two / "sft" / "checkpoints", checkpoints)
+    shard = checkpoints / "step_000006.ckpt" / "shard-00002-model-00001-of-00001.safetensors"
+    torn = bytearray(shard.read_bytes())
+    torn[-1] ^= 1
+    shard.write_bytes(torn)
+    assert damage(shard.parent) == f"its bytes are not those that were written (SHA-256 of {shard.name})"
+    assert resume_point(tmp_path) == checkpoints / "step_000005.ckpt"
+    assert not shard.parent.exists() and (checkpoints / "step_000006.ckpt.damaged" / shard.name).exists()
+
+
+def test_one_process_shards_too(tmp_path: Path) -> None:
+    try:
+        for name, overrides in (("plain", []), ("sharded", ["trainer.strategy=fsdp2"])):
+            (tmp_path / name).mkdir()
+            trained([*EQUAL["lora"], *overrides], None, False, tmp_path / name)
+    finally:
+        dist.destroy_process_group()
+    assert_equal_runs(tmp_path / "sharded", tmp_path / "plain", 1e-5)
+
+
+def test_each_file_is_sealed(tmp_path: Path) -> None:
+    folder = tmp_path / "step_000001.ckpt"
+    folder.mkdir()
+    for name in ("a.safetensors", "b.safetensors"):
+        (folder / name).write_text(name)
+    assert MANIFEST in damage(folder)
+    seal(folder)
+    assert not damage(folder)
+    (folder / "b.safetensors").unlink()
+    assert "b.safetensors" in damage(folder)
+
+
+def test_model_that_cannot_be_read_tensor_by_tensor_is_refused(tmp_path: Path) -> None:
+    model = tiny_model(config_of().model.tiny, len(tiny_tokenizer()))
+    del model.model.norm.weight
+    model.save_pretrained(tmp_path)
+    config = config_of("method=lora", "model=local", f"model.path={tmp_path}", "trainer.strategy=fsdp2")
+    with pytest.raises(ModelError) as caught:
+        load_for_training(config, torch.device("cpu"))
+    assert "model.norm.weight" in caught.value.screen() and "trainer.strategy=ddp" in caught.value.screen()
+
+
+# -------------------------------------------------------------------------------------------------- whole runs
+
+
+def cyberlm(command: str, folder: Path, *overrides: str) -> None:
+    line = [sys.executable, "-m", "cyberlm", command, *overrides, f"hydra.run.dir={folder}"]
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
+    assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_runs_are_sharded_from_training_to_evaluation(tmp_path: Path) -> None:
+    """A run of two processes goes on as three after a signal; its model is scored by two, base and tuned, as by one."""
+    run, kill = tmp_path / "run", "+callbacks.of_the_test"
+    small, few = ("data.max_train=21", "data.max_validation=5", "data.max_test=9"), "evaluation.max_new_tokens=4"
+    given = (
+        *TINY,
+        *SHORT,
+        *small,
+        few,
+        "method=qlora",
+        "data.micro_batch_size=4",
+        "data.batch_size=8",
+        "trainer.max_epochs=2",
+    )
+    stopped = (f"{kill}._target_=training_support.Kill", f"{kill}.signum=15", f"{kill}.batch=2", f"{kill}.rank=1")
+    with pytest.raises(AssertionError, match="Stopped by SIGTERM"):
+        cyberlm("train", run, *given, *stopped, "trainer.strategy=fsdp2", "trainer.devices=2")
+    cyberlm("train", run, f"trainer.resume={run}", "trainer.devices=3")
+    cyberlm("train", tmp_path / "one", *given)
+    assert losses(run, "train/loss") == pytest.approx(losses(tmp_path / "one", "train/loss"), abs=1e-5)
+    for folder, overrides in (("two", ("trainer.devices=2", "trainer.strategy=fsdp2")), ("alone", ())):
+        cyberlm("evaluate", tmp_path / folder, f"run={run}", few, *overrides)
+    answers = [read_predictions(folder / "predictions.jsonl") for folder in (run, tmp_path / "two", tmp_path / "alone")]
+    for name in ("base", "tuned"):
+        for found in answers[:2]:
+            for answer, right in zip(found[name], answers[2][name], strict=True):
+                assert answer.option_logprobs == pytest.approx(right.option_logprobs, abs=1e-4)
+                assert (answer.choice, answer.generated) == (right.choice, right.generated)
+
+
+# -------------------------------------------------------------------------------------------------- memory
+
+MB = 2**20
+ALLOWANCE, AT_REST = 112 * MB, 32 * MB
+"""For copies of a block on its way, activations, keys and values, and what the heap keeps; between two phases."""
+
+
+@pytest.mark.slow
+def test_no_process_holds_the_base(tmp_path: Path) -> None:
+    """Load, scoring, saving and end of two processes: half of the base, one block, and the allowance; not the base."""
+    tokenizer = tiny_tokenizer()
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=16,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+    )
+    model = LlamaForCausalLM(shape)
+    base = 4 * sum(parameter.numel() for parameter in model.parameters())
+    block = 4 * sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    model.bfloat16().save_pretrained(tmp_path / "model", max_shard_size="50MB")
+    tokenizer.save_pretrained(tmp_path / "model")
+    del model
+    shard = "trainer.strategy=fsdp2"
+    for name, overrides in (
+        ("lora", ["method=lora", shard]),
+        ("sft", ["method=sft", shard]),
+        ("whole", ["method=lora"]),
+    ):
+        run_ranks(2, tmp_path, {name: (overrides, None, False)}, str(tmp_path / "model"))
+        for rank in (0, 1):
+            found = json.loads((tmp_path / name / f"memory_{rank}.json").read_text())
+            print(name, rank, {phase: f"{size / MB:.0f} MB" for phase, size in found.items()})
+            for phase in ("load", "score", "save", "end"):
+                small = found[phase] < base / 2 + block + ALLOWANCE
+                at_rest = found[f"after {phase}"] < base / 2 + block + AT_REST
+                assert small == at_rest == (name != "whole"), (name, rank, phase, found)

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger
 
 from cyberlm.config.saved import config_of, plain_config, save_config
-from cyberlm.config.schema import EvaluateConfig, ModelConfig
+from cyberlm.config.schema import EvaluateConfig, ModelConfig, Strategy
 from cyberlm.data.datamodule import check_reads, encode_questions
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.inference import run_inference
@@ -77,8 +77,8 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     models_used = [spec.model for spec in specs]
     distributed.hand_out(take_part, config, eval_set, models_used)
     fetch(models_used)
-    bench = _Bench(pick_device(config.trainer.accelerator))
-    loaded = bench.weights_of(specs[0])
+    bench = _Bench(config)
+    loaded = bench.weights_of(distributed.broadcast(specs[0]))
     provenance = provenance_of(config, sources, _hash_of(eval_set.questions), entrants[0].prompt, loaded)
     del loaded
     save_config(folder, config)
@@ -92,14 +92,14 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     scored_as: dict[str, str] = {}
     for entrant in entrants:
         name = entrant.spec.name
-        spec = loaded_spec(entrant.spec, bench.weights_of(entrant.spec), entrant.prompt)
+        spec = loaded_spec(entrant.spec, bench.weights_of(distributed.broadcast(entrant).spec), entrant.prompt)
         base = bench.base_of(entrant)
         twin = next((other for other, known in bases.items() if known == base), None)
         scored_as[name] = twin or name
         if base is not None and twin is None:
             bases[name] = base
-        if twin is None:
-            models[name] = _score(distributed.broadcast(entrant), bench, eval_set)
+        if distributed.broadcast(twin is None):
+            models[name] = _score(entrant, bench, eval_set)
             scored[name] = spec
         else:
             say(f"{name} has the weights of {twin}: scored once")
@@ -121,9 +121,12 @@ def take_part(config: EvaluateConfig, eval_set: EvalSet, models: Sequence[ModelC
     """The part of a process of a higher rank in an evaluation: its share of the questions, model by model."""
     fetch(models)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    bench = _Bench(pick_device(config.trainer.accelerator))
+    bench = _Bench(config)
+    bench.weights_of(distributed.broadcast(None))  # type: ignore[arg-type]  # rank 0's is a model
     while (entrant := distributed.broadcast(None)) is not None:
-        _score(entrant, bench, eval_set)
+        bench.weights_of(entrant.spec)
+        if distributed.broadcast(None):
+            _score(entrant, bench, eval_set)
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,14 @@ def _score(entrant: _Entrant, bench: "_Bench", eval_set: EvalSet) -> Predictions
 
 
 class _Bench:
-    """Loader of models, one at a time; a base that was scored stays for the adapter that follows it."""
+    """Loader of models, one at a time; a base that was scored stays for the adapter that follows it.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    All processes load the same in the same order: with `trainer.strategy=fsdp2` each holds its share.
+    """
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self._device = pick_device(config.trainer.accelerator)
+        self._sharded = config.trainer.strategy is Strategy.fsdp2
         self._held: BaseModel | None = None
 
     def base_under(self, spec: ModelSpec) -> BaseModel:
@@ -165,7 +172,7 @@ class _Bench:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             check = partial(_check_weights, spec=spec)
-            self._held = held = BaseModel(spec.model, spec.quant_config, self._device, check)
+            self._held = held = BaseModel(spec.model, spec.quant_config, self._device, check, sharded=self._sharded)
         return held
 
     def weights_of(self, spec: ModelSpec) -> LoadedModel:
@@ -176,11 +183,12 @@ class _Bench:
         base = self.base_under(spec)
         if spec.kind != "adapter":
             return base.loaded
-        assert spec.folder is not None
+        folder = spec.folder
+        assert folder is not None
         self._held = None
         if not spec.runs:
-            return load_adapter(base.loaded, spec.folder)
-        return method_of(config_of(spec.runs[0]).method).load(base, spec.folder)
+            return base.attached(lambda loaded: load_adapter(loaded, folder))
+        return method_of(config_of(spec.runs[0]).method).load(base, folder)
 
     def base_of(self, entrant: _Entrant) -> tuple[object, ...] | None:
         """Key of a base, equal for bases that are one: weights, 4 bits or not, architecture, and the tokens asked."""

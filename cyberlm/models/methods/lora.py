@@ -80,7 +80,7 @@ class Lora:
         (folder / "README.md").unlink(missing_ok=True)  # the model card is written with the results
 
     def load(self, base: BaseModel, folder: Path) -> LoadedModel:
-        return load_adapter(base.loaded, folder)
+        return base.attached(lambda loaded: load_adapter(loaded, folder))
 
     def merge(self, base: BaseModel, folder: Path) -> LoadedModel:
         """Adds the adapter into the weights of its base.

@@ -56,7 +56,7 @@ def new_folder(path: Path, *, existing: Literal["refuse", "keep", "replace"] = "
         existing: Done with a folder that is at `path` once the new one is whole; one that is kept is taken for equal.
 
     Raises:
-        OSError: If that folder is to be replaced and cannot be removed.
+        OSError: If that folder is to be replaced and cannot be moved.
         RunError: If there is one that is neither to be kept nor replaced.
     """
     made = [parent for parent in path.parents if not parent.exists()]
@@ -65,9 +65,13 @@ def new_folder(path: Path, *, existing: Literal["refuse", "keep", "replace"] = "
     try:
         yield draft
         draft.chmod(0o755)  # mkdtemp's folders are for one user alone
-        if existing == "replace":
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.exists():
+        if existing == "replace" and path.is_dir():
+            aside = draft.with_name(f"{draft.name}.old")  # a kill leaves one of the two, here or under this name
+            path.replace(aside)
+            draft.replace(path)
+            shutil.rmtree(aside, ignore_errors=True)
+            return
+        if existing != "replace" and path.exists():
             if existing == "keep":
                 return
             raise RunError(f"{path} is there already.", [Problem("it was made meanwhile", "a folder of its own")])

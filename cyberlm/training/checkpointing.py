@@ -164,6 +164,10 @@ def resume_point(folder: Path) -> Path | None:
         None where training has to start from its beginning: no checkpoint, or the best weights so far are lost.
     """
     checkpoints = folder / CHECKPOINTS
+    for aside in checkpoints.glob(".*.ckpt-*.old"):  # killed while a folder was replaced
+        place = checkpoints / aside.name.removeprefix(".").rpartition("-")[0]
+        if not place.exists():
+            aside.replace(place)
     for leftover in (*checkpoints.glob("*.tmp"), *checkpoints.glob(".*.ckpt-*")):  # a write that was killed
         remove(leftover)
     for file in sorted(checkpoints.glob("*.ckpt")):

@@ -17,6 +17,13 @@ def test_a_folder_whose_place_cannot_be_cleared_is_an_error(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+def test_a_folder_is_replaced_by_another(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        with new_folder(tmp_path / "best", existing="replace") as building:
+            (building / name).touch()
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "best", tmp_path / "best" / "second"]
+
+
 def test_a_folder_that_appears_while_another_is_made_stays(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there already"), new_folder(tmp_path / "out") as building:
         (building / "file").touch()

@@ -164,6 +164,16 @@ def test_each_file_is_sealed(tmp_path: Path) -> None:
     assert "b.safetensors" in damage(folder)
 
 
+def test_best_weights_come_back_that_were_being_replaced(tmp_path: Path) -> None:
+    aside = tmp_path / "checkpoints" / ".best.ckpt-k2x_9.old"
+    aside.mkdir(parents=True)
+    (aside / "shard.safetensors").write_text("old")
+    seal(aside)
+    (aside.parent / ".best.ckpt-new").mkdir()
+    assert resume_point(tmp_path) is None
+    assert [path.name for path in aside.parent.iterdir()] == ["best.ckpt"]
+
+
 def test_model_that_cannot_be_read_tensor_by_tensor_is_refused(tmp_path: Path) -> None:
     model = tiny_model(config_of().model.tiny, len(tiny_tokenizer()))
     del model.model.norm.weight

@@ -106,7 +106,7 @@ def _trainer_settings(config: TrainConfig, device: torch.device) -> dict[str, An
     settings: dict[str, Any] = {"plugins": [AtomicCheckpointIO(), OneDeviceNode()], "num_nodes": processes}
     settings["devices"] = [distributed.local_rank() % torch.cuda.device_count()] if device.type == "cuda" else 1
     if processes > 1:
-        settings["strategy"] = DDPStrategy(broadcast_buffers=False)
+        settings["strategy"] = DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
     if trainer.strategy is Strategy.fsdp2:
         settings["strategy"] = ShardedStrategy(processes, 1)
     return {

@@ -282,9 +282,8 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Estimates what a process of a run takes while it loads the model, trains, and scores.
 
-    A step holds the gradients of the step before until its own backward pass; validation scores beside them. DDP holds
-    the gradients once more, in the buckets that it sends. FSDP2 spreads weights, gradients and optimizer states over
-    the processes, and gathers a layer at a time.
+    A step holds the gradients of the step before until its own backward pass; validation scores beside them. FSDP2
+    spreads weights, gradients and optimizer states over the processes, and gathers a layer at a time.
 
     Args:
         sizes: Of the same configuration's model.
@@ -303,8 +302,6 @@ def estimate_memory(
         weights = {name: size if name == SCALES else -(-size // trainer.devices) for name, size in weights.items()}
         weights["gathered layers"] = sizes.gathered
         states = {name: -(-size // trainer.devices) for name, size in states.items()}
-    elif trainer.devices > 1:
-        states["gradient buckets"] = sizes.gradients
     gaps = 1.0 if on_gpu else HEAP_GAPS
     start = {"CUDA context": CUDA_CONTEXT} if on_gpu else {"python and libraries": runtime}
     warm = start if on_gpu else {**start, "kernels": KERNEL_BUFFERS}
@@ -351,7 +348,8 @@ def overrides_that_fit(
     optimizers = [unchanged, *([{"optim": OptimizerName.paged_adamw_8bit}] if on_gpu else [])]
     recomputing = [unchanged, *([] if trainer.gradient_checkpointing else [{"trainer.gradient_checkpointing": True}])]
     halves = [2**power for power in range(1, size.bit_length()) if size % 2**power == 0]
-    batches = [{"data.micro_batch_size": size // n, "trainer.accumulate_grad_batches": steps * n} for n in halves]
+    more = {n: {} if data.batch_size else {"trainer.accumulate_grad_batches": steps * n} for n in halves}
+    batches = [{"data.micro_batch_size": size // n, **more[n]} for n in halves]
     limits = [{"data.max_batch_tokens": tokens >> power} for power in range(1, 9) if tokens >> power >= 256]
     for parts in product(methods, optimizers, recomputing, [unchanged, *batches], [unchanged, *limits]):
         changes = {key: value for part in parts for key, value in part.items()}

@@ -254,7 +254,8 @@ PRESETS = {
     "": "lora smollm2_135m sample None text none adamw 1 0.0002",
     "experiment=llama3_lora": "lora llama3_8b_instruct cybermetric 10000 letter none adamw 2 0.0002",
     "experiment=llama3_qlora": "qlora llama3_8b_instruct cybermetric 10000 letter nf4 adamw 2 0.0002",
-    "experiment=llama3_sft": "sft llama3_8b_instruct cybermetric 10000 letter none paged_adamw_8bit 2 1e-05",
+    "experiment=llama3_sft": "sft llama3_8b_instruct cybermetric 10000 letter none adamw 2 1e-05",
+    "experiment=llama3_70b_qlora": "qlora llama3_70b_instruct cybermetric 10000 letter nf4 adamw 2 0.0002",
     # the command line wins over the preset
     "experiment=llama3_qlora model=llama3_8b prompt=text data.size=80 method=lora trainer.max_epochs=1": (
         "lora llama3_8b cybermetric 80 text none adamw 1 0.0002"
@@ -262,8 +263,8 @@ PRESETS = {
     "experiment=llama3_lora quant=nf4 optim.learning_rate=1e-3": (
         "lora llama3_8b_instruct cybermetric 10000 letter nf4 adamw 2 0.001"
     ),
-    "experiment=llama3_sft optim=adamw optim.learning_rate=3e-5": (
-        "sft llama3_8b_instruct cybermetric 10000 letter none adamw 2 3e-05"
+    "experiment=llama3_sft trainer.strategy=auto optim=paged_adamw_8bit optim.learning_rate=3e-5": (
+        "sft llama3_8b_instruct cybermetric 10000 letter none paged_adamw_8bit 2 3e-05"
     ),
 }
 

@@ -94,7 +94,8 @@ BRACKETS = """{0}={1}: a list needs brackets
         (
             "experiment=llama3_qlor",
             "experiment=llama3_qlor: there is no experiment 'llama3_qlor'\n"
-            "      allowed: llama3_lora, llama3_qlora, llama3_sft\n      type:    experiment=llama3_qlora",
+            "      allowed: llama3_70b_qlora, llama3_lora, llama3_qlora, llama3_sft\n"
+            "      type:    experiment=llama3_qlora",
         ),
         ("optim=sgd", "optim=sgd: there is no optim 'sgd'\n      allowed: adamw, paged_adamw_8bit"),
         ("trainer=null", "trainer=null: there is no trainer 'null'\n      allowed: default"),

@@ -88,6 +88,22 @@ def test_a_plan_that_does_not_fit_names_one_that_does(method: str, capsys: pytes
     assert "GPU 24.00 GiB: fits." in again
 
 
+@pytest.mark.parametrize(
+    ("line", "devices", "gib"),
+    [
+        ("experiment=llama3_sft", 8, 24),
+        ("experiment=llama3_70b_qlora", 2, 48),
+        ("experiment=llama3_70b_qlora", 8, 24),
+    ],
+)
+def test_sharded_presets_fit_on_small_gpus(
+    line: str, devices: int, gib: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the GPUs nor the processes are here."""
+    shown = planned(capsys, line, f"trainer.devices={devices}", f"plan.device_memory_gib={gib}")
+    assert f"GiB in each of {devices} processes; GPU {gib}.00 GiB: fits." in shown
+
+
 def test_a_model_without_published_sizes_is_an_error() -> None:
     with pytest.raises(ModelError, match="cannot be"):
         show_plan(config_of("model=smollm2_135m", "model.source=hub"), Path("unused"))

@@ -81,10 +81,13 @@ def communicating(model: Model, method: str, strategy: str, gpus: int) -> float:
 
 
 def held(model: Model, method: str, strategy: str, gpus: int) -> float:
-    """Bytes of weights, gradients and optimizer states on each GPU: 16 a trained weight, 2 or 0.52 a frozen one."""
-    frozen = {"sft": 0.0, "lora": 2.0, "qlora": 0.52}[method]
-    whole = 16 * (model.weights if method == "sft" else model.adapter) + frozen * model.weights
-    return whole / gpus if strategy == "fsdp2" else whole
+    """Bytes of weights, gradients and optimizer states on each GPU: 16 a trained weight, 2 or 0.5 a frozen one.
+
+    FSDP2 leaves the scales of 4-bit weights whole.
+    """
+    frozen, scales = {"sft": (0.0, 0.0), "lora": (2.0, 0.0), "qlora": (0.5, 0.016)}[method]
+    spread = 16 * (model.weights if method == "sft" else model.adapter) + frozen * model.weights
+    return spread / (gpus if strategy == "fsdp2" else 1) + scales * model.weights
 
 
 def main() -> None:

@@ -20,7 +20,6 @@ import measure
 import numpy as np
 
 from cyberlm.evaluation.metrics.baselines import Baseline, skill_limits
-from cyberlm.evaluation.metrics.calibration import calibrated_errors, calibration_measures, confidence_of
 from cyberlm.evaluation.metrics.letter_bias import preference_test
 from cyberlm.evaluation.metrics.metric import share_metric
 from cyberlm.evaluation.paired_tests import detectable_difference, difference_interval, mcnemar, mean_difference_test
@@ -260,6 +259,12 @@ def letter_preference(rng: np.random.Generator, share: float) -> list[Rate]:
 @simulation("calibration, size of the test")
 def calibrated_model(rng: np.random.Generator, share: float) -> list[Rate]:
     """A calibrated model's ECE against the 95% point of its chance level."""
+    from cyberlm.evaluation.metrics.calibration import (  # imports torch
+        calibrated_errors,
+        calibration_measures,
+        confidence_of,
+    )
+
     repeats, rates = repeated(200, share), []
     for n, size in ((72, 1), (300, 1), (500, 1), (600, 2)):
         hits = 0

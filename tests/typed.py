@@ -60,6 +60,8 @@ def type_line(
             for handler in [item for item in root.handlers if item not in handlers]:
                 handler.close()
             root.handlers, root.level = handlers, level
+            for logger in root.manager.loggerDict.values():  # Hydra's `job_logging: disabled` of export, chat and serve
+                logger.disabled = False  # type: ignore[union-attr]
             logging.setLogRecordFactory(logging.LogRecord)
             os.environ.clear()
             os.environ.update(environment)

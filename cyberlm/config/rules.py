@@ -101,7 +101,8 @@ def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Pro
     unknown = list(_unknown_keys(plain, schema))
     plain |= {group: _as_entries(plain[group], group) for group in OF_PARTS if group in plain}
     try:
-        missing = [Problem(f"{key} has no value", fix=f"{key}=...") for key in sorted(OmegaConf.missing_keys(composed))]
+        empty = sorted(OmegaConf.missing_keys(OmegaConf.create(plain)))  # of the escaped entries: none is looked up
+        missing = [Problem(f"{key} has no value", fix=f"{key}=...") for key in empty]
         if missing:
             raise ConfigError("The configuration is incomplete:", missing)
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), plain))

@@ -165,7 +165,7 @@ def test_equal_weights_under_two_configurations_are_scored_once(tmp_path: Path) 
 
 def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(tmp_path: Path) -> None:
     config, questions = scoring(LOW), sample_questions(24)
-    bench, bases = evaluating._Bench(torch.device("cpu")), []
+    bench, bases = evaluating._Bench(config), []
     for name, word, theta in (("a", "the", 1e4), ("b", "of", 1e4), ("c", "the", 1e4), ("d", "the", 5e5)):
         causal, tokenizer = load_base(config_of().model, config.quant, torch.device("cpu")).causal, tiny_tokenizer()
         causal.config.rope_parameters = {"rope_type": "default", "rope_theta": theta}

@@ -46,4 +46,4 @@ def test_seconds_per_question_do_not_grow(bench: Any, tmp_path: Path) -> None:
             made[name] = run(config, prompt, folder, made[given])
             seconds[size][name] = (time.process_time() - begun) / size
     growth = {name: seconds[MANY][name] / seconds[FEW][name] for name in bench.STAGES}
-    assert max(growth.values()) < 3, growth
+    assert max(growth.values()) < 6, growth  # 8 where the work of a stage is quadratic

@@ -52,7 +52,7 @@ types: $(INSTALLED)
 test: lint types ## ruff, the type checker, the quick tests on every core
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-test-slow: $(INSTALLED) ## the slow tests: child processes, kills, the embedded model
+test-slow: $(INSTALLED) ## the slow tests: child processes, kills, clusters, the embedded model
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m slow
 
 BENCHES := startup training_vs_trl scoring_vs_lm_eval lightning_overhead scale mfu_cpu levers evidence_cost

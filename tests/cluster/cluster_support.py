@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import lightning.pytorch as L
-import psutil
 import pytest
 from support import SHORT
 from training_support import AtBatch
@@ -121,8 +120,3 @@ def install(*packages: str, program: str) -> None:
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=quiet)
     if done.returncode:
         pytest.skip(f"apt-get install {' '.join(packages)}: {done.stderr.strip().splitlines()[-1:]}")
-
-
-def rank_process(of: psutil.Process, rank: int) -> psutil.Process:
-    """The process of a rank among those that a launcher has started."""
-    return next(child for child in of.children(recursive=True) if child.environ().get("RANK") == str(rank))

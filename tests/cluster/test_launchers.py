@@ -50,22 +50,27 @@ def nodes() -> Iterator[list[tuple[str, str, str]]]:
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
 
 
-def on_both(nodes: list[tuple[str, str, str]], *line: str) -> None:
-    """Types a line under torchrun on both nodes, and waits for both."""
+def on_both(nodes: list[tuple[str, str, str]], *line: str) -> str:
+    """Types a line under torchrun on both nodes; returns what both print."""
     started = []
     for number, (namespace, interface, address) in enumerate(nodes):
-        torchrun = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--local-addr={address}"]
-        meet = [f"--rdzv-endpoint={nodes[0][2]}:29500", f"--rdzv-conf=is_host={int(number == 0)}"]
-        whole_line = ["ip", "netns", "exec", namespace, sys.executable, *torchrun, *meet, *line]
+        torchrun = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", "--rdzv-backend=c10d"]
+        torchrun += [f"--rdzv-endpoint={nodes[0][2]}:29500", f"--rdzv-conf=is_host={int(number == 0)}"]
+        torchrun += [f"--local-addr={address}"]
+        whole_line = ["ip", "netns", "exec", namespace, sys.executable, *torchrun, *line]
         variables = environment(GLOO_SOCKET_IFNAME=interface)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen(whole_line, cwd=ROOT, env=variables, **pipes))
     said = [process.communicate(timeout=240)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    return "\n".join(said)
 
 
 def test_two_machines(reference: Path, nodes: list[tuple[str, str, str]], tmp_path: Path) -> None:
-    on_both(nodes, "train.py", *TRAIN, f"hydra.run.dir={tmp_path / 'train'}")
+    """The process of the second is killed on the way; the first, whose torchrun has lost none, goes on with it."""
+    kill = once(batch=5, rank=1, signum=int(signal.SIGKILL))
+    said = on_both(nodes, "train.py", *TRAIN, *kill, f"hydra.run.dir={tmp_path / 'train'}")
+    assert "Going on from" in said
     assert whole(tmp_path / "train") == whole(reference / "train")
     on_both(nodes, "evaluate.py", *EVALUATE, f"run={tmp_path / 'train'}", f"hydra.run.dir={tmp_path / 'evaluate'}")
     assert answers(tmp_path / "evaluate") == answers(reference / "evaluate")

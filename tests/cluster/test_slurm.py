@@ -45,10 +45,13 @@ def test_preempted_job_of_a_sweep_goes_on(
     line = [launchers, "train.py", "-m", "hydra/launcher=submitit_slurm", "hydra.launcher.nodes=2", *TRAIN, "seed=0"]
     line += [*once(batch=5), f"hydra.sweep.dir={tmp_path}", "hydra.launcher.timeout_min=30"]
     said = tmp_path / "said"
+
+    def told() -> str:
+        return "\n".join(file.read_text() for file in [said, *tmp_path.glob(".submitit/*/*_log.*")])
+
     with said.open("w") as output:
         sweep = subprocess.Popen(line, cwd=ROOT, env=environment(**slurm), stdout=output, stderr=output)
     try:
-        told = lambda: "\n".join(file.read_text() for file in [said, *tmp_path.glob(".submitit/*/*_log.*")])  # noqa: E731
         wait_for(lambda: (tmp_path / "0" / "once").is_file() or sweep.poll() is not None, told)
         jobs = run(["squeue", "--noheader", "--format=%A", "--name=train"], **slurm).split()
         assert jobs, told()

@@ -312,8 +312,8 @@ def test_the_monitored_figure_chooses_and_equals_go_by_the_other(
     best = BestWeights(tmp_path, Monitor[monitor])
     loader = torch.utils.data.DataLoader(torch.ones(len(figures), 1))
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = L.Trainer(max_epochs=1, val_check_interval=1, num_sanity_val_steps=0, callbacks=[best], **quiet)
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"):  # of a machine that has srun, too
+        trainer = L.Trainer(max_epochs=1, val_check_interval=1, num_sanity_val_steps=0, callbacks=[best], **quiet)
         trainer.fit(Planted(figures), loader, torch.utils.data.DataLoader(torch.ones(1, 1)))
     assert torch.load(best.file, weights_only=True)["global_step"] == chosen
     assert (best.figures["accuracy"], best.figures["option_nll"]) == pytest.approx(figures[chosen - 1])

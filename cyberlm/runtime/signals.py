@@ -21,6 +21,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from cyberlm.runtime.world import find_world
+
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop and can be resumed: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
@@ -86,12 +88,20 @@ def _handler(handler: Callable[[int, FrameType | None], None]) -> Iterator[Mappi
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within it, the signals raise `Stopped`, at once or, in training, between two optimizer steps."""
+    """Within it, the signals raise `Stopped`, at once or, in training, between two optimizer steps.
+
+    Once stopped, one of several processes ignores SIGTERM, which its launcher may send as soon as another has ended
+    (srun's `--kill-on-bad-exit`): all are to end with the code of a run that can be resumed.
+    """
     global _requests
     _requests = _Requests()
     try:
         with _handler(_requests):
             yield
+    except Stopped:
+        if find_world() is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
     finally:
         _requests = None
 

@@ -77,6 +77,19 @@ def test_outside_training_a_signal_ends_the_work_at_once() -> None:
         time.sleep(5)
 
 
+def test_one_of_several_processes_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its launcher sends SIGTERM when another one has ended."""
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(signals.Stopped), signals.handled():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_under_nohup_a_run_outlives_its_terminal() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with signals.handled():

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 from results_support import COST, named, results
 from wandb_support import wandb_run
@@ -201,6 +203,30 @@ def test_a_sweep_in_which_no_job_finished_has_failed(
         LeaderboardCallback().on_multirun_end(ended)
     assert capsys.readouterr().out.endswith(said.format(tmp_path))
     assert (tmp_path / "leaderboard.csv").is_file() == bool(states)
+
+
+def test_a_job_takes_no_more_where_there_are_more_of_them(tmp_path: Path) -> None:
+    """Neither time nor memory: its results are read once, and of them only the row is kept."""
+    seconds, peaks = {}, {}
+    for count in (10, 80):
+        sweep = tmp_path / f"{count}"
+        for number in range(count):
+            write_results(found(0.5, 0.5), make_job(sweep / f"{number}", [f"seed={number}"], "finished"))
+        begun = time.process_time()
+        leaderboard(sweep)
+        seconds[count] = (time.process_time() - begun) / count
+        tracemalloc.start()
+        leaderboard(sweep)
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert seconds[80] < 3 * seconds[10]
+    assert (peaks[80] - peaks[10]) / 70 < 5_000
+
+
+def test_a_job_that_has_ended_leaves_no_configuration_with_hydra() -> None:
+    ended = JobReturn(cfg=OmegaConf.create({"seed": 1}), hydra_cfg=OmegaConf.create({"hydra": {}}))
+    LeaderboardCallback().on_job_end(OmegaConf.create({}), ended)
+    assert (ended.cfg, ended.hydra_cfg) == (None, None)
 
 
 # --------------------------------------------------------------------------------------------- a sweep, for real

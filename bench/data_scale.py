@@ -17,6 +17,7 @@ import ctypes
 import gc
 import json
 import pickle
+import shutil
 import sys
 import tempfile
 import time
@@ -37,7 +38,7 @@ Why is {} considered a weakness of {}?
 In the context of {}, what does {} refer to?
 Which of the following is not a property of {} that {} requires?
 A company wants to move {} to {} without losing {}. Which approach fits {} best?"""
-QUESTIONS = "questions.jsonl"
+QUESTIONS, TOKENS = "questions.jsonl", "tokenised"
 SYLLABLES = [a + b for a in "bcdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "ol")]
 
 
@@ -207,11 +208,15 @@ def find_again(config: Any, prompt: Any, folder: Path, given: Any) -> None:
 def tokenise(config: Any, prompt: Any, folder: Path, given: Any) -> Any:
     from cyberlm.data.datamodule import encode_split
 
-    return encode_split(given, prompt, config.data, folder / "tokenised")
+    shutil.rmtree(folder / TOKENS, ignore_errors=True)  # of an earlier call with --folder: they would be read, not made
+    return encode_split(given, prompt, config.data, folder / TOKENS)
 
 
 def tokens_again(config: Any, prompt: Any, folder: Path, given: Any) -> None:
-    tokenise(config, prompt, folder, given)
+    """Reads what `tokenise` has kept."""
+    from cyberlm.data.datamodule import encode_split
+
+    encode_split(given, prompt, config.data, folder / TOKENS)
 
 
 def lint(config: Any, prompt: Any, folder: Path, given: Any) -> None:

@@ -23,7 +23,7 @@ from measure import ROOT
 
 LACKING = (
     *("bitsandbytes", "hydra-core", "omegaconf", "antlr4-python3-runtime", "datasets", "dill", "multiprocess"),
-    *("gguf", "platformdirs"),
+    *("gguf", "platformdirs", "pydantic", "pydantic_core", "annotated-types", "typing-inspection"),
 )
 SOURCE_ONLY = ("antlr4-python3-runtime",)
 """On PyPI without a wheel; the one built here is for every Python 3."""

@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from scipy.stats import rankdata
 
+from cyberlm.evaluation.breakdowns import equal_mass_bins
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, chance_metric
-from cyberlm.evaluation.outcomes import Clusters, FloatArray, IntArray, golds
+from cyberlm.evaluation.outcomes import Clusters, FloatArray, golds
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.scores import scores_of
 
@@ -118,14 +118,8 @@ def expected_calibration_error(confidence: Confidence, correct: ArrayLike, bins:
     """
     values, hits = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
     # Per bin, |B| (acc - conf) is the sum of (hit - confidence) over its questions.
-    gaps = np.bincount(_bin_of(values, bins), weights=hits - values)
+    gaps = np.bincount(equal_mass_bins(values, bins), weights=hits - values)
     return float(np.abs(gaps).sum() / values.size)
-
-
-def _bin_of(values: FloatArray, bins: int) -> IntArray:
-    """Bin of each confidence (N,)."""
-    # rankdata counts from 1 and gives equals their mean rank.
-    return np.minimum((rankdata(values) - 0.5) * bins / values.size, bins - 1).astype(np.int64)
 
 
 def calibrated_errors(confidence: Confidence, clusters: Clusters = None) -> FloatArray:
@@ -135,8 +129,8 @@ def calibrated_errors(confidence: Confidence, clusters: Clusters = None) -> Floa
     """
     values = np.asarray(confidence, dtype=np.float64)
     _, members = np.unique(np.arange(values.size) if clusters is None else np.asarray(clusters), return_inverse=True)
-    order = np.argsort(_bin_of(values, BINS), kind="stable")
-    _, starts = np.unique(_bin_of(values, BINS)[order], return_index=True)
+    order = np.argsort(equal_mass_bins(values, BINS), kind="stable")
+    _, starts = np.unique(equal_mass_bins(values, BINS)[order], return_index=True)
     rng, errors = np.random.default_rng(0), []
     for _ in range(DRAWS // DRAWN_AT_ONCE):
         right = rng.random((DRAWN_AT_ONCE, members.max() + 1))[:, members] < values  # (R, N)

@@ -1,0 +1,246 @@
+"""Figures of runs, sweeps and studies, as SVG that fits a light and a dark page, and as PNG.
+
+Text stays text, in the reader's own font; the ink takes the colour of the text around it.
+"""
+
+import functools
+import io
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.outcomes import IntArray
+from cyberlm.runtime.files import write_whole
+from cyberlm.tasks.task import LETTERS
+
+INK = "#1f2430"
+COLOURS = ("#8b93a1", "#3b82f6", "#f0803c", "#12a594", "#a46ef0", "#e5484d", "#c99a06", "#0ea5c6")
+"""Of models in their order, the base first: readable on white and on black."""
+WIDTH = 4.6
+"""Inches: at 400 pixels the text is then still 10 pixels high."""
+STYLE: Any = {
+    **{"svg.fonttype": "none", "svg.hashsalt": "cyberlm", "text.parse_math": False, "font.size": 9},
+    **{"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK},
+    **{"axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True},
+    **{"axes.grid": True, "grid.color": INK, "grid.alpha": 0.12, "grid.linewidth": 0.6},
+    **{"xtick.major.size": 0, "ytick.major.size": 0, "figure.facecolor": "none", "axes.facecolor": "none"},
+    **{"legend.frameon": False, "legend.fontsize": 8.5, "axes.titlesize": 9, "figure.constrained_layout.use": True},
+}
+Arguments = ParamSpec("Arguments")
+Points = tuple[Sequence[float], Sequence[float]]
+"""x and y."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A row of a forest plot: a difference and its 95% interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+
+
+def themed(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+    """Decorator: draws in the style of the pages, whatever the user's matplotlibrc says."""
+
+    @functools.wraps(draw)
+    def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
+        style: Any = {**matplotlib.rcParamsDefault, **STYLE}
+        with matplotlib.rc_context(style):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def to_svg(figure: Figure, title: str) -> str:
+    """SVG element without a size of its own, in which `INK` is the colour of the text around it."""
+    text = _saved(figure, "svg").decode("utf-8")
+    text = text[text.index("<svg") :]
+    opening, _, rest = text.partition(">")
+    box = re.search(r'viewBox="[^"]*"', opening)
+    assert box is not None
+    rest = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", rest, flags=re.DOTALL)
+    rest = re.sub(r'<g id="[^"]*"', "<g", rest)  # the same names in every figure of a page
+    rest = rest.replace(INK, "currentColor").replace("\n", " ")
+    return f'<svg role="img" aria-label="{escape(title)}" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]}>{rest}'
+
+
+def write_figure(figure: Figure, folder: Path, name: str, title: str) -> str:
+    """Writes NAME.svg and NAME.png, both on white, into a folder; returns `to_svg`."""
+    write_whole(folder / f"{name}.svg", lambda file: file.write(_saved(figure, "svg", facecolor="white")))
+    write_whole(folder / f"{name}.png", lambda file: file.write(_saved(figure, "png", facecolor="white", dpi=200)))
+    return to_svg(figure, title)
+
+
+def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's font has it
+        figure.savefig(stream, format=kind, metadata={"Date": None} if kind == "svg" else None, **options)
+    return stream.getvalue()
+
+
+@themed
+def forest(rows: Sequence[Interval], xlabel: str, band: float | None = None) -> Figure:
+    """Forest plot: values with their intervals against 0, from top to bottom.
+
+    Args:
+        band: Half width of the margin around 0 within which a difference counts as none.
+    """
+    figure = Figure((WIDTH, 0.7 + 0.3 * len(rows)))
+    axes = figure.add_subplot()
+    if band is not None:
+        axes.axvspan(-band, band, color=COLOURS[0], alpha=0.18, linewidth=0)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for place, row in enumerate(rows):
+        colour = COLOURS[1] if row.low > 0 else COLOURS[5] if row.high < 0 else COLOURS[0]
+        axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.8, solid_capstyle="round")
+        axes.plot(row.value, place, "o", color=colour, markersize=5)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(xlabel)
+    return figure
+
+
+@themed
+def curves(panels: Mapping[str, Mapping[str, Points]], xlabel: str = "optimizer step") -> Figure:
+    """Learning curves, a panel each, one above the other on one x axis.
+
+    Args:
+        panels: By the panel's title, then by the curve's name.
+    """
+    figure = Figure((WIDTH, 0.4 + 1.35 * len(panels)))
+    for axes, (title, lines) in zip(_stacked(figure, len(panels)), panels.items(), strict=True):
+        for place, (name, (x, y)) in enumerate(lines.items()):
+            colour, few = COLOURS[(place + 1) % len(COLOURS)], len(x) <= 12
+            if len(x) > 60:  # what a reader follows is the mean of near steps
+                axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.35)
+                x, y = _running_mean(x, y, len(x) // 20)
+            axes.plot(x, y, color=colour, linewidth=1.4, marker="o" if few else "", markersize=3.5, label=name)
+        axes.set_title(title, loc="left")
+        axes.margins(x=0.02)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        if len(lines) > 1:
+            axes.legend(loc="best", handlelength=1.4)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.set_xlabel(xlabel)
+    return figure
+
+
+def _stacked(figure: Figure, count: int) -> list[Axes]:
+    found = figure.subplots(count, 1, sharex=True, squeeze=False)
+    return [axes for row in found for axes in row]
+
+
+def _running_mean(x: Sequence[float], y: Sequence[float], width: int) -> Points:
+    """Means over `width` neighbours each, at the place in their middle."""
+    kernel = np.ones(width) / width
+    return tuple(np.convolve(values, kernel, "valid").tolist() for values in (x, y))  # type: ignore[return-value]
+
+
+@themed
+def reliability(points: Mapping[str, Sequence[tuple[float, Metric]]]) -> Figure:
+    """Reliability diagram: share right by confidence, with 95% intervals, beside the diagonal of a calibrated model.
+
+    Args:
+        points: By model, from `breakdowns.reliability`.
+    """
+    figure = Figure((WIDTH, 3.4))
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    for colour, (name, bins) in zip(_colours(len(points)), points.items(), strict=True):
+        values = np.array([[x, m.value, *(m.interval or (m.value, m.value))] for x, m in bins], dtype=np.float64)
+        x, share, low, high = values.T
+        axes.vlines(x, low, high, color=colour, linewidth=1, alpha=0.55)
+        axes.plot(x, share, "o-", color=colour, markersize=4, linewidth=1.2, label=name)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share right")
+    _percent(axes, "xy")
+    axes.legend(loc="upper left")
+    return figure
+
+
+@themed
+def letters(counts: Mapping[str, IntArray]) -> Figure:
+    """Bars for each letter: how often each model chooses it, beside how often it is right.
+
+    Args:
+        counts: By model, (K, K) from `breakdowns.letter_counts`.
+    """
+    first = next(iter(counts.values()))
+    shares = {"right answers": first.sum(axis=1), **{name: table.sum(axis=0) for name, table in counts.items()}}
+    figure = Figure((WIDTH, 2.3))
+    axes = figure.add_subplot()
+    width = 0.8 / len(shares)
+    for place, (name, numbers) in enumerate(shares.items()):
+        colour = COLOURS[(place - 1) % len(COLOURS)]
+        look: dict[str, Any] = {"color": colour} if place else {"facecolor": "none", "edgecolor": INK, "linewidth": 0.8}
+        x = np.arange(len(first)) + (place - (len(shares) - 1) / 2) * width
+        axes.bar(x, numbers / max(1, numbers.sum()), width * 0.88, label=name, **look)
+    axes.set_xticks(range(len(first)), list(LETTERS[: len(first)]))
+    axes.grid(axis="x", visible=False)
+    axes.set_ylabel("share of questions")
+    _percent(axes, "y")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handlelength=1, columnspacing=1, borderpad=0)
+    return figure
+
+
+@themed
+def shares(rows: Mapping[str, Mapping[str, Metric]]) -> Figure:
+    """Shares with their 95% intervals: a row for each topic, a dot for each model.
+
+    Args:
+        rows: By the row's label, then by model.
+    """
+    models = list(dict.fromkeys(model for row in rows.values() for model in row))
+    colours = dict(zip(models, _colours(len(models)), strict=True))
+    figure = Figure((WIDTH, 0.8 + (0.22 + 0.13 * len(models)) * len(rows)))
+    axes = figure.add_subplot()
+    for place, row in enumerate(rows.values()):
+        for shift, (model, metric) in zip(np.linspace(-0.25, 0.25, len(row) + 2)[1:-1], row.items(), strict=True):
+            value, (low, high) = metric.value or 0.0, metric.interval or (0.0, 0.0)
+            axes.plot([low, high], [place + shift] * 2, color=colours[model], linewidth=1.4, alpha=0.6)
+            axes.plot(value, place + shift, "o", color=colours[model], markersize=4, label="" if place else model)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
+    axes.grid(axis="y", visible=False)
+    _percent(axes, "x")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1, borderpad=0)
+    return figure
+
+
+@themed
+def scatter(points: Mapping[str, Points], xlabel: str, ylabel: str) -> Figure:
+    """Points of each group in a colour of its own, as of accuracy against cost.
+
+    Args:
+        points: By group.
+    """
+    figure = Figure((WIDTH, 2.8))
+    axes = figure.add_subplot()
+    for colour, (name, (x, y)) in zip(_colours(len(points)), points.items(), strict=True):
+        axes.plot(x, y, "o", color=colour, markersize=5, alpha=0.8, label=name)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1, borderpad=0)
+    return figure
+
+
+def _colours(count: int) -> list[str]:
+    return [COLOURS[place % len(COLOURS)] for place in range(count)]
+
+
+def _percent(axes: Axes, which: str) -> None:
+    for name in which:
+        getattr(axes, f"{name}axis").set_major_formatter(PercentFormatter(1, decimals=0))

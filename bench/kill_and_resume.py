@@ -7,11 +7,12 @@ Each run is a process of its own that does what `python train.py ...` does, fork
 the libraries. Half of the kills come when a checkpoint's temporary file is seen, the others after a random time; every
 fourth run is killed once more after it was resumed. A run of several processes loses one of them, chosen at random; the
 others get SIGTERM, and all are started again by the same line, as torchrun does it. Compared, byte for byte: the tuned
-weights, metrics.csv, predictions.jsonl; in the last checkpoint the trained weights, the optimizer and schedule state
-and the random state; and the scores, objective, steps and token counts of results.json.
+weights, metrics.csv but for tokens/s and memory, predictions.jsonl; in the last checkpoint the trained weights, the
+optimizer and schedule state and the random state; and the scores, objective, steps and token counts of results.json.
 """
 
 import argparse
+import csv
 import hashlib
 import json
 import os
@@ -47,6 +48,8 @@ METHODS = {
 SECONDS_FOR_A_RUN = 600
 POLL_SECONDS = 0.0005
 WRITING = "writing"
+MEASURED = {"train/tokens_per_second", "train/peak_memory_gib"}
+"""Columns of metrics.csv that no other run repeats."""
 
 
 def start(overrides: list[str], log: Path, processes: int = 1, restarts: int = 0) -> list[int]:
@@ -143,9 +146,12 @@ def outcome(folder: Path) -> dict[str, str]:
     import torch
 
     found = {}
-    for name in ("metrics.csv", "predictions.jsonl", "adapter/adapter_model.safetensors", "model/model.safetensors"):
+    for name in ("predictions.jsonl", "adapter/adapter_model.safetensors", "model/model.safetensors"):
         if (folder / name).is_file():
             found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    with (folder / "metrics.csv").open(newline="") as stream:
+        rows = [{name: row[name] for name in row.keys() - MEASURED} for row in csv.DictReader(stream)]
+    found["metrics.csv"] = json.dumps(rows, sort_keys=True)
     results = json.loads((folder / "results.json").read_text())
     tokens = {key: results["cost"][key] for key in ("processed_tokens", "nonpadding_tokens", "label_tokens")}
     found["results.json"] = json.dumps([results[key] for key in ("metrics", "objective", "steps")] + [tokens])

@@ -72,7 +72,7 @@ def jobs() -> Iterator[tuple[str, str]]:
 
 MASKED = {
     r"seconds|per_second": "times and speed of the machine",
-    r"peak_\w*bytes$": "memory of the machine, and its prediction",
+    r"peak_\w*(bytes|gib)$": "memory of the machine, and its prediction",
     r"version$|(^|\.)(cyberlm|torch|transformers|peft|lightning|bitsandbytes|datasets|torchmetrics)$": "versions",
     r"(^|\.)(python|platform|cpu_count)$": "the machine",
     r"provenance\.command$": "command line, which holds the folder of the recording in a sweep",

@@ -1,5 +1,6 @@
 """Training runs that tests stop, resume and compare; callbacks that stop them (`_target_: training_support.Kill`)."""
 
+import csv
 import json
 import os
 import shutil
@@ -150,10 +151,20 @@ def fit_again(config: TrainConfig, folder: Path, resume: bool = True) -> tuple[d
     return found
 
 
+MEASURED = ("train/tokens_per_second", "train/peak_memory_gib")
+"""Columns of metrics.csv that no other run repeats."""
+
+
+def repeatable_rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv, without what no other run repeats."""
+    rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    return [{name: value for name, value in row.items() if name not in MEASURED} for row in rows]
+
+
 def differences(whole: Path, again: Path) -> list[str]:
     """What of the outcome is not bit for bit the same: weights, metrics, and all of the last checkpoint."""
     found = []
-    if (whole / "metrics.csv").read_bytes() != (again / "metrics.csv").read_bytes():
+    if repeatable_rows(whole) != repeatable_rows(again):
         found.append("metrics.csv")
     first, second = (torch.load(folder / "w.pt", weights_only=True) for folder in (whole, again))
     found += [f"w.pt {name}" for name in first if not torch.equal(first[name], second[name])]

@@ -28,9 +28,9 @@ from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.progress import say
 from cyberlm.runtime.signals import resume_command
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
-from cyberlm.training.callbacks.meters import CostMeter, MetricRows
+from cyberlm.training.callbacks.meters import CostMeter, MetricRows, validation_figures
 from cyberlm.training.callbacks.numbers import FiniteNumbers, LearningWatch
-from cyberlm.training.callbacks.resuming import BestWeights, RandomState, ResumePoints, validation_figures
+from cyberlm.training.callbacks.resuming import BestWeights, RandomState, ResumePoints
 from cyberlm.training.checkpointing import CHECKPOINTS, AtomicCheckpointIO, damage, read_checkpoint, resume_point
 from cyberlm.training.lightning_module import FineTuningModule
 from cyberlm.training.loggers import MetricsFile
@@ -71,7 +71,7 @@ def fit(
                 FiniteNumbers(config.seed),
                 meter,
                 RandomState(config.seed),
-                MetricRows(metrics, loggers),
+                MetricRows(metrics, loggers, meter),
                 watch,
                 tidy,
                 *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
@@ -227,6 +227,7 @@ def _calm_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in (
             ".*does not have many workers.*",
+            ".*smaller than the logging interval.*",  # each validation writes a row, however few the steps
             ".*isinstance.treespec, LeafSpec.*",
             ".*callbacks used to create the checkpoint.*",  # of an older version: some had other names
             ".*your dataloader is not resumable.*",  # QuestionData's is

@@ -77,7 +77,6 @@ class FineTuningModule(L.LightningModule):
         self.totals.add(nll.detach() / batch.step_label_tokens, batch)
         self._norm = None
         labels = max(batch.targets.numel(), 1)  # a filler (`cyberlm.data.batches`) has none
-        # the callback MetricRows hands it to the loggers
         self.log("train/loss", nll.detach() / labels, batch_size=labels, logger=False)
         return step_loss(nll, batch, self.trainer.accumulate_grad_batches * distributed.world_size())
 
@@ -103,10 +102,9 @@ class FineTuningModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._together.close()
-        for name, value in self.metrics.compute().items():
-            self.log(f"val/{name}", value)
-        self.log("val/nll", self.nll.compute())
-        self.log("val/option_nll", self.option_nll.compute())
+        figures = {**self.metrics.compute(), "nll": self.nll.compute(), "option_nll": self.option_nll.compute()}
+        for name, value in figures.items():
+            self.log(f"val/{name}", value, logger=False)  # the callback MetricRows hands it to the loggers
         for metric in (self.metrics, self.nll, self.option_nll):
             metric.reset()
 

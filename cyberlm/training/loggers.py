@@ -127,9 +127,9 @@ def _require(package: str, extra: str) -> None:
 
 
 class MetricsFile(Logger):
-    """metrics.csv in the run's folder: a row a call, written at once; a resumed run goes on in the same file.
+    """metrics.csv in the run's folder: a row a step, written at once; a resumed run goes on in the same file.
 
-    Of the processes of a run, the first alone writes.
+    Figures logged at the step of the last row are added to that row. Of the processes of a run, the first alone writes.
 
     Args:
         folder: Of the run.
@@ -142,24 +142,35 @@ class MetricsFile(Logger):
         self.file = folder / "metrics.csv"
         self.columns: list[str] = []
         self.rows = 0
+        self.last: dict[str, Any] = {}
 
     def keep(self, rows: int) -> None:
         """Goes on after the first `rows` rows; what a killed process has written after them is taken out."""
         if distributed.rank():
             return
-        kept = self._read()[:rows]
-        self.rows = len(kept)
-        self._rewrite(kept, {name for row in kept for name, value in row.items() if value})
+        kept = [{name: value for name, value in row.items() if value} for row in self._read()[:rows]]
+        self.rows, self.last = len(kept), dict(kept[-1]) if kept else {}
+        self._rewrite(kept, set().union(*kept))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if distributed.rank():
             return
         row: dict[str, Any] = {**metrics, "step": self.rows if step is None else step}
+        same = str(row["step"]) == str(self.last.get("step"))
+        if same:
+            row = self.last | row
         if not row.keys() <= set(self.columns):
             self._rewrite(self._read(), row.keys() | set(self.columns))
-        with self.file.open("a", encoding="utf-8", newline="") as stream:
-            csv.DictWriter(stream, self.columns).writerow(row)
-        self.rows += 1
+        with self.file.open("r+b") as stream:  # the new line over the last, in one write: a kill leaves either
+            stream.seek(-len(self._line(self.last)) if same else 0, os.SEEK_END)
+            stream.write(self._line(row))
+            stream.truncate()
+        self.rows, self.last = self.rows + (not same), row
+
+    def _line(self, row: Mapping[str, Any]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns).writerow(row)
+        return text.getvalue().encode()
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
@@ -182,7 +193,7 @@ class MetricsFile(Logger):
             self.file.unlink(missing_ok=True)
             return
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, self.columns, extrasaction="ignore")
+        writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.file, text.getvalue())

@@ -211,7 +211,7 @@ def test_many_problems_are_counted_not_shown() -> None:
 
 
 GOOD = [
-    "prompt=letter seed=4294967295 group=mine logger=[wandb,csv] callbacks=[default,early_stopping] "
+    "prompt=letter seed=4294967295 group=mine logger=[wandb,csv] callbacks=[early_stopping] "
     "+callbacks.mine={_target_:some.Callback} trainer.val_check_interval=8 trainer.accumulate_grad_batches=4",
     "optim=paged_adamw_8bit data.validation_fraction=0.1 data.test_fraction=0.85",
     "data=cybermetric data.size=2000 data.test_size=500 data.validation_fraction=0.5 data.test_fraction=0.5",

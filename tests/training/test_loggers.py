@@ -163,18 +163,34 @@ def test_metrics_of_a_resumed_run_go_on_after_the_rows_of_its_checkpoint(tmp_pat
     first.keep(0)
     first.log_metrics({"train/loss": 1.5}, step=0)
     first.log_metrics({"train/loss": 1.25}, step=1)
-    assert first.rows == 2
-    first.log_metrics({"val/accuracy": 0.5}, step=1)
+    first.log_metrics({"train/loss": 1.0}, step=2)
+    assert first.rows == 3
+    first.log_metrics({"val/accuracy": 0.5}, step=2)
+    assert first.rows == 3
     whole = file.read_bytes()
-    assert whole.decode().split() == ["step,train/loss,val/accuracy", "0,1.5,", "1,1.25,", "1,,0.5"]
-    file.write_bytes(whole + b"2,0.")
+    assert whole.decode().split() == ["step,train/loss,val/accuracy", "0,1.5,", "1,1.25,", "2,1.0,0.5"]
+    file.write_bytes(whole + b"3,0.")
     again = loggers.MetricsFile(tmp_path)
     again.keep(2)
     assert file.read_text().split() == ["step,train/loss", "0,1.5", "1,1.25"]
-    again.log_metrics({"val/accuracy": 0.5}, step=1)
+    again.log_metrics({"train/loss": 1.0}, step=2)
+    again.log_metrics({"val/accuracy": 0.5}, step=2)
     assert file.read_bytes() == whole
     loggers.MetricsFile(tmp_path).keep(0)
     assert not file.exists()
+
+
+def test_figures_of_one_step_share_a_row(tmp_path: Path) -> None:
+    """Also where the first of them was written by a process before; a figure that comes again replaces the older."""
+    file = tmp_path / "metrics.csv"
+    loggers.MetricsFile(tmp_path).log_metrics({"a": 1.125, "b": 2.0}, step=7)
+    again = loggers.MetricsFile(tmp_path)
+    again.keep(1)
+    again.log_metrics({"c": 3.0}, step=7)
+    again.log_metrics({"a": 1.0}, step=7)
+    again.log_metrics({"a": 4.0}, step=8)
+    assert file.read_text().split() == ["a,b,c,step", "1.0,2.0,3.0,7", "4.0,,,8"]
+    assert again.rows == 2
 
 
 # ------------------------------------------------------------------------------------------------ loggers that fail

@@ -129,7 +129,7 @@ def test_the_host_waits_once_a_step(
     monkeypatch.setattr(CostMeter, "on_train_batch_start", begin)
     monkeypatch.setattr(FineTuningModule, "on_train_batch_end", finish)
     config = config_of(
-        *(f"method={method}", "callbacks=default", "trainer.accumulate_grad_batches=3", "data.micro_batch_size=2"),
+        *(f"method={method}", "trainer.accumulate_grad_batches=3", "data.micro_batch_size=2"),
         *("trainer.log_every_n_steps=1", *(item for item in overrides if method == "lora" or "lora" not in item)),
     )
     with waits:

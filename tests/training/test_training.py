@@ -1,6 +1,7 @@
 """Training does what it says: it overfits, follows a frozen curve, resumes, and its loss is the plain one."""
 
 import copy
+import csv
 import os
 import warnings
 from collections.abc import Sequence
@@ -71,6 +72,33 @@ FROZEN = {
 @pytest.mark.parametrize("method", METHODS)
 def test_loss_curve_is_frozen(method: str, tmp_path: Path) -> None:
     assert curve(method, tmp_path) == pytest.approx(FROZEN[method], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "validated"),
+    [
+        ((), [0, 1, 2, 3], [1, 3]),
+        (("trainer.log_every_n_steps=3",), [1, 2, 3], [1, 3]),
+        (("trainer.max_steps=1",), [0], [0]),
+    ],
+)
+def test_a_row_of_metrics_holds_all_that_is_known_at_its_step(
+    overrides: tuple[str, ...], steps: list[int], validated: list[int], tmp_path: Path
+) -> None:
+    """Two epochs of two steps: a row for each logged step, and for each that validation follows."""
+    config = config_of("method=lora", "trainer.max_epochs=2", "optim.schedule=linear", *SHORT, *overrides)
+    _, figures, _ = fit_tiny(config, short_questions(16), tmp_path)
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert [int(row["step"]) for row in rows] == steps
+    assert [int(row["step"]) for row in rows if row["val/option_nll"]] == validated
+    for row in rows:
+        assert all(row[f"train/{name}"] for name in ("loss", "gradient_norm", "learning_rate"))
+        assert float(row["train/tokens_per_second"]) > 0 and float(row["train/peak_memory_gib"]) > 0
+        assert int(row["epoch"]) == int(row["step"]) // 2
+    if len(steps) == 4:  # no warm-up step: each step's own rate, before the schedule moves on
+        rates = [float(row["train/learning_rate"]) / config.optim.learning_rate for row in rows]
+        assert rates == pytest.approx([1, 0.75, 0.5, 0.25])
+    assert figures["accuracy"] in [float(row["val/accuracy"]) for row in rows if row["val/accuracy"]]
 
 
 # ---------------------------------------------------------------------------------------------- its device

@@ -16,16 +16,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from cyberlm.config.schema import Monitor, TrainerConfig
 from cyberlm.data.batches import AnswerBatch
 from cyberlm.runtime import distributed, signals
-from cyberlm.training.callbacks.meters import ends_step
+from cyberlm.training.callbacks.meters import ends_step, validation_figures, validation_follows
 from cyberlm.training.checkpointing import BEST_NAME, ORIGIN, STEP_NAME, prune
 
 log = logging.getLogger(__name__)
-
-
-def validation_figures(trainer: L.Trainer) -> dict[str, float]:
-    """Every figure of the last validation, by name."""
-    metrics = trainer.callback_metrics.items()
-    return {name.removeprefix("val/"): float(value) for name, value in metrics if name.startswith("val/")}
 
 
 class BestWeights(Checkpoint):
@@ -119,8 +113,7 @@ class ResumePoints(Checkpoint):
         if not ends_step(trainer, batch_idx):
             return
         self.due |= pl_module.totals.due or trainer.global_step % self.config.checkpoint_every_n_steps == 0
-        assert trainer.val_check_batch is not None
-        if (batch_idx + 1) % trainer.val_check_batch and not self._epoch_ends(trainer):
+        if not validation_follows(trainer, batch_idx) and not self._epoch_ends(trainer):
             self._save_or_leave(trainer, pl_module.totals.stopping)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:

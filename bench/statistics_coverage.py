@@ -14,15 +14,19 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import measure
 import numpy as np
+from scipy.stats import norm
 
+from cyberlm.evaluation.equivalence import EQUIVALENT, NON_INFERIOR, SUPERIOR, analyse, tost
 from cyberlm.evaluation.metrics.baselines import Baseline, skill_limits
 from cyberlm.evaluation.metrics.letter_bias import preference_test
 from cyberlm.evaluation.metrics.metric import share_metric
 from cyberlm.evaluation.paired_tests import detectable_difference, difference_interval, mcnemar, mean_difference_test
+from cyberlm.evaluation.power import LEVELS_AND_POWERS, measured_variability, supported_margin
+from cyberlm.evaluation.seeds import estimate, method_mean
 
 
 @dataclass(frozen=True)
@@ -277,6 +281,163 @@ def calibrated_model(rng: np.random.Generator, share: float) -> list[Rate]:
             hits += calibration_measures(scores, gold)["ece"] > np.quantile(by_chance, 0.95)
         near = f", clusters of {size}" if size > 1 else ""
         rates.append(Rate(f"n={n}{near}", hits, repeats, 0.05, 0.02, 0.08))
+    return rates
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Simulated seeds and questions: an answer is right where ability plus noise, all of it normal, is high enough.
+
+    Attributes:
+        accuracies: True ones of the methods.
+        seeds: Of each method; 1 is a model without seeds.
+        size: Questions of a cluster, which have 80% of their variance in common.
+        apart: SD of what a question is to one method and not to the others; that of ability is 1.
+        interaction: SD of what a question is to one seed: with 0.2 two seeds answer about 6% of the questions unlike.
+        between: SD of seeds: 0.02 is about 0.5 points of accuracy.
+    """
+
+    accuracies: tuple[float, ...]
+    seeds: tuple[int, ...]
+    questions: int = 500
+    size: int = 1
+    apart: float = 0.0
+    interaction: float = 0.2
+    between: float = 0.02
+
+    def __str__(self) -> str:
+        methods = " ".join(f"{accuracy:g}x{seeds}" for accuracy, seeds in zip(self.accuracies, self.seeds, strict=True))
+        near = f", clusters of {self.size}" if self.size > 1 else ""
+        return f"{methods}, n={self.questions}{near}, SDs {self.apart:g} {self.interaction:g} {self.between:g}"
+
+    @property
+    def clusters(self) -> np.ndarray:
+        return np.arange(self.questions) // self.size
+
+    def draw(self, rng: np.random.Generator) -> list[np.ndarray]:
+        """Outcomes (S, Q) of each method."""
+        ability, drawn = self._of_questions(rng, 1), []
+        for accuracy, seeds in zip(self.accuracies, self.seeds, strict=True):
+            shift = self.between * (seeds > 1)
+            own = self.apart * self._of_questions(rng, 1) + self.interaction * self._of_questions(rng, seeds)
+            least = norm.isf(accuracy) * math.sqrt(1 + self.apart**2 + self.interaction**2 + shift**2)
+            drawn.append((ability + own + shift * rng.normal(size=(seeds, 1)) > least).astype(np.float64))
+        return drawn
+
+    def _of_questions(self, rng: np.random.Generator, rows: int) -> np.ndarray:
+        own = rng.normal(size=(rows, self.questions))
+        if self.size == 1:
+            return own
+        shared = rng.normal(size=(rows, -(-self.questions // self.size)))[:, self.clusters]
+        return math.sqrt(0.8) * shared + math.sqrt(0.2) * own
+
+
+LAYOUTS = (
+    # two methods, equally good or not, from seeds that differ by chance alone to seeds that decide
+    *(Layout((0.8, 0.8), (seeds, seeds), between=sd) for seeds in (3, 5) for sd in (0.0, 0.02, 0.08)),
+    *(Layout((0.8, 0.8), (seeds, seeds), size=2, apart=0.2, between=sd) for seeds in (3, 5) for sd in (0.0, 0.08)),
+    *(Layout((0.6, 0.8), (seeds, seeds), size=2, apart=0.2, between=sd) for seeds in (3, 5) for sd in (0.02, 0.08)),
+    *(Layout((0.81, 0.8), (5, 3), 2036, size=size, apart=0.1) for size in (1, 4)),
+    # a model without seeds, and a method
+    *(Layout((0.78, 0.8), (1, seeds), size=size) for seeds in (3, 5) for size in (1, 2)),
+    *(Layout((0.7, 0.8), (1, seeds), size=size, apart=0.3, between=0.08) for seeds in (3, 5) for size in (1, 2)),
+    Layout((0.12, 0.28), (1, 3), 300, apart=0.3),
+)
+
+
+@simulation("seeds and questions, interval of a difference")
+def seeds_difference(rng: np.random.Generator, share: float) -> list[Rate]:
+    """The reported interval, by t."""
+    repeats, rates = repeated(2000, share), []
+    for layout in LAYOUTS:
+        truth, hits = layout.accuracies[1] - layout.accuracies[0], 0
+        for _ in range(repeats):
+            low, high = estimate(layout.draw(rng), (-1, 1), layout.clusters).interval()
+            hits += low <= truth <= high
+        rates.append(Rate(str(layout), hits, repeats, 0.95, 0.93, 0.97))
+    return rates
+
+
+@simulation("seeds and questions, interval of accuracy")
+def seeds_accuracy(rng: np.random.Generator, share: float) -> list[Rate]:
+    repeats, rates = repeated(2000, share), []
+    for layout in (
+        *(Layout((0.8,), (3,), size=size, between=sd) for size, sd in ((1, 0.0), (2, 0.05))),
+        *(Layout((0.95,), (5,), size=size, between=sd) for size, sd in ((1, 0.02), (2, 0.1))),
+        *(Layout((0.3,), (seeds,), 200, size=2, between=0.05) for seeds in (1, 3, 5)),
+    ):
+        hits = 0
+        for _ in range(repeats):
+            found = method_mean("", layout.draw(rng)[0], layout.clusters)
+            hits += found.ci_lo <= layout.accuracies[0] <= found.ci_hi
+        rates.append(Rate(str(layout), hits, repeats, 0.95, 0.93, 0.97))
+    return rates
+
+
+MARGIN = 0.02
+
+
+@simulation("seeds and questions, size of the tests at the margin")
+def tests_at_the_margin(rng: np.random.Generator, share: float) -> list[Rate]:
+    """A method that is as far from the reference as is to be ruled out: non-inferiority and equivalence."""
+    repeats, rates = repeated(2000, share), []
+    for layout in (
+        *(Layout((0.8, 0.8), (seeds, seeds), 2036, between=sd) for seeds in (3, 5) for sd in (0.0, 0.02)),
+        *(Layout((0.8, 0.8), (seeds, seeds), 1000, size=2, apart=0.15) for seeds in (3, 5)),
+    ):
+        worse = replace(layout, accuracies=(0.8, 0.8 - MARGIN))
+        rejected = np.zeros(2, dtype=int)
+        for _ in range(repeats):
+            found = estimate(worse.draw(rng), (-1, 1), worse.clusters)
+            rejected += np.array([found.p_above(-MARGIN) <= 0.025, tost(found, MARGIN) <= 0.05])
+        for name, hits, level in zip(("non-inferior", "equivalent"), rejected.tolist(), (0.025, 0.05), strict=True):
+            rates.append(Rate(f"{name}, {worse}", hits, repeats, level, 0.0, level))
+    return rates
+
+
+@simulation("seeds and questions, wrong claims of a study")
+def wrong_claims(rng: np.random.Generator, share: float) -> list[Rate]:
+    """Any wrong claim about two methods against the reference, each as far from it as makes some claim wrong."""
+    repeats, rates, names = repeated(400, share), [], ("base", "sft", "lora", "qlora")
+    for layout in (
+        Layout((0.6, 0.8), (1, 3, 3, 3), 1000, apart=0.1),
+        Layout((0.6, 0.8), (1, 5, 5, 5), 1000, size=2, apart=0.15, between=0.03),
+    ):
+        for shifts in ((-MARGIN, -MARGIN), (MARGIN, MARGIN), (-MARGIN, MARGIN), (0.0, 0.0)):
+            truth = dict(zip(names[2:], shifts, strict=True))
+            study = replace(layout, accuracies=(*layout.accuracies, *(0.8 + shift for shift in shifts)))
+            hits = 0
+            for _ in range(repeats):
+                outcomes = dict(zip(names, study.draw(rng), strict=True))
+                claims = analyse(outcomes, "base", "sft", study.clusters, MARGIN, resamples=1).claims
+                hits += any(claim.holds and _wrong(claim.name, truth.get(claim.method, 0.0)) for claim in claims)
+            rates.append(Rate(str(study), hits, repeats, 0.05, 0.0, 0.05))
+    return rates
+
+
+def _wrong(claim: str, truth: float) -> bool:
+    """Whether a claim is wrong about a method that is `truth` above the reference."""
+    return {NON_INFERIOR: truth <= -MARGIN, EQUIVALENT: abs(truth) >= MARGIN, SUPERIOR: truth <= 0}.get(claim, False)
+
+
+@simulation("seeds and questions, power")
+def seeds_power(rng: np.random.Generator, share: float) -> list[Rate]:
+    """How often methods that are equally good are found so within the margin that is said to be supported."""
+    repeats, rates = repeated(1000, share), []
+    for layout in (
+        *(Layout((0.8, 0.8), (1, 1), n, apart=0.2) for n in (500, 2036)),
+        *(Layout((0.8, 0.8), (seeds, seeds), 1000, apart=0.2, between=sd) for seeds in (3, 5) for sd in (0.0, 0.04)),
+        Layout((0.8, 0.8), (5, 5), 2000, size=2, apart=0.2, between=0.02),
+    ):
+        pilot = replace(layout, seeds=(1, 1) if layout.seeds == (1, 1) else (400, 400), questions=4000)
+        varied = measured_variability(*pilot.draw(rng), pilot.clusters)
+        for claim, (level, power) in LEVELS_AND_POWERS.items():
+            margin, hits = supported_margin(layout.questions, layout.seeds[0], varied, claim), 0
+            for _ in range(repeats):
+                found = estimate(layout.draw(rng), (-1, 1), layout.clusters)
+                hits += (found.p_above(-margin) if claim == NON_INFERIOR else tost(found, margin)) <= level
+            case = f"{claim} within {100 * margin:.1f} points, {layout}"
+            rates.append(Rate(case, hits, repeats, power, power - 0.05, power + 0.06))
     return rates
 
 

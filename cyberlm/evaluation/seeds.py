@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
-from cyberlm.evaluation.intervals import wilson
+from cyberlm.evaluation.intervals import Z95, wilson
 from cyberlm.evaluation.outcomes import Clusters, FloatArray, cluster_sums
 from cyberlm.evaluation.paired_tests import ROUNDING, mcnemar
 
@@ -25,7 +25,7 @@ class Estimate:
     """Weighted sum of the means of methods, over seeds and questions.
 
     Attributes:
-        error: Standard error; 0 where nothing varies.
+        error: Standard error, above 0.
         freedom: Degrees of freedom of the error (Satterthwaite).
     """
 
@@ -44,14 +44,15 @@ class Estimate:
 
     def p_above(self, bound: float) -> float:
         """One-sided p-value of the hypothesis that the true value is at most `bound`."""
-        if not self.error:
-            return 0.0 if self.value > bound else 1.0
         return float(student.sf((self.value - bound) / self.error, self.freedom))
+
+    def p_below(self, bound: float) -> float:
+        """One-sided p-value of the hypothesis that the true value is at least `bound`."""
+        return float(student.cdf((self.value - bound) / self.error, self.freedom))
 
     def p_not(self, bound: float) -> float:
         """Two-sided p-value of the hypothesis that the true value is `bound`."""
-        above = self.p_above(bound)
-        return min(1.0, 2 * min(above, 1 - above)) if self.error else float(self.value == bound)
+        return 2 * float(student.sf(abs(self.value - bound) / self.error, self.freedom))
 
 
 @dataclass(frozen=True)
@@ -117,67 +118,79 @@ def as_outcomes(values: ArrayLike) -> FloatArray:
 
 
 def estimate(methods: Sequence[FloatArray], weights: Sequence[float], clusters: Clusters = None) -> Estimate:
-    """Weighted sum of methods' means, Σ w ȳ, with the error of a two-way layout of seeds and questions.
+    """Weighted sum of methods' means, Σ w ȳ, with the error of a crossed layout of seeds and questions.
 
-    The variance is V = V_q + max(0, Σ w² (V_s - V_e)): V_q the cluster-robust variance of the weighted sum's mean over
-    questions, V_s = σ_a²/S + σ_e²/(SQ) the variance of the S runs' means over S, V_e = σ_e²/(SQ) what the interaction
-    of seeds and questions alone makes of it, which V_q holds already. Degrees of freedom are Satterthwaite's (1946,
-    Biometrics Bulletin 2:110), with those of V_q as in `paired_tests.mean_difference_test`.
+    V = V_q + max(0, Σ w² (V_s - V_e)). V_q is the cluster-robust variance of the mean over questions of the weighted
+    sum; V_s and V_e are those of `seed_variances`: V_q holds V_e already. Degrees of freedom are Satterthwaite's (1946,
+    Biometrics Bulletin 2:110): V² / (V_q²/f_q + Σ w⁴ V_s²/(S - 1)), f_q as in `paired_tests.mean_difference_test`;
+    seeds count in them where they add to V, and they are no fewer than the fewest of the parts'. A method with one run
+    has no V_s: the error is then of this run alone.
+
+    Where no cluster differs from another, V_q is that of one changed cluster, (1/G)² with 2 degrees of freedom: an
+    interval of ±4.3/G, beside the ±3.8/G of a score interval (Tango 1998).
 
     Args:
         methods: Outcomes (S, Q) of each; S may differ, and the Q questions are the same.
         weights: One for each: (1,) for a mean, (-1, 1) for a difference.
     """
-    profile = sum(weight * rows.mean(axis=0) for weight, rows in zip(weights, methods, strict=True))  # (Q,)
-    values = np.asarray(profile, dtype=np.float64)
-    sums = cluster_sums(values - values.mean(), clusters)  # (G,)
-    sums[np.abs(sums) <= ROUNDING * np.abs(values).sum()] = 0.0
-    count, size = sums.size, values.size
-    robust = count / max(1, count - 1) / size**2
-    squares = float((sums**2).sum())
-    of_questions = robust * squares
-    kurtosis = count * float((sums**4).sum()) / squares**2 if squares else 1.0
-    freedom = min(count - 1.0, 2 * count / (kurtosis - 1)) if kurtosis > 1 else count - 1.0
-    spread = of_questions**2 / max(1.0, freedom)
-    extra = 0.0
+    profile: FloatArray = np.zeros(methods[0].shape[1])  # (Q,)
+    of_seeds = spread = 0.0
     for weight, rows in zip(weights, methods, strict=True):
-        seeds = rows.shape[0]
-        if seeds == 1:
-            continue
-        means = rows.mean(axis=1)
-        of_seeds = weight**2 * float(means.var(ddof=1)) / seeds
-        residuals = rows - rows.mean(axis=0) - (means - means.mean())[:, None]  # (S, Q)
-        interaction = cluster_sums(residuals.T, clusters)  # (G, S)
-        extra += of_seeds - weight**2 * robust * float((interaction**2).sum()) / (seeds * (seeds - 1))
-        spread += of_seeds**2 / (seeds - 1)
-    variance = of_questions + max(0.0, extra)
-    return Estimate(
-        float(values.mean()), math.sqrt(variance), max(1.0, min(count - 1.0, variance**2 / spread)) if spread else 1.0
-    )
+        profile += weight * rows.mean(axis=0)
+        if rows.shape[0] > 1:
+            seeds, interaction = seed_variances(rows, clusters)
+            of_seeds += weight**2 * (seeds - interaction)
+            spread += (weight**2 * seeds) ** 2 / (rows.shape[0] - 1)
+    of_questions, freedom = _question_variance(profile, clusters)
+    if of_seeds <= 0:
+        return Estimate(float(profile.mean()), math.sqrt(of_questions), freedom)
+    variance = of_questions + of_seeds
+    fewest = min(freedom, *(len(rows) - 1 for rows in methods if len(rows) > 1))
+    freedom = max(fewest, variance**2 / (of_questions**2 / freedom + spread))
+    return Estimate(float(profile.mean()), math.sqrt(variance), freedom)
 
 
-def seed_sd(rows: FloatArray, clusters: Clusters = None) -> float | None:
-    """Standard deviation σ_a of a method's mean over its seeds, questions' noise taken out; None for one run."""
+def seed_variances(rows: FloatArray, clusters: Clusters = None) -> tuple[float, float]:
+    """V_s and V_e of a method's mean over S > 1 seeds and Q questions.
+
+    V_s = σ_a²/S + σ_e²/(SQ) is the variance of the runs' means, over S; V_e = σ_e²/(SQ), what the interaction of seeds
+    and questions alone makes of it: the mean squares of a two-way layout (Searle, Casella and McCulloch 1992, Variance
+    Components, section 4.3), with clusters' totals in place of questions.
+    """
     seeds, size = rows.shape
-    if seeds == 1:
-        return None
     means = rows.mean(axis=1)
-    residuals = rows - rows.mean(axis=0) - (means - means.mean())[:, None]
-    interaction = cluster_sums(residuals.T, clusters)
-    count = interaction.shape[0]
-    noise = count / max(1, count - 1) / size**2 * float((interaction**2).sum()) / (seeds - 1)
-    return math.sqrt(max(0.0, float(means.var(ddof=1)) - noise))
+    residuals = rows - rows.mean(axis=0) - (means - means.mean())[:, None]  # (S, Q)
+    totals = cluster_sums(residuals.T, clusters)  # (G, S)
+    robust = len(totals) / max(1, len(totals) - 1) / size**2
+    return float(means.var(ddof=1)) / seeds, robust * float((totals**2).sum()) / (seeds * (seeds - 1))
+
+
+def _question_variance(profile: FloatArray, clusters: Clusters) -> tuple[float, float]:
+    """Cluster-robust variance of the profile's mean, and its degrees of freedom, at least 1."""
+    sums = cluster_sums(profile - profile.mean(), clusters)  # (G,)
+    count = sums.size
+    if count == 1 or np.abs(sums).max() <= ROUNDING * np.abs(profile).sum():
+        return count**-2.0, 2.0
+    squares = float((sums**2).sum())
+    kurtosis = count * float((sums**4).sum()) / squares**2
+    freedom = min(count - 1.0, 2 * count / (kurtosis - 1)) if kurtosis > 1 else count - 1.0
+    return count / (count - 1) * squares / profile.size**2, max(1.0, freedom)
 
 
 def method_mean(method: str, rows: FloatArray, clusters: Clusters = None) -> MethodMean:
     """Mean of a method's outcomes (S, Q), with its interval."""
     found = estimate([rows], [1.0], clusters)
-    count = cluster_sums(np.ones(rows.shape[1]), clusters).size
-    share = found.value
-    effective = share * (1 - share) / found.error**2 if found.error and 0 < share < 1 else float(count)
-    low, high = wilson(share, min(effective, rows.shape[1]), found.quantile() if found.error else 1.96)
-    by_seed = tuple(rows.mean(axis=1).tolist())
-    return MethodMean(method, rows.shape[0], rows.shape[1], share, low, high, by_seed, seed_sd(rows, clusters))
+    seeds, questions = rows.shape
+    between = None
+    if seeds > 1:
+        of_seeds, interaction = seed_variances(rows, clusters)
+        between = math.sqrt(max(0.0, of_seeds - interaction) * seeds)
+    share = min(1.0, max(0.0, found.value))
+    effective = share * (1 - share) / found.error**2
+    if share in (0.0, 1.0):
+        effective = questions if clusters is None else np.unique(np.asarray(clusters)).size
+    low, high = wilson(share, min(effective, questions), found.quantile() if 0 < share < 1 else Z95)
+    return MethodMean(method, seeds, questions, share, low, high, tuple(rows.mean(axis=1).tolist()), between)
 
 
 def mcnemar_by_seed(first: FloatArray, second: FloatArray, clusters: Clusters = None) -> tuple[float, ...]:

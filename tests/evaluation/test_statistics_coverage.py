@@ -14,7 +14,10 @@ finally:
     sys.modules.pop("measure", None)  # tests/test_bench.py imports its own
 
 
-@pytest.mark.parametrize("name", SIMULATIONS)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if name.startswith("seeds and") else name for name in SIMULATIONS]
+
+
+@pytest.mark.parametrize("name", SLOW)
 def test_rates_are_what_is_claimed(name: str) -> None:
     wrong = [f"{rate.case}: {rate.value:.3f}" for rate in run(name, share=0.1) if not rate.right]
     assert not wrong, wrong

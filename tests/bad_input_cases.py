@@ -136,7 +136,7 @@ UNFINISHED = [
     Case("resuming what does not exist", resumed("trainer.resume=nowhere"), ("trainer.resume=nowhere: there is no config.yaml in it",)),
     Case("resuming a folder that is no run", resumed(), ("trainer.resume=run: there is no config.yaml in it",), text("run/notes.txt", "x")),
     Case("resuming a run that has finished", resumed(), ("run has finished", "python evaluate.py run=run"), lora),
-    Case("resuming with another seed", resumed("seed=2"), ("seed=2", "only trainer.resume, trainer.devices and logger", "trainer.resume=run"), stopped),
+    Case("resuming with another seed", resumed("seed=2"), ("seed=2", "only trainer.resume, trainer.devices, logger and report", "trainer.resume=run"), stopped),
     Case("resuming a run that has finished for more epochs", resumed("trainer.max_epochs=9"), ("run has finished", "python -m cyberlm export run=run to=merged", "python train.py model=local model.path=run/export/merged"), lora),
     Case("resuming a run whose hashes are torn", resumed(), ("provenance.json",), changed(stopped, cut("provenance.json"))),
     Case("resuming a run whose configuration was changed", resumed(), ("run cannot be continued", "seed: "), changed(stopped, replaced("config.yaml", "    seed: 0\n", "    seed: 5\n"))),

@@ -29,7 +29,7 @@ def plain_config(config: RootConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-NOT_SETTLED = ("trainer.resume", "logger", "group")
+NOT_SETTLED = ("trainer.resume", "logger", "group", "report")
 """Overrides that a resumed run may be given; everything else it keeps."""
 
 

@@ -39,6 +39,7 @@ ScheduleName = StrEnum("ScheduleName", "cosine linear constant")
 OptionScore = StrEnum("OptionScore", "sum per_token per_char")
 Monitor = StrEnum("Monitor", "option_nll accuracy")
 Strategy = StrEnum("Strategy", "auto ddp fsdp2")
+Report = StrEnum("Report", "short full")
 
 
 @dataclass
@@ -343,6 +344,8 @@ class RootConfig:
     trainer: TrainerConfig = MISSING
     seed: int = between(0, 2**32 - 1, 0)
     """Seed of initialisation, shuffling and dropout; the largest is that of NumPy's old generator."""
+    report: Report = Report.short
+    """Printed at the end: short (at most eight lines) or full (every table)."""
     group: str | None = folder_name(None)
     """Name shared by the jobs of one sweep; set by the sweep itself."""
 

@@ -11,11 +11,48 @@ from rich.text import Text
 
 from cyberlm.evaluation.metrics.metric import Metric, Place
 from cyberlm.evaluation.records import Cost, Results
-from cyberlm.evaluation.verdict import difference_tables, power, verdict
+from cyberlm.evaluation.verdict import difference_tables, power, verdict, verdict_in_brief
 from cyberlm.runtime import progress
 from cyberlm.runtime.progress import clock, say
 
 WIDEST_CELL = 40
+MOST_MODELS = 4
+"""Models that have a line of their own in a summary."""
+
+
+def print_summary(results: Results, files: Path) -> None:
+    """Prints at most eight lines: the run, its models, their difference in words, the cost, and where to look."""
+    questions = ", ".join(f"{count} {part}" for part, count in results.questions.items())
+    say()
+    say(f"{results.model}, {results.method}, {results.data}: {questions} questions")
+    shown = MOST_MODELS if len(results.metrics) <= MOST_MODELS else MOST_MODELS - 1
+    for name, metrics in list(results.metrics.items())[:shown]:
+        say(_fitting(f"{name}:", [f"{m.label or m.name} {m.text()}" for m in metrics.values() if _leads(m)]))
+    if len(results.metrics) > shown:
+        say(f"and {len(results.metrics) - shown} more models")
+    for line in verdict_in_brief(results.comparisons):
+        say(line)
+    if (cost := results.cost) is not None:
+        memory, saved = map(_size, (cost.peak_device_bytes or cost.peak_host_bytes, cost.adapter_bytes))
+        time, trained = clock(sum(cost.seconds.values())), f"{cost.trainable_parameters:,} parameters trained"
+        say(f"Cost: {time}, peak {memory}; {trained}, {saved} saved")
+    page = "report.html, " if (files / "report.html").is_file() else ""
+    say(f"All tables, {len(_notes(results, 'headline', 'evidence', 'note'))} notes: {page}results.json, or report=full")
+    say(f"Files: {files}")
+
+
+def _leads(metric: Metric) -> bool:
+    return metric.place == "headline" and metric.value is not None
+
+
+def _fitting(start: str, parts: Sequence[str]) -> str:
+    """As many of the parts, from the first on, as fit on a line of the terminal."""
+    line = f"{start} {', '.join(parts[:1])}"
+    for part in parts[1:]:
+        if len(line) + len(part) + 2 > progress.console.width:
+            break
+        line += f", {part}"
+    return line
 
 
 def print_results(results: Results, files: Path) -> None:

@@ -25,22 +25,61 @@ def verdict(pairs: Sequence[PairComparison]) -> list[str]:
     pair = main_comparison(pairs)
     if pair is None:
         return []
-    if pair.p >= SIGNIFICANCE:
-        finding = "no significant difference"
-    else:
-        finding = "significantly better" if pair.difference > 0 else "significantly worse"
-    interval = f"95% {100 * pair.ci_lo:+.1f} to {100 * pair.ci_hi:+.1f}"
     said = (
-        f"Tuned against base: {100 * pair.difference:+.1f} points of accuracy by {pair.outcome} ({interval}), "
-        f"{finding} ({p_text(pair.p)}, exact {p_text(pair.p_value)}): {_changes(pair)}."
+        f"Tuned against base: {_points(pair)} of accuracy by {pair.outcome} ({_interval(pair)}), "
+        f"{_finding(pair)} ({p_text(pair.p)}, exact {p_text(pair.p_value)}): {_changes(pair)}."
     )
-    by = {other.outcome: other for other in pairs if (other.first, other.second) == (pair.first, pair.second)}
+    by = _by_outcome(pair, pairs)
     return [said, _moved(pair, by[NAMED], by.get(NAMED_BY_BOTH))] if pair.outcome == GENERATION else [said]
+
+
+def verdict_in_brief(pairs: Sequence[PairComparison]) -> list[str]:
+    """At most two lines of 80 columns: the main difference, or how many of several differences are significant."""
+    main = primary_comparisons(pairs)
+    if not main:
+        return []
+    pair = main_comparison(pairs) or main[0]
+    if len(main) > 1 and main_comparison(pairs) is None:
+        significant = sum(other.p_holm < SIGNIFICANCE for other in main)
+        return [f"Differences by {pair.outcome}: {significant} of {len(main)} significant (Holm, {SIGNIFICANCE:.0%})"]
+    moved = ""
+    if pair.outcome == GENERATION:
+        knowledge = _knowledge(pair, _by_outcome(pair, pairs).get(NAMED_BY_BOTH))
+        moved = f"; format {100 * (pair.difference - knowledge):+.1f}, knowledge {100 * knowledge:+.1f}"
+    finding = _finding(pair).capitalize()
+    return [
+        f"Difference: {_points(pair)} by {pair.outcome} ({_interval(pair)}), {p_text(pair.p)}",
+        f"  {finding}: {pair.only_second_right} gained, {pair.only_first_right} lost{moved}",
+    ]
+
+
+def _by_outcome(pair: PairComparison, pairs: Sequence[PairComparison]) -> dict[str, PairComparison]:
+    """Comparisons of the same two models."""
+    return {other.outcome: other for other in pairs if (other.first, other.second) == (pair.first, pair.second)}
+
+
+def _points(pair: PairComparison) -> str:
+    return f"{100 * pair.difference:+.1f} points"
+
+
+def _interval(pair: PairComparison) -> str:
+    return f"95% {100 * pair.ci_lo:+.1f} to {100 * pair.ci_hi:+.1f}"
+
+
+def _finding(pair: PairComparison) -> str:
+    if pair.p >= SIGNIFICANCE:
+        return "no significant difference"
+    return "significantly better" if pair.difference > 0 else "significantly worse"
+
+
+def _knowledge(generation: PairComparison, both: PairComparison | None) -> float:
+    """Part of the difference by generation that comes from questions on which both models name an option."""
+    return 0.0 if both is None else both.difference * both.n / generation.n
 
 
 def _moved(generation: PairComparison, named: PairComparison, both: PairComparison | None) -> str:
     """Format apart from knowledge: their points add up to the difference by generation."""
-    knowledge = 0.0 if both is None else both.difference * both.n / generation.n
+    knowledge = _knowledge(generation, both)
     unnamed = [f"{1 - (right or 0) / named.n:.1%}" for right in (named.first_right, named.second_right)]
     format_part = (
         f"Format {100 * (generation.difference - knowledge):+.1f} points: completions that name no option, cut off or "

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.saved import hash_of, settings_of
-from cyberlm.config.schema import ModelSource, Monitor, RootConfig, TrainConfig
+from cyberlm.config.schema import ModelSource, Monitor, Report, RootConfig, TrainConfig
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.splits import SPLIT_MANIFEST, Split
 from cyberlm.evaluation.comparison import compare_all
@@ -23,7 +23,7 @@ from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import compute_metrics
 from cyberlm.evaluation.predictions import GENERATION, Predictions
 from cyberlm.evaluation.records import SCHEMA_VERSION, ModelSpec, Results
-from cyberlm.evaluation.report import print_results
+from cyberlm.evaluation.report import print_results, print_summary
 from cyberlm.evaluation.results import environment, write_models, write_results, write_status
 from cyberlm.evaluation.verdict import main_comparison
 from cyberlm.models.loaded import LoadedModel
@@ -188,11 +188,12 @@ def results_of(
 def conclude(
     folder: Path, results: Results, eval_set: EvalSet, models: Mapping[str, Predictions], loggers: Sequence[Logger]
 ) -> None:
-    """Results and predictions to files, figures to every logger, tables to the terminal."""
+    """Results and predictions to files, figures to every logger, and what `report` asks for to the terminal."""
     write_results(results, folder)
     write_models(folder, models, as_parquet=eval_set.config.evaluation.parquet)
     experiment_loggers.log_results(loggers, flat_figures(results), sample_rows(eval_set.questions, models))
-    print_results(results, folder)
+    show = print_results if eval_set.config.report is Report.full else print_summary
+    show(results, folder)
 
 
 def flat_figures(results: Results) -> dict[str, float]:

@@ -28,7 +28,7 @@ OF_PROCESSES = (
 
 
 def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The configuration that the run began with; nothing but its loggers and `trainer.devices` can be changed.
+    """The configuration that the run began with; only its loggers, its report and `trainer.devices` can be changed.
 
     Raises:
         RunError: If the folder is not of a run that can go on.
@@ -48,13 +48,13 @@ def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
     if changed:
         raise ConfigError(
             "A resumed run keeps its own configuration:",
-            [Problem(item, "only trainer.resume, trainer.devices and logger") for item in changed],
+            [Problem(item, "only trainer.resume, trainer.devices, logger and report") for item in changed],
             f"Type {resume_command(folder)}",
         )
     resumed = config_of(folder)
     if any(item.startswith("logger") for item in overrides):
         resumed.logger = config.logger
-    resumed.group = config.group or resumed.group
+    resumed.group, resumed.report = config.group or resumed.group, config.report
     for entry in resumed.logger.values():
         entry |= {name: value for name, value in (("group", resumed.group), ("save_dir", str(folder))) if name in entry}
     resumed.trainer.resume = str(folder)

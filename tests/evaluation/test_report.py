@@ -1,4 +1,4 @@
-"""The figures of a run stand in what is printed, at 80 columns and elsewhere than on a terminal."""
+"""Figures of a run in what is printed, at 80 columns and elsewhere than on a terminal."""
 
 import io
 from dataclasses import replace
@@ -68,6 +68,36 @@ def test_every_figure_is_printed(console: Console) -> None:
     assert row(text[text.index("tuned minus base") :], "accuracy, likelihood")[:1] == ["+2.7"]
     assert f"Files: {FILES}" in text
     assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("Files"))
+
+
+def test_a_summary_is_eight_lines(console: Console, tmp_path: Path) -> None:
+    report.print_summary(results(), tmp_path)
+    assert [line.strip() for line in console.export_text(clear=False).splitlines()][1:] == [
+        "smollm2_135m, qlora, sample: 320 train, 32 validation, 150 test questions",
+        "base: accuracy, likelihood 37.3% (30-45%), accuracy, generation 24.0% (18-31%)",
+        "tuned: accuracy, likelihood 40.0% (32-48%), accuracy, generation 24.0% (18-31%)",
+        "Difference: +2.7 points by likelihood (95% -1.2 to +6.5), p = 0.18",
+        "No significant difference: 6 gained, 2 lost",
+        "Cost: 1:03:46, peak 1.50 GiB; 4,884,480 parameters trained, 5.0 MiB saved",
+        "All tables, 3 notes: results.json, or report=full",
+        f"Files: {tmp_path}",
+    ]
+    assert max(map(len, console.export_text().splitlines()[:-1])) <= 80
+    (tmp_path / "report.html").touch()
+    report.print_summary(results(cost=None), tmp_path)
+    assert "3 notes: report.html, results.json, or" in console.export_text()
+
+
+def test_a_summary_of_many_models_is_as_short(console: Console) -> None:
+    names = [f"model_{k}" for k in range(6)]
+    p_values = dict(zip(names[1:], (0.01, 1, 1, 1, 0.04), strict=True))
+    pairs = [replace(PAIR, first="model_0", second=name, p_holm=p) for name, p in p_values.items()]
+    models = dict.fromkeys(names, TUNED)
+    report.print_summary(results(metrics=models, comparisons=tuple(pairs), cost=None), FILES)
+    lines = [line.strip() for line in console.export_text().splitlines()][1:]
+    assert [line.split(":")[0] for line in lines[1:5]] == [*names[:3], "and 3 more models"]
+    assert lines[5] == "Differences by likelihood: 2 of 5 significant (Holm, 5%)"
+    assert len(lines) == 8
 
 
 def test_a_metric_of_a_user_is_shown_under_its_name(console: Console) -> None:

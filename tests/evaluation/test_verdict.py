@@ -11,7 +11,7 @@ from cyberlm.evaluation.comparison import compare_all, compare_models
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.records import ModelSpec, Results
-from cyberlm.evaluation.verdict import difference_tables, main_comparison, power, verdict
+from cyberlm.evaluation.verdict import difference_tables, main_comparison, power, verdict, verdict_in_brief
 
 
 def said(base: Sequence[Prediction], tuned: Sequence[Prediction], generated: bool = False) -> list[str]:
@@ -59,6 +59,10 @@ def test_generation_speaks_first_with_format_apart_from_knowledge() -> None:
         "knowledge +3.0 points: where both name one (81 of 100 questions) 9 questions gained, 6 lost (p = 0.454).",
     ]
     assert "by likelihood" in said(base, tuned)[0]
+    assert verdict_in_brief(compare_models({"base": base, "tuned": tuned}, generated=True)) == [
+        "Difference: +16.0 points by generation (95% +5.6 to +26.6), p = 0.00333",
+        "  Significantly better: 23 gained, 7 lost; format +13.0, knowledge +3.0",
+    ]
 
 
 def test_completions_that_are_never_both_read_say_nothing_of_knowledge() -> None:
@@ -68,7 +72,7 @@ def test_completions_that_are_never_both_read_say_nothing_of_knowledge() -> None
 
 def test_models_of_other_names_are_not_compared_as_base_and_tuned() -> None:
     assert main_comparison(compare_models({"a": completions(0), "b": completions(1)})) is None
-    assert verdict(()) == []
+    assert verdict(()) == verdict_in_brief(()) == []
 
 
 # ------------------------------------------------------------------------------------------------------- tables

@@ -97,8 +97,13 @@ def names(config: EvaluateConfig) -> list[str]:
 
 def test_everything_that_can_be_scored_in_one_command(tmp_path: Path) -> None:
     """Through the real command line: two runs, their base, a merged folder; then all figures again from the rows."""
-    command = [sys.executable, "-m", "cyberlm", "evaluate", f"runs=[{LOW},outputs/whole,merged]", "logger=none"]
-    overrides = ["evaluation.generate=false", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'e'}"]
+    command = [sys.executable, "-m", "cyberlm", "evaluate", f"runs=[{LOW},outputs/whole,merged]", "report=full"]
+    overrides = [
+        "logger=none",
+        "evaluation.generate=false",
+        "trainer.accelerator=cpu",
+        f"hydra.run.dir={tmp_path / 'e'}",
+    ]
     place = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     done = subprocess.run([*command, *overrides], capture_output=True, text=True, check=False, env=place)
     assert done.returncode == 0, done.stderr

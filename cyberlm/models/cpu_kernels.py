@@ -1,4 +1,4 @@
-"""Float32 matrix products on a CPU, by the library that is fastest on it.
+"""Matrix products, of float32 on a CPU by the library that is fastest on it.
 
 PyTorch multiplies float32 matrices with MKL, which keeps to AVX2 on processors that are not Intel's; oneDNN, which
 comes with PyTorch too, uses AVX-512 wherever it is (docs/performance.md has the ratio). Both compute in float32:
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
-from peft.tuners import lora
 from torch import Tensor, nn
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -49,7 +48,7 @@ def onednn_is_faster() -> bool:
 
 
 def use_fast_products(model: nn.Module) -> None:
-    """Lets every linear layer (4-bit too) and plain LoRA layer on a CPU multiply with oneDNN, where that is faster.
+    """Lets every linear layer (4-bit too) on a CPU multiply with oneDNN, where that is faster.
 
     Layers keep their parameters and remain instances of their classes; call it again when layers were added.
     """
@@ -62,8 +61,6 @@ def use_fast_products(model: nn.Module) -> None:
             module.__class__ = OneDnnLinear
         elif type(module) is Linear4bit:
             module.__class__ = OneDnnLinear4bit
-        elif type(module) is lora.Linear and _is_plain(module):
-            module.__class__ = OneDnnLora
 
 
 class OneDnnLinear(nn.Linear):
@@ -89,42 +86,24 @@ class OneDnnLinear4bit(Linear4bit):
         return result.view(*x.shape[:-1], -1)
 
 
-class OneDnnLora(lora.Linear):
-    """PEFT's LoRA layer with one adapter and no dropout: y = W x + scale B A x, added where it is computed."""
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        base: Any = self.base_layer
-        simple = not (args or kwargs or self.disable_adapters or self.merged) and len(self.active_adapters) == 1
-        if not (simple and _is_float32(x) and base.weight.dtype == torch.float32):
-            return super().forward(x, *args, **kwargs)
-        name = self.active_adapters[0]
-        down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        rows = x.reshape(-1, x.shape[-1])
-        result: Tensor = _Lora.apply(rows, base.weight, base.bias, down, up, self.scaling[name])
-        return result.view(*x.shape[:-1], -1)
-
-
-def _is_plain(layer: lora.Linear) -> bool:
-    """Neither dropout, DoRA nor biases of the adapter, and a base layer that is not quantised."""
-    dropped = any(not isinstance(dropout, nn.Identity) for dropout in layer.lora_dropout.values())
-    biased = any(part.bias is not None for part in layer.lora_B.values())
-    return type(layer.base_layer) in (nn.Linear, OneDnnLinear) and not (dropped or biased or layer.lora_variant)
-
-
 def _is_float32(x: Tensor) -> bool:
     """True where a layer gets, and would compute with, float32 numbers on a CPU."""
     plain = x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0
     return plain and not torch.is_autocast_enabled("cpu")
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (N, I) and weight (O, I) to x weightᵀ + bias (N, O); either may be a transposed view."""
+    if not (_is_float32(x) and onednn_is_faster()):
+        return nn.functional.linear(x, weight, bias)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
 
 
-def _product_onto(x: Tensor, weight: Tensor, sum_: Tensor) -> Tensor:
-    """x (N, I), weight (O, I) and sum (N, O) to x weightᵀ + sum (N, O)."""
+def product_onto(x: Tensor, weight: Tensor, sum_: Tensor) -> Tensor:
+    """x (N, I), weight (O, I) and sum (N, O), which may be overwritten, to x weightᵀ + sum (N, O)."""
+    if not (_is_float32(x) and onednn_is_faster()):
+        return sum_.addmm_(x, weight.t())
     result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, sum_, weight, None, "add")
     return result
 
@@ -138,7 +117,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        return _product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -146,8 +125,8 @@ class _Linear(torch.autograd.Function):
         grad = grads[0]  # (N, O)
         to_x, to_weight, to_bias = ctx.needs_input_grad
         return (
-            _product(grad, weight.t()) if to_x else None,
-            _product(grad.t(), x.t()) if to_weight else None,
+            product(grad, weight.t()) if to_x else None,
+            product(grad.t(), x.t()) if to_weight else None,
             grad.sum(0) if to_bias else None,
         )
 
@@ -158,35 +137,11 @@ class _Linear4bit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, state: Any, bias: Tensor | None) -> Tensor:
         ctx.packed, ctx.state = packed, state
-        return _product(x, dequantize_4bit(packed, state), bias)
+        return product(x, dequantize_4bit(packed, state), bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
         weight = dequantize_4bit(ctx.packed, ctx.state)
-        return _product(grads[0], weight.t()), None, None, None
-
-
-class _Lora(torch.autograd.Function):
-    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ for x (N, I), frozen W (O, I) and b (O,), A (R, I), B (O, R)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scale: float
-    ) -> Tensor:
-        narrow = _product(x, down).mul_(scale)  # (N, R)
-        ctx.save_for_backward(x, narrow, weight, down, up)
-        ctx.scale = scale
-        return _product_onto(narrow, up, _product(x, weight, bias))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, narrow, weight, down, up = ctx.saved_tensors
-        grad = grads[0]  # (N, O)
-        to_narrow = _product(grad, up.t()).mul_(ctx.scale)  # (N, R)
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            to_x = _product_onto(to_narrow, down.t(), _product(grad, weight.t()))
-        to_up = _product(narrow.t(), grad.t()).t()  # as (R, O): a product with few columns is slow
-        return to_x, None, None, _product(to_narrow.t(), x.t()), to_up, None
+        return product(grads[0], weight.t()), None, None, None

@@ -8,8 +8,6 @@ import sys
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, get_peft_model
-from peft.tuners import lora
 from safetensors.torch import load_file, save_file
 from support import config_of, tiny
 from torch import nn
@@ -21,7 +19,6 @@ from cyberlm.models.cpu_kernels import (
     CACHE_SIZES,
     OneDnnLinear,
     OneDnnLinear4bit,
-    OneDnnLora,
     align_weights,
     onednn_is_faster,
     use_fast_products,
@@ -91,45 +88,6 @@ def test_4bit_layer_and_its_gradient_equal_bitsandbytes(double_quant: bool) -> N
     torch.testing.assert_close(gradient, reference, atol=1e-4, rtol=1e-4)
 
 
-def adapted(**settings) -> nn.Module:
-    torch.manual_seed(1)
-    model = nn.Sequential()
-    model.add_module("q", nn.Linear(64, 48))
-    model.add_module("act", nn.SiLU())
-    model.add_module("v", nn.Linear(48, 80, bias=False))
-    config = LoraConfig(r=4, lora_alpha=12, target_modules=["q", "v"], init_lora_weights=False, **settings)
-    return get_peft_model(model, config)
-
-
-def gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    out = model(x)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return out, list(torch.autograd.grad((out**2).sum(), [x, *trained]))
-
-
-def test_lora_layer_its_gradients_and_its_merge_equal_pefts() -> None:
-    plain = adapted()
-    fast = copy.deepcopy(plain)
-    use_fast_products(fast)
-    assert sum(isinstance(module, OneDnnLora) for module in fast.modules()) == 2
-    x = torch.randn(5, 9, 64, requires_grad=True)
-    (out, grads), (expected, references) = gradients(fast, x), gradients(plain, x)
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
-    for got, reference in zip(grads, references, strict=True):
-        torch.testing.assert_close(got, reference, atol=1e-3, rtol=1e-4)
-    with plain.disable_adapter(), fast.disable_adapter():
-        torch.testing.assert_close(fast(x), plain(x), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(fast.merge_and_unload()(x), expected, atol=1e-4, rtol=1e-4)
-
-
-def test_what_is_more_than_plain_lora_stays_with_peft() -> None:
-    for settings in ({"lora_dropout": 0.5}, {"use_dora": True}):
-        model = adapted(**settings)
-        use_fast_products(model)
-        assert any(type(module) is lora.Linear for module in model.modules())
-        assert not any(isinstance(module, OneDnnLora) for module in model.modules())
-
-
 MANY_SHAPES = """
 import torch
 from torch import nn
@@ -173,7 +131,7 @@ def test_the_choice_is_the_processors(monkeypatch: pytest.MonkeyPatch, tmp_path)
     for faster in (True, False):
         monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda faster=faster: faster)
         kinds = {type(module) for module in tiny(config_of("method=lora"))[0].model.modules()}
-        assert (OneDnnLora in kinds) == (OneDnnLinear in kinds) == faster
+        assert (OneDnnLinear in kinds) == faster
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     for vendor, expected in (("AuthenticAMD", torch.backends.mkldnn.is_available()), ("GenuineIntel", False)):
         info = tmp_path / vendor

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from cyberlm.config.rules import EMBEDDING_MODULES
 from cyberlm.config.schema import MethodConfig
 from cyberlm.models.cpu_kernels import use_fast_products
+from cyberlm.models.fused_lora import fuse_lora
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
 from cyberlm.models.loading import BaseModel
 from cyberlm.models.model_files import check_saved
@@ -66,6 +67,7 @@ class Lora:
             ) from error
         model.peft_config["default"].base_model_name_or_path = loaded.name
         use_fast_products(model)
+        fuse_lora(model)
         return replace(loaded, model=model)
 
     def base_view(self, loaded: LoadedModel) -> AbstractContextManager[None]:
@@ -178,6 +180,7 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
             "Train again, or take the folder from where the run was made.",
         ) from error
     use_fast_products(model)
+    fuse_lora(model)
     if loaded.device.type == "cuda":  # answers are computed under autocast there
         keep_inputs_narrow(model)
     return replace(loaded, model=model)

@@ -281,6 +281,8 @@ class TrainerConfig:
     """auto: 32-true on CPU, bf16-mixed on a GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    deterministic: bool = False
+    """On a GPU, compute the same bits whenever a run is repeated or resumed; somewhat slower. A CPU always does."""
     log_every_n_steps: int = at_least(1, 1)
     """Optimizer steps between two rows of training metrics."""
     checkpoint_every_n_steps: int = at_least(1, 100)

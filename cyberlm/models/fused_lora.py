@@ -58,11 +58,12 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _computes_plainly(layer: Any, x: Tensor) -> bool:
-    """One active adapter, and numbers that are of the type to compute in."""
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    simple = not (layer.disable_adapters or layer.merged) and len(layer.active_adapters) == 1
-    return simple and x.dtype == dtype and x.numel() > 0
+    """One active adapter, and numbers of the type in which PEFT would compute its product."""
+    if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1 or not x.numel():
+        return False
+    if torch.is_autocast_enabled(x.device.type):
+        return x.dtype == torch.get_autocast_dtype(x.device.type)
+    return x.dtype == layer.lora_A[layer.active_adapters[0]].weight.dtype
 
 
 def _compute(layer: Any, x: Tensor) -> Tensor:

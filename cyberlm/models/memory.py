@@ -213,7 +213,7 @@ def _saved_inputs(loaded: LoadedModel, lora: LoraConfig | None, stream: int, mix
     Dropout, and a type other than the hidden states', give each layer an input of its own.
     """
     number = 2 if mixed else 4 if lora else stream
-    alone = number != stream or (lora is not None and (lora.dropout > 0 or (mixed and on_host)))
+    alone = number != stream or (lora is not None and (lora.dropout > 0 or (mixed and on_host and lora.use_dora)))
     inputs: dict[tuple[str, int], int] = {}
     extra = 0
     for path, module in loaded.backbone.named_modules():

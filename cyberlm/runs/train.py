@@ -1,5 +1,6 @@
 """A training run, from top to bottom."""
 
+import os
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -101,7 +102,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     """
     clock = Clock()
     announce(config, folder)
-    L.seed_everything(config.seed, workers=True, verbose=False)
+    _make_repeatable(config)
     main, held_out = load_sources(config.data, make_task(config))
     split = split_questions(config.data, main, held_out)
     resumed = config.trainer.resume is not None
@@ -151,11 +152,19 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     return learned.validation[config.trainer.monitor.name]
 
 
+def _make_repeatable(config: TrainConfig) -> None:
+    """Seeds, and settles what must be before the GPU is first used."""
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    torch.use_deterministic_algorithms(config.trainer.deterministic)
+    if config.trainer.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses without it
+
+
 def take_part(config: TrainConfig, folder: Path) -> None:
     """The part of a process of a higher rank in a training run."""
     check_nodes(folder)
     fetch([config.model])
-    L.seed_everything(config.seed, workers=True, verbose=False)
+    _make_repeatable(config)
     prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
     loaded = load_for_training(config, pick_device(config.trainer.accelerator))
     learn(config, folder, loaded, prompt, None, [], CostMeter(), Clock())

@@ -114,6 +114,7 @@ def _trainer_settings(config: TrainConfig, device: torch.device) -> dict[str, An
         "accelerator": "gpu" if device.type == "cuda" else "cpu",
         # a sharded model computes in the type that its weights are gathered in
         "precision": "32-true" if trainer.strategy is Strategy.fsdp2 else precision(config, device),
+        "deterministic": trainer.deterministic,
         "max_epochs": trainer.max_epochs,
         "max_steps": trainer.max_steps or -1,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,

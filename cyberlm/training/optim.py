@@ -48,17 +48,23 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Op
 class PagedAdamW(PagedAdamW8bit):
     """bitsandbytes' paged 8-bit AdamW, whose states are paged after they were loaded, too.
 
-    bitsandbytes loads them into plain GPU memory, where they stay: a run that is resumed may not fit any more.
+    bitsandbytes loads them into plain GPU memory, and Lightning moves there what is not: a run that is resumed might
+    not fit any more. So they are paged before the first step that follows.
     """
 
+    _loaded = False
+
     def load_state_dict(self, state_dict: dict[str, Any], move_to_device: bool = True) -> None:
-        super().load_state_dict(state_dict, move_to_device=False)
-        for parameter, state in self.state.items():
-            for name, value in state.items():
-                if name in ("state1", "state2"):
-                    state[name] = self.get_state_buffer(parameter, dtype=value.dtype).copy_(value)
-                elif isinstance(value, torch.Tensor):
-                    state[name] = value.to(parameter.device)
+        super().load_state_dict(state_dict, move_to_device)
+        self._loaded = True
+
+    def step(self, closure: Any = None) -> Any:
+        if self._loaded:
+            for parameter, state in self.state.items():
+                for name in ("state1", "state2"):
+                    state[name] = self.get_state_buffer(parameter, dtype=state[name].dtype).copy_(state[name])
+            self._loaded = False
+        return super().step(closure)
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: int) -> LRScheduler:

@@ -1,13 +1,16 @@
 """Tokens that all prompts share, encoded once: the same results and gradients as whole prompts, with less work."""
 
+from typing import Any
+
 import pytest
 import torch
 from support import config_of, sample_questions, tiny
+from torch import nn
 
 from cyberlm.data.batches import AnswerBatch, AnswerCollator, collate_scoring
 from cyberlm.evaluation.scoring import answering, generate
-from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.prefix_cache import shared_length
+from cyberlm.models.loaded import LoadedModel, check_causal
+from cyberlm.models.prefix_cache import MOST_ROUNDING, shared_length
 from cyberlm.training.losses import answer_nll_sum, hidden_states
 
 
@@ -65,3 +68,19 @@ def test_completions_are_those_of_one_prompt_alone() -> None:
         together = generate(loaded, prompts, prompt.stop_ids, 12)
         alone = [generate(loaded, [ids], prompt.stop_ids, 12)[0] for ids in prompts]
     assert together == alone
+
+
+@pytest.mark.parametrize("noise", [0.04, 0.5])
+def test_rounding_that_depends_on_the_shape_hides_no_cache(noise: float) -> None:
+    """A GPU computes other shapes by other kernels, and deep models in few bits multiply what these round apart."""
+    loaded, _ = tiny(config_of("method=lora"))
+
+    def round_by_shape(layer: nn.Module, inputs: Any, hidden: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(hidden[0].numel())
+        apart = torch.randn(hidden.shape[1:], generator=generator)
+        return hidden + noise * hidden.norm(dim=-1, keepdim=True) * nn.functional.normalize(apart, dim=-1)
+
+    for layer in loaded.causal.model.layers:
+        layer.register_forward_hook(round_by_shape)
+    check_causal(loaded)
+    assert (loaded.reach > 0) == (noise < MOST_ROUNDING)

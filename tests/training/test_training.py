@@ -13,6 +13,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from bitsandbytes.optim import PagedAdamW8bit
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
@@ -292,6 +293,9 @@ def test_paged_optimizer_states_are_paged_again_when_they_are_loaded(monkeypatch
     again = build_optimizer(layer, optim, fused=False)
     monkeypatch.setattr(PagedAdamW8bit, "get_state_buffer", get_paged)
     again.load_state_dict(saved)
+    _optimizers_to_device([again], torch.device("cpu"))  # as Lightning does behind it
+    layer.zero_grad()
+    again.step()
     states = [again.state[parameter][name] for parameter in layer.parameters() for name in ("state1", "state2")]
     assert len(pages) == 4 and {id(state) for state in states} == {id(page) for page in pages}
     assert again.state[layer.weight]["state1"].dtype == torch.uint8

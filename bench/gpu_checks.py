@@ -5,6 +5,7 @@ import copy
 import csv
 import gc
 import importlib.metadata
+import os
 import re
 import shutil
 import tempfile
@@ -341,12 +342,15 @@ class States(L.Callback):
         self.uint8 = sum(state.dtype == torch.uint8 for state in states) / len(states)
         self.paged = sum(bool(getattr(state, "is_paged", False)) for state in states) / len(states)
         on_gpu = pl_module.device.type == "cuda"
+        gc.collect()
         self.held = torch.cuda.memory_allocated() if on_gpu else sum(state.nbytes for state in states)
 
 
 def step_7(report: Report, options: Any) -> None:
     """Full fine-tuning with 8-bit AdamW states, and the same resumed: states stay 8-bit, and paged ones paged."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # as train.py sets it for trainer.deterministic
     first, again, apart = trained_twice(options, "adamw_8bit")
+    report.detail(held={"first": first.held, "resumed": again.held})
     report.tell(uint8=first.uint8, uint8_resumed=again.uint8)
     report.tell(memory_off=abs(again.held / first.held - 1), losses_apart=apart)
     if options.device != "cuda":
@@ -360,7 +364,7 @@ def trained_twice(options: Any, name: str) -> tuple[States, States, float]:
     """A run, the same resumed from its middle, and how far the losses of any step are apart."""
     config = small_config(
         *(options, "method=sft", "data.micro_batch_size=4"),
-        *("trainer.checkpoint_every_n_steps=1", "trainer.keep_checkpoints=2"),
+        *("trainer.checkpoint_every_n_steps=1", "trainer.keep_checkpoints=2", "trainer.deterministic=true"),
     )
     config.optim.name = OptimizerName[name]  # which a configuration for the CPU may not name; bitsandbytes has it there
     prompt, encoded = questions(config, 4 * STEPS_TAKEN)
@@ -392,7 +396,7 @@ def losses_of(run: Path) -> list[float]:
 WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2")
 """Operations whose result's value or size the host must know: on a GPU it waits there for all work before them."""
 FIRST_STEP, STEPS_WATCHED = 3, 3
-NOT_TOLD = re.compile(r"/torch/|/warnings\.py$")
+NOT_TOLD = re.compile(r"site-packages/torch/|/warnings\.py$")
 """Files through which a wait goes, but that do not ask for it."""
 
 
@@ -407,7 +411,7 @@ class SyncCounter:
         frames = [frame for frame in traceback.extract_stack()[:-2] if not NOT_TOLD.search(frame.filename)]
         ours = [frame for frame in frames if frame.filename.startswith(str(ROOT / "cyberlm"))]
         inner = [frame for frame in frames if frame.filename != __file__]
-        told = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in (*ours[-1:], *inner[-1:])]
+        told = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in (*ours[-1:], *inner[-3:])]
         self.places[f"{what} at {', '.join(dict.fromkeys(told))}"] += 1
 
     def start(self) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from gpu_accept import STEPS, Report
-from gpu_training import TRL_ARMS
+from gpu_training import OUR_ARMS, TRL_ARMS
 from measure import BENCH, ROOT, python_path
 
 KILL_AT = "CYBERLM_BENCH_KILL_AT"
@@ -143,6 +143,7 @@ def step_6(report: Report, options: Any) -> None:
     whole, killed = options.work / "whole", options.work / "killed"
     fixed = [f"data.max_train={8 * RUN_STEPS}", "data.micro_batch_size=8", "data.max_test=8", "evaluation.base=false"]
     fixed += ["evaluation.generate=false", "trainer.checkpoint_every_n_steps=3", "method=qlora"]
+    fixed.append("trainer.deterministic=true")
     fixed.append("+callbacks.kill._target_=gpu_runs.KillAt")
     path = {"PYTHONPATH": python_path(BENCH)}
     unbroken = start(ROOT / "train.py", *overrides(options, whole, *fixed), **path)
@@ -160,8 +161,9 @@ def step_6(report: Report, options: Any) -> None:
 
 
 def step_9(report: Report, options: Any) -> None:
-    """cyberlm alone, LoRA then QLoRA, both layouts, with the ten largest operations of one step."""
-    train(report, options, tell_of_shape, "--methods", "lora", "qlora", "--sides", "cyberlm", "--profile")
+    """cyberlm alone, LoRA then QLoRA, all layouts, with the ten largest operations of one step."""
+    sides = ["cyberlm", *([] if options.device == "cpu" else OUR_ARMS[:3])]
+    train(report, options, tell_of_shape, "--methods", "lora", "qlora", "--sides", *sides, "--profile")
     if options.device == "cpu":
         report.skip("the peak of a CPU is not known here", "lora_packed_mfu", "qlora_packed_mfu")
 
@@ -170,8 +172,8 @@ def step_10(report: Report, options: Any) -> None:
     """LoRA of cyberlm and of TRL in turns: TRL as it comes, without checkpointing, and on batches of like length."""
     if importlib.util.find_spec("trl") is None:
         return report.skip("TRL is not installed (make gpu-kit brings it)", *STEPS[10].limits)
-    pairs = "1" if options.small else "2"
-    train(report, options, tell_of_ratios, "--methods", "lora", "--sides", "cyberlm", *TRL_ARMS, "--pairs", pairs)
+    fixed = ("--methods", "lora", "--layouts", "packed", "cybermetric", "--pairs", "1")
+    train(report, options, tell_of_ratios, "--sides", "cyberlm", *TRL_ARMS, *fixed)
 
 
 def train(report: Report, options: Any, tell: Any, *given: str) -> None:

@@ -2,9 +2,10 @@
 
 Methods: LoRA on bfloat16 weights, QLoRA on nf4 weights with double quantisation, and full fine-tuning of the first 8
 layers with 8-bit AdamW. Layouts: `packed`, rows of 2048 tokens, two a step; `cybermetric`, eight questions of 100 to
-250 tokens that share their first 40, two tokens of each trained on. cyberlm trains through its own `fit`: Lightning
-with every callback of a run. TRL's SFTTrainer with PEFT trains on the same tokens, in three ways: as it comes (gradient
-checkpointing on), without checkpointing, and without it on batches of like length (train_sampling_strategy).
+250 tokens that share their first 40, two tokens of each trained on; `cybermetric_32`, as many as 32 of these. cyberlm
+trains through its own `fit`: Lightning with every callback of a run; further sides change one thing in it each. TRL's
+SFTTrainer with PEFT trains on the same tokens, in three ways: as it comes (gradient checkpointing on), without
+checkpointing, and without it on batches of like length (train_sampling_strategy).
 
 Nothing is downloaded: weights are random numbers drawn on the card, tokens too. Each side is a process that stays
 alive and frees the card after its turn; turns go A B A B. In each turn a fresh model trains twice on the same batches:
@@ -35,6 +36,7 @@ import measure
 from random_llama import LLAMA_3_8B, SEED, SFT_LAYERS, TINY, random_model, shape
 
 TRL = "trl==1.16.0"
+LIGER = "liger-kernel==0.8.5"
 PEAK_TFLOPS = {
     "H100 PCIe": 756,
     "H100": 989,
@@ -56,12 +58,15 @@ SHARED_TOKENS = 40
 """What CyberMetric questions of one prompt begin with: system message and role headers."""
 SAME_LOSS = 0.02
 OURS = "cyberlm"
+OUR_ARMS = ("cyberlm_whole", "cyberlm_peft", "cyberlm_liger", "cyberlm_compiled")
+"""cyberlm without its shared beginning; with PEFT's own layers; with Liger's norms, rotation and SwiGLU; and with
+PEFT's own layers in blocks that torch.compile compiles: what each of them changes."""
 TRL_ARMS: dict[str, dict[str, Any]] = {
     "trl": {},
     "trl_no_checkpointing": {"gradient_checkpointing": False},
     "trl_by_length": {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"},
 }
-SIDES = (OURS, *TRL_ARMS)
+SIDES = (OURS, *OUR_ARMS, *TRL_ARMS)
 
 
 class Example(NamedTuple):
@@ -110,7 +115,9 @@ def arguments() -> Any:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="default %(default)s")
     parser.add_argument("--methods", nargs="+", default=list(RECOMPUTES), choices=list(RECOMPUTES), metavar="METHOD")
     parser.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=list(LAYOUTS), metavar="LAYOUT")
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES, metavar="SIDE", help=", ".join(SIDES))
+    parser.add_argument(
+        "--sides", nargs="+", default=[OURS, *TRL_ARMS], choices=SIDES, metavar="SIDE", help=", ".join(SIDES)
+    )
     parser.add_argument("--block", type=int, default=8, help="timed steps of one turn, after as many (%(default)s)")
     parser.add_argument("--profile", action="store_true", help="after each turn, the largest operations of one step")
     parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak of a card that is not known here")
@@ -129,7 +136,7 @@ def pythons_of(sides: Sequence[str]) -> dict[str, Path]:
     """The Python of each side; TRL's may be an environment of its own, or missing."""
     wanted = [side for side in sides if side in TRL_ARMS]
     peer = trl_python() if wanted else None
-    ours = {OURS: Path(sys.executable)} if OURS in sides else {}
+    ours = {side: Path(sys.executable) for side in sides if side.startswith(OURS)}
     return ours | (dict.fromkeys(wanted, peer) if peer else {})
 
 
@@ -175,8 +182,10 @@ def take_turns(options: Any, workers: dict[str, measure.Worker], method: str, la
         except RuntimeError as error:  # the worker died: the other sides go on
             return {"error": str(error)[-2000:]}
 
-    alike = layout == "packed"  # rows of one length need no grouping
-    sides = {side: lambda side=side: turn(side) for side in workers if not (alike and side == "trl_by_length")}
+    # rows of one length need no grouping and begin with nothing in common; checkpointing allows no cache
+    needless = {"trl_by_length", "cyberlm_whole"} if layout == "packed" else set()
+    needless |= {"cyberlm_whole"} if RECOMPUTES[method] else set()
+    sides = {side: lambda side=side: turn(side) for side in workers if side not in needless}
     return measure.interleave(sides, options.pairs, lambda text: print(f"{method} {layout}, {text}", flush=True))
 
 
@@ -215,13 +224,13 @@ def check(found: dict[str, Any]) -> None:
         Disagreement: If they did.
     """
     for what, summary in found.items():
-        first, *others = (one["turns"] for one in summary.values() if "error" not in one)
+        if "error" in summary.get(OURS, {}):
+            raise SystemExit(f"{what}: {OURS} did not train: {summary[OURS]['row'][0]}")
+        first, *others = [one["turns"] for one in summary.values() if "error" not in one] or [[]]
         for rows in others:
             measure.agree(f"{what}: tokens of both sides", first[0]["all_tokens"], rows[0]["all_tokens"], 0)
             mine, other = (sum(row["mean_loss"] for row in side) / len(side) for side in (first, rows))
             measure.agree(f"{what}: mean loss of both sides", mine, other, SAME_LOSS * mine)
-        if "error" in summary.get(OURS, {}):
-            raise SystemExit(f"{what}: {OURS} did not train: {summary[OURS]['row'][0]}")
 
 
 # ------------------------------------------------------------------------------------------------- tokens
@@ -241,8 +250,8 @@ def cybermetric(rows: int, generator: Any, tiny: bool) -> list[Example]:
     return [Example(shared + draw(length - SHARED_TOKENS, generator, tiny), 2) for length in lengths]
 
 
-LAYOUTS = {"packed": packed, "cybermetric": cybermetric}
-ROWS_A_STEP = {"packed": 2, "cybermetric": 8}
+LAYOUTS = {"packed": packed, "cybermetric": cybermetric, "cybermetric_32": cybermetric}
+ROWS_A_STEP = {"packed": 2, "cybermetric": 8, "cybermetric_32": 32}
 
 
 def draw(length: int, generator: Any, tiny: bool) -> list[int]:
@@ -353,7 +362,7 @@ def work(channel: measure.Channel, options: Any) -> None:
     """Answers orders until no more come; a turn's model is gone before the next."""
     import torch
 
-    ours = options.worker == OURS
+    ours = options.worker.startswith(OURS)
     prepare = cyberlm_trains if ours else trl_trains
     importlib.import_module("cyberlm_side" if ours else "trl.trainer.sft_trainer")  # while other sides do so too
     end_ids = end_of_answer()
@@ -436,6 +445,7 @@ def cyberlm_trains(options: Any, order: dict[str, Any], examples: list[Example],
     torch.backends.cuda.enable_cudnn_sdp(False)  # as load_base does, which did not load this model
     torch.manual_seed(SEED)
     loaded = prepare(open_causal(model.eval(), "random", "random"), config)
+    change(options.worker, loaded)
     encoded = [encode(example, len(prompt.end_ids)) for example in examples]
     parts = {"train": encoded, "validation": encoded[:1]}
 
@@ -444,6 +454,23 @@ def cyberlm_trains(options: Any, order: dict[str, Any], examples: list[Example],
             fit_with(pass_callback(recorder), config, Path(folder), loaded, prompt, parts)
 
     return train
+
+
+def change(side: str, loaded: Any) -> None:
+    """Makes cyberlm's model that of one of `OUR_ARMS`."""
+    if side == "cyberlm_whole":
+        loaded.reach = 0
+    if side in ("cyberlm_peft", "cyberlm_compiled"):
+        for module in loaded.model.modules():
+            if type(module).__name__.startswith("FusedLora"):
+                module.__class__ = type(module).__bases__[0]
+    if side == "cyberlm_liger":
+        from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+        apply_liger_kernel_to_llama(fused_linear_cross_entropy=False, model=loaded.causal)
+    if side == "cyberlm_compiled":
+        for layer in loaded.backbone.layers:
+            layer.compile()
 
 
 def encode(example: Example, end: int) -> Any:

@@ -18,7 +18,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from gpu_training import TRL
+from gpu_training import LIGER, TRL
 from measure import ROOT
 
 LACKING = (
@@ -63,7 +63,7 @@ def main() -> None:
 
 def requirements() -> list[str]:
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
-    return [*(f"{name}=={pins[name]}" for name in LACKING), TRL]
+    return [*(f"{name}=={pins[name]}" for name in LACKING), TRL, LIGER]
 
 
 def fetch(requirement: str, python: str, wheels: Path) -> None:

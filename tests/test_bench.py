@@ -265,7 +265,7 @@ def test_every_package_of_the_kit_has_a_pinned_version() -> None:
     import pack_gpu_kit
 
     wanted = pack_gpu_kit.requirements()
-    assert {requirement.split("==")[0] for requirement in wanted} == {*pack_gpu_kit.LACKING, "trl"}
+    assert {requirement.split("==")[0] for requirement in wanted} == {*pack_gpu_kit.LACKING, "trl", "liger-kernel"}
 
 
 def test_the_kit_installs_without_a_network_where_child_processes_see_it(tmp_path: Path) -> None:

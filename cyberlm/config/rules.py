@@ -32,6 +32,7 @@ from cyberlm.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
+from cyberlm.config.study_rules import study_problems
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 from cyberlm.runtime.world import find_world
 
@@ -151,6 +152,7 @@ def _problems(config: Any) -> Iterator[Problem]:
     if isinstance(config, TrainConfig):
         yield from _method_problems(config.method, config.quant.name, config.model)
         yield from device_problems(config)
+        yield from study_problems(config)
     if isinstance(config, EvaluateConfig):
         yield from _evaluate_problems(config)
     if isinstance(config, ExportConfig) and config.out is not None and Path(config.out).exists():
@@ -165,6 +167,8 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[Problem]:
     if config.run is not None and config.runs:
         together = ",".join(dict.fromkeys([config.run, *config.runs]))
         yield Problem("run=... and runs=[...]", "one of them", f"'runs=[{together}]'")
+    if not config.evaluation.test:
+        yield Problem("evaluation.test=false leaves nothing to evaluate", "evaluation.test=false only in train.py")
 
 
 def is_loopback(host: str) -> bool:

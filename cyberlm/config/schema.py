@@ -21,6 +21,7 @@ from cyberlm.config.bounds import (
     run_folder,
     share,
 )
+from cyberlm.config.study import StudyConfig
 
 ACCELERATORS = ("auto", "cpu", "cuda")
 QUESTION_FILE = "a .json, .jsonl, .csv or .tsv file"
@@ -306,6 +307,8 @@ class EvaluationConfig:
     """Longest generated answer, in tokens."""
     base: bool = True
     """Score the base model too (train.py, and evaluate.py run=...)."""
+    test: bool = True
+    """Answer the test questions; false (train.py): they stay closed, as in a study's tuning."""
     rotations: bool = False
     """Also answer under every rotation of the options, where they are shown: K - 1 more passes."""
     without_question: bool = False
@@ -359,6 +362,7 @@ class TrainConfig(RootConfig):
     callbacks: dict[str, Any] = field(default_factory=dict)
     """Lightning callbacks by name, each with a _target_."""
     plan: PlanConfig = field(default_factory=PlanConfig)
+    study: StudyConfig | None = None
 
 
 @dataclass

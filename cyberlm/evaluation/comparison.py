@@ -53,11 +53,11 @@ def compare_all(
     completed = all(row.generated is not None for rows in test.values() for row in rows)
     generated = completed and context.options_shown
     pairs = compare_models(test, context.clusters, tuned_from, generated=generated)
-    figures = _figures(next(iter(test.values())), context, completed)
+    figures = question_figures(next(iter(test.values())), context, completed)
     return pairs, compare_means(test, figures, context.clusters, tuned_from)
 
 
-def _figures(rows: Predicted, context: EvalSet, completed: bool) -> dict[str, Figure]:
+def question_figures(rows: Predicted, context: EvalSet, completed: bool) -> dict[str, Figure]:
     """By the names of metrics: NLL in nats, and ROUGE where all models have generated answers."""
 
     def rouge_figure(name: str) -> Figure:

@@ -190,7 +190,8 @@ def conclude(
 ) -> None:
     """Results and predictions to files, figures to every logger, and what `report` asks for to the terminal."""
     write_results(results, folder)
-    write_models(folder, models, as_parquet=eval_set.config.evaluation.parquet)
+    if models:
+        write_models(folder, models, as_parquet=eval_set.config.evaluation.parquet)
     experiment_loggers.log_results(loggers, flat_figures(results), sample_rows(eval_set.questions, models))
     show = print_results if eval_set.config.report is Report.full else print_summary
     show(results, folder)

@@ -175,7 +175,7 @@ class Learned:
     """Outcome of `learn`.
 
     Attributes:
-        predictions: By name of the model, `base` and `tuned`.
+        predictions: By name of the model, `base` and `tuned`; none with `evaluation.test=false`.
         validation: The validation figures of the weights that were chosen, by name.
         steps: Optimizer steps taken.
     """
@@ -205,7 +205,8 @@ def learn(
     encoded, eval_set = distributed.broadcast(given)  # type: ignore[misc]  # the first process's is not None
     predictions: dict[str, Predictions] = {}
     method = method_of(config.method)
-    if config.evaluation.base and not method.keeps_base:
+    scores_base = config.evaluation.test and config.evaluation.base
+    if scores_base and not method.keeps_base:
         predictions["base"] = _score_base(clock, method, loaded, prompt, (encoded, eval_set))
     loaded = prepare(loaded, config)
     writes = loaded.sharded or distributed.rank() == 0  # of a sharded model, all give rank 0 their part
@@ -218,10 +219,11 @@ def learn(
         with saving(folder, kept + resume_command(folder)):
             tuned = saved_folder(config.method, folder)
             save_tuned(method, loaded, prompt.tokenizer, prompt.identity(), tuned)
-    if config.evaluation.base and method.keeps_base:
+    if scores_base and method.keeps_base:
         predictions["base"] = _score_base(clock, method, loaded, prompt, (encoded, eval_set))
-    with clock.phase("score tuned"):
-        predictions["tuned"] = run_inference(loaded, prompt, eval_set, encoded, "the tuned model")
+    if config.evaluation.test:
+        with clock.phase("score tuned"):
+            predictions["tuned"] = run_inference(loaded, prompt, eval_set, encoded, "the tuned model")
     return Learned(loaded, predictions, validation, steps)
 
 

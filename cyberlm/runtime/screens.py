@@ -20,6 +20,8 @@ def stopped(stop: signals.Stopped, command: str, folder: Path | None) -> int:
     how = "Type the same command again." if folder is not None else "The sweep starts no further job."
     if folder is not None and command == "train" and (folder / "config.yaml").is_file():
         how = f"To go on, type:\n{signals.resume_command(folder)}"
+    elif folder is None and any(item.startswith("study=") for item in sys.argv):
+        how = f"To go on, type:\n{signals.typed_command(sys.argv[1:])}"
     what = str(stop)
     print(f"\n{what[0].upper()}{what[1:]}. {how}\n", file=sys.stderr)
     return signals.EXIT_STOPPED

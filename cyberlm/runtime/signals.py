@@ -140,8 +140,13 @@ def resume_command(folder: Path) -> str:
     value = str(folder)
     if not re.fullmatch(r"[\w/.\-]+", value):  # else Hydra would read more into it than a string
         value = quoted(value)
+    return typed_command([f"trainer.resume={value}"])
+
+
+def typed_command(arguments: Sequence[str]) -> str:
+    """The command that trains with these arguments, as one types it."""
     script = "train.py" if Path(sys.argv[0]).name == "train.py" else "-m cyberlm train"
-    return f"python {script} {shlex.quote(f'trainer.resume={value}')}"
+    return f"python {script} {shlex.join(arguments)}"
 
 
 def run_forwarding(command: Sequence[str], environment: Mapping[str, str]) -> int:

@@ -47,7 +47,7 @@ def choices() -> Iterator[tuple[str, str, list[str]]]:
         yield command, command, bare
         for file in FILES:
             group, _, option = file.removesuffix(".yaml").rpartition("/")
-            if group == "hydra":
+            if group.startswith("hydra"):
                 continue  # where runs are stored: each command has its own, composed with each row here
             if group in groups:
                 chosen = f"{group}=[{option}]" if groups[group] else f"{group}={option}"
@@ -75,7 +75,7 @@ def test_choice_composes_resolves_and_builds(command: str, overrides: list[str])
 
 def test_every_file_is_seen() -> None:
     seen = {f"{name}.yaml" for _, name, _ in CHOICES}
-    assert set(FILES) == seen | {f"hydra/{name}.yaml" for name in ("train", "evaluate", "command")}
+    assert set(FILES) == seen | {f"hydra/{name}.yaml" for name in ("train", "evaluate", "command", "sweeper/study")}
 
 
 def test_every_choice_differs() -> None:
@@ -102,3 +102,13 @@ def test_sweep_names_keys_that_exist(sweep: str) -> None:
     assert params
     for key in params:
         assert OmegaConf.select(config, key, throw_on_missing=True) is not None
+
+
+@pytest.mark.parametrize("study", sorted(path.stem for path in (CONF / "study").glob("*.yaml")))
+def test_study_has_a_sweeper_and_a_folder_of_its_own(study: str) -> None:
+    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        config = hydra.compose("train", [f"study={study}"], return_hydra_config=True)
+    assert config.hydra.mode.name == "MULTIRUN"
+    assert config.hydra.sweeper._target_ == "hydra_plugins.cyberlm_study.StudySweeper"
+    assert config.hydra.sweep.dir == f"outputs/study_{study}"
+    assert config.trainer.resume == "auto"

@@ -1,0 +1,88 @@
+"""A study in sentences: its plan before any result, and its findings."""
+
+from collections.abc import Mapping, Sequence
+
+from cyberlm.config.study import StudyConfig
+from cyberlm.evaluation.equivalence import ABOVE_BASE, Claim
+from cyberlm.evaluation.predictions import NAMED
+from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, StudyComparison, StudyRow
+from cyberlm.evaluation.study_analysis import RIGHT_WHERE_NAMED
+from cyberlm.evaluation.verdict import p_text
+
+
+def plan_lines(study: StudyConfig) -> list[str]:
+    """Plan of a study: what it runs and decides by, before any result."""
+    seeds = ", ".join(map(str, study.seeds))
+    tried = {method: rates for method, rates in study.learning_rates.items() if method in study.methods}
+    lines = [
+        f"Study {study.name}: {', '.join(study.methods)}, each with seeds {seeds}, on one split and the same test set",
+        f"Decided by accuracy by {study.outcome.name}; margin {100 * study.margin:g} points against {study.reference}",
+    ]
+    if study.tune:
+        rates = "; ".join(f"{method} {', '.join(f'{rate:g}' for rate in given)}" for method, given in tried.items())
+        lines.append(f"Learning rates, chosen by validation option NLL with seed {study.tune_seed}: {rates}")
+    return lines
+
+
+def findings(
+    rows: Sequence[StudyRow], comparisons: Sequence[StudyComparison], claims: Sequence[Claim], outcome: str
+) -> list[str]:
+    """Accuracy of each row and its differences, each method in a line, then format apart from knowledge."""
+    by_row = {(pair.second, pair.family): pair for pair in comparisons if pair.outcome == outcome}
+    failed = {claim.method: claim for claim in reversed(claims) if claim.reason and claim.name != ABOVE_BASE}
+    lines = []
+    for row in rows:
+        if outcome not in row.figures:
+            continue
+        parts = [f"{row.name}: {_share(row, outcome)} right by {outcome}"]
+        if (pair := by_row.get((row.name, AGAINST_BASE))) is not None:
+            parts.append(f"{_difference(pair)} against {pair.first} ({p_text(pair.p_holm)}, Holm)")
+        if (pair := by_row.get((row.name, AGAINST_REFERENCE))) is not None:
+            reason = failed.get(row.name)
+            why = f", {reason.name}: {reason.reason}" if reason is not None else ""
+            parts.append(f"{_difference(pair)} against {pair.first}: {pair.words}{why}")
+        lines.append("; ".join(parts) + ".")
+    return lines + _format(rows)
+
+
+def _share(row: StudyRow, outcome: str) -> str:
+    figure = row.figures[outcome]
+    assert figure.ci_lo is not None and figure.ci_hi is not None  # an accuracy has an interval
+    return f"{figure.value:.1%} (95% {100 * figure.ci_lo:.1f} to {figure.ci_hi:.1%})"
+
+
+def _difference(pair: StudyComparison) -> str:
+    return f"{100 * pair.difference:+.1f} points (95% {100 * pair.ci_lo:+.1f} to {100 * pair.ci_hi:+.1f})"
+
+
+def _format(rows: Sequence[StudyRow]) -> list[str]:
+    """Format apart from knowledge: completions that name an option, and how many of these are right."""
+    found = []
+    for row in rows:
+        if NAMED in row.figures:
+            right = row.figures.get(RIGHT_WHERE_NAMED)
+            of_these = "" if right is None else f", {right.value:.1%} of these are right"
+            found.append(f"{row.name} {row.figures[NAMED].value:.1%}{of_these}")
+    return [f"Completions that name an option: {'; '.join(found)}."] if found else []
+
+
+def floor_sentence(rows: Sequence[StudyRow], floors: Mapping[str, float], outcome: str) -> list[str]:
+    """Methods whose accuracy is not above what needs no model; nothing where all are."""
+    if not floors:
+        return []
+    name, floor = max(floors.items(), key=lambda item: item[1])
+    below = [row.name for row in rows if outcome in row.figures and row.figures[outcome].value <= floor]
+    if not below:
+        return []
+    return [f"Not above the highest floor ({name}, {floor:.1%}): {', '.join(below)}."]
+
+
+def power_sentences(margin: float, supported: float | None, questions: int, seeds: int) -> list[str]:
+    """The margin that these questions and seeds support, beside the one that was named."""
+    if not supported:  # 0 where nothing varies
+        return []
+    fits = "as named" if supported <= margin else f"{100 * margin:g} points, as named, ask for more of both"
+    return [
+        f"{questions} test questions and {seeds} seeds show non-inferiority within {100 * supported:.1f} points 90 "
+        f"times in 100 where there is no difference ({fits})."
+    ]

@@ -1,0 +1,208 @@
+"""A study, from top to bottom: methods × seeds on one split, compared on a test set that is opened once."""
+
+import copy
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from cyberlm.config.rules import build_config
+from cyberlm.config.saved import save_config, saved_as, settings_of
+from cyberlm.config.schema import Monitor, TrainConfig
+from cyberlm.config.study import StudyConfig
+from cyberlm.evaluation.results import read_results
+from cyberlm.evaluation.study import TunedRate
+from cyberlm.evaluation.study_words import plan_lines
+from cyberlm.runs.run_folder import seen_from_here
+from cyberlm.runs.study_jobs import Job, confirming_jobs, line_of, progress, state_of, tuning_jobs
+from cyberlm.runs.study_report import conclude_study
+from cyberlm.runtime.errors import ConfigError, Problem, RunError
+from cyberlm.runtime.files import read_json, write_json
+from cyberlm.runtime.progress import say
+from cyberlm.runtime.validation import from_json, to_json
+
+PLAN = "plan"
+"""Subfolder of what was settled before any result: config.yaml, tuning.json and test_set.json."""
+OF_JOBS = {
+    "method": "study.methods=[...]",
+    "seed": "study.seeds=[...]",
+    "optim.learning_rate": "study.learning_rates.METHOD=[RATE]",
+    "evaluation.test": "",
+    "evaluation.base": "",
+    "trainer.resume": "",
+    "hydra.sweep.subdir": "",
+}
+"""Settings that a study makes for its jobs, and the study's own keys for them."""
+
+Launch = Callable[[Sequence[Sequence[str]]], None]
+"""Runs jobs, each given by its overrides."""
+Compose = Callable[[Sequence[str]], DictConfig]
+"""Configuration of a job, of its overrides."""
+
+
+def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, compose: Compose) -> None:
+    """Tunes, trains and compares; what is done already is left as it is.
+
+    Args:
+        composed: Hydra's configuration of the study.
+        arguments: Overrides of the command line.
+
+    Raises:
+        ConfigError: If the study cannot be run.
+        RunError: If the folder holds another study, or nothing can be chosen or compared.
+        SystemExit: With code 1, if jobs have failed; the others are reported.
+    """
+    _refuse_job_settings(arguments)
+    folder = seen_from_here(str(composed.hydra.sweep.dir))
+    config = _built(composed)
+    study = config.study
+    if study is None:
+        raise ConfigError("hydra/sweeper=study runs a study:", [Problem("none is given", fix="study=paper")])
+    for line in plan_lines(study):
+        say(line)
+    methods = {job.method: _built(compose(line_of(job, arguments))) for job in _one_of_each(study)}
+    if config.plan.enabled:
+        return
+    say(f"Folder {folder}")
+    settle(config, folder)
+    OmegaConf.save(composed, folder / "multirun.yaml")
+
+    say(progress(study, folder))
+
+    def run(jobs: Sequence[Job]) -> None:
+        left = [line_of(job, arguments) for job in jobs if state_of(folder / job.name)[0] != "finished"]
+        if left:
+            launch(left)
+
+    tuning = tune(study, folder, run)
+    rates = {rate.method: rate.learning_rate for rate in tuning if rate.chosen}
+    jobs = confirming_jobs(study, rates, {method: own.quant.name.name for method, own in methods.items()})
+    opened = open_test_set(folder, rates)
+    run(jobs)
+    if not conclude_study(config, folder, tuning, jobs, opened):
+        raise SystemExit(1)
+
+
+def _built(composed: DictConfig) -> TrainConfig:
+    own = copy.deepcopy(composed)
+    with read_write(own), open_dict(own):
+        del own["hydra"]
+    return build_config(own, TrainConfig)
+
+
+def _one_of_each(study: StudyConfig) -> list[Job]:
+    """A job of each method, by which its settings are checked before any runs."""
+    jobs = confirming_jobs(study, {}, dict.fromkeys(study.methods, ""))
+    return [job for job in jobs if job.seed == study.seeds[0]]
+
+
+def _refuse_job_settings(arguments: Sequence[str]) -> None:
+    """Refuses what a study sets for each of its jobs, and values to sweep over.
+
+    Raises:
+        ConfigError: With each of them.
+    """
+    problems = []
+    for override in OverridesParser.create().parse_overrides(list(arguments)):
+        key = override.key_or_group
+        if key in OF_JOBS:
+            problems.append(Problem(f"{override.input_line}: a study sets {key} for each job", OF_JOBS[key]))
+        elif override.is_sweep_override():
+            problems.append(Problem(f"{override.input_line}: a study does not sweep", "one value"))
+    if problems:
+        raise ConfigError("A study makes its jobs itself:", problems)
+
+
+def settle(config: TrainConfig, folder: Path) -> None:
+    """Writes the settings of a study before its first job, or refuses to go on with others.
+
+    Raises:
+        RunError: With each setting that differs.
+    """
+    plan = folder / PLAN
+    if not (plan / "config.yaml").is_file():
+        save_config(plan, config)
+        return
+    then, now = settings_of(saved_as(plan, TrainConfig)), settings_of(config)
+    problems = [
+        Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    ]
+    if problems:
+        opened = "Its test set is open: what it decides by stays. " if (plan / "test_set.json").is_file() else ""
+        hint = f"{opened}Type the settings of then, or hydra.sweep.dir=FOLDER of a new study."
+        raise RunError(f"{folder} holds a study with other settings, so it cannot go on:", problems, hint)
+
+
+def tune(study: StudyConfig, folder: Path, run: Callable[[Sequence[Job]], None]) -> list[TunedRate]:
+    """Chooses a learning rate for each method by validation option NLL alone, once; of equals, the smaller rate.
+
+    Raises:
+        RunError: If no job of a method has finished.
+    """
+    record = folder / PLAN / "tuning.json"
+    if record.is_file():
+        return [from_json(TunedRate, rate, str(record)) for rate in read_json(record)]
+    jobs = tuning_jobs(study)
+    run(jobs)
+    single = {method: rates for method, rates in study.learning_rates.items() if study.tune and len(rates) == 1}
+    found = [_tried(job, folder) for job in jobs]
+    chosen, problems = dict[str, float](), []
+    for method in dict.fromkeys(job.method for job in jobs):
+        own = [(rate.option_nll, rate.learning_rate) for rate in found if rate.method == method and not rate.reason]
+        if own:
+            chosen[method] = min(own)[1]
+        else:
+            problems += [Problem(f"{rate.folder}: {rate.reason}") for rate in found if rate.method == method]
+    if problems:
+        hint = "The test set stays closed. The same command tries these jobs again."
+        raise RunError("No learning rate can be chosen, for no tuning job of a method has finished:", problems, hint)
+    marked = [
+        TunedRate(**{**vars(rate), "chosen": chosen[rate.method] == rate.learning_rate and not rate.reason})
+        for rate in found
+    ]
+    marked += [
+        TunedRate(method, rates[0], None, None, chosen=True, folder="", reason="the only one given")
+        for method, rates in single.items()
+        if method in study.methods
+    ]
+    write_json(record, [to_json(rate, str(record)) for rate in marked])
+    for rate in marked:
+        if rate.chosen:
+            say(f"Learning rate of {rate.method}: {rate.learning_rate:g}")
+    return marked
+
+
+def _tried(job: Job, folder: Path) -> TunedRate:
+    state, reason = state_of(folder / job.name)
+    assert job.rate is not None
+    if state != "finished":
+        return TunedRate(job.method, job.rate, None, None, chosen=False, folder=job.name, reason=reason or state)
+    validation: Mapping[str, Any] = read_results(folder / job.name).validation
+    figures = validation[Monitor.option_nll.name], validation[Monitor.accuracy.name]
+    return TunedRate(job.method, job.rate, *figures, chosen=False, folder=job.name)
+
+
+def open_test_set(folder: Path, rates: Mapping[str, float]) -> str:
+    """Locks what a study decides by, once its test questions are to be answered.
+
+    Returns:
+        Time at which the test set was opened first.
+
+    Raises:
+        RunError: If it has been opened with other learning rates.
+    """
+    lock = folder / PLAN / "test_set.json"
+    now = {"opened": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}", "learning_rates": dict(rates)}
+    if not lock.is_file():
+        write_json(lock, now)
+    known: dict[str, Any] = read_json(lock)
+    if known["learning_rates"] != now["learning_rates"]:
+        what = f"with {known['learning_rates']}, and these are {now['learning_rates']} now"
+        hint = "A new study has a folder of its own: hydra.sweep.dir=FOLDER"
+        raise RunError(f"The test set of {folder} has been opened with other learning rates:", [Problem(what)], hint)
+    return str(known["opened"])

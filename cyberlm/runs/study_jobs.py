@@ -1,0 +1,112 @@
+"""Jobs of a study: their names and overrides, how far each is, and the study's progress in one line."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from cyberlm.config.study import StudyConfig
+from cyberlm.evaluation.results import read_results, read_status
+from cyberlm.runtime.progress import clock, say
+
+TUNE, CONFIRM = "tune", "confirm"
+"""Stages."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a study.
+
+    Attributes:
+        name: Its folder within the study's.
+        rate: Learning rate; None for the method's own.
+    """
+
+    name: str
+    stage: str
+    method: str
+    seed: int
+    rate: float | None
+    overrides: tuple[str, ...] = ()
+
+
+def tuning_jobs(study: StudyConfig) -> list[Job]:
+    """A job for each learning rate of each method that has several to choose from; none opens the test set."""
+    steps = [] if study.tune_steps is None else [f"trainer.max_steps={study.tune_steps}"]
+    closed = ("evaluation.test=false", *steps)
+    tried = {method: study.learning_rates.get(method, []) for method in study.methods} if study.tune else {}
+    return [
+        Job(f"{TUNE}/{method}_{rate:g}", TUNE, method, study.tune_seed, rate, _overrides(study, method, rate) + closed)
+        for method, rates in tried.items()
+        for rate in rates
+        if len(rates) > 1
+    ]
+
+
+def confirming_jobs(study: StudyConfig, rates: Mapping[str, float], quants: Mapping[str, str]) -> list[Job]:
+    """A job for each seed of each method; the first on each base scores that base too, for all.
+
+    Args:
+        rates: Learning rate by method; methods without one have their own.
+        quants: Quantisation of the base, by method.
+    """
+    jobs, scored = [], set()
+    for method in study.methods:
+        for seed in study.seeds:
+            rate, quant = rates.get(method), quants[method]
+            base = f"evaluation.base={'false' if quant in scored else 'true'}"
+            scored.add(quant)
+            overrides = (*_overrides(study, method, rate), base)
+            jobs.append(Job(f"{method}_seed{seed}", CONFIRM, method, seed, rate, overrides))
+    return jobs
+
+
+def _overrides(study: StudyConfig, method: str, rate: float | None) -> tuple[str, ...]:
+    own = (f"method={method}", *study.overrides.get(method, []))
+    return own if rate is None else (*own, f"optim.learning_rate={rate!r}")
+
+
+def line_of(job: Job, arguments: Sequence[str]) -> list[str]:
+    """Overrides of a job: those of the study's command line, then its own."""
+    return [*arguments, *job.overrides, f"seed={job.seed}", f"hydra.sweep.subdir={job.name}"]
+
+
+def state_of(folder: Path) -> tuple[str, str]:
+    """State of a job, and why it failed; a job that still runs and one that was killed look alike."""
+    status = read_status(folder)
+    if status is None:
+        return "not started", ""
+    return ("killed" if status.state == "running" else status.state), status.reason
+
+
+def progress(study: StudyConfig, folder: Path, side_by_side: int = 1) -> str:
+    """How many jobs are done, and when the rest will be, from the mean time of finished jobs of the same kind."""
+    jobs = [*tuning_jobs(study), *confirming_jobs(study, {}, dict.fromkeys(study.methods, ""))]
+    states = {job: state_of(folder / job.name)[0] for job in jobs}
+    took: dict[tuple[str, str], list[float]] = {}
+    for job in (job for job, state in states.items() if state == "finished"):
+        cost = read_results(folder / job.name).cost
+        for kind in ((job.stage, job.method), (job.stage, "")) if cost is not None else ():
+            took.setdefault(kind, []).append(sum(cost.seconds.values()))  # type: ignore[union-attr]
+    left = [job for job, state in states.items() if state in ("not started", "stopped", "killed")]
+    known = [took.get((job.stage, job.method)) or took.get((job.stage, "")) for job in left]
+    done, failed = len(jobs) - len(left), sum(state == "failed" for state in states.values())
+    seconds = sum(sum(times) / len(times) for times in known if times) / side_by_side
+    eta = clock(seconds) if all(known) else f"over {clock(seconds)}" if any(known) else "unknown"
+    failures = f", {failed} failed" if failed else ""
+    return f"Study {study.name}: {done} of {len(jobs)} jobs{failures}" + (f", ETA {eta}" if left else "")
+
+
+class StudyProgress(Callback):
+    """Hydra calls this when a job of a study has ended, in place of a sweep's leaderboard."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        if config.hydra.mode == RunMode.MULTIRUN:
+            study: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), config.study))
+            jobs = OmegaConf.select(config, "hydra.launcher.n_jobs") or 1
+            say(progress(study, Path(config.hydra.sweep.dir), max(1, jobs)))

@@ -45,6 +45,8 @@ def test_wheel_holds_all_that_is_needed(unpacked: Path) -> None:
     shipped = under(unpacked)
     assert {f"cyberlm/{name}" for name in under(ROOT / "cyberlm", ".py")} <= shipped
     assert {f"cyberlm/conf/{name}" for name in under(ROOT / "conf", ".yaml")} <= shipped
+    templates = "cyberlm/evaluation/pages/templates"
+    assert {f"{templates}/{name}" for name in under(ROOT / templates)} <= shipped
     assert {"cyberlm/data/sample.json", "cyberlm/conf/train.yaml", "cyberlm/conf/evaluate.yaml"} <= shipped
     for name in ("cyberlm/data/sample.json", "cyberlm/conf/train.yaml"):
         assert (unpacked / name).read_bytes() == (ROOT / name.replace("cyberlm/conf", "conf")).read_bytes()

@@ -37,7 +37,7 @@ def print_summary(results: Results, files: Path) -> None:
         time, trained = clock(sum(cost.seconds.values())), f"{cost.trainable_parameters:,} parameters trained"
         say(f"Cost: {time}, peak {memory}; {trained}, {saved} saved")
     page = "report.html, " if (files / "report.html").is_file() else ""
-    say(f"All tables, {len(_notes(results, 'headline', 'evidence', 'note'))} notes: {page}results.json, or report=full")
+    say(f"All tables, {len(notes(results, 'headline', 'evidence', 'note'))} notes: {page}results.json, or report=full")
     say(f"Files: {files}")
 
 
@@ -63,14 +63,14 @@ def print_results(results: Results, files: Path) -> None:
     )
     say("Questions: " + ", ".join(f"{count} {part}" for part, count in results.questions.items()))
     _print_metrics("Test questions", results, "headline")
-    for note in _notes(results, "headline"):
+    for note in notes(results, "headline"):
         say(f"Note: {note}.", wrap=True)
     for sentence in verdict(results.comparisons):
         say(sentence, wrap=True)
     _print_metrics("Evidence", results, "evidence")
     for title, columns in difference_tables(results):
         _print_stacked(title, columns, justify="right")
-    for sentence in (*(f"{note}." for note in _notes(results, "evidence", "note")), *power(results.comparisons)):
+    for sentence in (*(f"{note}." for note in notes(results, "evidence", "note")), *power(results.comparisons)):
         say(sentence, wrap=True)
     if results.cost is not None:
         say(_cost_table(results, results.cost), wrap=True)
@@ -139,7 +139,7 @@ def _print_metrics(title: str, results: Results, place: Place) -> None:
         _print_stacked(title, {"": labels, **dict(zip(results.metrics, columns, strict=True))}, justify="right")
 
 
-def _notes(results: Results, *places: Place) -> list[str]:
+def notes(results: Results, *places: Place) -> list[str]:
     """Notes of the metrics of some places, each once, with the models that it is about unless these are all."""
     about: dict[str, list[str]] = {}
     for model, metrics in results.metrics.items():
@@ -166,21 +166,27 @@ def _cost_table(results: Results, cost: Cost) -> Table:
     table = Table(title="Cost", title_justify="left", box=box.SIMPLE, show_header=False)
     table.add_column()
     table.add_column(justify="right")
+    for label, value in cost_rows(results, cost).items():
+        table.add_row(label, value)
+    return table
+
+
+def cost_rows(results: Results, cost: Cost) -> dict[str, str]:
+    """Cost of a run as it is shown, by label."""
     share = f"{cost.trainable_parameters / cost.total_parameters:.3%}"
-    table.add_row("trainable parameters", f"{cost.trainable_parameters:,} ({share})")
-    table.add_row("total parameters", f"{cost.total_parameters:,}")
     planned = "" if cost.predicted_peak_bytes is None else f" (planned {_size(cost.predicted_peak_bytes)})"
     host = _size(cost.peak_host_bytes)
-    table.add_row("peak memory, host", host if cost.peak_device_bytes else f"{host}{planned}")
-    table.add_row("peak memory, GPU", f"{_size(cost.peak_device_bytes)}{planned}" if cost.peak_device_bytes else "-")
-    for phase, seconds in cost.seconds.items():
-        table.add_row(f"wall time, {phase}", clock(seconds))
-    table.add_row("effective tokens/s in training", f"{cost.nonpadding_tokens_per_second:,.1f}")
+    rows = {
+        "trainable parameters": f"{cost.trainable_parameters:,} ({share})",
+        "total parameters": f"{cost.total_parameters:,}",
+        "peak memory, host": host if cost.peak_device_bytes else f"{host}{planned}",
+        "peak memory, GPU": f"{_size(cost.peak_device_bytes)}{planned}" if cost.peak_device_bytes else "-",
+        **{f"wall time, {phase}": clock(seconds) for phase, seconds in cost.seconds.items()},
+        "effective tokens/s in training": f"{cost.nonpadding_tokens_per_second:,.1f}",
+    }
     if cost.computed_tokens_per_second is not None:
-        table.add_row("computed tokens/s in training", f"{cost.computed_tokens_per_second:,.1f}")
-    table.add_row("optimizer steps", str(results.steps))
-    table.add_row("size of what is saved", _size(cost.adapter_bytes))
-    return table
+        rows["computed tokens/s in training"] = f"{cost.computed_tokens_per_second:,.1f}"
+    return rows | {"optimizer steps": str(results.steps), "size of what is saved": _size(cost.adapter_bytes)}
 
 
 def _size(n_bytes: int) -> str:

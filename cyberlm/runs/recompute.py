@@ -1,13 +1,16 @@
 """Recomputation of a run's metrics from its predictions and question files, without a model."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.records import SCHEMA_VERSION, Results
 from cyberlm.evaluation.results import read_models, read_results
 from cyberlm.runs.eval_set import saved_eval_set
+from cyberlm.runs.pages import write_run_page
 from cyberlm.runs.reporting import results_of
 from cyberlm.runtime.errors import RunError
 from cyberlm.runtime.validation import to_json
@@ -25,8 +28,16 @@ def recompute(run: Path) -> list[str]:
     Raises:
         RunError: If the folder holds no finished run.
     """
+    return _differing(*_read(run))
+
+
+def _read(run: Path) -> tuple[Results, dict[str, Predictions], EvalSet]:
+    """Results, answers and questions of a finished run."""
     results, models = read_results(run), read_models(run)
-    eval_set = saved_eval_set(run, [row.hash for row in next(iter(models.values())).test])
+    return results, models, saved_eval_set(run, [row.hash for row in next(iter(models.values())).test])
+
+
+def _differing(results: Results, models: Mapping[str, Predictions], eval_set: EvalSet) -> list[str]:
     written = _figures(results)
     again = _figures(results_of(eval_set, models, results.models, results.provenance))
     if results.schema_version < SCHEMA_VERSION:
@@ -63,15 +74,17 @@ def _equal(one: object, other: object) -> bool:
 
 
 def show_recomputed(run: Path) -> None:
-    """Prints that all figures are equal.
+    """Prints that all figures are equal, and writes the run's page again.
 
     Raises:
         RunError: With the figures that are not.
     """
-    different = recompute(run)
+    results, models, eval_set = _read(run)
+    different = _differing(results, models, eval_set)
     if different:
         raise RunError(f"{len(different)} figures of {run} are not what its rows give:", hint="\n".join(different[:20]))
-    if read_results(run).schema_version < SCHEMA_VERSION:
+    write_run_page(run, results, eval_set, models)
+    if results.schema_version < SCHEMA_VERSION:
         print(
             f"The scores of {run} are what predictions.jsonl gives. An older version wrote its evidence, whose figures "
             "were defined otherwise; python evaluate.py computes them as they are now."

@@ -28,6 +28,7 @@ from cyberlm.evaluation.results import environment, write_models, write_results,
 from cyberlm.evaluation.verdict import main_comparison
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.memory import release_freed_memory
+from cyberlm.runs.pages import write_run_page
 from cyberlm.runtime.errors import UserError
 from cyberlm.runtime.progress import say
 from cyberlm.runtime.redaction import redact
@@ -192,6 +193,7 @@ def conclude(
     write_results(results, folder)
     if models:
         write_models(folder, models, as_parquet=eval_set.config.evaluation.parquet)
+    write_run_page(folder, results, eval_set, models)
     experiment_loggers.log_results(loggers, flat_figures(results), sample_rows(eval_set.questions, models))
     show = print_results if eval_set.config.report is Report.full else print_summary
     show(results, folder)

@@ -6,6 +6,7 @@ Text stays text, in the reader's own font; the ink takes the colour of the text 
 import functools
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ COLOURS = ("#8b93a1", "#3b82f6", "#f0803c", "#12a594", "#a46ef0", "#e5484d", "#c
 """Of models in their order, the base first: readable on white and on black."""
 WIDTH = 4.6
 """Inches: at 400 pixels the text is then still 10 pixels high."""
+LABEL_WIDTH = 24
+"""Characters of a row's label in one line."""
 STYLE: Any = {
     **{"svg.fonttype": "none", "svg.hashsalt": "cyberlm", "text.parse_math": False, "font.size": 9},
     **{"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK},
@@ -108,7 +111,7 @@ def forest(rows: Sequence[Interval], xlabel: str, band: float | None = None) -> 
         colour = COLOURS[1] if row.low > 0 else COLOURS[5] if row.high < 0 else COLOURS[0]
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.8, solid_capstyle="round")
         axes.plot(row.value, place, "o", color=colour, markersize=5)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, LABEL_WIDTH) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(xlabel)
@@ -213,7 +216,7 @@ def shares(rows: Mapping[str, Mapping[str, Metric]]) -> Figure:
             value, (low, high) = metric.value or 0.0, metric.interval or (0.0, 0.0)
             axes.plot([low, high], [place + shift] * 2, color=colours[model], linewidth=1.4, alpha=0.6)
             axes.plot(value, place + shift, "o", color=colours[model], markersize=4, label="" if place else model)
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_yticks(range(len(rows)), [textwrap.fill(label, LABEL_WIDTH) for label in rows])
     axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
     _percent(axes, "x")

@@ -1,0 +1,68 @@
+"""Pages made of templates: one HTML file each, which needs no network and opens from disk."""
+
+import base64
+import hashlib
+import importlib.resources
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from cyberlm.evaluation.pages.figures import to_svg
+
+REPORT = "report.html"
+"""Name of the page in the folder of a run, an evaluation or a sweep."""
+HERE = "cyberlm.evaluation.pages"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table, or a card.
+
+    Attributes:
+        value: That a table is sorted by, where it is not the text.
+        small: Second line.
+        link: Address, relative to the page.
+    """
+
+    text: str
+    value: float | None = None
+    small: str = ""
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is sorted by a click on a heading."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell | str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of a page: an SVG element, below it the caption as plain text."""
+
+    title: str
+    svg: Markup
+    caption: str = ""
+
+
+def picture(figure: Figure, title: str, caption: str = "") -> Picture:
+    return Picture(title, Markup(to_svg(figure, title)), caption)
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of a template. Texts are escaped, and the browser runs no script but the page's own."""
+    folder = importlib.resources.files(HERE) / "templates"
+    style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    loader = PackageLoader(HERE)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    own = {"style": Markup(style), "script": Markup(script), "script_hash": digest}
+    return environment.get_template(template).render(**own, **values)

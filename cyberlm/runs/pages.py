@@ -1,0 +1,108 @@
+"""Pages of runs, evaluations and sweeps: report.html in their folders."""
+
+import contextlib
+import functools
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from platformdirs import user_cache_path
+from scipy.special import softmax
+
+from cyberlm.config.commands import SCHEMAS, register_schemas
+from cyberlm.config.compose import conf_folder
+from cyberlm.config.rules import read_config
+from cyberlm.config.saved import settings_of
+from cyberlm.config.schema import RootConfig, TrainConfig
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.records import Results
+from cyberlm.evaluation.scores import scores_of
+from cyberlm.runs.run_folder import register_resolvers
+from cyberlm.runtime.cache import cache_folder, writable
+from cyberlm.runtime.files import write_text
+from cyberlm.runtime.progress import say
+from cyberlm.runtime.redaction import redact
+
+OF_THE_FOLDER = (
+    "hydra.run.dir=",
+    "hydra.sweep.dir=",
+    "hydra.mode=",
+    "hydra.output_subdir=",
+    "group=",
+    "trainer.resume=",
+)
+"""Overrides that a run which is repeated does without."""
+
+
+def write_run_page(folder: Path, results: Results, eval_set: EvalSet, models: Mapping[str, Predictions]) -> None:
+    """Writes report.html into the folder of a run or an evaluation.
+
+    Args:
+        models: By name; empty where no test question was answered.
+    """
+    with _said_where_it_fails(folder, f"python -m cyberlm recompute {folder}"):
+        from cyberlm.evaluation.pages.learning_curves import read_curves  # here: they import matplotlib
+        from cyberlm.evaluation.pages.run_page import Answers, Origin, run_page
+
+        rows = {name: given.test for name, given in models.items()}
+        probabilities = {
+            name: softmax(scores_of(given, eval_set.option_score).numpy(), axis=1) for name, given in rows.items()
+        }
+        origin = Origin(
+            folder.name, command_of(folder, results), changed_settings(eval_set.config), read_curves(folder)
+        )
+        write_text(folder / "report.html", run_page(results, eval_set, Answers(rows, probabilities), origin))
+
+
+@contextlib.contextmanager
+def _said_where_it_fails(folder: Path, again: str) -> Iterator[None]:
+    """Says that a page could not be written, whatever the reason: the results are in their own files."""
+    if not writable(user_cache_path("matplotlib")):  # where it keeps its list of fonts
+        os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
+    try:
+        yield
+    except Exception as error:
+        reason = redact(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        say(f"{folder / 'report.html'} was not written ({reason}). Every figure is in the other files; to try again:")
+        say(again)
+
+
+def command_of(folder: Path, results: Results) -> str:
+    """The command that makes a run again, as it was first typed."""
+    typed = shlex.split(results.provenance.get("command", ""))
+    script = f"{results.kind}.py"
+    start = f"python {script}" if typed[:1] == [script] else f"python -m cyberlm {results.kind}"
+    flags = [word for word in typed[1:] if word.startswith("-")]
+    overrides = [word for word in typed[1:] if not word.startswith("-")]
+    record = folder / ".hydra" / "overrides.yaml"
+    if record.is_file():  # of the run's beginning, where it was resumed
+        overrides = [str(item) for item in OmegaConf.to_container(OmegaConf.load(record), resolve=False)]  # type: ignore[union-attr]
+    kept = [word for word in (*flags, *overrides) if not word.startswith(OF_THE_FOLDER)]
+    return redact(" ".join([start, *map(shlex.quote, kept)]))
+
+
+def changed_settings(config: RootConfig) -> list[tuple[str, str, str]]:
+    """Settings that are not the defaults of the command: key, value, default, as JSON; without secrets."""
+    here = settings_of(config)
+    defaults = _default_settings("train" if isinstance(config, TrainConfig) else "evaluate")
+    return [
+        (key, redact(here.get(key, "-")), defaults.get(key, "-"))
+        for key in sorted({*here, *defaults})
+        if here.get(key) != defaults.get(key)
+    ]
+
+
+@functools.cache
+def _default_settings(command: str) -> dict[str, str]:
+    """`settings_of` a command without overrides."""
+    register_schemas()
+    register_resolvers()
+    within_job = GlobalHydra.instance().is_initialized()
+    folder = str(conf_folder())
+    with contextlib.nullcontext() if within_job else hydra.initialize_config_dir(folder, version_base="1.3"):
+        return settings_of(read_config(hydra.compose(command), SCHEMAS[command]))

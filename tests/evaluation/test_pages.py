@@ -1,0 +1,214 @@
+"""Pages and figures: what they show, and that texts of questions are only ever text."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from results_support import COST, PAIR, named, results, share
+from support import config_of
+
+from cyberlm.evaluation.breakdowns import by_topic, letter_counts, reliability
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.intervals import wilson
+from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.pages import figures
+from cyberlm.evaluation.pages.learning_curves import panels_of, read_curves
+from cyberlm.evaluation.pages.questions import FREE_LICENCE
+from cyberlm.evaluation.pages.run_page import Answers, Origin, run_page
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.records import Results
+from cyberlm.tasks.task import Example
+
+SCRIPT = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
+
+
+def prediction(number: int, choice: int, topic: str = "") -> Prediction:
+    """Of a question whose right option is A, answered with some confidence."""
+    log_probs = tuple(-0.1 * (number + 1) if option == choice else -2.0 for option in range(4))
+    name = f"q:{number}"
+    return Prediction(
+        name, name, 0, 4, log_probs, (1,) * 4, (1,) * 4, choice, 1.0, f"{SCRIPT} B", choice, "A", "0" * 16, topic
+    )
+
+
+def page(licence: str = "Apache-2.0", topic: str = "Ports: 443", **changes: object) -> str:
+    """Of nine questions: `PAIR` says that the first two were lost, the next six gained."""
+    config = config_of("data=sample")
+    config.data.licence = licence
+    questions = [Example(f"q:{k}", f"{SCRIPT} number {k}?", (SCRIPT, "two", "three", "four"), 0) for k in range(1, 10)]
+    rows = {
+        "base": [prediction(k, int(k > 2), topic) for k in range(1, 10)],
+        "tuned": [prediction(k, int(k in (1, 2, 9)), "Cloud" if k % 2 else topic) for k in range(1, 10)],
+    }
+    scores = {name: np.exp([row.option_logprobs for row in given]) for name, given in rows.items()}
+    probabilities = {name: of / of.sum(axis=1, keepdims=True) for name, of in scores.items()}
+    origin = Origin(
+        f"a <folder> of {SCRIPT}",
+        "python train.py data=sample",
+        [("seed", "1", "0")],
+        {"train/loss": ([0, 1], [2.0, 1.0])},
+    )
+    return run_page(results(**changes), EvalSet(config, questions), Answers(rows, probabilities), origin)
+
+
+class Reader(HTMLParser):
+    """Tags that a browser would open, and the text that it would show."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        assert not any(name.startswith("on") for name, _ in attrs)
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"script", "style"} & set(self.open):
+            self.text += data
+
+
+def test_a_page_is_whole_and_needs_no_network() -> None:
+    read = Reader(page())
+    assert read.open == []  # every tag was closed, in order
+    assert read.tags.count("script") == 1 and "img" not in read.tags
+    outside = re.findall(r"(?:src|href)=\"(?!#)[^\"]*\"|https?://(?!www\.w3\.org)[^\s\"<]+", page())
+    assert outside == []
+    assert "default-src 'none'" in page()
+
+
+def test_text_of_questions_topics_and_names_stays_text() -> None:
+    read = Reader(page(topic=f"{SCRIPT} $x_1$"))
+    assert read.text.count("document.title = 'owned'") > 20
+    assert read.tags.count("script") == 1 and "img" not in read.tags
+
+
+def test_every_metric_is_shown_with_its_interval() -> None:
+    text = " ".join(Reader(page()).text.split())
+    for metrics in results().metrics.values():
+        for metric in metrics.values():
+            assert (metric.label or metric.name) in text or metric.place == "note"
+            assert metric.value is None or replace(metric, interval=None).text() in text or metric.place == "note"
+    assert "95%: 30.0% to 45.3%, 56 of 150" in text
+    assert "ROUGE-2 is undefined." in text and "Base: The model answers A to 90.0% of the questions." in text
+    assert "Tuned against base: +2.7 points of accuracy by likelihood (95% -1.2 to +6.5)" in text
+    assert "+2.7 points" in text and "tuned minus base. 95%: -1.2 to +6.5" in text
+    assert "4,884,480 (3.504%)" in text and "python train.py data=sample" in text
+    assert "seed10" in text  # a setting, here and by default
+
+
+def test_a_metric_of_a_user_is_shown_under_its_name() -> None:
+    mine = {"base": named(Metric("my_metric", 1.5, label="<i>mine</i>")), "tuned": {}}
+    text = Reader(page(metrics=mine, comparisons=(), cost=None)).text
+    assert "<i>mine</i>" in text and "1.5000" in text
+
+
+def test_the_questions_that_tell_the_most() -> None:
+    text = Reader(page()).text
+    assert text.index("Gained (6)") < text.index("Lost (2)") < text.index("Confidently wrong (1)")
+    shown = re.findall(r"q:\d", text[text.index("Gained (6)") :])
+    assert shown[-1] == "q:9"  # wrong before and after
+    assert shown[:6] == ["q:3", "q:4", "q:5", "q:6", "q:7", "q:8"]  # the right option's probability moved ever less
+
+
+@pytest.mark.parametrize("licence", ["none stated", "unknown", "CC-BY-NC-4.0"])
+def test_ids_stand_for_questions_that_must_not_be_passed_on(licence: str) -> None:
+    text = Reader(page(licence)).text
+    assert "q:3" in text and "number 3?" not in text and "three" not in text
+    assert text.count("document.title") == 1  # the folder's name; no completion, which may cite an option
+    assert f"licence of the questions ({licence})" in text
+
+
+@pytest.mark.parametrize("licence", ["Apache-2.0", "MIT", "CC-BY-4.0", "CC BY-SA 4.0", "cc0-1.0", "BSD-3-Clause"])
+def test_free_licences(licence: str) -> None:
+    assert FREE_LICENCE.match(licence)
+
+
+def test_a_run_without_test_questions_has_a_page() -> None:
+    config = config_of("data=sample")
+    found = results(metrics={}, models={}, comparisons=(), differences=())
+    text = Reader(run_page(found, EvalSet(config, ()), Answers({}, {}), Origin("run", "python train.py"))).text
+    assert "option nll on the validation questions" in text and "Results on the test" not in text
+
+
+def test_points_of_a_reliability_diagram() -> None:
+    confidence = np.repeat([0.9, 0.3], [40, 20])
+    correct = np.arange(60) < 50
+    (low, few), (high, first), *rest = reliability(confidence, correct)
+    assert (low, few.value, few.n) == (pytest.approx(0.3), 0.5, 20)
+    assert few.interval == pytest.approx(wilson(0.5, 20))
+    assert (high, first.value, first.n) == (pytest.approx(0.9), 1.0, 40) and not rest  # equals share a bin
+    assert len(reliability(confidence[:10], correct[:10])) == 1  # few: one bin
+
+
+def test_accuracy_by_topic_puts_topics_of_one_domain_together() -> None:
+    topics = ["Cloud: A", "Web", "Cloud: B", "", "Cloud"]
+    rows = [replace(prediction(k, 0), topic=topic) for k, topic in enumerate(topics)]
+    shares = by_topic(rows, np.array([True, True, False, True, False]))
+    assert [(m.name, m.value, m.n) for m in shares] == [("Cloud", 1 / 3, 3), ("Web", 1.0, 1)]
+    assert by_topic([prediction(0, 0)], np.array([True])) == []
+
+
+def test_letters_are_counted_by_right_and_chosen() -> None:
+    counts = letter_counts(np.array([1, -1, 0, 1]), np.array([0, 0, 2, 1]), 3)
+    assert counts.tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+def test_learning_curves_are_read_by_column(tmp_path: Path) -> None:
+    assert read_curves(tmp_path) == {}
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,step,train/loss,val/nll,mine,val/accuracy\n0,0,3.5,,,\n0,1,nan,2.5,7,0.25\n0,2,2.5,,8,\n", "utf-8"
+    )
+    curves = read_curves(tmp_path)
+    assert curves == {
+        "train/loss": ([0, 2], [3.5, 2.5]),
+        "val/nll": ([1], [2.5]),
+        "mine": ([1, 2], [7, 8]),
+        "val/accuracy": ([1], [0.25]),
+    }
+    panels = panels_of(curves)
+    assert list(panels["loss, nats a token"]) == ["train/loss", "val/nll"]
+    assert list(panels) == ["loss, nats a token", "accuracy on the validation questions", "mine"]
+
+
+DRAWN = {
+    "forest": lambda: figures.forest([figures.Interval("a $b_1$ <i>", 0.1, -0.1, 0.3)], "points", band=0.02),
+    "curves": lambda: figures.curves({"loss": {"x": (list(range(100)), list(range(100))), "y": ([1.0], [2.0])}}),
+    "reliability": lambda: figures.reliability({"<i>": reliability(np.linspace(0.2, 1, 60), np.arange(60) % 2 == 0)}),
+    "letters": lambda: figures.letters({"base": np.eye(4, dtype=np.int64), "tuned": np.ones((4, 4), np.int64)}),
+    "shares": lambda: figures.shares({"密码学 " * 12: {"base": share("x", 1, 2, 0.1, 0.9)}}),
+    "scatter": lambda: figures.scatter({"lora": ([1, 2], [3, 4])}, "hours", "accuracy"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_figures_take_the_ink_of_the_page(name: str, tmp_path: Path) -> None:
+    text = figures.write_figure(DRAWN[name](), tmp_path, name, "a <title>")
+    root = ElementTree.fromstring(text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+    assert root.get("aria-label") == "a <title>" and root.get("width") is None
+    assert "currentColor" in text and figures.INK not in text and not re.search(r"#(?:fff|000)[^0-9a-f]", text)
+    assert text == figures.write_figure(DRAWN[name](), tmp_path, name, "a <title>")  # the same bytes again
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert figures.INK in (tmp_path / f"{name}.svg").read_text("utf-8")
+
+
+def test_results_without_a_pair_have_a_page() -> None:
+    alone: Results = results(metrics={"base": results().metrics["base"]}, comparisons=(), cost=COST)
+    assert PAIR.first == "base" and alone.comparisons == ()
+    text = Reader(page(metrics=alone.metrics, comparisons=())).text
+    assert "Confidently wrong" in text and "Gained (" not in text

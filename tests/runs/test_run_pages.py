@@ -1,0 +1,92 @@
+"""report.html of finished runs and evaluations: written by each command, never at the cost of its results."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import compose, config_of, train_tiny
+
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import EvaluateConfig
+from cyberlm.evaluation.pages import run_page
+from cyberlm.evaluation.results import read_results
+from cyberlm.runs.evaluate import evaluate
+from cyberlm.runs.pages import changed_settings, command_of
+from cyberlm.runs.recompute import recompute, show_recomputed
+
+SAVED = Path(__file__).parents[1] / "saved_runs"
+
+
+def text_of(folder: Path) -> str:
+    return (folder / "report.html").read_text("utf-8")
+
+
+def test_a_run_writes_its_page(lora_run: Path) -> None:
+    text = text_of(lora_run)
+    for heading in ("What ran", "Results on the test questions", "Learning curves", "Reliability", "Letters", "Cost"):
+        assert f"{heading}<" in text
+    assert len(text) < 600_000
+    assert "optim.learning_rate" in text and "0.01" in text  # not the default
+
+
+def test_an_evaluation_of_several_models_writes_its_page(lora_run: Path, sft_run: Path, tmp_path: Path) -> None:
+    line = (f"runs=[{lora_run},{sft_run}]", "logger=none", "trainer.accelerator=cpu", "evaluation.max_new_tokens=4")
+    evaluate(build_config(compose(*line, command="evaluate"), EvaluateConfig), tmp_path / "both")
+    text = text_of(tmp_path / "both")
+    names = read_results(tmp_path / "both").metrics
+    assert "Evaluation<" in text and len(names) == 3 and all(f">{name} " in text for name in names)
+    assert text.count("minus") >= 3  # every two models
+
+
+@pytest.mark.parametrize("run", ["lora", "evaluation"])
+def test_recompute_gives_a_run_of_an_older_version_its_page(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outputs = Path(shutil.copytree(SAVED, "outputs"))
+    show_recomputed(outputs / run)
+    assert "accuracy, likelihood" in text_of(outputs / run)
+    assert "was not written" not in capsys.readouterr().out
+
+
+def test_a_page_that_cannot_be_made_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> str:
+        raise ValueError("no such font")
+
+    monkeypatch.setattr(run_page, "run_page", broken)
+    folder = train_tiny(tmp_path / "run", "method=lora", "evaluation=default", "trainer.max_steps=1")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "report.html was not written (ValueError: no such font)" in said
+    assert "python -m cyberlm recompute" in said
+    assert not (folder / "report.html").exists() and recompute(folder) == []
+
+
+def test_settings_that_differ_from_the_defaults() -> None:
+    found = {key: (here, default) for key, here, default in changed_settings(config_of("optim.learning_rate=3e-4"))}
+    assert found["optim.learning_rate"] == ("0.0003", "0.0002")
+    assert found["prompt.name"] == ('"letter"', '"text"') and "optim.beta1" not in found
+    assert changed_settings(build_config(compose(), type(config_of()))) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "repeated"),
+    [
+        ("train.py method=lora 'data.path=my file.csv'", "python train.py method=lora 'data.path=my file.csv'"),
+        ("__main__.py --config-dir=mine seed=1", "python -m cyberlm train --config-dir=mine seed=1"),
+        ("cyberlm seed=1 hydra.run.dir=outputs/x group=s", "python -m cyberlm train seed=1"),
+    ],
+)
+def test_the_command_that_repeats_a_run(typed: str, repeated: str, lora_run: Path, tmp_path: Path) -> None:
+    results = read_results(lora_run)
+    results = replace(results, provenance={"command": typed})
+    assert command_of(tmp_path, results) == repeated
+
+
+def test_a_resumed_run_is_repeated_as_it_began(lora_run: Path, tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- seed=3\n- data.dir=${oc.env:HOME}\n", "utf-8")
+    results = replace(read_results(lora_run), provenance={"command": "train.py trainer.resume=outputs/run"})
+    assert command_of(tmp_path, results) == "python train.py seed=3 'data.dir=${oc.env:HOME}'"

@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 
 from cyberlm.config.study import StudyConfig
-from cyberlm.evaluation.equivalence import ABOVE_BASE, Claim
+from cyberlm.evaluation.equivalence import ABOVE_BASE, Claim, StudyAnalysis
+from cyberlm.evaluation.power import Variability, needed_questions, supported_margin
 from cyberlm.evaluation.predictions import NAMED
 from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, StudyComparison, StudyRow
 from cyberlm.evaluation.study_analysis import RIGHT_WHERE_NAMED
 from cyberlm.evaluation.verdict import p_text
+
+ASSUMED = 0.08, 0.05, 0.004
+"""Discordance of two methods, of two seeds of one, and standard deviation over seeds, before anything is known."""
 
 
 def plan_lines(study: StudyConfig) -> list[str]:
@@ -29,7 +33,6 @@ def findings(
 ) -> list[str]:
     """Accuracy of each row and its differences, each method in a line, then format apart from knowledge."""
     by_row = {(pair.second, pair.family): pair for pair in comparisons if pair.outcome == outcome}
-    failed = {claim.method: claim for claim in reversed(claims) if claim.reason and claim.name != ABOVE_BASE}
     lines = []
     for row in rows:
         if outcome not in row.figures:
@@ -38,11 +41,16 @@ def findings(
         if (pair := by_row.get((row.name, AGAINST_BASE))) is not None:
             parts.append(f"{_difference(pair)} against {pair.first} ({p_text(pair.p_holm)}, Holm)")
         if (pair := by_row.get((row.name, AGAINST_REFERENCE))) is not None:
-            reason = failed.get(row.name)
-            why = f", {reason.name}: {reason.reason}" if reason is not None else ""
-            parts.append(f"{_difference(pair)} against {pair.first}: {pair.words}{why}")
-        lines.append("; ".join(parts) + ".")
+            parts.append(f"{_difference(pair)} against {pair.first}: {pair.words}")
+        lines.append(" ".join(["; ".join(parts) + ".", *_reasons(row.name, claims)]))
     return lines + _format(rows)
+
+
+def _reasons(method: str, claims: Sequence[Claim]) -> list[str]:
+    """What is shown of a method against the reference, and the first claim that is not."""
+    own = [claim for claim in claims if claim.method == method and claim.name != ABOVE_BASE]
+    failed = next((claim.reason for claim in own if not claim.holds), None)
+    return [claim.reason for claim in own if claim.holds] + ([failed] if failed is not None else [])
 
 
 def _share(row: StudyRow, outcome: str) -> str:
@@ -77,12 +85,30 @@ def floor_sentence(rows: Sequence[StudyRow], floors: Mapping[str, float], outcom
     return [f"Not above the highest floor ({name}, {floor:.1%}): {', '.join(below)}."]
 
 
-def power_sentences(margin: float, supported: float | None, questions: int, seeds: int) -> list[str]:
-    """The margin that these questions and seeds support, beside the one that was named."""
-    if not supported:  # 0 where nothing varies
+def planned_power(study: StudyConfig, questions: int) -> str:
+    """Margin that a study would support where the methods are equally good, before anything is known of them."""
+    seeds, assumed = len(study.seeds), Variability(*ASSUMED)
+    supported = supported_margin(questions, seeds, assumed)
+    needed = needed_questions(study.margin, seeds, assumed)
+    ask = (
+        "a margin that small is not reachable"
+        if needed is None
+        else f"{100 * study.margin:g} points ask for {needed:,}"
+    )
+    return (
+        f"Power: where {assumed.discordance:.0%} of the answers of two methods differ, {questions:,} test questions "
+        f"and {seeds} seeds show non-inferiority within {100 * supported:.1f} points 90 times in 100; {ask}"
+    )
+
+
+def found_power(analysis: StudyAnalysis, margin: float, seeds: int) -> list[str]:
+    """The margin that the answers as they were support, and the questions that the named one asks for."""
+    if not analysis.supported_margin:  # 0 where nothing varies
         return []
-    fits = "as named" if supported <= margin else f"{100 * margin:g} points, as named, ask for more of both"
-    return [
-        f"{questions} test questions and {seeds} seeds show non-inferiority within {100 * supported:.1f} points 90 "
-        f"times in 100 where there is no difference ({fits})."
-    ]
+    found = (
+        f"As these answers vary, {analysis.questions:,} test questions and {seeds} seeds show non-inferiority within "
+        f"{100 * analysis.supported_margin:.1f} points 90 times in 100 where the methods are equally good"
+    )
+    if analysis.needed_questions is None:
+        return [f"{found}; no number of questions alone supports {100 * margin:g} points."]
+    return [f"{found}; {100 * margin:g} points ask for {analysis.needed_questions:,} questions."]

@@ -13,9 +13,11 @@ from cyberlm.config.rules import build_config
 from cyberlm.config.saved import save_config, saved_as, settings_of
 from cyberlm.config.schema import Monitor, TrainConfig
 from cyberlm.config.study import StudyConfig
+from cyberlm.data.sources import load_sources
+from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.results import read_results
 from cyberlm.evaluation.study import TunedRate
-from cyberlm.evaluation.study_words import plan_lines
+from cyberlm.evaluation.study_words import plan_lines, planned_power
 from cyberlm.runs.run_folder import seen_from_here
 from cyberlm.runs.study_jobs import Job, confirming_jobs, line_of, progress, state_of, tuning_jobs
 from cyberlm.runs.study_report import conclude_study
@@ -23,6 +25,7 @@ from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import read_json, write_json
 from cyberlm.runtime.progress import say
 from cyberlm.runtime.validation import from_json, to_json
+from cyberlm.tasks.task import make_task
 
 PLAN = "plan"
 """Subfolder of what was settled before any result: config.yaml, tuning.json and test_set.json."""
@@ -61,7 +64,8 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
     study = config.study
     if study is None:
         raise ConfigError("hydra/sweeper=study runs a study:", [Problem("none is given", fix="study=paper")])
-    for line in plan_lines(study):
+    split = split_questions(config.data, *load_sources(config.data, make_task(config)))
+    for line in (*plan_lines(study), planned_power(study, len(split.test))):
         say(line)
     methods = {job.method: _built(compose(line_of(job, arguments))) for job in _one_of_each(study)}
     if config.plan.enabled:
@@ -82,7 +86,12 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
     jobs = confirming_jobs(study, rates, {method: own.quant.name.name for method, own in methods.items()})
     opened = open_test_set(folder, rates)
     run(jobs)
-    if not conclude_study(config, folder, tuning, jobs, opened):
+    notes = [f"The test set was opened first at {opened}."]
+    if OmegaConf.select(composed, "hydra.launcher.n_jobs") not in (None, 1):
+        notes.append(
+            "Jobs ran side by side: their times, speeds and host memory are not those of a machine of their own."
+        )
+    if conclude_study(study, folder, tuning, jobs, notes).state != "finished":
         raise SystemExit(1)
 
 

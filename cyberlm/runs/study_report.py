@@ -2,20 +2,19 @@
 
 import csv
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from cyberlm.config.schema import TrainConfig
+from cyberlm.config.saved import config_of
 from cyberlm.config.study import StudyConfig
 from cyberlm.evaluation.equivalence import StudyAnalysis
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.outcomes import FloatArray
 from cyberlm.evaluation.pages.study_figures import write_study_figures
 from cyberlm.evaluation.pages.table import write_table
-from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.results import read_models, read_results
 from cyberlm.evaluation.study import (
@@ -29,7 +28,7 @@ from cyberlm.evaluation.study import (
     write_study,
 )
 from cyberlm.evaluation.study_analysis import Answers, analyse_all, comparisons_of, figures_of, outcomes_of, stacked
-from cyberlm.evaluation.study_words import findings, floor_sentence, power_sentences
+from cyberlm.evaluation.study_words import findings, floor_sentence, found_power
 from cyberlm.runs.eval_set import saved_eval_set
 from cyberlm.runs.study_jobs import Job, state_of, tuning_jobs
 from cyberlm.runtime.errors import Problem, RunError
@@ -42,39 +41,69 @@ BASE = {"none": "base", "nf4": "base nf4"}
 
 @dataclass(frozen=True)
 class Finished:
-    """A job that has finished, with what it found."""
+    """A job that has finished, with what it found.
+
+    Attributes:
+        rate: Learning rate that it was trained with.
+        tuned, base: Outcomes of the test questions, by name, (Q,) each; no base where another job has scored it.
+    """
 
     job: Job
+    rate: float
     results: Results
-    models: Mapping[str, Predictions]
+    tuned: dict[str, FloatArray]
+    base: dict[str, FloatArray] | None
 
 
 def conclude_study(
-    config: TrainConfig, folder: Path, tuning: Sequence[TunedRate], jobs: Sequence[Job], opened: str
-) -> bool:
-    """Writes the files of a study and prints its findings; True if all its jobs have finished.
+    study: StudyConfig, folder: Path, tuning: Sequence[TunedRate], jobs: Sequence[Job], notes: Sequence[str]
+) -> Study:
+    """Writes the files of a study and prints its findings.
+
+    Args:
+        jobs: Of the confirmation.
+        notes: Further limits of its figures.
 
     Raises:
         RunError: If no job has finished, or jobs have split the questions differently.
     """
-    assert config.study is not None
-    finished = [_read(job, folder) for job in jobs if state_of(folder / job.name)[0] == "finished"]
-    if not finished:
-        problems = [Problem(f"{job.name} {' '.join(filter(None, state_of(folder / job.name)))}") for job in jobs]
+    states = {job: state_of(folder / job.name) for job in jobs}
+    done = [job for job, (state, _) in states.items() if state == "finished"]
+    if not done:
+        problems = [Problem(f"{job.name}: {reason or state}") for job, (state, reason) in states.items()]
         raise RunError("No job of the study has finished:", problems, "The same command tries them again.")
+    answers = read_models(folder / done[0].name)["tuned"].test
+    context = saved_eval_set(folder / done[0].name, [row.hash for row in answers])
+    finished = [_read(job, folder, context) for job in done]
     _check_split(finished)
-    study = _study(config, folder, tuning, jobs, finished, opened)
-    write_study(study, folder)
-    write_table(study, folder)
-    write_study_figures(study, folder)
-    for sentence in (*study.findings, *study.power, *study.notes):
+    missing = [
+        f"{job.name} has not finished: {reason or state}. The same command tries it again."
+        for job, (state, reason) in states.items()
+        if state != "finished"
+    ]
+    found = _study(study, finished, context, tuning)
+    found = replace(
+        found,
+        state="unfinished" if missing else "finished",
+        notes=(*missing, *notes),
+        jobs=tuple(_job(job, folder, finished) for job in (*tuning_jobs(study), *jobs)),
+        curves=tuple(_curve(job, folder) for job in done),
+    )
+    write_study(found, folder)
+    write_table(found, folder)
+    write_study_figures(found, folder)
+    for sentence in (*found.findings, *found.power, *found.notes):
         say(sentence, wrap=True)
     say(f"Files: {folder}")
-    return study.state == "finished"
+    return found
 
 
-def _read(job: Job, folder: Path) -> Finished:
-    return Finished(job, read_results(folder / job.name), read_models(folder / job.name))
+def _read(job: Job, folder: Path, context: EvalSet) -> Finished:
+    run = folder / job.name
+    models = read_models(run)
+    base = outcomes_of(models["base"].test, context) if "base" in models else None
+    tuned = outcomes_of(models["tuned"].test, context)
+    return Finished(job, config_of(run).optim.learning_rate, read_results(run), tuned, base)
 
 
 def _check_split(finished: Sequence[Finished]) -> None:
@@ -85,39 +114,27 @@ def _check_split(finished: Sequence[Finished]) -> None:
         raise RunError("The jobs of the study have split the questions differently:", problems)
 
 
-def _study(
-    config: TrainConfig,
-    folder: Path,
-    tuning: Sequence[TunedRate],
-    jobs: Sequence[Job],
-    finished: Sequence[Finished],
-    opened: str,
-) -> Study:
-    settings, first = config.study, finished[0]
-    assert settings is not None
-    context = saved_eval_set(folder / first.job.name, [row.hash for row in first.models["tuned"].test])
-    answers = _answers(settings, finished, context)
-    rows = tuple(_row(row, settings, finished, context) for row in answers)
-    analyses = _analyses(settings, answers, context)
-    main = analyses.get(settings.outcome.name)
-    comparisons = tuple(pair for name, found in analyses.items() for pair in comparisons_of(name, found))
-    claims, supported = (main.claims, main.supported_margin) if main is not None else ((), None)
-    floors = _floors(first.results)
-    outcome, results = settings.outcome.name, first.results
-    all_jobs = [*tuning_jobs(settings), *jobs]
-    unfinished = [job for job in jobs if state_of(folder / job.name)[0] != "finished"]
+def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, tuning: Sequence[TunedRate]) -> Study:
+    """What the finished jobs say; their list and what is missing come later."""
+    answers = _answers(study, finished)
+    rows = tuple(_row(row, study, finished, context) for row in answers)
+    analyses = _analyses(study, answers, context)
+    comparisons = tuple(pair for name, analysis in analyses.items() for pair in comparisons_of(name, analysis))
+    outcome, results, floors = study.outcome.name, finished[0].results, _floors(finished[0].results)
+    main = analyses.get(outcome)
+    claims = main.claims if main is not None else ()
     return Study(
         schema_version=SCHEMA_VERSION,
-        name=settings.name,
-        state="unfinished" if unfinished else "finished",
+        name=study.name,
+        state="",
         command=typed_command(sys.argv[1:]),
         model=results.model,
         data=results.data,
         prompt=results.prompt,
         outcome=outcome,
-        margin=settings.margin,
-        reference=settings.reference,
-        seeds=tuple(settings.seeds),
+        margin=study.margin,
+        reference=study.reference,
+        seeds=tuple(study.seeds),
         questions=results.questions,
         clusters=len(set(context.clusters.tolist())),
         split=results.provenance["split"],
@@ -125,33 +142,28 @@ def _study(
         rows=rows,
         comparisons=comparisons,
         claims=claims,
-        supported_margin=supported,
-        findings=(
-            *findings(rows, comparisons, claims, outcome),
-            *floor_sentence(rows, floors, outcome),
-        ),
-        power=tuple(power_sentences(settings.margin, supported, results.questions["test"], len(settings.seeds))),
+        supported_margin=main.supported_margin if main is not None else None,
+        findings=(*findings(rows, comparisons, claims, outcome), *floor_sentence(rows, floors, outcome)),
+        power=tuple(found_power(main, study.margin, len(study.seeds))) if main is not None else (),
         floors=floors,
-        notes=tuple(_notes(settings, folder, unfinished)),
-        jobs=tuple(_job(job, folder, finished, context) for job in all_jobs),
-        curves=tuple(_curve(run.job, folder) for run in finished),
-        provenance={**_shared(finished), "test_set_opened": opened},
+        notes=(),
+        jobs=(),
+        curves=(),
+        provenance=_shared(finished),
     )
 
 
-def _answers(study: StudyConfig, finished: Sequence[Finished], context: EvalSet) -> list[Answers]:
+def _answers(study: StudyConfig, finished: Sequence[Finished]) -> list[Answers]:
     """Rows of the table, bases first; a method needs two finished runs."""
     rows = []
     for quant, name in BASE.items():
-        base = next((run for run in finished if run.results.quant == quant and "base" in run.models), None)
-        if base is not None:
-            found = outcomes_of(base.models["base"].test, context)
-            rows.append(Answers(name, "base", quant, stacked([found])))
+        bases = [run.base for run in finished if run.base is not None and run.results.quant == quant]
+        if bases:
+            rows.append(Answers(name, "base", quant, stacked(bases[:1])))
     for method in study.methods:
         runs = [run for run in finished if run.job.method == method]
         if len(runs) > 1:
-            each = [outcomes_of(run.models["tuned"].test, context) for run in runs]
-            rows.append(Answers(method, "method", runs[0].results.quant, stacked(each)))
+            rows.append(Answers(method, "method", runs[0].results.quant, stacked([run.tuned for run in runs])))
     return rows
 
 
@@ -165,12 +177,11 @@ def _analyses(study: StudyConfig, answers: Sequence[Answers], context: EvalSet) 
 def _row(row: Answers, study: StudyConfig, finished: Sequence[Finished], context: EvalSet) -> StudyRow:
     figures = figures_of(row.by_outcome, context.clusters)
     seeds = next(iter(row.by_outcome.values())).shape[0]
-    if row.kind == "base":
-        return StudyRow(row.name, row.kind, row.quant, None, seeds, figures)
-    runs = [run for run in finished if run.job.method == row.name]
+    runs = [run for run in finished if row.kind == "method" and run.job.method == row.name]
     costs = [run.results.cost for run in runs if run.results.cost is not None]
-    rate = runs[0].job.rate
-    return StudyRow(row.name, row.kind, row.quant, rate, seeds, figures, _cost(costs), study.published.get(row.name))
+    rate = runs[0].rate if runs else None
+    cost = _cost(costs) if costs else None
+    return StudyRow(row.name, row.kind, row.quant, rate, seeds, figures, cost, study.published.get(row.name))
 
 
 def _cost(costs: Sequence[Cost]) -> StudyCost:
@@ -199,30 +210,18 @@ def _floors(results: Results) -> dict[str, float]:
     }
 
 
-def _notes(study: StudyConfig, folder: Path, unfinished: Sequence[Job]) -> list[str]:
-    notes = []
-    for job in unfinished:
-        state, reason = state_of(folder / job.name)
-        notes.append(f"{job.name} has not finished: {reason or state}. The same command tries it again.")
-    return notes
-
-
-def _job(job: Job, folder: Path, finished: Sequence[Finished], context: EvalSet) -> StudyJob:
+def _job(job: Job, folder: Path, finished: Sequence[Finished]) -> StudyJob:
     state, reason = state_of(folder / job.name)
-    run = next((run for run in finished if run.job.name == job.name), None)
-    results = run.results if run is not None else read_results(folder / job.name) if state == "finished" else None
-    cost = results.cost if results is not None else None
-    figures = {} if run is None else _means(outcomes_of(run.models["tuned"].test, context))
-    measured = (
-        (cost.seconds["train"], sum(cost.seconds.values()), cost.peak_device_bytes or cost.peak_host_bytes)
-        if cost is not None
-        else (None, None, None)
-    )
-    return StudyJob(*(job.name, job.stage, job.method, job.seed, job.rate, state, reason, job.name, figures), *measured)
-
-
-def _means(outcomes: Mapping[str, FloatArray]) -> dict[str, float]:
-    return {name: float(values.mean()) for name, values in outcomes.items()}
+    run = next((run for run in finished if run.job == job), None)
+    cost = read_results(folder / job.name).cost if state == "finished" else None
+    found = StudyJob(job.name, job.stage, job.method, job.seed, job.rate, state, reason, job.name)
+    if run is not None:
+        means = {name: float(values.mean()) for name, values in run.tuned.items()}
+        found = replace(found, learning_rate=run.rate, figures=means)
+    if cost is None:
+        return found
+    peak, seconds = cost.peak_device_bytes or cost.peak_host_bytes, sum(cost.seconds.values())
+    return replace(found, train_seconds=cost.seconds["train"], seconds=seconds, peak_bytes=peak)
 
 
 def _curve(job: Job, folder: Path) -> Curve:

@@ -1,13 +1,23 @@
 """A study from its settings to its files, its jobs trained in this process; and with processes, killed, continued."""
 
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import hydra
+import psutil
 import pytest
 from omegaconf import DictConfig, open_dict, read_write
-from support import SHORT, TINY
+from support import SHORT, TINY, compose
 
 from cyberlm.config.commands import register_schemas
 from cyberlm.config.compose import conf_folder
@@ -17,8 +27,12 @@ from cyberlm.evaluation.results import read_results, write_status
 from cyberlm.evaluation.study import Study, read_study
 from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.study import run_study
+from cyberlm.runs.study_jobs import confirming_jobs, line_of, progress, tuning_jobs
 from cyberlm.runs.train import train
+from cyberlm.runtime.errors import ConfigError, RunError
+from cyberlm.runtime.validation import to_json
 
+ROOT = Path(__file__).parents[2]
 SMALL = (
     *("study=paper", *TINY, "data=sample", "data.size=null", "prompt=text", "prompt.show_options=true", *SHORT),
     *("data.max_train=16", "data.max_validation=8", "data.max_test=16", "evaluation.max_new_tokens=2"),
@@ -122,3 +136,234 @@ def test_figures_are_those_of_the_runs(finished: tuple[Bench, Study]) -> None:
     assert pair is not None and pair.first == "sft"
     sft = next(row for row in study.rows if row.name == "sft").figures["likelihood"].value
     assert pair.difference == pytest.approx(row.figures["likelihood"].value - sft)
+
+
+def without_times(study: Study) -> Any:
+    """study.json but for what the clock and the machine's memory say."""
+    timeless = replace(
+        study,
+        rows=tuple(replace(row, cost=None) for row in study.rows),
+        jobs=tuple(replace(job, train_seconds=None, seconds=None, peak_bytes=None) for job in study.jobs),
+        notes=(),
+        command="",
+        provenance={},
+    )
+    return to_json(timeless, "study.json")
+
+
+@pytest.fixture
+def lacks_a_job(finished: tuple[Bench, Study], tmp_path: Path) -> Callable[..., Bench]:
+    """A study like the finished one, one job of which is still to be run."""
+
+    def prepared(*more: str, fails: Sequence[str] = ()) -> Bench:
+        bench = Bench(tmp_path / "study", *more, fails=fails)
+        shutil.copytree(finished[0].folder, bench.folder)
+        shutil.rmtree(bench.folder / "lora_seed2")
+        (bench.folder / "study.json").unlink()
+        return bench
+
+    return prepared
+
+
+def test_same_command_goes_on_with_what_is_missing(
+    finished: tuple[Bench, Study], lacks_a_job: Callable[..., Bench], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = lacks_a_job()
+    study = bench()
+    assert bench.run == ["lora_seed2"]
+    assert without_times(study) == without_times(finished[1])
+    said = capsys.readouterr().out
+    assert said.index("margin 2 points") < said.index("Power: ") < said.index("lora: ")
+    assert "Study paper: 5 of 6 jobs, ETA 0:0" in said
+
+
+def test_job_that_fails_is_named_and_the_others_count(lacks_a_job: Callable[..., Bench]) -> None:
+    bench = lacks_a_job(fails=["lora_seed2"])
+    with pytest.raises(SystemExit) as ended:
+        bench()
+    assert ended.value.code == 1
+    study = read_study(bench.folder)
+    assert study.state == "unfinished"
+    assert study.notes[0] == "lora_seed2 has not finished: out of memory. The same command tries it again."
+    assert [row.name for row in study.rows] == ["base", "sft"]  # lora has one run left, and no spread
+    states = {job.name: (job.state, job.reason) for job in study.jobs if job.stage == "confirm"}
+    assert states["lora_seed2"] == ("failed", "out of memory")
+    assert [name for name, (state, _) in states.items() if state == "finished"] == [
+        "sft_seed1",
+        "sft_seed2",
+        "lora_seed1",
+    ]
+
+
+def test_settings_are_settled_before_the_first_result(lacks_a_job: Callable[..., Bench]) -> None:
+    bench = lacks_a_job("study.margin=0.05", "data.seed=7")
+    with pytest.raises(RunError, match="holds a study with other settings") as refused:
+        bench()
+    assert "study.margin: 0.02 then, 0.05 now" in refused.value.screen()
+    assert "data.seed: 0 then, 7 now" in refused.value.screen()
+    assert "Its test set is open" in refused.value.screen()
+    assert bench.run == []
+
+
+def test_test_set_is_opened_with_one_choice_of_learning_rates(lacks_a_job: Callable[..., Bench]) -> None:
+    bench = lacks_a_job()
+    record = bench.folder / "plan" / "tuning.json"
+    rates = json.loads(record.read_text())
+    for rate in rates:
+        rate["chosen"] = not rate["chosen"] if rate["method"] == "lora" else rate["chosen"]
+    record.write_text(json.dumps(rates))
+    with pytest.raises(RunError, match="has been opened with other learning rates"):
+        bench()
+    assert bench.run == []
+
+
+def test_no_learning_rate_without_a_finished_tuning_job(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "study", fails=["tune/lora_0.001", "tune/lora_0.01"])
+    with pytest.raises(RunError, match="No learning rate can be chosen") as refused:
+        bench()
+    assert "tune/lora_0.001: out of memory" in refused.value.screen()
+    assert not (bench.folder / "plan" / "test_set.json").exists()
+
+
+def test_jobs_of_different_splits_are_not_compared(lacks_a_job: Callable[..., Bench]) -> None:
+    bench = lacks_a_job()
+    file = bench.folder / "sft_seed2" / "results.json"
+    results = json.loads(file.read_text())
+    results["provenance"]["split"] = "0" * 64
+    file.write_text(json.dumps(results))
+    with pytest.raises(RunError, match="have split the questions differently"):
+        bench()
+
+
+def test_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench = Bench(tmp_path / "study", "plan.enabled=true")
+    run_study(compose_all(*bench.arguments), bench.arguments, bench.launch, bench.compose)
+    said = capsys.readouterr().out
+    assert "Study paper: sft, lora, each with seeds 1, 2, on one split" in said
+    assert "16 test questions and 2 seeds show non-inferiority within" in said
+    assert not bench.run and not bench.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "problem", "fix"),
+    [
+        ("method=lora", "a study sets method for each job", "study.methods=[...]"),
+        ("seed=3", "a study sets seed for each job", "study.seeds=[...]"),
+        ("optim.learning_rate=1e-3", "a study sets optim.learning_rate for each job", "study.learning_rates.METHOD"),
+        ("data.seed=1,2", "a study does not sweep", "one value"),
+    ],
+)
+def test_what_a_study_sets_itself_is_refused(tmp_path: Path, override: str, problem: str, fix: str) -> None:
+    bench = Bench(tmp_path / "study")
+    with pytest.raises(ConfigError, match="makes its jobs itself") as refused:
+        run_study(compose_all(*bench.arguments), [*bench.arguments, override], bench.launch, bench.compose)
+    assert f"{override}: {problem}" in refused.value.screen()
+    assert fix in refused.value.screen()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["study.methods=[sft,loar]"], "study.methods names 'loar', which is no method. Did you mean 'lora'?"),
+        (["study.methods=[sft]"], "study.methods=[sft]: nothing could be compared"),
+        (["study.methods=[sft,sft]"], "study.methods=[sft,sft] names sft twice"),
+        (["study.reference=qlora"], "study.reference=qlora is none of study.methods"),
+        (["study.seeds=[1]"], "study.seeds=[1]: nothing could be compared"),
+        (["study.seeds=[1,1]"], "study.seeds=[1,1] names 1 twice"),
+        (["study.seeds=[1,-1]"], "study.seeds holds -1"),
+        (["study.tune_seed=2"], "study.tune_seed=2 is one of study.seeds"),
+        (["study.margin=0"], "study.margin=0"),
+        (["study.learning_rates.lora=[]"], "study.tune=true without study.learning_rates.lora"),
+        (["study.learning_rates.lora=[0.1,0]"], "study.learning_rates.lora holds 0"),
+        (["study.learning_rates.lora=[0.1,0.1]"], "study.learning_rates.lora names a rate twice"),
+        (["evaluation.generate=false"], "study.outcome=generation needs completions"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(overrides: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        build_config(compose(*SMALL, *overrides), TrainConfig)
+    assert problem in refused.value.screen()
+
+
+def test_a_job_of_each_seed_with_the_settings_of_its_method() -> None:
+    study = build_config(compose("study=paper_llama3"), TrainConfig).study
+    assert study is not None
+    tuning = tuning_jobs(study)
+    assert len(tuning) == 9
+    assert tuning[0].name == "tune/sft_5e-06"
+    assert tuning[0].overrides == (
+        *("method=sft", "optim=paged_adamw_8bit", "optim.learning_rate=5e-06"),
+        *("evaluation.test=false", "trainer.max_steps=150"),
+    )
+    quants = {"sft": "none", "lora": "none", "qlora": "nf4"}
+    jobs = confirming_jobs(study, {"sft": 1e-5}, quants)
+    assert [job.name for job in jobs[4:7]] == ["sft_seed5", "lora_seed1", "lora_seed2"]
+    assert [job.name for job in jobs if "evaluation.base=true" in job.overrides] == ["sft_seed1", "qlora_seed1"]
+    assert line_of(jobs[0], ["study=paper_llama3"]) == [
+        *("study=paper_llama3", "method=sft", "optim=paged_adamw_8bit", "optim.learning_rate=1e-05"),
+        *("evaluation.base=true", "seed=1", "hydra.sweep.subdir=sft_seed1"),
+    ]
+
+
+def test_progress_before_any_job_and_with_a_failure(tmp_path: Path) -> None:
+    study = build_config(compose(*SMALL), TrainConfig).study
+    assert study is not None
+    assert progress(study, tmp_path) == "Study paper: 0 of 6 jobs, ETA unknown"
+    (tmp_path / "sft_seed1").mkdir()
+    write_status(tmp_path / "sft_seed1", "failed", reason="out of memory")
+    assert progress(study, tmp_path) == "Study paper: 1 of 6 jobs, 1 failed, ETA unknown"
+
+
+LINE = ("train.py", *SMALL, "-m")
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, *LINE, f"hydra.sweep.dir={folder}"]
+    return subprocess.Popen(
+        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+
+
+def wait_for(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Until a job trains."""
+    until = time.monotonic() + 120
+    while not (folder / "split_manifest.json").is_file():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_study_that_was_stopped_and_killed_ends_as_one_that_was_not(
+    finished: tuple[Bench, Study], tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    stopped = start(folder)
+    wait_for(folder / "tune" / "lora_0.01", stopped)
+    stopped.send_signal(signal.SIGTERM)
+    out, err = stopped.communicate(timeout=120)
+    assert stopped.returncode == 75
+    assert "Stopped by SIGTERM. To go on, type:\npython train.py study=paper" in err
+    assert "Study paper: 1 of 6 jobs, ETA over 0:" in out
+    killed = start(folder)
+    wait_for(folder / "sft_seed2", killed)
+    for child in psutil.Process(killed.pid).children(recursive=True):
+        child.kill()
+    killed.kill()
+    killed.communicate(timeout=60)
+    last = start(folder)
+    out, err = last.communicate(timeout=300)
+    assert last.returncode == 0, err
+    assert "sft_seed1" not in out.partition("Launching")[2].partition("sft_seed2")[0]
+    assert without_times(read_study(folder)) == without_times(finished[1])
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side(finished: tuple[Bench, Study], tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    line = [sys.executable, *LINE, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={folder}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(line, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
+    study = read_study(folder)
+    assert without_times(study) == without_times(finished[1])
+    assert study.notes[-1].startswith("Jobs ran side by side")

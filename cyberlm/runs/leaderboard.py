@@ -16,6 +16,7 @@ from cyberlm.config.schema import Monitor
 from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.report import print_leaderboard
 from cyberlm.evaluation.results import read_results, read_status
+from cyberlm.runs.pages import write_sweep_page
 from cyberlm.runtime.errors import RunError
 from cyberlm.runtime.progress import say
 
@@ -61,8 +62,22 @@ def show_leaderboard(folder: Path) -> list[dict[str, str]]:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print_leaderboard(_telling(rows))
+    told = _telling(rows)
+    swept = [key for key in told[0] if key not in FOUND and not key.startswith(TEST) and len(rows) > 1]
+    write_sweep_page(folder, told, swept, _ranked_by(rows))
+    print_leaderboard(told)
     return rows
+
+
+def _ranked_by(rows: list[dict[str, str]]) -> str | None:
+    """The validation figure that the order of the rows follows; of evaluations, which have none, a test figure."""
+    finished = [row for row in rows if row["state"] == "finished"]
+    columns = (*VALIDATION, *(key for key in rows[0] if key.startswith(TEST)))
+    for column in (name for name in columns if finished and all(row[name] for row in finished)):
+        values = [float(row[column]) for row in finished]
+        if column not in VALIDATION or values == sorted(values, reverse=VALIDATION[column] == Monitor.accuracy.name):
+            return column
+    return None
 
 
 def _telling(rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -4,10 +4,11 @@ import contextlib
 import functools
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from platformdirs import user_cache_path
@@ -21,13 +22,13 @@ from cyberlm.config.schema import RootConfig, TrainConfig
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.records import Results
-from cyberlm.evaluation.scores import scores_of
 from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runtime.cache import cache_folder, writable
 from cyberlm.runtime.files import write_text
 from cyberlm.runtime.progress import say
 from cyberlm.runtime.redaction import redact
 
+REPORT = "report.html"
 OF_THE_FOLDER = (
     "hydra.run.dir=",
     "hydra.sweep.dir=",
@@ -46,8 +47,9 @@ def write_run_page(folder: Path, results: Results, eval_set: EvalSet, models: Ma
         models: By name; empty where no test question was answered.
     """
     with _said_where_it_fails(folder, f"python -m cyberlm recompute {folder}"):
-        from cyberlm.evaluation.pages.learning_curves import read_curves  # here: they import matplotlib
+        from cyberlm.evaluation.pages.learning_curves import read_curves  # here: they import matplotlib, or torch
         from cyberlm.evaluation.pages.run_page import Answers, Origin, run_page
+        from cyberlm.evaluation.scores import scores_of
 
         rows = {name: given.test for name, given in models.items()}
         probabilities = {
@@ -56,7 +58,27 @@ def write_run_page(folder: Path, results: Results, eval_set: EvalSet, models: Ma
         origin = Origin(
             folder.name, command_of(folder, results), changed_settings(eval_set.config), read_curves(folder)
         )
-        write_text(folder / "report.html", run_page(results, eval_set, Answers(rows, probabilities), origin))
+        write_text(folder / REPORT, run_page(results, eval_set, Answers(rows, probabilities), origin))
+
+
+def write_sweep_page(
+    folder: Path, rows: Sequence[Mapping[str, str]], swept: Sequence[str], ranked_by: str | None
+) -> None:
+    """Writes report.html into the folder of a sweep.
+
+    Args:
+        rows: Of its leaderboard, the best job first.
+        swept: Columns of the settings that differ between jobs.
+        ranked_by: Column of the figure that ranks; None where no job has finished.
+    """
+    with _said_where_it_fails(folder, f"python -m cyberlm leaderboard {folder}"):
+        from cyberlm.evaluation.pages.sweep_page import Sweep, sweep_page  # here: it imports matplotlib
+
+        pages = {row["job"]: f"{row['job']}/{REPORT}" for row in rows}
+        links = {job: page for job, page in pages.items() if (folder / page).is_file()}
+        write_text(
+            folder / REPORT, sweep_page(Sweep(folder.name, rows, swept, ranked_by, links, _sweep_command(folder)))
+        )
 
 
 @contextlib.contextmanager
@@ -68,7 +90,7 @@ def _said_where_it_fails(folder: Path, again: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = redact(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
-        say(f"{folder / 'report.html'} was not written ({reason}). Every figure is in the other files; to try again:")
+        say(f"{folder / REPORT} was not written ({reason}). Every figure is in the other files; to try again:")
         say(again)
 
 
@@ -84,6 +106,17 @@ def command_of(folder: Path, results: Results) -> str:
         overrides = [str(item) for item in OmegaConf.to_container(OmegaConf.load(record), resolve=False)]  # type: ignore[union-attr]
     kept = [word for word in (*flags, *overrides) if not word.startswith(OF_THE_FOLDER)]
     return redact(" ".join([start, *map(shlex.quote, kept)]))
+
+
+def _sweep_command(folder: Path) -> str:
+    """The command that makes a sweep again, as far as Hydra has kept it."""
+    record = folder / "multirun.yaml"
+    kept = yaml.safe_load(record.read_text("utf-8")) if record.is_file() else None
+    if not kept:
+        return f"The command was not kept: {record.name} is missing or empty."
+    typed = [*kept["hydra"]["overrides"]["hydra"], *kept["hydra"]["overrides"]["task"]]
+    again = [shlex.quote(item) for item in typed if not item.startswith(OF_THE_FOLDER)]
+    return redact(" ".join([f"python -m cyberlm {kept['hydra']['job']['name']} -m", *again]))
 
 
 def changed_settings(config: RootConfig) -> list[tuple[str, str, str]]:

@@ -2,12 +2,12 @@
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from pages_support import SCRIPT, Reader, prediction
 from results_support import COST, PAIR, named, results, share
 from support import config_of
 
@@ -19,20 +19,8 @@ from cyberlm.evaluation.pages import figures
 from cyberlm.evaluation.pages.learning_curves import panels_of, read_curves
 from cyberlm.evaluation.pages.questions import FREE_LICENCE
 from cyberlm.evaluation.pages.run_page import Answers, Origin, run_page
-from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.records import Results
 from cyberlm.tasks.task import Example
-
-SCRIPT = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
-
-
-def prediction(number: int, choice: int, topic: str = "") -> Prediction:
-    """Of a question whose right option is A, answered with some confidence."""
-    log_probs = tuple(-0.1 * (number + 1) if option == choice else -2.0 for option in range(4))
-    name = f"q:{number}"
-    return Prediction(
-        name, name, 0, 4, log_probs, (1,) * 4, (1,) * 4, choice, 1.0, f"{SCRIPT} B", choice, "A", "0" * 16, topic
-    )
 
 
 def page(licence: str = "Apache-2.0", topic: str = "Ports: 443", **changes: object) -> str:
@@ -53,34 +41,6 @@ def page(licence: str = "Apache-2.0", topic: str = "Ports: 443", **changes: obje
         {"train/loss": ([0, 1], [2.0, 1.0])},
     )
     return run_page(results(**changes), EvalSet(config, questions), Answers(rows, probabilities), origin)
-
-
-class Reader(HTMLParser):
-    """Tags that a browser would open, and the text that it would show."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        assert not any(name.startswith("on") for name, _ in attrs)
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not {"script", "style"} & set(self.open):
-            self.text += data
 
 
 def test_a_page_is_whole_and_needs_no_network() -> None:
@@ -200,7 +160,7 @@ DRAWN = {
 def test_figures_take_the_ink_of_the_page(name: str, tmp_path: Path) -> None:
     text = figures.write_figure(DRAWN[name](), tmp_path, name, "a <title>")
     root = ElementTree.fromstring(text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
-    assert root.get("aria-label") == "a <title>" and root.get("width") is None
+    assert root.get("aria-label") == "a <title>" and root.get("width") == "442"
     assert "currentColor" in text and figures.INK not in text and not re.search(r"#(?:fff|000)[^0-9a-f]", text)
     assert text == figures.write_figure(DRAWN[name](), tmp_path, name, "a <title>")  # the same bytes again
     assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

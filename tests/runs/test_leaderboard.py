@@ -81,7 +81,9 @@ HEADER = (
 
 def test_leaderboard_file(sweep: Path) -> None:
     """Validation ranks, the first job of equals first; the test accuracy does not; what did not finish comes last."""
+    (sweep / "4" / "report.html").touch()
     show_leaderboard(sweep)
+    assert '<a href="4/report.html">4</a>' in (sweep / "report.html").read_text("utf-8")
     assert (sweep / "leaderboard.csv").read_text().splitlines() == [
         HEADER,
         "1,4,finished,,0.7500,tiny_random,4,true,0.6000,1.2500,1234,5,",

@@ -30,6 +30,8 @@ COLOURS = ("#8b93a1", "#3b82f6", "#f0803c", "#12a594", "#a46ef0", "#e5484d", "#c
 """Of models in their order, the base first: readable on white and on black."""
 WIDTH = 4.6
 """Inches: at 400 pixels the text is then still 10 pixels high."""
+PIXELS = 96
+"""Of an inch on a page."""
 LABEL_WIDTH = 24
 """Characters of a row's label in one line."""
 STYLE: Any = {
@@ -68,7 +70,7 @@ def themed(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
 
 
 def to_svg(figure: Figure, title: str) -> str:
-    """SVG element without a size of its own, in which `INK` is the colour of the text around it."""
+    """SVG element as wide as it was drawn, in which `INK` is the colour of the text around it."""
     text = _saved(figure, "svg").decode("utf-8")
     text = text[text.index("<svg") :]
     opening, _, rest = text.partition(">")
@@ -77,7 +79,8 @@ def to_svg(figure: Figure, title: str) -> str:
     rest = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", rest, flags=re.DOTALL)
     rest = re.sub(r'<g id="[^"]*"', "<g", rest)  # the same names in every figure of a page
     rest = rest.replace(INK, "currentColor").replace("\n", " ")
-    return f'<svg role="img" aria-label="{escape(title)}" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]}>{rest}'
+    size = f'width="{figure.get_figwidth() * PIXELS:.0f}" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]}'
+    return f'<svg role="img" aria-label="{escape(title)}" {size}>{rest}'
 
 
 def write_figure(figure: Figure, folder: Path, name: str, title: str) -> str:

@@ -13,8 +13,6 @@ from matplotlib.figure import Figure
 
 from cyberlm.evaluation.pages.figures import to_svg
 
-REPORT = "report.html"
-"""Name of the page in the folder of a run, an evaluation or a sweep."""
 HERE = "cyberlm.evaluation.pages"
 
 

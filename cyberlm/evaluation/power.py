@@ -52,7 +52,8 @@ def planned_error(questions: int, seeds: int, variability: Variability) -> tuple
     """Standard error, and its degrees of freedom, that the difference of two methods is going to have.
 
     V_q = effect (discordance - seed_discordance (1 - 1/S)) / Q and, with several seeds, 2 seed_sd²/S besides, as in
-    `seeds.estimate`. With one seed the error is of questions alone.
+    `seeds.estimate`. With one seed the error is of questions alone. The degrees of freedom are those that the analysis
+    is going to find: V² and V_s² at what their estimates are on average, for V_s² (S + 1)/(S - 1) times the true one.
     """
     noise = variability.effect * variability.seed_discordance / questions
     share = variability.effect * variability.discordance
@@ -63,7 +64,8 @@ def planned_error(questions: int, seeds: int, variability: Variability) -> tuple
     of_seeds = variability.seed_sd**2 / seeds  # of each method
     spread = 2 * (of_seeds + noise / (2 * seeds)) ** 2 / (seeds - 1)
     variance = of_questions + 2 * of_seeds
-    return math.sqrt(variance), variance**2 / (of_questions**2 / freedom + spread)
+    found = (variance**2 + 2 * spread) / (of_questions**2 / freedom + spread * (seeds + 1) / (seeds - 1))
+    return math.sqrt(variance), found
 
 
 def powered_margin(error: float, freedom: float, claim: str) -> float:

@@ -2,6 +2,11 @@
 
 A method is trained with S seeds, and every run answers the same Q questions, which stand for all questions of their
 kind; near-duplicates are one. Outcome y of seed s and question i is modelled as μ + a_s + b_i + e_si.
+
+The reported interval is that of variance components, by Student's t (`estimate`), and the crossed bootstrap a check. By
+bench/statistics_coverage.py, for 3 and 5 seeds, the t interval of a difference holds the truth in 94 to 98 of 100. The
+bootstrap's percentiles do in 91 where three seeds decide, for draws from three have two thirds of their variance, and
+in more than 99 where seeds differ by chance alone: it counts the interaction with questions three times (Owen 2007).
 """
 
 import math
@@ -14,7 +19,7 @@ from scipy.stats import t as student
 
 from cyberlm.evaluation.intervals import Z95, wilson
 from cyberlm.evaluation.outcomes import Clusters, FloatArray, cluster_sums
-from cyberlm.evaluation.paired_tests import ROUNDING, mcnemar
+from cyberlm.evaluation.paired_tests import mcnemar, mean_error
 
 RESAMPLES_AT_ONCE = 500
 """Of the bootstrap: a block of cluster counts takes 500 x clusters x 8 bytes."""
@@ -122,7 +127,7 @@ def estimate(methods: Sequence[FloatArray], weights: Sequence[float], clusters: 
 
     V = V_q + max(0, Σ w² (V_s - V_e)). V_q is the cluster-robust variance of the mean over questions of the weighted
     sum; V_s and V_e are those of `seed_variances`: V_q holds V_e already. Degrees of freedom are Satterthwaite's (1946,
-    Biometrics Bulletin 2:110): V² / (V_q²/f_q + Σ w⁴ V_s²/(S - 1)), f_q as in `paired_tests.mean_difference_test`;
+    Biometrics Bulletin 2:110): V² / (V_q²/f_q + Σ w⁴ V_s²/(S - 1)), f_q that of `paired_tests.mean_error`;
     seeds count in them where they add to V, and they are no fewer than the fewest of the parts'. A method with one run
     has no V_s: the error is then of this run alone.
 
@@ -141,12 +146,12 @@ def estimate(methods: Sequence[FloatArray], weights: Sequence[float], clusters: 
             seeds, interaction = seed_variances(rows, clusters)
             of_seeds += weight**2 * (seeds - interaction)
             spread += (weight**2 * seeds) ** 2 / (rows.shape[0] - 1)
-    of_questions, freedom = _question_variance(profile, clusters)
+    error, freedom = mean_error(profile, clusters) or (1 / cluster_sums(profile, clusters).size, 2.0)
     if of_seeds <= 0:
-        return Estimate(float(profile.mean()), math.sqrt(of_questions), freedom)
-    variance = of_questions + of_seeds
+        return Estimate(float(profile.mean()), error, freedom)
+    variance = error**2 + of_seeds
     fewest = min(freedom, *(len(rows) - 1 for rows in methods if len(rows) > 1))
-    freedom = max(fewest, variance**2 / (of_questions**2 / freedom + spread))
+    freedom = max(fewest, variance**2 / (error**4 / freedom + spread))
     return Estimate(float(profile.mean()), math.sqrt(variance), freedom)
 
 
@@ -163,18 +168,6 @@ def seed_variances(rows: FloatArray, clusters: Clusters = None) -> tuple[float, 
     totals = cluster_sums(residuals.T, clusters)  # (G, S)
     robust = len(totals) / max(1, len(totals) - 1) / size**2
     return float(means.var(ddof=1)) / seeds, robust * float((totals**2).sum()) / (seeds * (seeds - 1))
-
-
-def _question_variance(profile: FloatArray, clusters: Clusters) -> tuple[float, float]:
-    """Cluster-robust variance of the profile's mean, and its degrees of freedom, at least 1."""
-    sums = cluster_sums(profile - profile.mean(), clusters)  # (G,)
-    count = sums.size
-    if count == 1 or np.abs(sums).max() <= ROUNDING * np.abs(profile).sum():
-        return count**-2.0, 2.0
-    squares = float((sums**2).sum())
-    kurtosis = count * float((sums**4).sum()) / squares**2
-    freedom = min(count - 1.0, 2 * count / (kurtosis - 1)) if kurtosis > 1 else count - 1.0
-    return count / (count - 1) * squares / profile.size**2, max(1.0, freedom)
 
 
 def method_mean(method: str, rows: FloatArray, clusters: Clusters = None) -> MethodMean:

@@ -42,7 +42,8 @@ def test_error_of_five_seeds_worked_by_hand() -> None:
     error, freedom = planned_error(2000, 5, SMALL)
     assert error**2 == pytest.approx(2.64e-5)
     of_seeds = 0.004**2 / 5 + 0.025 / 2000 / 5
-    assert freedom == pytest.approx(2.64e-5**2 / (2e-5**2 / 320 + 2 * of_seeds**2 / 4))
+    spread = 2 * of_seeds**2 / 4
+    assert freedom == pytest.approx((2.64e-5**2 + 2 * spread) / (2e-5**2 / 320 + spread * 6 / 4))
 
 
 def test_needed_numbers_are_the_fewest() -> None:

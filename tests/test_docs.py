@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 from pathlib import Path
 from types import ModuleType
 
@@ -70,3 +71,13 @@ def test_architecture_names_the_line_where_each_thing_is():
         if int(number) not in found:
             wrong.append(f"{path}#L{number} is not {name}: it is in line {found or 'none'}")
     assert not wrong
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb's own package
+def test_the_workspace_of_wandb_can_be_made() -> None:
+    """It is saved by wandb's server alone."""
+    pytest.importorskip("wandb_workspaces")
+    made = runpy.run_path(str(ROOT / "docs" / "wandb_workspace.py"))["workspace"]("us", "mine")
+    text = made._to_model().model_dump_json(by_alias=True)
+    for name in ("val/option_nll", "train/gradient_norm", "reliability_table", "confusion_of_letters/tuned_table"):
+        assert name in text

@@ -1,6 +1,7 @@
 """The questions that all models of an evaluation answer."""
 
 import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from cyberlm.config.schema import OptionScore, Protocol, RootConfig
 from cyberlm.data.splits import near_duplicate_clusters
 from cyberlm.evaluation.outcomes import IntArray
 from cyberlm.tasks.task import Example
+
+FREE_LICENCE = re.compile(r"(?i)(apache|mit|bsd|cc0|cc[- ]by(?!.*\b(nc|nd)\b)|odc|odbl|pddl|unlicense|public domain)\b")
+"""Licences under which questions may be shown to others. `unknown` and `none stated` are none of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,11 @@ class EvalSet:
     def options_shown(self) -> bool:
         """True if the prompt shows the options; without them a completion cannot be matched to an option."""
         return self.config.prompt.show_options
+
+    @property
+    def shows_text(self) -> bool:
+        """True if the licence of the questions allows to show their text, and what models make of it, to others."""
+        return bool(FREE_LICENCE.match(self.config.data.licence))
 
     @property
     def option_score(self) -> OptionScore:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import hydra
 from hydra.errors import HydraException
@@ -18,6 +17,7 @@ from cyberlm.config.saved import hash_of, settings_of
 from cyberlm.config.schema import ModelSource, Monitor, Report, RootConfig, TrainConfig
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.splits import SPLIT_MANIFEST, Split
+from cyberlm.evaluation.charts import charts_of
 from cyberlm.evaluation.comparison import compare_all
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import compute_metrics
@@ -34,10 +34,7 @@ from cyberlm.runtime.progress import say
 from cyberlm.runtime.redaction import redact
 from cyberlm.runtime.signals import Stopped
 from cyberlm.tasks.prompts import Prompt
-from cyberlm.tasks.task import LETTERS, Example
 from cyberlm.training import loggers as experiment_loggers
-
-SAMPLE_PREDICTIONS = 32
 
 
 class Clock:
@@ -194,7 +191,9 @@ def conclude(
     if models:
         write_models(folder, models, as_parquet=eval_set.config.evaluation.parquet)
     write_run_page(folder, results, eval_set, models)
-    experiment_loggers.log_results(loggers, flat_figures(results), sample_rows(eval_set.questions, models))
+    charts = list(charts_of(eval_set, models)) if loggers and models else []
+    page = folder / "report.html"
+    experiment_loggers.log_results(loggers, flat_figures(results), charts, page if page.is_file() else None)
     show = print_results if eval_set.config.report is Report.full else print_summary
     show(results, folder)
 
@@ -221,16 +220,3 @@ def flat_figures(results: Results) -> dict[str, float]:
     if results.objective is not None:
         flat[f"val/best_{results.monitor or Monitor.accuracy.name}"] = results.objective
     return flat
-
-
-def sample_rows(questions: Sequence[Example], models: Mapping[str, Predictions]) -> list[dict[str, Any]]:
-    """The first questions with what each model answered, for a table."""
-    rows = []
-    for k, question in enumerate(questions[:SAMPLE_PREDICTIONS]):
-        row: dict[str, Any] = {"question": question.question, "gold": f"{question.letter}) {question.answer}"}
-        for name, given in models.items():
-            row[f"{name} choice"] = LETTERS[given.test[k].choice]
-            row[f"{name} right"] = given.test[k].correct
-            row[f"{name} generated"] = given.test[k].generated
-        rows.append(row)
-    return rows

@@ -11,8 +11,11 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from omegaconf import OmegaConf
 
+from cyberlm.evaluation.charts import Chart
 from cyberlm.runtime import distributed
 from cyberlm.runtime.cache import writable
 from cyberlm.runtime.errors import ConfigError, Problem
@@ -21,6 +24,14 @@ from cyberlm.runtime.progress import say
 from cyberlm.runtime.redaction import redact, redact_values
 
 WANDB_INIT_SECONDS = 20.0
+STEP = "trainer/global_step"
+"""Name of the optimizer step in what Lightning's WandbLogger logs."""
+WANDB_CHARTS = {
+    "bars": ("wandb/bar/v0", ("label", "value")),
+    "confusion": ("wandb/confusion_matrix/v1", ("Actual", "Predicted", "nPredictions")),
+    "lines": ("wandb/lineseries/v0", ("step", "lineKey", "lineVal")),
+}
+"""wandb's own charts by kind, with the names that they give to the columns."""
 CALLED_BY_LIGHTNING = ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize")
 
 
@@ -64,7 +75,7 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
     if wandb.run is not None:  # left by a run before this one in the same process
         wandb.finish()
     settings: dict[str, Any] = {
-        **{"project": project, "group": group, "entity": entity, "name": _run_name(save_dir, group)},
+        **{"project": project, "group": group, "entity": entity, "name": _run_name(save_dir)},
         "id": hashlib.sha256(str(Path(save_dir).resolve()).encode()).hexdigest()[:12],
         **{"save_dir": save_dir, "log_model": False, "resume": "allow"},
         "settings": wandb.Settings(  # wandb would keep the command line and the repository's address, with any secret
@@ -82,9 +93,7 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
     if mode == "online":
         try:
             if wandb.login(prompt=False, verify=False):
-                logger = WandbLogger(**settings)
-                _ = logger.experiment  # opened now, so that a network that fails is known now
-                return logger
+                return _with_axes(WandbLogger(**settings))  # opened now, so that a network that fails is known now
         except (wandb.errors.CommError, wandb.errors.UsageError) as error:
             reason = str(error).partition("\n")[0]
             say(f"wandb cannot be used online ({redact(reason)}); logging offline.")
@@ -92,12 +101,29 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
     logger = WandbLogger(**settings, mode="offline")
     folder = Path(logger.experiment.dir).parent
     say(f"wandb is offline. To send this run later: wandb login; wandb sync {shlex.quote(str(folder))}")
+    return _with_axes(logger)
+
+
+def _with_axes(logger: WandbLogger) -> WandbLogger:
+    """Opens a run whose curves go by optimizer step, and whose summary holds the best validation figures."""
+    for name in ("train/*", "val/*"):
+        logger.experiment.define_metric(name, step_metric=STEP)
+    for name, best in {"val/option_nll": "min", "val/nll": "min", "val/accuracy": "max"}.items():
+        logger.experiment.define_metric(name, step_metric=STEP, summary=best)
     return logger
 
 
-def _run_name(save_dir: str, group: str | None) -> str:
-    folder = Path(save_dir)
-    return f"{group}/{folder.name}" if group else folder.name
+def _run_name(save_dir: str) -> str:
+    """The folder's name; of a sweep's job with the overrides that are its own, for example `3 rank=8 seed=1`."""
+    folder = Path(save_dir).absolute()
+    sweep = next((parent for parent in folder.parents if (parent / "multirun.yaml").is_file()), None)
+    if sweep is None:
+        return folder.name
+    given = OverridesParser.create().parse_overrides(list(OmegaConf.load(sweep / "multirun.yaml").hydra.overrides.task))
+    shared = {override.get_key_element() for override in given if not override.is_sweep_override()} | {"group"}
+    typed = (str(item).partition("=") for item in OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    own = [(key, value) for key, _, value in typed if key not in shared]
+    return " ".join([folder.name, *(f"{key.rpartition('.')[2]}={value}" for key, value in own)])
 
 
 def tensorboard_logger(save_dir: str) -> TensorBoardLogger:
@@ -111,7 +137,7 @@ def mlflow_logger(save_dir: str, experiment_name: str, tracking_uri: str, group:
     _require("mlflow", "mlflow")
     return MLFlowLogger(
         experiment_name=experiment_name,
-        run_name=_run_name(save_dir, group),
+        run_name=_run_name(save_dir),
         tracking_uri=tracking_uri,
         tags={"sweep": group} if group else None,
         log_model=False,
@@ -205,23 +231,52 @@ def log_config(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
         logger.log_hyperparams(redact_values(config))
 
 
-def log_results(loggers: Sequence[Logger], metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Final figures to every logger, and a table of sample predictions to wandb."""
+def log_results(
+    loggers: Sequence[Logger], metrics: Mapping[str, float], charts: Sequence[Chart], page: Path | None = None
+) -> None:
+    """Final figures to every logger, and charts and the page to those that can hold them.
+
+    Args:
+        page: report.html, where there is one.
+    """
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            attempt(logger, _wandb_results, logger, metrics, rows)
-        else:
-            logger.log_metrics(dict(metrics))
+        attempt(logger, _log_results, logger, metrics, charts, page)
 
 
-def _wandb_results(logger: WandbLogger, metrics: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> None:
+def _log_results(logger: Logger, metrics: Mapping[str, float], charts: Sequence[Chart], page: Path | None) -> None:
+    if isinstance(logger, WandbLogger):
+        logger.experiment.summary.update(dict(metrics))
+        _to_wandb(logger.experiment, charts, page)
+        return
+    logger.log_metrics(dict(metrics))
+    if isinstance(logger, TensorBoardLogger):
+        for chart in charts:
+            lines = [chart.columns, ["---"] * len(chart.columns), *chart.rows]
+            text = "\n".join(" | ".join(str(cell).replace("|", "\\|") for cell in line) for line in lines)
+            logger.experiment.add_text(chart.name, text)
+    elif isinstance(logger, MLFlowLogger):
+        for chart in charts:
+            columns = {name: [row[k] for row in chart.rows] for k, name in enumerate(chart.columns)}
+            logger.experiment.log_table(logger.run_id, columns, f"charts/{chart.name}.json")
+        if page is not None:
+            logger.experiment.log_artifact(logger.run_id, str(page))
+
+
+def _to_wandb(run: Any, charts: Sequence[Chart], page: Path | None) -> None:
     import wandb
 
-    run = logger.experiment
-    run.summary.update(dict(metrics))
-    if rows:
-        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-        run.log({"predictions": table})
+    for chart in charts:
+        table = wandb.Table(columns=list(chart.columns), data=[list(row) for row in chart.rows])
+        drawn: wandb.Table | wandb.plot.CustomChart = table
+        if chart.kind in WANDB_CHARTS:
+            name, fields = WANDB_CHARTS[chart.kind]
+            axes = dict(zip(fields, chart.columns, strict=False))  # bars have a third column, for the reader
+            drawn = wandb.plot_table(name, table, axes, {"title": chart.name, "xname": chart.columns[0]})
+        run.log({chart.name: drawn})
+    if page is not None:
+        artifact = wandb.Artifact(f"report-{run.id}", type="report")
+        artifact.add_file(str(page))
+        run.log_artifact(artifact)
 
 
 def finish(loggers: Sequence[Logger], succeeded: bool) -> None:

@@ -310,7 +310,11 @@ def test_sweep_outlives_a_killed_job(tmp_path: Path) -> None:
     runs = {job: wandb_run(folder / job) for job in ("0", "2", "3")}
     assert len({run["id"] for run in runs.values()}) == 3
     assert {run["group"] for run in runs.values()} == {"sweep"}
-    assert {run["name"] for run in runs.values()} == {"sweep/0", "sweep/2", "sweep/3"}
+    assert {run["name"] for run in runs.values()} == {
+        "0 method=lora rank=2",
+        "2 method=qlora rank=2",
+        "3 method=qlora rank=4",
+    }
     assert {run["exit"] for run in runs.values()} == {0}
     for job, run in runs.items():
         method = run["config"]["method"]  # type: ignore[index]

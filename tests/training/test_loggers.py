@@ -4,6 +4,7 @@ import builtins
 import getpass
 import importlib.util
 import io
+import json
 import os
 import shlex
 import shutil
@@ -23,12 +24,14 @@ from wandb_support import wandb_run
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import EvaluateConfig, TrainConfig
-from cyberlm.evaluation.results import read_status
+from cyberlm.evaluation.charts import Chart
+from cyberlm.evaluation.results import read_results, read_status
 from cyberlm.runs.train import train
 from cyberlm.runtime import progress
 from cyberlm.runtime.errors import ConfigError, Problem
 from cyberlm.training import loggers
 
+SMALL = ("data.max_train=8", "data.max_validation=4", "data.max_test=4")
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -81,10 +84,10 @@ def test_wandb_without_a_login_is_offline(
     assert (logger.experiment.project, logger.experiment.entity) == ("mine", "us")
     loggers.log_config([logger], {"method": {"lora": {"rank": 4}}})
     logger.log_metrics({"val/accuracy": 0.5}, step=1)
-    loggers.log_results([logger], {"test/accuracy": 0.25}, [{"question": "q", "right": True}])
+    loggers.log_results([logger], {"test/accuracy": 0.25}, [Chart("predictions", "table", ("right",), [(True,)])])
     loggers.finish([logger], succeeded=True)
     run = written(folder)
-    assert (run["group"], run["name"], run["exit"]) == ("sweep", f"sweep/{folder.name}", 0)
+    assert (run["group"], run["name"], run["exit"]) == ("sweep", folder.name, 0)
     assert run["config"]["method"] == {"lora": {"rank": 4}}  # type: ignore[index]
     told, _, command = shown.getvalue().partition("; ")
     assert told == "wandb is offline. To send this run later: wandb login"
@@ -98,6 +101,52 @@ def test_wandb_run_that_failed_is_marked(shown: io.StringIO, tmp_path: Path) -> 
     run = written(tmp_path / "run")
     assert (run["group"], run["name"], run["exit"]) == ("", "run", 1)
     assert wandb.run is None
+
+
+def test_a_whole_run_is_read_back_from_the_offline_file(shown: io.StringIO, tmp_path: Path) -> None:
+    """Every curve by optimizer step, every chart, the table of predictions and the page."""
+    folder = tmp_path / "run"
+    config = config_of(*SMALL, "trainer.max_epochs=2", "evaluation.generate=true", "evaluation.max_new_tokens=2")
+    target = "cyberlm.training.loggers.wandb_logger"
+    config.logger = {"wandb": {"_target_": target, "save_dir": str(folder), "project": "cyberlm"}}
+    train(config, folder)
+    run: dict[str, Any] = written(folder)
+
+    assert run["axes"]["train/*"] == run["axes"]["val/*"] == run["axes"]["val/accuracy"] == "trainer/global_step"
+    assert (run["best"]["val/option_nll"], run["best"]["val/accuracy"]) == (["min"], ["max"])
+    for name in ("loss", "gradient_norm", "learning_rate", "tokens_per_second", "peak_memory_gib"):
+        assert len(run["history"][f"train/{name}"]) == 2, name
+    for name in ("option_nll", "accuracy", "nll"):
+        assert len(run["history"][f"val/{name}"]) == 2, name
+    assert run["history"]["trainer/global_step"][:4] == [0, 0, 1, 1]
+
+    assert run["plots"] == {
+        **dict.fromkeys(("confusion_of_letters/base", "confusion_of_letters/tuned"), "wandb/confusion_matrix/v1"),
+        **dict.fromkeys(("accuracy_by_topic/base", "accuracy_by_topic/tuned"), "wandb/bar/v0"),
+        "reliability": "wandb/lineseries/v0",
+    }
+    names = [*(f"{name}_table" for name in run["plots"]), "predictions"]
+    (files,) = folder.glob("wandb/offline-run-*/files")
+    tables = {name: json.loads((files / run["history"][f"{name}/path"][0]).read_text()) for name in names}
+    assert sum(cells[2] for cells in tables["confusion_of_letters/tuned_table"]["data"]) == 4
+    assert {cells[1] for cells in tables["reliability_table"]["data"]} == {"calibrated", "base", "tuned"}
+    assert {"base choice", "tuned choice", "tuned right", "tuned generated"} <= set(tables["predictions"]["columns"])
+    assert len(tables["predictions"]["data"]) == 4
+    assert ("report", ["report.html"]) in run["artifacts"].values()
+    assert run["summary"]["test/tuned/accuracy"] == read_results(folder).metrics["tuned"]["accuracy"].value
+
+
+def test_a_job_of_a_sweep_is_named_by_what_is_its_own(tmp_path: Path) -> None:
+    job = tmp_path / "sweep" / "3"
+    (job / ".hydra").mkdir(parents=True)
+    typed = (
+        "hydra: {overrides: {task: ['method.lora.rank=4,8', 'seed=1,2', data.max_train=8, evaluation.generate=false]}}"
+    )
+    (tmp_path / "sweep" / "multirun.yaml").write_text(typed)
+    overrides = ["data.max_train=8", "evaluation.generate=False", "method.lora.rank=8", "seed=1", "group=sweep"]
+    (job / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
+    assert loggers._run_name(str(job)) == "3 rank=8 seed=1"
+    assert loggers._run_name(str(tmp_path / "alone")) == "alone"
 
 
 def test_wandb_run_is_one_for_each_folder(shown: io.StringIO, tmp_path: Path) -> None:
@@ -228,8 +277,7 @@ def test_loggers_are_told_how_the_run_ended(succeeded: bool, status: str, capsys
 
 @pytest.mark.parametrize("fails", ["__init__", "experiment", "log_hyperparams", "log_metrics", "save", "finalize"])
 def test_a_logger_that_fails_fails_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: str) -> None:
-    small = ("data.max_train=8", "data.max_validation=4", "data.max_test=4", "evaluation.generate=false")
-    config = config_of(*small)
+    config = config_of(*SMALL, "evaluation.generate=false")
     config.logger = {"mine": {"_target_": "test_loggers.Failing", "fails": fails}}
     train(config, tmp_path / "run")
     told = capsys.readouterr().out
@@ -240,13 +288,14 @@ def test_a_logger_that_fails_fails_no_run(tmp_path: Path, capsys: pytest.Capture
 
 DYING = """
 import psutil
+from cyberlm.evaluation.charts import Chart
 from cyberlm.training import loggers
 logger = loggers.lenient(loggers.wandb_logger("run", "cyberlm"))
 logger.log_metrics({"val/accuracy": 0.5}, step=1)
 for process in psutil.Process().children(recursive=True):
     process.kill()
     process.wait()
-loggers.log_results([logger], {"test/accuracy": 0.25}, [{"question": "q", "right": True}])
+loggers.log_results([logger], {"test/accuracy": 0.25}, [Chart("predictions", "table", ("right",), [(True,)])])
 loggers.finish([logger], succeeded=True)
 print("finished")
 """
@@ -266,7 +315,7 @@ def test_wandb_without_a_folder_of_its_own_stages_in_the_run(
 ) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null/wandb")
     logger = loggers.lenient(loggers.wandb_logger(str(tmp_path / "run"), "cyberlm"))
-    loggers.log_results([logger], {"test/accuracy": 0.25}, [{"question": "q", "right": True}])
+    loggers.log_results([logger], {"test/accuracy": 0.25}, [Chart("predictions", "table", ("right",), [(True,)])])
     loggers.finish([logger], succeeded=True)
     assert "has failed" not in shown.getvalue()
     assert list((tmp_path / "run" / "wandb" / "artifacts" / "staging").iterdir())

@@ -1,6 +1,5 @@
 """The questions of an evaluation that tell the most: gained, lost, and answered wrong with confidence."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,6 @@ from cyberlm.evaluation.records import PairComparison
 from cyberlm.tasks.task import LETTERS, Example
 
 MOST_SHOWN = 20
-FREE_LICENCE = re.compile(r"(?i)(apache|mit|bsd|cc0|cc[- ]by(?!.*\b(nc|nd)\b)|odc|odbl|pddl|unlicense|public domain)\b")
-"""Licences under which questions may be shown to others. `unknown` and `none stated` are none of them."""
 
 Rows = Mapping[str, Prediction]
 Probabilities = Mapping[str, FloatArray]

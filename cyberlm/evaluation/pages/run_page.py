@@ -9,7 +9,7 @@ from cyberlm.evaluation.metrics.metric import Metric, Place
 from cyberlm.evaluation.outcomes import FloatArray, choices, golds, right
 from cyberlm.evaluation.pages import figures
 from cyberlm.evaluation.pages.learning_curves import panels_of
-from cyberlm.evaluation.pages.questions import FREE_LICENCE, ShownQuestion, informative_questions
+from cyberlm.evaluation.pages.questions import ShownQuestion, informative_questions
 from cyberlm.evaluation.pages.rendering import Cell, Picture, Table, picture, render
 from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, OUTCOMES, Prediction
 from cyberlm.evaluation.records import PairComparison, Results
@@ -58,8 +58,6 @@ class Answers:
 def run_page(results: Results, eval_set: EvalSet, answers: Answers, origin: Origin) -> str:
     """Renders report.html of a run or an evaluation."""
     topics = _topics(results, eval_set, answers)
-    licence = eval_set.config.data.licence
-    shows_text = bool(FREE_LICENCE.match(licence))
     tuned = "" if results.method == "none" else f", {results.method}"
     return render(
         "run.html",
@@ -78,9 +76,9 @@ def run_page(results: Results, eval_set: EvalSet, answers: Answers, origin: Orig
         pictures=_pictures(results, eval_set, answers, origin, topics),
         topics=_topic_table(topics, list(answers.rows)),
         cost=cost_rows(results, results.cost) if results.cost else {},
-        questions=_questions(results, eval_set, answers, shows_text),
-        licence=licence,
-        shows_text=shows_text,
+        questions=_questions(results, eval_set, answers),
+        licence=eval_set.config.data.licence,
+        shows_text=eval_set.shows_text,
         settings=Table(["setting", "here", "default"], origin.changed),
         provenance=results.provenance,
     )
@@ -238,7 +236,7 @@ def _letters(answers: Answers) -> Picture:
     return picture(figures.letters(counts), "Letters", caption)
 
 
-def _questions(results: Results, eval_set: EvalSet, answers: Answers, shows_text: bool) -> list[ShownQuestion]:
+def _questions(results: Results, eval_set: EvalSet, answers: Answers) -> list[ShownQuestion]:
     """The most informative ones; a completion is read as a letter only where the options were shown."""
     if not answers.rows:
         return []
@@ -248,5 +246,5 @@ def _questions(results: Results, eval_set: EvalSet, answers: Answers, shows_text
         name: {row.id: own for row, own in zip(given, answers.probabilities[name], strict=True)}
         for name, given in answers.rows.items()
     }
-    shown = texts if shows_text else None
+    shown = texts if eval_set.shows_text else None
     return informative_questions(shown, rows, probabilities, _pair(results), reads_letters=eval_set.options_shown)

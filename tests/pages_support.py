@@ -4,10 +4,17 @@ import itertools
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
+from results_support import results
+from support import config_of
+
 from cyberlm.evaluation.equivalence import Claim
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.pages.run_page import Answers, Origin, run_page
 from cyberlm.evaluation.pages.sweep_page import Sweep
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.study import Curve, Figure, Study, StudyComparison, StudyCost, StudyJob, StudyRow, TunedRate
+from cyberlm.tasks.task import Example
 
 SCRIPT = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
 
@@ -19,6 +26,26 @@ def prediction(number: int, choice: int, topic: str = "") -> Prediction:
     return Prediction(
         name, name, 0, 4, log_probs, (1,) * 4, (1,) * 4, choice, 1.0, f"{SCRIPT} B", choice, "A", "0" * 16, topic
     )
+
+
+def page(licence: str = "Apache-2.0", topic: str = "Ports: 443", **changes: object) -> str:
+    """Of nine questions: `PAIR` says that the first two were lost, the next six gained."""
+    config = config_of("data=sample")
+    config.data.licence = licence
+    questions = [Example(f"q:{k}", f"{SCRIPT} number {k}?", (SCRIPT, "two", "three", "four"), 0) for k in range(1, 10)]
+    rows = {
+        "base": [prediction(k, int(k > 2), topic) for k in range(1, 10)],
+        "tuned": [prediction(k, int(k in (1, 2, 9)), "Cloud" if k % 2 else topic) for k in range(1, 10)],
+    }
+    scores = {name: np.exp([row.option_logprobs for row in given]) for name, given in rows.items()}
+    probabilities = {name: of / of.sum(axis=1, keepdims=True) for name, of in scores.items()}
+    origin = Origin(
+        f"a <folder> of {SCRIPT}",
+        "python train.py data=sample",
+        [("seed", "1", "0")],
+        {"train/loss": ([0, 1], [2.0, 1.0])},
+    )
+    return run_page(results(**changes), EvalSet(config, questions), Answers(rows, probabilities), origin)
 
 
 class Reader(HTMLParser):

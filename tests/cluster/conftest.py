@@ -80,7 +80,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
     Their names do not resolve, as those of a real cluster do: MASTER_ADDR stands in.
     """
-    from cluster_support import install, wait_for
+    from cluster_support import wait_for
+    from debian import install
 
     if os.geteuid():
         pytest.skip("Slurm's daemons want root")

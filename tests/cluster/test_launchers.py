@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_support import EVALUATE, ROOT, TORCHRUN, TRAIN, answers, environment, install, once, run, whole
+from cluster_support import EVALUATE, ROOT, TORCHRUN, TRAIN, answers, environment, once, run, whole
+from debian import install
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from pages_support import SCRIPT, Reader, prediction
+from pages_support import SCRIPT, Reader, page, prediction
 from results_support import COST, PAIR, named, results, share
 from support import config_of
 
@@ -19,27 +19,6 @@ from cyberlm.evaluation.pages import figures
 from cyberlm.evaluation.pages.learning_curves import panels_of, read_curves
 from cyberlm.evaluation.pages.run_page import Answers, Origin, run_page
 from cyberlm.evaluation.records import Results
-from cyberlm.tasks.task import Example
-
-
-def page(licence: str = "Apache-2.0", topic: str = "Ports: 443", **changes: object) -> str:
-    """Of nine questions: `PAIR` says that the first two were lost, the next six gained."""
-    config = config_of("data=sample")
-    config.data.licence = licence
-    questions = [Example(f"q:{k}", f"{SCRIPT} number {k}?", (SCRIPT, "two", "three", "four"), 0) for k in range(1, 10)]
-    rows = {
-        "base": [prediction(k, int(k > 2), topic) for k in range(1, 10)],
-        "tuned": [prediction(k, int(k in (1, 2, 9)), "Cloud" if k % 2 else topic) for k in range(1, 10)],
-    }
-    scores = {name: np.exp([row.option_logprobs for row in given]) for name, given in rows.items()}
-    probabilities = {name: of / of.sum(axis=1, keepdims=True) for name, of in scores.items()}
-    origin = Origin(
-        f"a <folder> of {SCRIPT}",
-        "python train.py data=sample",
-        [("seed", "1", "0")],
-        {"train/loss": ([0, 1], [2.0, 1.0])},
-    )
-    return run_page(results(**changes), EvalSet(config, questions), Answers(rows, probabilities), origin)
 
 
 def test_a_page_is_whole_and_needs_no_network() -> None:

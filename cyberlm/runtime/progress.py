@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
@@ -112,13 +112,15 @@ def track(label: str, total: int, unit: str) -> Iterator[Advance]:
     started = last = time.monotonic()
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[rate]}", markup=False),
+        BarColumn(bar_width=12),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
         TimeElapsedColumn(),
         TextColumn("ETA", markup=False),
         TimeRemainingColumn(),
+        # the rest of the line, and no more: a narrow terminal keeps the ETA
+        TextColumn("{task.fields[rate]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
     )
-    bar = Progress(*columns, console=console) if console.is_terminal else None
+    bar = Progress(*columns, console=console, expand=True) if console.is_terminal else None
     task = bar.add_task(label, total=total, rate=unit) if bar else None
 
     def rates() -> str:
@@ -130,7 +132,7 @@ def track(label: str, total: int, unit: str) -> Iterator[Advance]:
         nonlocal done, all_tokens, last
         done, all_tokens, now = done + n, all_tokens + tokens, time.monotonic()
         if bar is not None and task is not None:
-            bar.update(task, advance=n, rate=f"{unit} {rates()} {note}".rstrip())
+            bar.update(task, advance=n, rate=", ".join(filter(None, [note, rates()])))
         elif now - last >= SECONDS_BETWEEN_LINES and done < total:
             last = now
             eta = clock((now - started) / done * (total - done)) if done else "unknown"

@@ -24,9 +24,9 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seconds
 
 
-def console_to(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> io.StringIO:
+def console_to(monkeypatch: pytest.MonkeyPatch, terminal: bool, width: int = 120) -> io.StringIO:
     screen = io.StringIO()
-    monkeypatch.setattr(progress, "console", Console(file=screen, force_terminal=terminal, width=120))
+    monkeypatch.setattr(progress, "console", Console(file=screen, force_terminal=terminal, width=width))
     return screen
 
 
@@ -51,6 +51,15 @@ def test_a_terminal_gets_a_bar(monkeypatch) -> None:
     with track("Training", 10, "questions") as advance:
         advance(10, tokens=50)
     assert "10/10" in screen.getvalue() and "ETA" in screen.getvalue()
+
+
+def test_a_narrow_terminal_keeps_the_eta_and_what_the_note_begins_with(monkeypatch) -> None:
+    screen = console_to(monkeypatch, terminal=True, width=80)
+    with track("Training", 10_000, "questions") as advance:
+        advance(10_000, tokens=1_000_000, note="loss 0.512, val 45.0%")
+    last = re.sub(r"\x1b\[[0-9;?]*\w", "", screen.getvalue()).splitlines()[-1]
+    assert re.fullmatch(r"Training .+ 10000/10000 0:00:00 ETA 0:00:00 loss 0\.512, val .+", last.strip()), last
+    assert len(last) <= 80
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (83.4, "1:23"), (4000, "1:06:40")])

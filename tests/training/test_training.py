@@ -3,6 +3,7 @@
 import copy
 import csv
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -84,14 +85,20 @@ def test_loss_curve_is_frozen(method: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_row_of_metrics_holds_all_that_is_known_at_its_step(
-    overrides: tuple[str, ...], steps: list[int], validated: list[int], tmp_path: Path
+    overrides: tuple[str, ...],
+    steps: list[int],
+    validated: list[int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Two epochs of two steps: a row for each logged step, and for each that validation follows."""
+    """Two epochs of two steps: a row for each logged step, and for each that validation follows, which is told too."""
     config = config_of("method=lora", "trainer.max_epochs=2", "optim.schedule=linear", *SHORT, *overrides)
     _, figures, _ = fit_tiny(config, short_questions(16), tmp_path)
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert [int(row["step"]) for row in rows] == steps
     assert [int(row["step"]) for row in rows if row["val/option_nll"]] == validated
+    told = re.findall(r"Validation after step (\d): accuracy .+%, option NLL \d\.\d{3}", capsys.readouterr().out)
+    assert told == [str(step + 1) for step in validated]
     for row in rows:
         assert all(row[f"train/{name}"] for name in ("loss", "gradient_norm", "learning_rate"))
         assert float(row["train/tokens_per_second"]) > 0 and float(row["train/peak_memory_gib"]) > 0

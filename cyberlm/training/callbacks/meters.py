@@ -81,7 +81,7 @@ class CostMeter(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         figures = validation_figures(trainer)
-        self.validated = f", validation accuracy {figures['accuracy']:.1%}"
+        self.validated = f", val {figures['accuracy']:.1%}"
         nll = f"option NLL {figures['option_nll']:.3f}"
         say(f"Validation after step {trainer.global_step}: accuracy {figures['accuracy']:.1%}, {nll}")
 

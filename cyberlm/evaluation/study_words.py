@@ -90,11 +90,8 @@ def planned_power(study: StudyConfig, questions: int) -> str:
     seeds, assumed = len(study.seeds), Variability(*ASSUMED)
     supported = supported_margin(questions, seeds, assumed)
     needed = needed_questions(study.margin, seeds, assumed)
-    ask = (
-        "a margin that small is not reachable"
-        if needed is None
-        else f"{100 * study.margin:g} points ask for {needed:,}"
-    )
+    points = f"{100 * study.margin:g} points"
+    ask = f"{points} are out of reach" if needed is None else f"{points} ask for {needed:,} questions"
     return (
         f"Power: where {assumed.discordance:.0%} of the answers of two methods differ, {questions:,} test questions "
         f"and {seeds} seeds show non-inferiority within {100 * supported:.1f} points 90 times in 100; {ask}"

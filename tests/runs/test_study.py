@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = (
     *("study=paper", *TINY, "data=sample", "data.size=null", "prompt=text", "prompt.show_options=true", *SHORT),
     *("data.max_train=16", "data.max_validation=8", "data.max_test=16", "evaluation.max_new_tokens=2"),
-    *("study.methods=[sft,lora]", "study.seeds=[1,2]", "study.tune_steps=1", "trainer.max_epochs=1"),
+    *("study.methods=[sft,lora]", "study.seeds=[1,2]", "study.tune_steps=1", "trainer.val_check_interval=null"),
     *("study.learning_rates={sft:[1e-3],lora:[1e-3,1e-2]}", "+study.published.lora=0.5"),
 )
 """Two methods with two seeds each, and two learning rates to choose from: six runs of seconds."""

@@ -115,7 +115,8 @@ def _pareto(study: Study, xlabel: str, cost: Callable[[StudyJob], float]) -> Fig
     base = next((row for row in study.rows if row.kind == "base" and study.outcome in row.figures), None)
     if base is not None:
         axes.axhline(base.figures[study.outcome].value, color=COLOURS[0], linewidth=1.2, label=base.name)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.08 * max(map(cost, jobs)))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     axes.set(xlabel=xlabel, ylabel=f"accuracy by {study.outcome}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1, borderpad=0)

@@ -1,4 +1,4 @@
-"""A study's table in Markdown and LaTeX: a row a model, with intervals over seeds and questions."""
+"""A study's table in Markdown and LaTeX: a column a model, with intervals over seeds and questions."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from cyberlm.runtime.progress import clock
 
 NONE = "–"
 Columns = Mapping[str, Sequence[str]]
-"""Cells from top to bottom, by heading."""
+"""By figure, a cell for each model; the models themselves come first."""
 TEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "–": "--", "−": "$-$", "<": "$<$"}
 
 
@@ -23,7 +23,7 @@ def write_table(study: Study, folder: Path) -> None:
 
 
 def table_columns(study: Study) -> dict[str, list[str]]:
-    """Columns of the table in their order; one that would be empty in each row is left out."""
+    """Figures of the table in their order; one that no model has is left out."""
     rows = study.rows
     columns = {"model": [row.name for row in rows], "seeds": [str(row.seeds) for row in rows]}
     for outcome in (GENERATION, LIKELIHOOD):
@@ -51,15 +51,15 @@ def table_notes(study: Study) -> list[str]:
 
 
 def as_markdown(columns: Columns, notes: Sequence[str]) -> str:
-    lines = [f"| {' | '.join(columns)} |", f"|---{'|---:' * (len(columns) - 1)}|"]
-    lines += [f"| {' | '.join(cells)} |" for cells in zip(*columns.values(), strict=True)]
-    return "\n".join([*lines, "", *(f"{note}  " for note in notes)]) + "\n"
+    (_, models), *figures = columns.items()
+    lines = [f"| | {' | '.join(models)} |", f"|---{'|---:' * len(models)}|"]
+    lines += [f"| {heading} | {' | '.join(cells)} |" for heading, cells in figures]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes)]) + "\n"
 
 
 def as_latex(columns: Columns, notes: Sequence[str]) -> str:
-    """A tabular in booktabs' style, turned so that it fits a page: a row a figure, a column a model."""
-    turned = list(zip(columns, columns.values(), strict=True))
-    (_, models), *figures = turned
+    """A tabular in the style of booktabs."""
+    (_, models), *figures = columns.items()
     lines = [
         r"% needs \usepackage{booktabs}",
         rf"\begin{{tabular}}{{l{'r' * len(models)}}}",

@@ -1,0 +1,84 @@
+"""A study's records and sentences, and its figures against those computed one by one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from study_support import answers, made_up_study
+
+from cyberlm.config.study import StudyConfig
+from cyberlm.evaluation.equivalence import Claim
+from cyberlm.evaluation.study import read_study, write_study
+from cyberlm.evaluation.study_analysis import analyse_all, figures_of
+from cyberlm.evaluation.study_words import findings, floor_sentence, plan_lines, planned_power
+from cyberlm.runtime.errors import RunError
+
+STUDY = made_up_study()
+CLUSTERS = np.arange(400)
+
+
+def test_study_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_study(STUDY, tmp_path)
+    assert read_study(tmp_path) == STUDY
+
+
+def test_unknown_field_is_refused(tmp_path: Path) -> None:
+    write_study(STUDY, tmp_path)
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"more": 1}))
+    with pytest.raises(RunError, match="more"):
+        read_study(tmp_path)
+    with pytest.raises(RunError, match=r"study\.json cannot be read"):
+        read_study(tmp_path / "nowhere")
+
+
+def test_figures_of_a_row() -> None:
+    row = next(row for row in answers() if row.name == "lora")
+    figures = figures_of(row.by_outcome, CLUSTERS)
+    hits, named = row.by_outcome["generation"], row.by_outcome["option_named"]
+    assert figures["generation"].by_seed == pytest.approx(hits.mean(axis=1))
+    knowledge = (hits.sum(axis=1) / named.sum(axis=1)).tolist()
+    assert figures["right_where_named"].by_seed == pytest.approx(knowledge)
+    nll = figures["gold_nll"]
+    assert nll.ci_lo is not None and nll.ci_hi is not None
+    assert nll.value == pytest.approx(row.by_outcome["gold_nll"].mean())
+    assert nll.ci_lo < nll.value < nll.ci_hi
+
+
+def test_second_base_is_a_row_and_no_method() -> None:
+    analyses = analyse_all(answers(), "sft", CLUSTERS, 0.02)
+    assert {pair.second for pair in analyses["generation"].against_base} == {"sft", "lora", "qlora"}
+    assert "gold_nll" not in analyses and "rouge1" in analyses
+
+
+def test_findings_say_what_is_shown_and_the_first_claim_that_is_not() -> None:
+    lines = findings(STUDY.rows, STUDY.comparisons, STUDY.claims, "generation")
+    lora = next(line for line in lines if line.startswith("lora: "))
+    pair = STUDY.comparison("lora", "against reference", "generation")
+    assert pair is not None
+    assert f"{100 * pair.difference:+.1f} points" in lora and f"against sft: {pair.words}." in lora
+    assert lora.count("Not shown: ") + lora.count("Not tested: ") == 1
+    assert lines[-1].startswith("Completions that name an option: base 4")
+    claims = [Claim(name, "lora", "sft", 0.01, 0.01, 0.05, True, f"{name}.") for name in ("non-inferior", "equivalent")]
+    held = next(line for line in findings(STUDY.rows, STUDY.comparisons, claims, "generation") if "lora: " in line)
+    assert held.endswith("non-inferior. equivalent.")
+
+
+def test_floors_that_are_not_passed_are_named() -> None:
+    (sentence,) = floor_sentence(STUDY.rows, {"majority letter": 0.1, "longest option": 0.2}, "generation")
+    assert sentence == "Not above the highest floor (longest option, 20.0%): base, base nf4, qlora."
+    assert floor_sentence(STUDY.rows[2:3], {"majority letter": 0.1}, "generation") == []
+    assert floor_sentence(STUDY.rows, {}, "generation") == []
+
+
+def test_plan_names_the_margin_and_what_it_asks_for() -> None:
+    study = StudyConfig(name="mine", methods=["sft", "lora"], reference="sft", seeds=[1, 2, 3], margin=0.02, tune=True)
+    study = replace(study, learning_rates={"sft": [1e-5], "lora": [1e-4, 2e-4], "qlora": [1e-4]})
+    first, second, third = plan_lines(study)
+    assert first == "Study mine: sft, lora, each with seeds 1, 2, 3, on one split and the same test set"
+    assert second == "Decided by accuracy by generation; margin 2 points against sft"
+    assert third.endswith("sft 1e-05; lora 0.0001, 0.0002")
+    assert planned_power(study, 2036).startswith("Power: where 8% of the answers of two methods differ, 2,036 test")
+    assert "out of reach" in planned_power(replace(study, margin=0.001), 400)

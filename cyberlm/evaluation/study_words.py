@@ -47,7 +47,7 @@ def findings(
 
 
 def _reasons(method: str, claims: Sequence[Claim]) -> list[str]:
-    """What is shown of a method against the reference, and the first claim that is not."""
+    """Claims about a method against the reference that hold, and the first that does not, in words."""
     own = [claim for claim in claims if claim.method == method and claim.name != ABOVE_BASE]
     failed = next((claim.reason for claim in own if not claim.holds), None)
     return [claim.reason for claim in own if claim.holds] + ([failed] if failed is not None else [])

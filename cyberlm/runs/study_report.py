@@ -13,7 +13,8 @@ from cyberlm.config.study import StudyConfig
 from cyberlm.evaluation.equivalence import StudyAnalysis
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.outcomes import FloatArray
-from cyberlm.evaluation.pages.study_figures import write_study_figures
+from cyberlm.evaluation.pages.study_figures import CAPTIONS, write_study_figures
+from cyberlm.evaluation.pages.study_page import study_page
 from cyberlm.evaluation.pages.table import write_table
 from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.results import read_models, read_results
@@ -32,6 +33,7 @@ from cyberlm.evaluation.study_words import findings, floor_sentence, found_power
 from cyberlm.runs.eval_set import saved_eval_set
 from cyberlm.runs.study_jobs import Job, state_of, tuning_jobs
 from cyberlm.runtime.errors import Problem, RunError
+from cyberlm.runtime.files import write_text
 from cyberlm.runtime.progress import say
 from cyberlm.runtime.signals import typed_command
 
@@ -91,7 +93,8 @@ def conclude_study(
     )
     write_study(found, folder)
     write_table(found, folder)
-    write_study_figures(found, folder)
+    figures = write_study_figures(found, folder)
+    write_text(folder / "study.html", study_page(found, figures, CAPTIONS))
     for sentence in (*found.findings, *found.power, *found.notes):
         say(sentence, wrap=True)
     say(f"Files: {folder}")
@@ -115,7 +118,7 @@ def _check_split(finished: Sequence[Finished]) -> None:
 
 
 def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, tuning: Sequence[TunedRate]) -> Study:
-    """What the finished jobs say; their list and what is missing come later."""
+    """Findings of the finished jobs; the list of jobs and what is missing come later."""
     answers = _answers(study, finished)
     rows = tuple(_row(row, study, finished, context) for row in answers)
     analyses = _analyses(study, answers, context)

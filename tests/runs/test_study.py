@@ -98,7 +98,14 @@ def test_study_runs_each_job_once_and_writes_its_files(finished: tuple[Bench, St
         ("sft", "method", 2),
         ("lora", "method", 2),
     ]
-    for name in ("table.md", "table.tex", "figures/differences.svg", "figures/differences.png", "multirun.yaml"):
+    for name in (
+        "study.html",
+        "table.md",
+        "table.tex",
+        "figures/differences.svg",
+        "figures/differences.png",
+        "multirun.yaml",
+    ):
         assert (bench.folder / name).stat().st_size > 100, name
 
 

@@ -331,6 +331,7 @@ class States(L.Callback):
         self.folder, self.copied = folder, copied
         self.uint8 = self.paged = 0.0
         self.held = 0
+        self.live: list[tuple[int, str]] = []
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.copied is not None and batch_idx == STEPS_BEFORE:
@@ -343,14 +344,27 @@ class States(L.Callback):
         self.paged = sum(bool(getattr(state, "is_paged", False)) for state in states) / len(states)
         on_gpu = pl_module.device.type == "cuda"
         gc.collect()
+        self.live = live_tensors() if on_gpu else []
         self.held = torch.cuda.memory_allocated() if on_gpu else sum(state.nbytes for state in states)
+
+
+def live_tensors() -> list[tuple[int, str]]:
+    """Bytes and kind of what lies on the GPU, the ten largest sums: what a difference of memory is made of."""
+    seen: dict[int, Tensor] = {}
+    for thing in gc.get_objects():
+        if type(thing) in (Tensor, torch.nn.Parameter) and thing.is_cuda:
+            seen.setdefault(thing.untyped_storage().data_ptr(), thing)
+    kinds: Counter[str] = Counter()
+    for tensor in seen.values():
+        kinds[f"{tensor.dtype} {tuple(tensor.shape)} {type(tensor).__name__}"] += tensor.untyped_storage().nbytes()
+    return [(size, kind) for kind, size in kinds.most_common(10)]
 
 
 def step_7(report: Report, options: Any) -> None:
     """Full fine-tuning with 8-bit AdamW states, and the same resumed: states stay 8-bit, and paged ones paged."""
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # as train.py sets it for trainer.deterministic
     first, again, apart = trained_twice(options, "adamw_8bit")
-    report.detail(held={"first": first.held, "resumed": again.held})
+    report.detail(held={"first": first.held, "resumed": again.held}, live={"first": first.live, "resumed": again.live})
     report.tell(uint8=first.uint8, uint8_resumed=again.uint8)
     report.tell(memory_off=abs(again.held / first.held - 1), losses_apart=apart)
     if options.device != "cuda":
@@ -433,7 +447,7 @@ class SyncCounter:
         self.catcher.__exit__(None, None, None)
 
     def _warned(self, message: Any, *unused: Any, **also: Any) -> None:
-        if "synchronizing" in str(message):
+        if "called a synchronizing" in str(message):  # and not the advice that this mode is a prototype
             self.note("wait")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from gpu_accept import STEPS, Report
-from gpu_training import OUR_ARMS, TRL_ARMS
+from gpu_training import TRL_ARMS
 from measure import BENCH, ROOT, python_path
 
 KILL_AT = "CYBERLM_BENCH_KILL_AT"
@@ -161,11 +161,14 @@ def step_6(report: Report, options: Any) -> None:
 
 
 def step_9(report: Report, options: Any) -> None:
-    """cyberlm alone, LoRA then QLoRA, all layouts, with the ten largest operations of one step."""
-    sides = ["cyberlm", *([] if options.device == "cpu" else OUR_ARMS[:3])]
-    train(report, options, tell_of_shape, "--methods", "lora", "qlora", "--sides", *sides, "--profile")
+    """cyberlm alone, with Liger's kernels and without; the ten largest operations of one step."""
+    sides = ["cyberlm"] if options.device == "cpu" else ["cyberlm", "cyberlm_liger"]
+    given = ("--methods", "lora", "qlora", "--layouts", "packed", "cybermetric_32", "--sides", *sides, "--profile")
     if options.device == "cpu":
+        liger = [name for name in STEPS[9].limits if "_liger_" in name]
+        report.skip("Liger's kernels need a GPU", *liger)
         report.skip("the peak of a CPU is not known here", "lora_packed_mfu", "qlora_packed_mfu")
+    train(report, options, tell_of_shape, *given)
 
 
 def step_10(report: Report, options: Any) -> None:
@@ -197,14 +200,14 @@ def train(report: Report, options: Any, tell: Any, *given: str) -> None:
 
 def tell_of_shape(report: Report, measured: dict[str, Any]) -> None:
     for name, summary in measured.items():
-        found, key = summary["cyberlm"], name.replace(" ", "_")
-        figures = {"questions_a_second": found.get("questions_per_second"), "mfu": found.get("mfu")}
-        for what, values in figures.items():
-            if values and f"{key}_{what}" in STEPS[9].limits:
-                report.tell(**{f"{key}_{what}": sorted(values)[len(values) // 2]})
-        for what, kind in (("gib", "allocated"), ("gib_reserved", "reserved")):
-            if "gib" in found and f"{key}_{what}" in STEPS[9].limits:
-                report.tell(**{f"{key}_{what}": found["gib"][kind]})
+        for side, found in summary.items():
+            key = name.replace(" ", "_") + side.removeprefix("cyberlm")
+            rates = {"questions_a_second": found.get("questions_per_second"), "mfu": found.get("mfu")}
+            figures = {what: sorted(values)[len(values) // 2] for what, values in rates.items() if values}
+            if "gib" in found:
+                figures |= {"gib": found["gib"]["allocated"], "gib_reserved": found["gib"]["reserved"]}
+            known = {f"{key}_{what}": value for what, value in figures.items()}
+            report.tell(**{what: value for what, value in known.items() if what in STEPS[9].limits})
 
 
 def tell_of_ratios(report: Report, measured: dict[str, Any]) -> None:

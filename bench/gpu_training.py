@@ -58,9 +58,9 @@ SHARED_TOKENS = 40
 """What CyberMetric questions of one prompt begin with: system message and role headers."""
 SAME_LOSS = 0.02
 OURS = "cyberlm"
-OUR_ARMS = ("cyberlm_whole", "cyberlm_peft", "cyberlm_liger", "cyberlm_compiled")
-"""cyberlm without its shared beginning; with PEFT's own layers; with Liger's norms, rotation and SwiGLU; and with
-PEFT's own layers in blocks that torch.compile compiles: what each of them changes."""
+OUR_ARMS = ("cyberlm_peft", "cyberlm_liger", "cyberlm_compiled")
+"""cyberlm with PEFT's own layers; with Liger's kernels; and with PEFT's own layers in blocks that torch.compile
+compiles: what each of them changes."""
 TRL_ARMS: dict[str, dict[str, Any]] = {
     "trl": {},
     "trl_no_checkpointing": {"gradient_checkpointing": False},
@@ -182,10 +182,8 @@ def take_turns(options: Any, workers: dict[str, measure.Worker], method: str, la
         except RuntimeError as error:  # the worker died: the other sides go on
             return {"error": str(error)[-2000:]}
 
-    # rows of one length need no grouping and begin with nothing in common; checkpointing allows no cache
-    needless = {"trl_by_length", "cyberlm_whole"} if layout == "packed" else set()
-    needless |= {"cyberlm_whole"} if RECOMPUTES[method] else set()
-    sides = {side: lambda side=side: turn(side) for side in workers if side not in needless}
+    alike = layout == "packed"  # rows of one length need no grouping
+    sides = {side: lambda side=side: turn(side) for side in workers if not (alike and side == "trl_by_length")}
     return measure.interleave(sides, options.pairs, lambda text: print(f"{method} {layout}, {text}", flush=True))
 
 
@@ -458,16 +456,14 @@ def cyberlm_trains(options: Any, order: dict[str, Any], examples: list[Example],
 
 def change(side: str, loaded: Any) -> None:
     """Makes cyberlm's model that of one of `OUR_ARMS`."""
-    if side == "cyberlm_whole":
-        loaded.reach = 0
+    from cyberlm.models.liger import choose_kernels
+
     if side in ("cyberlm_peft", "cyberlm_compiled"):
         for module in loaded.model.modules():
             if type(module).__name__.startswith("FusedLora"):
                 module.__class__ = type(module).__bases__[0]
     if side == "cyberlm_liger":
-        from liger_kernel.transformers import apply_liger_kernel_to_llama
-
-        apply_liger_kernel_to_llama(fused_linear_cross_entropy=False, model=loaded.causal)
+        choose_kernels(loaded.causal, liger=True)
     if side == "cyberlm_compiled":
         for layer in loaded.backbone.layers:
             layer.compile()

@@ -391,3 +391,6 @@ def _strategy_problems(config: TrainConfig) -> Iterator[Problem]:
         yield Problem(f"trainer.strategy=fsdp2 with optim.name={config.optim.name.name}", "adamw", "optim=adamw")
     if lora is not None and lora.use_dora:
         yield Problem("trainer.strategy=fsdp2 with method.lora.use_dora=true", fix, fix)
+    if config.model.use_liger_kernel:
+        fix = "model.use_liger_kernel=false"
+        yield Problem("trainer.strategy=fsdp2 with model.use_liger_kernel=true", fix, fix)

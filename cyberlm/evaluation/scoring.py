@@ -16,7 +16,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from cyberlm.data.batches import ScoringBatch, pad_right
 from cyberlm.models.loaded import LoadedModel
-from cyberlm.models.prefix_cache import encode_prefix, shared_length
+from cyberlm.models.prefix_cache import encode_prefix, saves_enough, shared_length
 
 SHARE_ALIVE = 0.75
 """Largest share of unfinished rows at which finished ones leave the batch; that copies keys and values."""
@@ -34,10 +34,10 @@ def option_log_probs(loaded: LoadedModel, batch: ScoringBatch) -> Tensor:
         (B, K) float32; -inf for rows of padding.
     """
     one_token_each = batch.option_ids.shape[2] == 1
-    if batch.longest > loaded.reach:
+    if batch.longest > loaded.reach and not one_token_each:
+        return _whole_rows(loaded, batch.without_prefix())
+    if batch.longest > loaded.reach or not saves_enough(len(batch.prefix_ids), len(batch.gold), loaded.device):
         batch = batch.without_prefix()
-        if not one_token_each:
-            return _whole_rows(loaded, batch)
     with autocast(loaded.device):
         past = encode_prefix(loaded.backbone, loaded.causal.config, batch.prefix_ids, rows=len(batch.gold))
         # Right padding needs no mask here: no token attends to later ones.
@@ -211,6 +211,7 @@ def _without_settings(causal: PreTrainedModel) -> Iterator[None]:
 def _first_tokens(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, DynamicCache]:
     """The likeliest first token (B,) of each completion, with the mask (B, P) and the cache of the prompts."""
     width, shared = max(len(ids) for ids in prompts), shared_length(prompts)
+    shared = shared if saves_enough(shared, len(prompts), loaded.device) else 0
     rows = [[0] * (width - len(ids)) + list(ids[shared:]) for ids in prompts]  # padding comes after the shared prefix
     seen = [[1] * shared + [0] * (width - len(ids)) + [1] * (len(ids) - shared) for ids in prompts]
     input_ids, mask = torch.tensor(rows, device=loaded.device), torch.tensor(seen, device=loaded.device)

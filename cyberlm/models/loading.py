@@ -1,6 +1,7 @@
 """Base models and their tokenizers, loaded onto a device: plain or in 4 bits."""
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,12 +27,15 @@ from transformers.quantizers import AutoHfQuantizer
 
 from cyberlm.config.schema import Attention, Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.models.cpu_kernels import align_weights, use_fast_products
+from cyberlm.models.liger import choose_kernels
 from cyberlm.models.loaded import LoadedModel, check_causal, open_causal, quiet
 from cyberlm.models.model_files import ModelFiles, explained, locate, tensor_files
 from cyberlm.models.sharding import shard
 from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_shape, tiny_tokenizer
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem
+
+log = logging.getLogger(__name__)
 
 
 def pick_device(accelerator: str) -> torch.device:
@@ -105,6 +109,10 @@ def load_base(
         _keep_as_quantised(causal)
         _leave_file(causal)
     causal.config.use_cache = True
+    if device.type == "cuda":
+        choose_kernels(causal, liger=config.use_liger_kernel)
+    elif config.use_liger_kernel:
+        log.warning("Liger's kernels need a GPU: %s computes with PyTorch's own, which round differently.", name)
     align_weights(causal)
     use_fast_products(causal)
     return open_causal(causal, name, digest)

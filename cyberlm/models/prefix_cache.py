@@ -14,6 +14,9 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 SHORTEST = 8
 """Fewer shared tokens are not worth a forward pass of their own."""
+LEAST_SAVED_ON_GPU = 8192
+"""Tokens that sharing must save a batch on a GPU: there the host launches kernels more slowly than they compute a few
+thousand tokens, and the prefix is a pass of its own (docs/performance.md)."""
 PROBED = 12
 """Tokens that a model is tried on when it is loaded."""
 MOST_ROUNDING = 0.3
@@ -32,6 +35,11 @@ def shared_length(rows: Sequence[tuple[int, ...]]) -> int:
     most = min(map(len, rows)) - 1
     length = next((k for k in range(most) if first[k] != last[k]), most)
     return length if length >= SHORTEST else 0
+
+
+def saves_enough(shared: int, rows: int, device: torch.device) -> bool:
+    """True where computing `shared` tokens once for `rows` rows is worth a pass of its own."""
+    return device.type != "cuda" or shared * (rows - 1) >= LEAST_SAVED_ON_GPU
 
 
 def encode_prefix(backbone: nn.Module, config: PretrainedConfig, prefix_ids: Tensor, rows: int) -> DynamicCache | None:

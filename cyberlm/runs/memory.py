@@ -92,7 +92,7 @@ class RunMemory:
     def batches(self, config: TrainConfig) -> Batches:
         """The micro-batch of the longest questions, which comes first, and the largest scored batch."""
         questions = self.longest[: config.data.micro_batch_size]
-        shared = shares_prefix(config, self.shape, questions, self.end, cache_reach(self.shape))
+        shared = shares_prefix(config, self.shape, questions, self.end, cache_reach(self.shape), self.device)
         batch = AnswerCollator([0] * self.end, share_prefix=shared)((questions, 1))
         rows, width = batch.input_ids.shape
         cached, scored, scored_labels = self.scored_batch(config.data.max_batch_tokens)

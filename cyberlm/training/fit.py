@@ -23,6 +23,7 @@ from cyberlm.data.datamodule import QuestionData
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.memory import release_freed_memory
 from cyberlm.models.methods.method import precision
+from cyberlm.models.prefix_cache import saves_enough, shared_length
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.progress import say
@@ -165,19 +166,26 @@ def question_data(
         prompt.end_ids,
         _accumulate(config),
         config.seed,
-        share_prefix=shares_prefix(config, loaded.causal.config, encoded["train"], len(prompt.end_ids), loaded.reach),
+        share_prefix=shares_prefix(
+            *(config, loaded.causal.config, encoded["train"], len(prompt.end_ids), loaded.reach, loaded.device)
+        ),
         share_validation=share_validation,
     )
 
 
 def shares_prefix(
-    config: TrainConfig, shape: PretrainedConfig, questions: Sequence[EncodedQuestion], end: int, reach: int
+    config: TrainConfig,
+    shape: PretrainedConfig,
+    questions: Sequence[EncodedQuestion],
+    end: int,
+    reach: int,
+    device: torch.device,
 ) -> bool:
     """True where the beginning that a micro-batch's prompts share is encoded once.
 
     Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache. Nor with
     FSDP2, whose processes must call the same layers equally often: batches need not share a beginning. Nor where the
-    longest example passes what the model's cache keeps whole.
+    longest example passes what the model's cache keeps whole, or where a GPU would save too little.
 
     Args:
         shape: The model's own configuration.
@@ -187,6 +195,9 @@ def shares_prefix(
     """
     trainer = config.trainer
     if _drops(config.method, shape) or trainer.gradient_checkpointing or trainer.strategy is Strategy.fsdp2:
+        return False
+    shared = shared_length([item.prompt_ids for item in questions])
+    if not saves_enough(shared, config.data.micro_batch_size, device):
         return False
     return max(len(item.prompt_ids) + len(item.option_ids[item.gold]) for item in questions) + end <= reach
 

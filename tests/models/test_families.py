@@ -219,7 +219,7 @@ def test_training_in_a_batch_gives_the_gradients_of_whole_rows(
                 torch.nn.init.normal_(parameter, std=0.05)
     loaded.model.train()
     encoded = prompt.encode(sample_questions(5))
-    share = shares_prefix(config, loaded.causal.config, encoded, len(prompt.end_ids), loaded.reach)
+    share = shares_prefix(config, loaded.causal.config, encoded, len(prompt.end_ids), loaded.reach, CPU)
     assert share == (family[0] in PLAIN)
     trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
 
@@ -245,9 +245,10 @@ def test_training_in_a_batch_gives_the_gradients_of_whole_rows(
 def test_a_model_with_dropout_of_its_own_shares_no_prefix(tmp_path: Path) -> None:
     loaded, prompt = opened(save_family("gpt2", tmp_path))
     given = (config_of(), loaded.causal.config, prompt.encode(sample_questions(2)), 1, sys.maxsize)
-    assert shares_prefix(*given)
+    assert shares_prefix(*given, CPU)
+    assert not shares_prefix(*given, torch.device("cuda")), "so few tokens are not worth a pass on a GPU"
     loaded.causal.config.resid_pdrop = 0.1
-    assert not shares_prefix(*given)
+    assert not shares_prefix(*given, CPU)
 
 
 def test_target_modules_that_peft_refuses_are_shown_before_any_work(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Pages read as a browser reads them, and questions that would run a script if they could."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -28,8 +29,13 @@ def prediction(number: int, choice: int, topic: str = "") -> Prediction:
     )
 
 
-def page(licence: str = "Apache-2.0", topic: str = "Ports: 443", **changes: object) -> str:
-    """Of nine questions: `PAIR` says that the first two were lost, the next six gained."""
+def page(licence: str = "Apache-2.0", topic: str = "Ports: 443", more: Sequence[str] = (), **changes: object) -> str:
+    """Of nine questions: `PAIR` says that the first two were lost, the next six gained.
+
+    Args:
+        more: Names of further models, which answer as the tuned one does.
+        changes: Of the results.
+    """
     config = config_of("data=sample")
     config.data.licence = licence
     questions = [Example(f"q:{k}", f"{SCRIPT} number {k}?", (SCRIPT, "two", "three", "four"), 0) for k in range(1, 10)]
@@ -37,6 +43,7 @@ def page(licence: str = "Apache-2.0", topic: str = "Ports: 443", **changes: obje
         "base": [prediction(k, int(k > 2), topic) for k in range(1, 10)],
         "tuned": [prediction(k, int(k in (1, 2, 9)), "Cloud" if k % 2 else topic) for k in range(1, 10)],
     }
+    rows |= dict.fromkeys(more, rows["tuned"])
     scores = {name: np.exp([row.option_logprobs for row in given]) for name, given in rows.items()}
     probabilities = {name: of / of.sum(axis=1, keepdims=True) for name, of in scores.items()}
     origin = Origin(

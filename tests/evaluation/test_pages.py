@@ -64,6 +64,16 @@ def test_the_questions_that_tell_the_most() -> None:
     assert shown[:6] == ["q:3", "q:4", "q:5", "q:6", "q:7", "q:8"]  # the right option's probability moved ever less
 
 
+def test_many_models_with_long_names_fit() -> None:
+    names = [f"2026-11-27_0{number}-00-00_smollm2_135m_instruct_lora" for number in range(8)]
+    pairs = tuple(replace(PAIR, second=name) for name in names) * 2
+    metrics = {name: results().metrics["base"] for name in ("base", "tuned", *names)}
+    text = page(more=names, comparisons=pairs, metrics=metrics)
+    assert "The first 12 of 16 pairs." in text and "Of the first 6 models" in text
+    drawn = text[text.index('id="figures"') : text.index('id="evidence"')]
+    assert all((name in drawn) == (number < 4) for number, name in enumerate(names))  # in legends, whole
+
+
 @pytest.mark.parametrize("licence", ["none stated", "unknown", "CC-BY-NC-4.0"])
 def test_ids_stand_for_questions_that_must_not_be_passed_on(licence: str) -> None:
     text = Reader(page(licence)).text

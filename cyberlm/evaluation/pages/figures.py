@@ -30,10 +30,14 @@ COLOURS = ("#8b93a1", "#3b82f6", "#f0803c", "#12a594", "#a46ef0", "#e5484d", "#c
 """Of models in their order, the base first: readable on white and on black."""
 WIDTH = 4.6
 """Inches: at 400 pixels the text is then still 10 pixels high."""
+HALO = "halo"
+"""Name of texts that stand out from lines behind them."""
 PIXELS = 96
 """Of an inch on a page."""
 LABEL_WIDTH = 24
-"""Characters of a row's label in one line."""
+"""Characters of a label in one line."""
+MOST_POINTS = 400
+"""Of a curve; of more, every n-th is drawn."""
 STYLE: Any = {
     **{"svg.fonttype": "none", "svg.hashsalt": "cyberlm", "text.parse_math": False, "font.size": 9},
     **{"text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK},
@@ -77,6 +81,7 @@ def to_svg(figure: Figure, title: str) -> str:
     box = re.search(r'viewBox="[^"]*"', opening)
     assert box is not None
     rest = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", rest, flags=re.DOTALL)
+    rest = rest.replace(f'<g id="{HALO}"', f'<g class="{HALO}"')
     rest = re.sub(r'<g id="[^"]*"', "<g", rest)  # the same names in every figure of a page
     rest = rest.replace(INK, "currentColor").replace("\n", " ")
     size = f'width="{figure.get_figwidth() * PIXELS:.0f}" xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]}'
@@ -105,7 +110,9 @@ def forest(rows: Sequence[Interval], xlabel: str, band: float | None = None) -> 
     Args:
         band: Half width of the margin around 0 within which a difference counts as none.
     """
-    figure = Figure((WIDTH, 0.7 + 0.3 * len(rows)))
+    labels = [textwrap.fill(row.label, LABEL_WIDTH) for row in rows]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure = Figure((WIDTH, 0.7 + 0.12 * len(rows) + 0.18 * lines))
     axes = figure.add_subplot()
     if band is not None:
         axes.axvspan(-band, band, color=COLOURS[0], alpha=0.18, linewidth=0)
@@ -114,7 +121,7 @@ def forest(rows: Sequence[Interval], xlabel: str, band: float | None = None) -> 
         colour = COLOURS[1] if row.low > 0 else COLOURS[5] if row.high < 0 else COLOURS[0]
         axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.8, solid_capstyle="round")
         axes.plot(row.value, place, "o", color=colour, markersize=5)
-    axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, LABEL_WIDTH) for row in rows])
+    axes.set_yticks(range(len(rows)), labels)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(xlabel)
@@ -132,10 +139,19 @@ def curves(panels: Mapping[str, Mapping[str, Points]], xlabel: str = "optimizer 
     for axes, (title, lines) in zip(_stacked(figure, len(panels)), panels.items(), strict=True):
         for place, (name, (x, y)) in enumerate(lines.items()):
             colour, few = COLOURS[(place + 1) % len(COLOURS)], len(x) <= 12
+            every = len(x) // MOST_POINTS + 1
             if len(x) > 60:  # what a reader follows is the mean of near steps
-                axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.35)
+                axes.plot(x[::every], y[::every], color=colour, linewidth=0.6, alpha=0.35)
                 x, y = _running_mean(x, y, len(x) // 20)
-            axes.plot(x, y, color=colour, linewidth=1.4, marker="o" if few else "", markersize=3.5, label=name)
+            axes.plot(
+                x[::every],
+                y[::every],
+                color=colour,
+                linewidth=1.4,
+                marker="o" if few else "",
+                markersize=3.5,
+                label=name,
+            )
         axes.set_title(title, loc="left")
         axes.margins(x=0.02)
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -174,7 +190,7 @@ def reliability(points: Mapping[str, Sequence[tuple[float, Metric]]]) -> Figure:
         axes.plot(x, share, "o-", color=colour, markersize=4, linewidth=1.2, label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share right")
     _percent(axes, "xy")
-    axes.legend(loc="upper left")
+    _legend_above(axes)
     return figure
 
 
@@ -199,7 +215,7 @@ def letters(counts: Mapping[str, IntArray]) -> Figure:
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("share of questions")
     _percent(axes, "y")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, handlelength=1, columnspacing=1, borderpad=0)
+    _legend_above(axes)
     return figure
 
 
@@ -223,7 +239,7 @@ def shares(rows: Mapping[str, Mapping[str, Metric]]) -> Figure:
     axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
     _percent(axes, "x")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1, borderpad=0)
+    _legend_above(axes)
     return figure
 
 
@@ -239,8 +255,19 @@ def scatter(points: Mapping[str, Points], xlabel: str, ylabel: str) -> Figure:
     for colour, (name, (x, y)) in zip(_colours(len(points)), points.items(), strict=True):
         axes.plot(x, y, "o", color=colour, markersize=5, alpha=0.8, label=name)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, handlelength=1, borderpad=0)
+    _legend_above(axes)
     return figure
+
+
+def _legend_above(axes: Axes) -> None:
+    """Legend over the axes, in as many columns as fit; the figure grows by its further rows."""
+    handles, labels = axes.get_legend_handles_labels()
+    labels = [textwrap.fill(label, 2 * LABEL_WIDTH) for label in labels]
+    columns = max(1, 60 // (max(map(len, labels)) + 6))
+    lines = sum(label.count("\n") + 1 for label in labels[::columns])
+    axes.figure.set_figheight(axes.figure.get_figheight() + 0.17 * (lines - 1))  # type: ignore[union-attr]
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderpad": 0}
+    axes.legend(handles, labels, ncols=columns, handlelength=1, columnspacing=1, **place)
 
 
 def _colours(count: int) -> list[str]:

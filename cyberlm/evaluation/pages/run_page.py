@@ -19,6 +19,9 @@ from cyberlm.evaluation.verdict import difference_tables, main_comparison, power
 MOST_TOPICS = 12
 """In the figure; the table has all."""
 MOST_CARDS = 5
+MOST_MODELS = 6
+MOST_PAIRS = 12
+"""In figures."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Answers:
     probabilities: Mapping[str, FloatArray]
 
     @property
+    def shown(self) -> Mapping[str, Sequence[Prediction]]:
+        """Those of the models in figures."""
+        return dict(list(self.rows.items())[:MOST_MODELS])
+
+    @property
     def first(self) -> Sequence[Prediction]:
         return next(iter(self.rows.values()), ())
 
@@ -74,6 +82,7 @@ def run_page(results: Results, eval_set: EvalSet, answers: Answers, origin: Orig
         evidence_notes=notes(results, "evidence", "note"),
         details=_metric_table(results, "detail"),
         pictures=_pictures(results, eval_set, answers, origin, topics),
+        omitted=len(answers.rows) - len(answers.shown),
         topics=_topic_table(topics, list(answers.rows)),
         cost=cost_rows(results, results.cost) if results.cost else {},
         questions=_questions(results, eval_set, answers),
@@ -198,7 +207,10 @@ def _pictures(
         found += [_reliability(answers, eval_set), _letters(answers)]
     if len(topics) > 1:
         most = f" The {MOST_TOPICS} topics with the most questions." if len(topics) > MOST_TOPICS else ""
-        shown = dict(list(topics.items())[:MOST_TOPICS])
+        shown = {
+            topic: {name: metric for name, metric in shares.items() if name in answers.shown}
+            for topic, shares in list(topics.items())[:MOST_TOPICS]
+        }
         caption = f"Accuracy by {_outcome(results)}, with 95% intervals.{most}"
         found.append(picture(figures.shares(shown), "Accuracy by topic", caption))
     return found
@@ -209,18 +221,19 @@ def _forest(pairs: Sequence[PairComparison]) -> Picture:
     one = len({(pair.first, pair.second) for pair in pairs}) == 1
     chosen = pairs if one else primary_comparisons(pairs)
     rows = []
-    for pair in chosen:
+    for pair in chosen[:MOST_PAIRS]:
         label = OUTCOMES[pair.outcome].strip() if one else f"{pair.second} minus {pair.first}"
         rows.append(figures.Interval(label, 100 * pair.difference, 100 * pair.ci_lo, 100 * pair.ci_hi))
     what = f"{pairs[0].second} minus {pairs[0].first}" if one else OUTCOMES[chosen[0].outcome]
-    caption = f"Of {what}, with 95% intervals. Grey: 0 lies within."
+    most = f" The first {MOST_PAIRS} of {len(chosen)} pairs." if len(chosen) > MOST_PAIRS else ""
+    caption = f"Of {what}, with 95% intervals. Grey: 0 lies within.{most}"
     return picture(figures.forest(rows, "points"), "Differences", caption)
 
 
 def _reliability(answers: Answers, eval_set: EvalSet) -> Picture:
     points = {
         name: reliability(answers.probabilities[name].max(axis=1), right(rows), eval_set.clusters)
-        for name, rows in answers.rows.items()
+        for name, rows in answers.shown.items()
     }
     caption = (
         "Share of right answers by the probability of the chosen option, in bins of equally many questions, with 95% "
@@ -231,7 +244,7 @@ def _reliability(answers: Answers, eval_set: EvalSet) -> Picture:
 
 def _letters(answers: Answers) -> Picture:
     width = max(row.n_options for row in answers.first)
-    counts = {name: letter_counts(choices(rows), golds(rows), width) for name, rows in answers.rows.items()}
+    counts = {name: letter_counts(choices(rows), golds(rows), width) for name, rows in answers.shown.items()}
     caption = "How often each letter is right, and how often each model chooses it, by likelihood."
     return picture(figures.letters(counts), "Letters", caption)
 

@@ -8,7 +8,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from cyberlm.evaluation.outcomes import FloatArray
-from cyberlm.evaluation.pages.figures import COLOURS, INK, WIDTH, themed
+from cyberlm.evaluation.pages.figures import COLOURS, HALO, INK, WIDTH, themed
 
 MOST_TICKS = 8
 """Values of a setting that have a place of their own; of more, the axis is one of numbers."""
@@ -37,7 +37,7 @@ def parallel(
     for x, (_, ticks) in enumerate(columns):
         axes.axvline(x, color=INK, linewidth=0.8)
         for y, text in ticks.items():
-            axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=8)
+            axes.annotate(text, (x, y), (4, 0), textcoords="offset points", va="center", fontsize=8, gid=HALO)
     names = [textwrap.fill(short_name(name), 14) for name in (*settings, figure_name)]
     axes.set_xticks(range(len(names)), names)
     axes.set(xlim=(-0.05, len(names) - 0.75), ylim=(-0.05, 1.05), yticks=[])

@@ -44,6 +44,7 @@ def under(folder: Path, suffix: str = "") -> set[str]:
 def test_wheel_holds_all_that_is_needed(unpacked: Path) -> None:
     shipped = under(unpacked)
     assert {f"cyberlm/{name}" for name in under(ROOT / "cyberlm", ".py")} <= shipped
+    assert {f"hydra_plugins/{name}" for name in under(ROOT / "hydra_plugins", ".py")} <= shipped
     assert {f"cyberlm/conf/{name}" for name in under(ROOT / "conf", ".yaml")} <= shipped
     templates = "cyberlm/evaluation/pages/templates"
     assert {f"{templates}/{name}" for name in under(ROOT / templates)} <= shipped

@@ -13,6 +13,8 @@ SCHEMA_VERSION = 1
 """Of study.json: raised when a field changes its meaning or goes away."""
 AGAINST_BASE, AGAINST_REFERENCE = "against base", "against reference"
 """Families of comparisons."""
+RIGHT_WHERE_NAMED = "right_where_named"
+"""Outcome: share right of the completions that name an option."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.outcomes import NO_CHOICE, FloatArray, IntArray, choices, right
 from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, NAMED, Prediction
 from cyberlm.evaluation.seeds import estimate, method_mean
-from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, Figure, StudyComparison
+from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, RIGHT_WHERE_NAMED, Figure, StudyComparison
 
-RIGHT_WHERE_NAMED = "right_where_named"
 NO_SCORE = ("gold_nll", "option_nll")
 """Outcomes that are no share and no score in [0, 1]: compared by nothing but their means."""
 

@@ -6,8 +6,7 @@ from cyberlm.config.study import StudyConfig
 from cyberlm.evaluation.equivalence import ABOVE_BASE, Claim, StudyAnalysis
 from cyberlm.evaluation.power import Variability, needed_questions, supported_margin
 from cyberlm.evaluation.predictions import NAMED
-from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, StudyComparison, StudyRow
-from cyberlm.evaluation.study_analysis import RIGHT_WHERE_NAMED
+from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, RIGHT_WHERE_NAMED, StudyComparison, StudyRow
 from cyberlm.evaluation.verdict import p_text
 
 ASSUMED = 0.08, 0.05, 0.004

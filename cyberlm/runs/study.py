@@ -20,7 +20,6 @@ from cyberlm.evaluation.study import TunedRate
 from cyberlm.evaluation.study_words import plan_lines, planned_power
 from cyberlm.runs.run_folder import seen_from_here
 from cyberlm.runs.study_jobs import Job, confirming_jobs, line_of, progress, state_of, tuning_jobs
-from cyberlm.runs.study_report import conclude_study
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import read_json, write_json
 from cyberlm.runtime.progress import say
@@ -86,6 +85,9 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
     jobs = confirming_jobs(study, rates, {method: own.quant.name.name for method, own in methods.items()})
     opened = open_test_set(folder, rates)
     run(jobs)
+
+    from cyberlm.runs.study_report import conclude_study  # here: it imports torch
+
     notes = [f"The test set was opened first at {opened}."]
     if OmegaConf.select(composed, "hydra.launcher.n_jobs") not in (None, 1):
         notes.append(

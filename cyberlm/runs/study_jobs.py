@@ -1,5 +1,6 @@
 """Jobs of a study: their names and overrides, how far each is, and the study's progress in one line."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,14 @@ class StudyProgress(Callback):
     """Hydra calls this when a job of a study has ended, in place of a sweep's leaderboard."""
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.MULTIRUN:
-            study: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), config.study))
-            jobs = OmegaConf.select(config, "hydra.launcher.n_jobs") or 1
-            say(progress(study, Path(config.hydra.sweep.dir), max(1, jobs)))
+        """Removes the checkpoints of a job that has finished, several times its weights, and prints the progress."""
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        folder = Path(config.hydra.sweep.dir)
+        job = folder / config.hydra.sweep.subdir
+        if state_of(job)[0] == "finished":
+            from cyberlm.training.checkpointing import CHECKPOINTS  # here: it imports torch
+
+            shutil.rmtree(job / CHECKPOINTS, ignore_errors=True)
+        study: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), config.study))
+        say(progress(study, folder, max(1, OmegaConf.select(config, "hydra.launcher.n_jobs") or 1)))

@@ -83,11 +83,16 @@ def conclude_study(
         for job, (state, reason) in states.items()
         if state != "finished"
     ]
+    missing_rates = [
+        f"{rate.folder} did not finish and was no choice: {rate.reason}."
+        for rate in tuning
+        if rate.folder and rate.reason
+    ]
     found = _study(study, finished, context, tuning)
     found = replace(
         found,
         state="unfinished" if missing else "finished",
-        notes=(*missing, *notes),
+        notes=(*missing, *missing_rates, *notes),
         jobs=tuple(_job(job, folder, finished) for job in (*tuning_jobs(study), *jobs)),
         curves=tuple(_curve(job, folder) for job in done),
     )

@@ -13,9 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations, product
 
-CROWD = 32
+CROWD = 8
 """Sets that share their first words are compared pair by pair; more than so many must share one word more."""
-DEEPEST = 4
+DEEPEST = 8
 """Most words that sets must share before they are compared, however many they are."""
 
 _WORD = re.compile(r"\w+")

@@ -92,7 +92,7 @@ def made_up_study() -> Study:
         findings=(*findings(table, pairs, main.claims, "generation"), *floor_sentence(table, floors, "generation")),
         power=tuple(found_power(main, 0.02, len(SEEDS))),
         floors=floors,
-        notes=("The test set was opened first at 2026-01-01T00:00:00Z.",),
+        notes=(),
         jobs=tuple(
             StudyJob(
                 *(f"{row.name}_seed{seed}", "confirm", row.name, seed, 2e-4, "finished", "", f"{row.name}_seed{seed}"),
@@ -113,5 +113,5 @@ def made_up_study() -> Study:
             for row in methods
             for seed in SEEDS
         ),
-        provenance={"weights": "w" * 16, "split": "0" * 64},
+        provenance={"weights": "w" * 16, "split": "0" * 64, "test_set_opened": "2026-01-01T00:00:00Z"},
     )

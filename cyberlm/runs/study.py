@@ -88,12 +88,8 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
 
     from cyberlm.runs.study_report import conclude_study  # here: it imports torch
 
-    notes = [f"The test set was opened first at {opened}."]
-    if OmegaConf.select(composed, "hydra.launcher.n_jobs") not in (None, 1):
-        notes.append(
-            "Jobs ran side by side: their times, speeds and host memory are not those of a machine of their own."
-        )
-    if conclude_study(study, folder, tuning, jobs, notes).state != "finished":
+    shared = OmegaConf.select(composed, "hydra.launcher.n_jobs") not in (None, 1)
+    if conclude_study(study, folder, tuning, jobs, opened, side_by_side=shared).state != "finished":
         raise SystemExit(1)
 
 

@@ -58,13 +58,20 @@ class Finished:
 
 
 def conclude_study(
-    study: StudyConfig, folder: Path, tuning: Sequence[TunedRate], jobs: Sequence[Job], notes: Sequence[str]
+    study: StudyConfig,
+    folder: Path,
+    tuning: Sequence[TunedRate],
+    jobs: Sequence[Job],
+    opened: str,
+    *,
+    side_by_side: bool,
 ) -> Study:
     """Writes the files of a study and prints its findings.
 
     Args:
         jobs: Of the confirmation.
-        notes: Further limits of its figures.
+        opened: Time at which the test set was opened.
+        side_by_side: Jobs of one machine ran at the same time.
 
     Raises:
         RunError: If no job has finished, or jobs have split the questions differently.
@@ -83,18 +90,18 @@ def conclude_study(
         for job, (state, reason) in states.items()
         if state != "finished"
     ]
-    missing_rates = [
-        f"{rate.folder} did not finish and was no choice: {rate.reason}."
-        for rate in tuning
-        if rate.folder and rate.reason
-    ]
+    untried = [rate for rate in tuning if rate.folder and rate.reason]
+    notes = [f"{rate.folder} did not finish and was no choice: {rate.reason}." for rate in untried]
+    if side_by_side:
+        notes.append("Jobs ran side by side: times, speeds and host memory are not those of a machine to themselves.")
     found = _study(study, finished, context, tuning)
     found = replace(
         found,
         state="unfinished" if missing else "finished",
-        notes=(*missing, *missing_rates, *notes),
+        notes=(*missing, *notes),
         jobs=tuple(_job(job, folder, finished) for job in (*tuning_jobs(study), *jobs)),
         curves=tuple(_curve(job, folder) for job in done),
+        provenance={**found.provenance, "test_set_opened": opened},
     )
     write_study(found, folder)
     write_table(found, folder)

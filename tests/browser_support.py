@@ -1,10 +1,15 @@
-"""Headless Chromium, driven by its DevTools protocol (chromedevtools.github.io/devtools-protocol)."""
+"""Headless Chromium, driven by its DevTools protocol (chromedevtools.github.io/devtools-protocol).
+
+`python tests/browser_support.py PAGE PNG WIDTH HEIGHT light|dark [SELECTOR]` takes a screenshot, from an element on.
+"""
 
 import asyncio
 import base64
 import contextlib
 import itertools
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,3 +120,11 @@ async def _connected(file: Path) -> tuple[aiohttp.ClientWebSocketResponse, aioht
         async with session.get(f"http://127.0.0.1:{file.read_text().splitlines()[0]}/json") as answer:
             (page,) = [target for target in await answer.json() if target["type"] == "page"]
         return await session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=2**26), session
+
+
+if __name__ == "__main__":
+    page, png, width, height, scheme, *element = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as browser:
+        browser.open(Path(page), width=int(width), scheme=scheme)
+        above = f"document.querySelector({element[0]!r}).getBoundingClientRect().top" if element else "0"
+        browser.screenshot(Path(png), int(height), browser.evaluate(above))

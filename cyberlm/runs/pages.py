@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -99,12 +100,12 @@ def command_of(folder: Path, results: Results) -> str:
     typed = shlex.split(results.provenance.get("command", ""))
     script = f"{results.kind}.py"
     start = f"python {script}" if typed[:1] == [script] else f"python -m cyberlm {results.kind}"
-    flags = [word for word in typed[1:] if word.startswith("-")]
-    overrides = [word for word in typed[1:] if not word.startswith("-")]
+    flags = list(itertools.dropwhile(lambda word: not word.startswith("-"), typed[1:]))  # with their values: last
+    overrides = typed[1 : len(typed) - len(flags)]
     record = folder / ".hydra" / "overrides.yaml"
     if record.is_file():  # of the run's beginning, where it was resumed
         overrides = [str(item) for item in OmegaConf.to_container(OmegaConf.load(record), resolve=False)]  # type: ignore[union-attr]
-    kept = [word for word in (*flags, *overrides) if not word.startswith(OF_THE_FOLDER)]
+    kept = [word for word in (*overrides, *flags) if not word.startswith(OF_THE_FOLDER)]
     return redact(" ".join([start, *map(shlex.quote, kept)]))
 
 

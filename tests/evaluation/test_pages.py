@@ -140,7 +140,6 @@ DRAWN = {
     "reliability": lambda: figures.reliability({"<i>": reliability(np.linspace(0.2, 1, 60), np.arange(60) % 2 == 0)}),
     "letters": lambda: figures.letters({"base": np.eye(4, dtype=np.int64), "tuned": np.ones((4, 4), np.int64)}),
     "shares": lambda: figures.shares({"密码学 " * 12: {"base": share("x", 1, 2, 0.1, 0.9)}}),
-    "scatter": lambda: figures.scatter({"lora": ([1, 2], [3, 4])}, "hours", "accuracy"),
 }
 
 

@@ -75,7 +75,7 @@ def test_settings_that_differ_from_the_defaults() -> None:
     ("typed", "repeated"),
     [
         ("train.py method=lora 'data.path=my file.csv'", "python train.py method=lora 'data.path=my file.csv'"),
-        ("__main__.py --config-dir=mine seed=1", "python -m cyberlm train --config-dir=mine seed=1"),
+        ("__main__.py seed=1 --config-dir mine", "python -m cyberlm train seed=1 --config-dir mine"),
         ("cyberlm seed=1 hydra.run.dir=outputs/x group=s", "python -m cyberlm train seed=1"),
     ],
 )

@@ -243,22 +243,6 @@ def shares(rows: Mapping[str, Mapping[str, Metric]]) -> Figure:
     return figure
 
 
-@themed
-def scatter(points: Mapping[str, Points], xlabel: str, ylabel: str) -> Figure:
-    """Points of each group in a colour of its own, as of accuracy against cost.
-
-    Args:
-        points: By group.
-    """
-    figure = Figure((WIDTH, 2.8))
-    axes = figure.add_subplot()
-    for colour, (name, (x, y)) in zip(_colours(len(points)), points.items(), strict=True):
-        axes.plot(x, y, "o", color=colour, markersize=5, alpha=0.8, label=name)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    _legend_above(axes)
-    return figure
-
-
 def _legend_above(axes: Axes) -> None:
     """Legend over the axes, in as many columns as fit; the figure grows by its further rows."""
     handles, labels = axes.get_legend_handles_labels()

@@ -18,7 +18,7 @@ from cyberlm.config.schema import QuantConfig, QuantName, TrainConfig
 from cyberlm.evaluation.agreement import compare_answers
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base
-from cyberlm.models.methods.lora import load_adapter
+from cyberlm.models.methods.adapters import load_adapter
 from cyberlm.models.methods.method import method_of, saved_folder
 from cyberlm.runs.export import Exam, exam_of
 from cyberlm.runs.open_run import base_of, load_tuned

@@ -144,7 +144,7 @@ def train_cyberlm(channel: measure.Channel) -> None:
     from cyberlm_side import answer_nll, config_of, cybermetric, fit_in_blocks, plain_folder
 
     from cyberlm.models.loading import load_base, load_tokenizer
-    from cyberlm.models.methods.lora import load_adapter
+    from cyberlm.models.methods.adapters import load_adapter
     from cyberlm.models.methods.method import prepare
     from cyberlm.tasks.prompts import Prompt
 

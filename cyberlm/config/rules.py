@@ -14,18 +14,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.bounds import bound_problems, nested_schema
 from cyberlm.config.commands import ExportConfig, OpenConfig, ServeConfig
+from cyberlm.config.method_rules import PEFT_ADAPTER, method_problems
 from cyberlm.config.schema import (
     DataConfig,
     EvaluateConfig,
-    LoraConfig,
-    MethodConfig,
     ModelConfig,
     ModelSource,
     OptimizerName,
     PromptConfig,
     PromptStyle,
     Protocol,
-    QuantName,
     RootConfig,
     Strategy,
     TinyModelConfig,
@@ -36,9 +34,6 @@ from cyberlm.config.study_rules import study_problems
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 from cyberlm.runtime.world import find_world
 
-EMBEDDING_MODULES = ("lm_head", "embed_tokens")
-FULL, LORA = "cyberlm.models.methods.full.Full", "cyberlm.models.methods.lora.Lora"
-"""Methods of which this module knows the rules."""
 MULTIPLE_CHOICE = "cyberlm.tasks.multiple_choice.MultipleChoice"
 
 
@@ -150,7 +145,7 @@ def _problems(config: Any) -> Iterator[Problem]:
         yield from _trainer_problems(config.trainer)
         yield from _target_problems(config)
     if isinstance(config, TrainConfig):
-        yield from _method_problems(config.method, config.quant.name, config.model)
+        yield from method_problems(config)
         yield from device_problems(config)
         yield from study_problems(config)
     if isinstance(config, EvaluateConfig):
@@ -188,7 +183,7 @@ def _target_problems(config: RootConfig) -> Iterator[Problem]:
             yield Problem(f"{key} has no _target_", "the dotted name of the class to make")
 
 
-# --------------------------------------------------------------------------------------------- model and method
+# -------------------------------------------------------------------------------------------------------- model
 
 
 def _model_problems(model: ModelConfig) -> Iterator[Problem]:
@@ -213,40 +208,6 @@ def _tiny_problems(tiny: TinyModelConfig) -> Iterator[Problem]:
         yield Problem(f"model.tiny.hidden_size={tiny.hidden_size} with {heads} heads", f"a multiple of {2 * heads}")
     if heads >= 1 and groups >= 1 and heads % groups:
         yield Problem(f"model.tiny.num_key_value_heads={groups} with {heads} heads", f"a divisor of {heads}")
-
-
-def _method_problems(method: MethodConfig, quant: QuantName, model: ModelConfig) -> Iterator[Problem]:
-    name = method.name
-    if method._target_ == FULL and quant is QuantName.nf4:
-        what = f"method={name} quant=nf4: 4-bit weights cannot be trained, only an adapter on them"
-        yield Problem(what, f"method={name} quant=none, or method=qlora", "method=qlora")
-    if method._target_ == FULL and method.lora is not None:
-        allowed = "method.lora only with method=lora or method=qlora"
-        yield Problem(f"method={name} with method.lora", allowed, f"method={name} method.lora=null")
-    if method._target_ == LORA and name == "qlora" and quant is QuantName.none:
-        allowed = "method=qlora (which sets quant=nf4), or method=lora quant=none"
-        yield Problem("method=qlora quant=none: QLoRA is LoRA on a 4-bit base", allowed, "method=lora")
-    if method._target_ == LORA and method.lora is None:
-        yield Problem(f"method={name} without method.lora", fix=f"method={name}")
-    elif method._target_ == LORA and method.lora is not None:
-        yield from _lora_problems(method.lora, model)
-
-
-def _lora_problems(lora: LoraConfig, model: ModelConfig) -> Iterator[Problem]:
-    targets = lora.target_modules
-    names = [targets] if isinstance(targets, str) else targets
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        allowed, fix = "all-linear, or a list of module names", "'method.lora.target_modules=[q_proj,v_proj]'"
-        yield Problem(f"method.lora.target_modules={targets!r}", allowed, fix)
-        return
-    tied = [name for name in names if name in EMBEDDING_MODULES]
-    if tied and model.tied_embeddings:
-        yield Problem(
-            f"method.lora.target_modules holds {', '.join(tied)}, which {model.name} shares between input and output: "
-            "merging the adapter would change both",
-            "all-linear, or a list without them",
-            "method.lora.target_modules=all-linear",
-        )
 
 
 # ---------------------------------------------------------------------------------------------- data and prompt
@@ -391,6 +352,8 @@ def _strategy_problems(config: TrainConfig) -> Iterator[Problem]:
         yield Problem(f"trainer.strategy=fsdp2 with optim.name={config.optim.name.name}", "adamw", "optim=adamw")
     if lora is not None and lora.use_dora:
         yield Problem("trainer.strategy=fsdp2 with method.lora.use_dora=true", fix, fix)
+    if config.method._target_ == PEFT_ADAPTER:
+        yield Problem(f"trainer.strategy=fsdp2 with method={config.method.name}", "sft, lora, qlora", fix)
     if config.model.use_liger_kernel:
         fix = "model.use_liger_kernel=false"
         yield Problem("trainer.strategy=fsdp2 with model.use_liger_kernel=true", fix, fix)

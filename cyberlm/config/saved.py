@@ -13,7 +13,8 @@ from omegaconf._utils import get_omega_conf_dumper
 from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.compose import conf_folder
-from cyberlm.config.rules import FULL, LORA, MULTIPLE_CHOICE, OF_PARTS, Config, read_config
+from cyberlm.config.method_rules import FULL, LORA
+from cyberlm.config.rules import MULTIPLE_CHOICE, OF_PARTS, Config, read_config
 from cyberlm.config.schema import Monitor, RootConfig, TrainConfig
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import write_text

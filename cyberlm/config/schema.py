@@ -39,6 +39,7 @@ OptimizerName = StrEnum("OptimizerName", "adamw adamw_8bit paged_adamw_8bit")
 ScheduleName = StrEnum("ScheduleName", "cosine linear constant")
 OptionScore = StrEnum("OptionScore", "sum per_token per_char")
 Monitor = StrEnum("Monitor", "option_nll accuracy")
+LoraInit = StrEnum("LoraInit", "default gaussian pissa olora")
 Strategy = StrEnum("Strategy", "auto ddp fsdp2")
 Report = StrEnum("Report", "short full")
 
@@ -65,7 +66,7 @@ class TinyModelConfig:
 
 @dataclass
 class ShapeConfig:
-    """Published sizes of a Llama, for plan=true where the model itself cannot be reached."""
+    """Published sizes of a model of Llama's kind, for plan=true where the model itself cannot be reached."""
 
     hidden_size: int = MISSING
     """Width H."""
@@ -77,6 +78,8 @@ class ShapeConfig:
     """Query heads."""
     num_key_value_heads: int = MISSING
     """Key and value heads."""
+    head_dim: int | None = None
+    """Width of a head; null: hidden_size / num_attention_heads."""
     vocab_size: int = MISSING
     """Tokens of the vocabulary."""
 
@@ -132,6 +135,10 @@ class LoraConfig:
     """Weight-decomposed LoRA (arXiv 2402.09353)."""
     use_rslora: bool = False
     """Rank-stabilised scale alpha/sqrt(rank) (arXiv 2312.03732)."""
+    init: LoraInit = LoraInit.default
+    """Initial A and B. default (Kaiming-uniform A) and gaussian: B is zero, and the base stays as it is. pissa (arXiv
+    2404.02948) and olora (arXiv 2406.01775): of the base's singular vectors, or its QR decomposition, which is taken
+    out of the base's weights; not on 4 bits."""
 
 
 @dataclass
@@ -145,7 +152,7 @@ class MethodConfig:
     lora: LoraConfig | None = None
     """Adapter settings (lora and qlora)."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Settings of a method of your own."""
+    """Settings of a method other than full fine-tuning and LoRA: of PEFT's configuration, or of your own."""
 
 
 @dataclass
@@ -245,6 +252,8 @@ class OptimConfig:
     """Peak learning rate."""
     weight_decay: float = at_least(0, 0.0)
     """Decoupled weight decay; never on norms and biases."""
+    loraplus_lr_ratio: float = above_zero(1.0)
+    """LoRA+ (arXiv 2402.12354): learning rate of LoRA's B over that of A; the paper proposes 16."""
     beta1: float = share(0.9)
     """Decay of the running mean of gradients."""
     beta2: float = share(0.999)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from cyberlm.models.loaded import LoadedModel, open_causal, quiet
 from cyberlm.models.saving import keep_saveable, write_prompt
+from cyberlm.models.virtual_tokens import put_virtual_tokens
 
 
 def save_merged(
@@ -47,4 +48,6 @@ def load_exported_adapter(base: LoadedModel, folder: Path) -> LoadedModel:
     """Puts an adapter's folder on its base with PEFT alone."""
     with quiet():
         model = PeftModel.from_pretrained(base.causal, str(folder), torch_device=str(base.device))
-    return replace(base, model=model)
+    loaded = replace(base, model=model)
+    put_virtual_tokens(loaded)
+    return loaded

@@ -12,14 +12,16 @@ from typing import Any
 
 import psutil
 import torch
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from rich import box
 from rich.table import Table
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 
-from cyberlm.config.rules import LORA, device_problems
+from cyberlm.config.method_rules import LORA
+from cyberlm.config.rules import device_problems
 from cyberlm.config.schema import (
     Attention,
     LoraConfig,
@@ -208,23 +210,26 @@ def _check_blocks(decoder: Any, architecture: str) -> None:
 
 
 def _saved_inputs(loaded: LoadedModel, lora: LoraConfig | None, stream: int, mixed: bool, on_host: bool) -> int:
-    """Bytes that trained and adapted linear layers save for one token: inputs, each tensor once, and LoRA's A x.
+    """Bytes that trained and adapted layers save for one token: inputs, each tensor once, and LoRA's A x.
 
     Dropout, and a type other than the hidden states', give each layer an input of its own.
     """
-    number = 2 if mixed else 4 if lora else stream
+    adapted = isinstance(loaded.model, PeftModel)
+    number = 2 if mixed else 4 if adapted else stream
     alone = number != stream or (lora is not None and (lora.dropout > 0 or (mixed and on_host and lora.use_dora)))
+    kind = BaseTunerLayer if adapted else nn.Linear
+    layers: dict[str, Any] = {path: m for path, m in loaded.backbone.named_modules() if isinstance(m, kind)}
     inputs: dict[tuple[str, int], int] = {}
     extra = 0
-    for path, module in loaded.backbone.named_modules():
-        if not isinstance(module, LoraLayer if lora else nn.Linear) or not (lora or module.weight.requires_grad):
+    for path, layer in layers.items():
+        if not (adapted or layer.weight.requires_grad):
             continue
-        width: Any = module.in_features
+        width = layer.in_features or 0  # None of a norm
         inputs[path if alone else path.rpartition(".")[0], width] = width * number
         if lora is not None:
             extra += lora.rank * number
             extra += width * (4 if on_host else 1) if lora.dropout else 0  # dropout's mask
-            extra += 2 * module.out_features * number if lora.use_dora else 0  # type: ignore[operator]  # magnitudes
+            extra += 2 * layer.out_features * number if lora.use_dora else 0  # magnitudes
     return sum(inputs.values()) + extra
 
 

@@ -22,7 +22,7 @@ from cyberlm.evaluation.records import ModelSpec, Results
 from cyberlm.evaluation.results import environment
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import BaseModel, load_tokenizer, pick_device, read_shape
-from cyberlm.models.methods.lora import load_adapter
+from cyberlm.models.methods.adapters import open_adapter
 from cyberlm.models.methods.method import method_of
 from cyberlm.models.model_files import fetch
 from cyberlm.models.saving import read_prompt
@@ -187,7 +187,7 @@ class _Bench:
         assert folder is not None
         self._held = None
         if not spec.runs:
-            return base.attached(lambda loaded: load_adapter(loaded, folder))
+            return open_adapter(base, folder)
         return method_of(config_of(spec.runs[0]).method).load(base, folder)
 
     def base_of(self, entrant: _Entrant) -> tuple[object, ...] | None:

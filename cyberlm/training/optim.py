@@ -32,10 +32,14 @@ def build_optimizer(model: nn.Module, config: OptimConfig, *, fused: bool) -> Op
     Args:
         fused: One kernel a step. Not with float16 gradients, which such a step would unscale after they are clipped.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ratio = config.loraplus_lr_ratio
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    faster = [p for name, p in named if ratio != 1 and "lora_B" in name]
+    others = [p for name, p in named if ratio == 1 or "lora_B" not in name]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in others if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.dim() < 2], "weight_decay": 0.0},
+        {"params": faster, "weight_decay": config.weight_decay, "lr": config.learning_rate * ratio},
     ]
     groups = [group for group in groups if group["params"]]
     shared = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "eps": config.eps}

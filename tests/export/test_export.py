@@ -25,7 +25,7 @@ from cyberlm.evaluation.scoring import answering
 from cyberlm.export import gguf as gguf_export
 from cyberlm.export.gguf import CONVERTER, PRE_TOKENIZERS, check_tokens, load_gguf, write_gguf, write_llama
 from cyberlm.models.loading import load_base
-from cyberlm.models.methods.lora import load_adapter
+from cyberlm.models.methods.adapters import load_adapter
 from cyberlm.models.methods.method import saved_folder
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runs.export import export

@@ -12,7 +12,7 @@ from support import config_of
 
 from cyberlm.models.gguf_import import check_gguf, convert_gguf
 from cyberlm.models.loading import load_base, load_tokenizer, pick_device
-from cyberlm.models.methods.lora import load_adapter
+from cyberlm.models.methods.adapters import load_adapter
 from cyberlm.models.tiny import SPECIAL, tiny_tokenizer
 from cyberlm.runtime.errors import ModelError
 

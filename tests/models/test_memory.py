@@ -10,6 +10,7 @@ from transformers import GPT2Config, MixtralConfig
 from cyberlm.config.schema import TrainConfig
 from cyberlm.data.batches import AnswerBatch
 from cyberlm.models import cpu_kernels
+from cyberlm.models.loaded import count_parameters
 from cyberlm.models.loading import read_shape
 from cyberlm.models.memory import (
     SCALE_BITS,
@@ -27,7 +28,7 @@ from cyberlm.models.memory import (
     published_shape,
     resident_bytes,
 )
-from cyberlm.models.methods.lora import keep_inputs_narrow
+from cyberlm.models.methods.adapters import keep_inputs_narrow
 from cyberlm.runtime.errors import ModelError
 from cyberlm.training.losses import hidden_states
 from cyberlm.training.optim import build_optimizer
@@ -48,10 +49,26 @@ def sizes_of(config: TrainConfig, device: torch.device = CPU) -> ModelSizes:
         ("llama3_70b_instruct", 70_553_706_496),
         ("llama32_1b_instruct", 1_235_814_400),
         ("llama32_3b_instruct", 3_212_749_824),
+        ("mistral_7b_instruct", 7_248_023_552),
+        ("phi3_mini_instruct", 3_821_079_552),
+        ("qwen3_4b_instruct", 4_022_468_096 - 36 * 2 * 128),  # norms of queries and keys, which Llama has not
+        ("gemma3_1b_it", 999_885_952 - 26 * 2 * (1152 + 256)),  # these, and norms behind attention and feed-forward
+        ("olmo2_1b_instruct", 1_484_916_736 - 16 * 2 * 2048),
+        ("olmo2_7b_instruct", 7_298_617_344 - 32 * 2 * 4096),
     ],
 )
 def test_parameters_are_those_that_were_published(model: str, published: int) -> None:
     assert sizes_of(config_of(f"model={model}", "method=sft")).parameters == published
+
+
+@pytest.mark.parametrize(
+    "method", ["miss", "oft", "shira", "randlora", "ia3", "ln_tuning", "prompt_tuning", "lora method.lora.init=pissa"]
+)
+def test_what_a_method_trains_is_counted_without_weights(method: str) -> None:
+    config = config_of(*f"method={method}".split())
+    loaded, _ = tiny(config)
+    sizes = sizes_of(config)
+    assert (sizes.trained, sizes.parameters) == count_parameters(loaded.model)
 
 
 def test_qlora_keeps_embeddings_and_head_out_of_the_four_bits() -> None:

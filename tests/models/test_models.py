@@ -32,7 +32,8 @@ from cyberlm.evaluation.scoring import answering
 from cyberlm.models import gguf_import, model_files
 from cyberlm.models.loaded import count_parameters, trainable_names
 from cyberlm.models.loading import load_base, load_tokenizer, pick_device, weights_dtype
-from cyberlm.models.methods.lora import Lora, keep_inputs_narrow, load_adapter
+from cyberlm.models.methods.adapters import keep_inputs_narrow, load_adapter
+from cyberlm.models.methods.lora import Lora
 from cyberlm.models.model_files import explained, locate, sha256_of
 from cyberlm.models.saving import read_prompt
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer

@@ -23,7 +23,7 @@ from cyberlm.evaluation.results import read_predictions, read_results
 from cyberlm.models import loading
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
-from cyberlm.models.methods.lora import load_adapter
+from cyberlm.models.methods.adapters import load_adapter
 from cyberlm.models.tiny import tiny_tokenizer
 from cyberlm.runs import evaluate as evaluating
 from cyberlm.runs.evaluate import evaluate

@@ -18,7 +18,7 @@ import torch
 from cyberlm.config.schema import MethodConfig, QuantName, Strategy, TrainConfig
 from cyberlm.models.loaded import LoadedModel, on_one_line
 from cyberlm.models.loading import BaseModel, load_base, load_sharded
-from cyberlm.models.methods.lora import keep_inputs_narrow
+from cyberlm.models.methods.adapters import keep_inputs_narrow
 from cyberlm.runtime.errors import ConfigError, Problem
 
 

@@ -1,5 +1,6 @@
 """Every supported architecture answers and learns in batches as it does alone, by a plain pass of transformers."""
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,15 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from support import config_of, sample_questions
+from support import RUN, compose, config_of, sample_questions
 from transformers import PreTrainedModel
 
+from cyberlm.config.commands import ExportConfig, ExportForm
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import EvaluateConfig
 from cyberlm.data.batches import AnswerCollator, collate_scoring
+from cyberlm.evaluation.results import read_predictions
 from cyberlm.evaluation.scoring import answering, generate, next_logits, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.models.methods.lora import Lora
+from cyberlm.models.methods.method import method_of, prepare
 from cyberlm.models.tiny import tiny_tokenizer
+from cyberlm.runs.evaluate import evaluate
+from cyberlm.runs.export import export
+from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ModelError
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.task import Example
@@ -133,6 +142,8 @@ def save_family(name: str, folder: Path) -> Path:
     return folder
 
 
+PRESETS = ("qwen3", "gemma3", "mistral_64", "phi3", "olmo2")
+"""Of those with a preset in conf/model/."""
 QUICK = ("llama", "gpt2", "gemma3", "llama4", "lfm2")
 """A plain cache, an older layout, a window, experts, and states; the others are slow tests."""
 PARAMS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in FAMILIES]
@@ -262,6 +273,51 @@ def test_a_router_of_experts_gets_no_adapter(tmp_path: Path) -> None:
     adapted = Lora(config_of().method).attach(loaded)
     names = [name for name, _ in adapted.model.named_parameters() if "lora_" in name]
     assert any("shared_expert" in name for name in names) and not any("router" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name != "qwen3" else name for name in PRESETS]
+)
+def test_a_family_with_a_preset_trains_is_evaluated_and_exported(name: str, tmp_path: Path) -> None:
+    run, local = tmp_path / "run", ("model=local", f"model.path={save_family(name, tmp_path / 'm')}")
+    train(config_of(*local, *RUN, "evaluation=default", "trainer.max_steps=4"), run)
+    typed = compose("logger=none", "trainer.accelerator=cpu", f"run={run}", command="evaluate")
+    evaluate(build_config(typed, EvaluateConfig), tmp_path / "again")
+    first, again = (read_predictions(folder / "predictions.jsonl") for folder in (run, tmp_path / "again"))
+    assert first["base"] != first["tuned"]
+    for model in ("base", "tuned"):
+        for one, other in zip(first[model], again[model], strict=True):
+            assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-5)
+    out = export(ExportConfig(run=str(run), to=ExportForm.merged, accelerator="cpu"))
+    assert json.loads((out / "export.json").read_text())["agreement"][0]["flips"] == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_adapter_method_fits_a_family_with_a_preset(name: str, tmp_path: Path) -> None:
+    folder = save_family(name, tmp_path)
+    ids = torch.arange(5, 45)[None]
+    for method in ("lora", "miss", "oft", "shira", "randlora", "ia3", "ln_tuning"):
+        config = config_of("model=local", f"model.path={folder}", f"method={method}", "quant=none")
+        base = load_base(config.model, config.quant, CPU)
+        with answering(base.model):
+            expected = base.model(input_ids=ids).logits
+        loaded = prepare(base, config)
+        with answering(loaded.model), method_of(config.method).base_view(loaded):
+            assert torch.equal(loaded.model(input_ids=ids).logits, expected), method
+        loss = loaded.head(loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state).square().mean()
+        loss.backward()
+        trained = [p for p in loaded.model.parameters() if p.requires_grad]
+        assert trained and any(p.grad is not None and p.grad.abs().max() > 0 for p in trained), method
+
+
+@pytest.mark.parametrize("make", [_of("Cohere", logit_scale=0.25), _of("Granite", logits_scaling=8.0)])
+def test_an_architecture_whose_logits_are_more_than_its_heads_output_is_refused(
+    make: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="scales or caps its logits"):
+        opened(tmp_path)
 
 
 def test_the_reach_of_a_cache_is_found_when_a_model_is_loaded(family: tuple[str, Path]) -> None:

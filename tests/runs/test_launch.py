@@ -41,8 +41,9 @@ def test_several_mistakes_are_one_screen_in_a_process_of_its_own(tmp_path: Path)
     command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *line]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     shown = "\n".join(item for item in done.stderr.splitlines() if not item.startswith("import time:"))
-    models = "llama31_8b_instruct, llama32_1b_instruct, llama32_3b_instruct, llama3_70b_instruct, llama3_8b, "
-    models += "llama3_8b_instruct, local, smollm2_135m, tiny_random"
+    models = "gemma3_1b_it, llama31_8b_instruct, llama32_1b_instruct, llama32_3b_instruct, llama3_70b_instruct, "
+    models += "llama3_8b, llama3_8b_instruct, local, mistral_7b_instruct, olmo2_1b_instruct, olmo2_7b_instruct, "
+    models += "phi3_mini_instruct, qwen3_4b_instruct, smollm2_135m, tiny_random"
     assert (done.returncode, done.stdout) == (1, "")
     assert shown.strip() == (
         f"""{TITLE}

@@ -101,7 +101,7 @@ def test_sweep_names_keys_that_exist(sweep: str) -> None:
     params = config.hydra.sweeper.params
     assert params
     for key in params:
-        assert OmegaConf.select(config, key, throw_on_missing=True) is not None
+        assert OmegaConf.select(config, key, throw_on_missing=True, default="absent") != "absent"
 
 
 @pytest.mark.parametrize("study", sorted(path.stem for path in (CONF / "study").glob("*.yaml")))

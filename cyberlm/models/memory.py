@@ -217,12 +217,12 @@ def _saved_inputs(loaded: LoadedModel, lora: LoraConfig | None, stream: int, mix
     adapted = isinstance(loaded.model, PeftModel)
     number = 2 if mixed else 4 if adapted else stream
     alone = number != stream or (lora is not None and (lora.dropout > 0 or (mixed and on_host and lora.use_dora)))
-    kind = BaseTunerLayer if adapted else nn.Linear
-    layers: dict[str, Any] = {path: m for path, m in loaded.backbone.named_modules() if isinstance(m, kind)}
+    kind: Any = BaseTunerLayer if adapted else nn.Linear
+    modules: Any = loaded.backbone.named_modules()
     inputs: dict[tuple[str, int], int] = {}
     extra = 0
-    for path, layer in layers.items():
-        if not (adapted or layer.weight.requires_grad):
+    for path, layer in modules:
+        if not isinstance(layer, kind) or not (adapted or layer.weight.requires_grad):
             continue
         width = layer.in_features or 0  # None of a norm
         inputs[path if alone else path.rpartition(".")[0], width] = width * number

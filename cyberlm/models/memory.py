@@ -218,13 +218,12 @@ def _saved_inputs(loaded: LoadedModel, lora: LoraConfig | None, stream: int, mix
     number = 2 if mixed else 4 if adapted else stream
     alone = number != stream or (lora is not None and (lora.dropout > 0 or (mixed and on_host and lora.use_dora)))
     kind: Any = BaseTunerLayer if adapted else nn.Linear
-    modules: Any = loaded.backbone.named_modules()
     inputs: dict[tuple[str, int], int] = {}
     extra = 0
-    for path, layer in modules:
+    for path, layer in loaded.backbone.named_modules():
         if not isinstance(layer, kind) or not (adapted or layer.weight.requires_grad):
             continue
-        width = layer.in_features or 0  # None of a norm
+        width: Any = layer.in_features or 0  # None of a norm
         inputs[path if alone else path.rpartition(".")[0], width] = width * number
         if lora is not None:
             extra += lora.rank * number

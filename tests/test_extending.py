@@ -190,7 +190,7 @@ ADVISORIES = "Id,Text,Severity\n" + "".join(
 def test_a_task_and_a_data_source(own_folder: Path, tmp_path: Path) -> None:
     """Three classes: trained on, scored by likelihood over the classes, generated and parsed, reported."""
     source = f"name: advisories\naddress: file://{own_folder}/advisories.csv\nlicence: CC0-1.0\n"
-    pins = f"sha256: {sha256(ADVISORIES.encode()).hexdigest()}\ncolumns: {{Text: text, Severity: severity}}\n"
+    pins = f"sha256: {sha256(ADVISORIES.encode()).hexdigest()}\ncolumns: {{text: Text, severity: Severity}}\n"
     write(own_folder, my_tasks_py=SEVERITY, task__severity_yaml=SEVERITY_YAML, data__advisories_yaml=source + pins)
     (own_folder / "advisories.csv").write_text(ADVISORIES)
     tiny = [item for item in TINY if not item.startswith("prompt=")]

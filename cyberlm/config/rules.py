@@ -4,7 +4,6 @@ All problems are found before anything is downloaded or loaded, and shown togeth
 """
 
 import ipaddress
-import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -15,15 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 from cyberlm.config.bounds import bound_problems, nested_schema
 from cyberlm.config.commands import ExportConfig, OpenConfig, ServeConfig
 from cyberlm.config.method_rules import PEFT_ADAPTER, method_problems
+from cyberlm.config.question_rules import data_problems, prompt_problems
 from cyberlm.config.schema import (
-    DataConfig,
     EvaluateConfig,
     ModelConfig,
     ModelSource,
     OptimizerName,
-    PromptConfig,
-    PromptStyle,
-    Protocol,
     RootConfig,
     Strategy,
     TinyModelConfig,
@@ -140,8 +136,8 @@ def _problems(config: Any) -> Iterator[Problem]:
     yield from bound_problems(config)
     if isinstance(config, RootConfig):
         yield from _model_problems(config.model)
-        yield from _data_problems(config.data)
-        yield from _prompt_problems(config.prompt, templates=config.task.get("_target_") == MULTIPLE_CHOICE)
+        yield from data_problems(config.data)
+        yield from prompt_problems(config.prompt, templates=config.task.get("_target_") == MULTIPLE_CHOICE)
         yield from _trainer_problems(config.trainer)
         yield from _target_problems(config)
     if isinstance(config, TrainConfig):
@@ -208,83 +204,6 @@ def _tiny_problems(tiny: TinyModelConfig) -> Iterator[Problem]:
         yield Problem(f"model.tiny.hidden_size={tiny.hidden_size} with {heads} heads", f"a multiple of {2 * heads}")
     if heads >= 1 and groups >= 1 and heads % groups:
         yield Problem(f"model.tiny.num_key_value_heads={groups} with {heads} heads", f"a divisor of {heads}")
-
-
-# ---------------------------------------------------------------------------------------------- data and prompt
-
-
-def _data_problems(data: DataConfig) -> Iterator[Problem]:
-    if data.address is None:
-        yield from _belongs_to(data, "cybermetric", ("size", "test_size", "dir"))
-        if data.path is None:
-            what = f"data={data.name} without data.path"
-            yield Problem(what, "your question file", f"data={data.name} data.path=questions.jsonl")
-    else:
-        yield from _pinned_problems(data, data.address)
-    held_out = 0 if data.test_size or data.test_path else data.test_fraction
-    if data.validation_fraction + held_out >= 1:
-        what = f"data.validation_fraction={data.validation_fraction:g} and data.test_fraction={held_out:g}"
-        yield Problem(f"{what} leave nothing to train on", "a sum below 1")
-
-
-def _pinned_problems(data: DataConfig, address: str) -> Iterator[Problem]:
-    """Rules of a source whose files are pinned."""
-    yield from _belongs_to(data, "mcq", ("path", "test_path"))
-    downloaded = address.startswith(("http://", "https://"))
-    if not downloaded:
-        yield from _belongs_to(data, "cybermetric", ("dir",))
-    if not data.files:
-        yield from _belongs_to(data, "cybermetric", ("size", "test_size"))
-    sizes = ", ".join(map(str, data.files))
-    for name, required in (("size", True), ("test_size", False)) if data.files else ():
-        value = getattr(data, name)
-        if value not in data.files and (required or value is not None):
-            fix = f"data.{name}={2000 if 2000 in data.files else next(iter(data.files))}"
-            yield Problem(f"data.{name}={value}: {data.name} has no such file", sizes, fix)
-    if data.test_size is not None and data.test_size == data.size:
-        what = f"data.test_size={data.test_size} is the training file itself"
-        yield Problem(what, "another size, or no data.test_size")
-    named = _placeholders(address)
-    if named is None:
-        yield Problem(f"data.address={address}", "names in pairs of braces, such as {commit}")
-    for entry in data.files.values() or [{}]:
-        pinned = {"commit": data.commit, "sha256": data.sha256, **entry}
-        for name in sorted((named or set()) | ({"sha256"} if downloaded else set())):
-            if pinned.get(name) is None:
-                yield Problem(f"data.address={address} without data.{name}", fix=f"data.{name}=...")
-
-
-def _belongs_to(data: DataConfig, owner: str, names: tuple[str, ...]) -> Iterator[Problem]:
-    for name in names:
-        value = getattr(data, name)
-        if value is not None:
-            yield Problem(
-                f"data.{name}={value} with data={data.name}",
-                f"data.{name} only with data={owner}, else data.{name}=null",
-                f"data={owner} data.{name}={value}",
-            )
-
-
-def _prompt_problems(prompt: PromptConfig, *, templates: bool) -> Iterator[Problem]:
-    """Rules of the prompt; a task of a user's own renders its questions itself, without the templates."""
-    wanted = {"question", "options"} if prompt.show_options else {"question"}
-    for name, allowed in (("question", wanted), ("option", {"letter", "text"})):
-        template = getattr(prompt, name)
-        if templates and _placeholders(template) != allowed:
-            wants = " and ".join(f"{{{item}}}" for item in sorted(allowed))
-            yield Problem(f"prompt.{name}={template!r}", f"a template with {wants} and no other placeholder")
-    if prompt.protocol is Protocol.letter and not prompt.show_options:
-        what = "prompt.protocol=letter prompt.show_options=false: a letter means nothing without the options"
-        yield Problem(what, "prompt.show_options=true, or prompt=text", "prompt=text")
-    if prompt.style is not PromptStyle.chat and not prompt.plain_cue.strip():
-        yield Problem("prompt.plain_cue is empty", "the last words of a plain prompt", "'prompt.plain_cue=Answer:'")
-
-
-def _placeholders(template: str) -> set[str] | None:
-    try:
-        return {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
-    except ValueError:
-        return None
 
 
 # ------------------------------------------------------------------------------------------- trainer and devices

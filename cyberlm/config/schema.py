@@ -24,7 +24,8 @@ from cyberlm.config.bounds import (
 from cyberlm.config.study import StudyConfig
 
 ACCELERATORS = ("auto", "cpu", "cuda")
-QUESTION_FILE = "a .json, .jsonl, .csv or .tsv file"
+QUESTION_FILE = "a .json, .jsonl, .csv, .tsv or .parquet file"
+COLUMNS = ("id", "question", "options", "answer", "topic", "answer_is")
 
 
 QuantName = StrEnum("QuantName", "none nf4")
@@ -32,6 +33,7 @@ ModelSource = StrEnum("ModelSource", "embedded hub local tiny")
 Dtype = StrEnum("Dtype", "auto float32 bfloat16")
 Attention = StrEnum("Attention", "sdpa eager flash_attention_2")
 OnBadRow = StrEnum("OnBadRow", "error skip")
+AnswerIs = StrEnum("AnswerIs", "letter text index0 index1")
 OnLongPrompt = StrEnum("OnLongPrompt", "error skip")
 Protocol = StrEnum("Protocol", "letter text")
 PromptStyle = StrEnum("PromptStyle", "auto chat plain")
@@ -168,13 +170,17 @@ class QuantConfig:
 @dataclass
 class DataConfig:
     name: str = MISSING
-    """Short name of the source: sample (embedded), cybermetric (downloaded), mcq (your own file), or one of yours."""
+    """Short name of the source: sample (embedded), cybermetric and others (downloaded), file (your own), or one of
+    yours."""
     size: int | None = None
     """File of a source that has several (data.files); of CyberMetric: 80, 500, 2000 or 10000 questions."""
     dir: str | None = folder("a folder that holds CyberMetric-<size>-v1.json")
     """Folder that already holds the source's files; nothing is downloaded then."""
     path: str | None = file(QUESTION_FILE)
-    """Your own questions: .json, .jsonl, .csv or .tsv (data=mcq)."""
+    """Your own questions (data=file): .json, .jsonl, .csv, .tsv or .parquet, each also with .gz;
+    or a folder that the datasets library saved."""
+    split: str | None = None
+    """Split of a folder that the datasets library saved, where it holds several."""
     address: str | None = None
     """Pinned file: https://..., file://..., a path, or package://PACKAGE/FILE; {commit} and such are filled in."""
     commit: str | None = None
@@ -184,15 +190,18 @@ class DataConfig:
     files: dict[int, dict[str, str]] = field(default_factory=dict)
     """Files of a source that has several, by data.size, each with its sha256 and what data.address names."""
     reader: str | None = None
-    """Format: json, jsonl, csv or tsv; null: by the ending of the file's name."""
-    columns: dict[str, str] = field(default_factory=dict)
-    """Fields that the task reads, by the file's names for them; other columns are left out. Empty: all as they are."""
+    """Format: json, jsonl, csv, tsv or parquet; null: by the ending of the file's name."""
+    columns: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
+    """The file's column of each field: id, question, options, answer, topic, or another that the task reads. A name; a
+    number from 1 where a table has no header; for options also a list of columns. Other columns are not read. All
+    null: every column is a field of its own name. answer_is: letter (default), text (of the option), index0 or index1
+    (its number, counted from 0 or from 1)."""
     licence: str = "unknown"
     """Licence of the questions."""
     test_size: int | None = None
     """Another of data.files held out as the test set; what it shares with training is left out of training."""
     test_path: str | None = file(QUESTION_FILE)
-    """Your own held-out test file (data=mcq)."""
+    """Your own held-out test file (data=file), in the shape of data.path."""
     on_bad_row: OnBadRow = OnBadRow.error
     """error: list every bad row and stop; skip: leave bad rows out and count them."""
     validation_fraction: float = share(0.1)

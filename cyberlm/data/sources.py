@@ -14,9 +14,10 @@ from urllib.parse import unquote, urlsplit
 
 from cyberlm.config.schema import DataConfig
 from cyberlm.data.readers import QuestionSet, read_questions
+from cyberlm.data.text_files import stem_of
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import DataError, Problem, lfs_problems
-from cyberlm.runtime.progress import track
+from cyberlm.runtime.progress import say, say_once, track
 from cyberlm.tasks.task import Task
 
 TIMEOUT_SECONDS = 30.0
@@ -43,7 +44,7 @@ class PinnedFile:
 
     @property
     def name(self) -> str:
-        return PurePosixPath(self.file_name).stem
+        return stem_of(Path(self.file_name))
 
 
 def pinned_file(config: DataConfig, size: int | None) -> PinnedFile:
@@ -66,20 +67,27 @@ def load_sources(config: DataConfig, task: Task) -> tuple[QuestionSet, QuestionS
         held_out = _read_pinned(config, config.test_size, task) if config.test_size is not None else None
         return _read_pinned(config, config.size, task), held_out
     path = Path(str(config.path))
-    main = _read(path, path.stem, config, task)
+    main = _read(path, stem_of(path), config, task)
     if config.test_path is None:
         return main, None
     test_path = Path(config.test_path)
     # Ids begin with the name, so two files of one name in two folders must not share it.
-    name = test_path.stem if test_path.stem != path.stem else f"{path.stem}-test"
+    name = stem_of(test_path) if stem_of(test_path) != stem_of(path) else f"{stem_of(path)}-test"
     return main, _read(test_path, name, config, task)
 
 
 def _read(path: Path, name: str, config: DataConfig, task: Task) -> QuestionSet:
-    return read_questions(path, name, config.on_bad_row, task, config.columns, config.reader)
+    found = read_questions(path, name, config.on_bad_row, task, config.columns, config.reader, config.split)
+    for note, count in found.notes.items():
+        say_once(f"{name}: {note} in {count} rows")
+    if found.unread:
+        say_once(f"{name}: columns that are not read: {', '.join(found.unread)}")
+    return found
 
 
 def _read_pinned(config: DataConfig, size: int | None, task: Task) -> QuestionSet:
+    if "NC" in config.licence.split("-"):
+        say_once(f"{config.name} is licensed {config.licence}: not for commercial use.")
     file = pinned_file(config, size)
     place = urlsplit(file.address)
     source, fix = None, ""
@@ -95,7 +103,7 @@ def _read_pinned(config: DataConfig, size: int | None, task: Task) -> QuestionSe
             # Not the path: it differs between machines, and would make their manifests differ.
             source = f"{package}/{inner}"
         elif place.scheme in ("http", "https"):
-            path, fix = _at_hand(file, config.dir)
+            path, fix = _at_hand(file, config.dir, config.licence)
             source = file.address if config.dir is None else None
         else:
             path = Path(unquote(place.path) if place.scheme == "file" else file.address)
@@ -104,7 +112,7 @@ def _read_pinned(config: DataConfig, size: int | None, task: Task) -> QuestionSe
     return replace(found, source=source) if source else found
 
 
-def _at_hand(file: PinnedFile, folder: str | None) -> tuple[Path, str]:
+def _at_hand(file: PinnedFile, folder: str | None, licence: str) -> tuple[Path, str]:
     """The file in a folder of the user's, else in the cache folder, downloaded if need be; what fetches it anew."""
     path = Path(folder or cache_folder()) / file.file_name
     fetch = f"curl -fLo '{path}' {file.address}" if folder else f"rm '{path}'   (the next run downloads it again)"
@@ -114,6 +122,7 @@ def _at_hand(file: PinnedFile, folder: str | None) -> tuple[Path, str]:
             [Problem(f"there is no {path.name} in it", "nothing is downloaded where data.dir is set", fetch)],
         )
     if not path.is_file():
+        say(f"{file.name}: licence {licence}")
         _download(file, path)
     return path, fetch
 
@@ -130,7 +139,7 @@ def _check_hash(path: Path, file: PinnedFile, what: str, fix: str) -> None:
         raise DataError(
             f"{what} is not the {file.name} that is pinned by its sha256:",
             lfs_problems([path]) or [Problem(f"its sha256 is {found}", file.sha256, fix)],
-            "A file of your own in the same shape is read with data=mcq data.path=FILE.",
+            "A file of your own in the same shape is read with data=file data.path=FILE.",
         )
 
 

@@ -198,6 +198,8 @@ def write_manifest(split: Split, config: DataConfig, path: Path) -> str:
                 "questions": len(source.questions),
                 "whitespace_normalised": source.whitespace_normalised,
                 "skipped": list(source.skipped),
+                **({"unread": list(source.unread)} if source.unread else {}),
+                **({"notes": source.notes} if source.notes else {}),
             }
             for source in split.sources
         ],

@@ -1,26 +1,41 @@
-"""Opens a question file as text: what is not one, or holds other content than its name says, is refused."""
+"""Opens a question file: what is not one, or holds other content than its name says, is refused."""
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from cyberlm.runtime.errors import DataError, Problem, lfs_problems
 
 MAX_FILE_BYTES = 512 * 10**6
+"""Of a file, and of what it unpacks to."""
 MAX_LINE_BYTES = 10**6
 """Of .jsonl, .csv and .tsv; a .json file may be one line."""
+GZIP = b"\x1f\x8b"
 
 
-def read_text(path: Path, ending: str, endings: Sequence[str]) -> tuple[bytes, str]:
-    """The bytes of a file whose `ending` is one of `endings`, and their text without a byte order mark.
+def stem_of(path: Path) -> str:
+    """Name of a question file without its endings: `q` of `q.csv.gz`."""
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
+def ending_of(path: Path, reader: str | None) -> str:
+    """Format of a file, `.csv` of `q.CSV.gz`: by its name, unless `reader` gives it."""
+    if reader:
+        return f".{reader}"
+    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+
+
+def read_bytes(path: Path, ending: str, endings: Sequence[str]) -> tuple[bytes, bytes]:
+    """The bytes of a file whose `ending` is one of `endings`, as they are, and unpacked where gzip has packed them.
 
     Raises:
-        DataError: It is a folder, too large, empty, not UTF-8, of another ending, or of another format than its name.
+        DataError: It is a folder, too large, empty, torn, or of another ending.
     """
     if path.is_dir():
-        raise unreadable(path, *_folder(path))
+        raise unreadable(path, "it is a folder", f"a file ({', '.join(endings)}), or a folder of the datasets library")
     if ending not in endings:
-        raise unreadable(path, f"its name ends in '{ending}'", ", ".join(endings))
+        raise unreadable(path, f"its name ends in '{ending}'", f"{', '.join(endings)}; each also with .gz")
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -28,27 +43,53 @@ def read_text(path: Path, ending: str, endings: Sequence[str]) -> tuple[bytes, s
         raw, pointers = path.read_bytes(), lfs_problems([path])
     except OSError as error:
         raise unreadable(path, error.strerror or str(error), "a file that you may read") from error
-    if not raw.strip():
-        raise unreadable(path, "it is empty", "one row or more")
     if pointers:
         raise DataError(f"{path} cannot be read as a question file:", pointers)
-    _check_name(path, raw.removeprefix(b"\xef\xbb\xbf").lstrip(), ending)
+    content = _unpacked(path, raw) if raw.startswith(GZIP) else raw
+    if not content.strip():
+        raise unreadable(path, "it is empty", "one row or more")
+    return raw, content
+
+
+def _unpacked(path: Path, raw: bytes) -> bytes:
+    content = b""
+    try:
+        while raw:  # a gzip file may have several members
+            decoder = zlib.decompressobj(wbits=31)
+            content += decoder.decompress(raw, MAX_FILE_BYTES + 1 - len(content))
+            if len(content) > MAX_FILE_BYTES:
+                raise unreadable(path, f"it unpacks to more than {MAX_FILE_BYTES // 10**6} MB")
+            if not decoder.eof:
+                raise unreadable(path, "its gzip stream breaks off", "the whole file")
+            raw = decoder.unused_data
+    except zlib.error as error:
+        raise unreadable(path, f"it cannot be unpacked: {error}", "a whole gzip file") from error
+    return content
+
+
+def decode(path: Path, content: bytes, ending: str) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+        DataError: It is not UTF-8, has a line that is too long, or is JSON under the name of JSON Lines or so.
+    """
+    _check_name(path, content.removeprefix(b"\xef\xbb\xbf").lstrip(), ending)
     if ending != ".json":
-        _check_line_lengths(path, raw)
-    return raw, _decode(path, raw)
+        _check_line_lengths(path, content)
+    try:
+        return content.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise unreadable(
+            path,
+            f"it is not UTF-8 text: byte offset {error.start} (line {line}) is 0x{content[error.start]:02x}",
+            "UTF-8, with or without a byte order mark",
+            f"iconv -f ENCODING -t UTF-8 {path.name} > NEW_FILE",
+        ) from error
 
 
 def unreadable(path: Path, what: str, allowed: str = "", fix: str = "") -> DataError:
     return DataError(f"{path} cannot be read as a question file:", [Problem(what, allowed, fix)])
-
-
-def _folder(path: Path) -> tuple[str, str, str]:
-    """Kind of a folder, a file instead of it, and for one of the datasets library the command that makes that file."""
-    if any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        part = "['train']" if (path / "dataset_dict.json").is_file() else ""
-        code = f"from datasets import load_from_disk; load_from_disk('{path}'){part}.to_json('questions.jsonl')"
-        return "it is a folder that the datasets library saved", "a question file made from it", f'python -c "{code}"'
-    return "it is a folder", "a .json, .jsonl, .csv or .tsv file", ""
 
 
 def _check_name(path: Path, start: bytes, ending: str) -> None:
@@ -59,7 +100,7 @@ def _check_name(path: Path, start: bytes, ending: str) -> None:
         what, allowed, right = "it holds JSON Lines, one object a line", "JSON Lines in a .jsonl file", ".jsonl"
     else:
         return
-    raise unreadable(path, what, allowed, f"mv '{path}' '{path.with_suffix(right)}'")
+    raise unreadable(path, what, allowed, f"mv '{path}' '{path.with_name(path.name.replace(ending, right))}'")
 
 
 def _is_json_lines(raw: bytes) -> bool:
@@ -79,16 +120,3 @@ def _check_line_lengths(path: Path, raw: bytes) -> None:
                 f"line {number} has {len(line) / 1e6:.1f} MB",
                 f"{MAX_LINE_BYTES // 10**6} MB a line at most; one row a line",
             )
-
-
-def _decode(path: Path, raw: bytes) -> str:
-    try:
-        return raw.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise unreadable(
-            path,
-            f"it is not UTF-8 text: byte offset {error.start} (line {line}) is 0x{raw[error.start]:02x}",
-            "UTF-8, with or without a byte order mark",
-            f"iconv -f ENCODING -t UTF-8 {path.name} > NEW_FILE",
-        ) from error

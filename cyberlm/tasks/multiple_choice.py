@@ -5,9 +5,18 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 
-from cyberlm.config.schema import PromptConfig, Protocol
+from cyberlm.config.schema import AnswerIs, PromptConfig, Protocol
 from cyberlm.runtime.errors import did_you_mean
 from cyberlm.runtime.validation import kind_of, reasons_of, shown
 from cyberlm.tasks.answers.parsing import parse_letter, parse_text
@@ -18,7 +27,9 @@ LETTERS = "ABCDEFGH"
 MAX_CHARACTERS = 250_000
 """Of one text."""
 OPTIONS_FIELDS, GOLD_FIELDS = ("answers", "options", "choices"), ("solution", "answer")
-FIELDS = ("question", *OPTIONS_FIELDS, *GOLD_FIELDS, "topic", "domain")
+FIELDS = ("question", *OPTIONS_FIELDS, *GOLD_FIELDS, "topic", "domain", "answer_is")
+LABELLED = {"text", "label"}
+LETTERS_STRIPPED = "option letters stripped"
 _SEVERAL_LETTERS = re.compile(r"[A-H](\s*(,|;|/|&|\+|and|or)?\s*[A-H])+", re.IGNORECASE)
 
 
@@ -31,11 +42,15 @@ class MultipleChoice:
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:
         """Make a question of a row: options as an object, as a list, or each in a field of its own letter.
 
+        The answer is a letter, or what the field `answer_is` says. Where all options begin with their own letters,
+        these are stripped.
+
         Raises:
             ValueError: With all that is wrong with the row.
         """
         try:
-            return QuestionRow.model_validate(_in_one_shape(row)).example(example_id)
+            notes: list[str] = []
+            return QuestionRow.model_validate(_in_one_shape(row), context=notes).example(example_id, tuple(notes))
         except ValidationError as error:
             raise ValueError("; ".join(reasons_of(error))) from error
 
@@ -70,16 +85,20 @@ def _in_one_shape(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     fields: dict[str, Any] = {}
     options: dict[str, Any] = {}
-    problems = []
+    problems, unknown = [], []
     for name, value in row.items():
         letter, field = name.upper() in tuple(LETTERS), name.lower()
         key, target = (name.upper(), options) if letter else (field, fields)
         if not letter and field not in FIELDS:
-            hint = did_you_mean(field, FIELDS)
-            problems.append(f"field {shown(name)} is not known; allowed: {', '.join(FIELDS)}. {hint}".rstrip())
+            unknown.append(name)
         elif key in target:
             problems.append(f"field '{key}' is given twice")
         target[key] = value
+    if unknown:
+        found = f"{', '.join(map(shown, unknown[:8]))} {'is' if len(unknown) == 1 else 'are'} not known"
+        hint = did_you_mean(unknown[0].lower(), FIELDS) if len(unknown) == 1 else ""
+        allowed = ", ".join(field for field in FIELDS if field != "answer_is")
+        problems.append(f"field{'s' * (len(unknown) > 1)} {found}; allowed: {allowed}. {hint}".rstrip())
     if options and not fields.keys().isdisjoint(OPTIONS_FIELDS):
         problems.append(f"the field '{next(iter(options))}' is given beside a field of all options")
     elif options:
@@ -91,7 +110,22 @@ def _in_one_shape(row: Mapping[str, Any]) -> dict[str, Any]:
             problems.append(f"{found}; allowed: one of {', '.join(names)}")
     if problems:
         raise ValueError("; ".join(problems))
-    return fields
+    return _without_labels(fields)
+
+
+def _without_labels(fields: dict[str, Any]) -> dict[str, Any]:
+    """Options that are given as texts with labels, as a list, and the answer that is a label as its letter."""
+    options, gold = (next(name for name in names if name in fields) for names in (OPTIONS_FIELDS, GOLD_FIELDS))
+    value = fields[options]
+    if isinstance(value, list) and value and all(isinstance(item, dict) and set(item) == LABELLED for item in value):
+        value = {key: [item[key] for item in value] for key in LABELLED}
+    if not (isinstance(value, dict) and set(value) == LABELLED and all(isinstance(v, list) for v in value.values())):
+        return fields
+    texts, labels = value["text"], value["label"]
+    if len(texts) != len(labels) or len(set(map(str, labels))) < len(labels):
+        raise ValueError(f"{options} has {len(texts)} texts and the labels {labels}; allowed: a label of its own each")
+    letters = dict(zip(map(str, labels), LETTERS, strict=False))
+    return fields | {options: texts, gold: letters.get(str(fields[gold]), fields[gold])}
 
 
 def _by_letters(value: object) -> object:
@@ -114,6 +148,22 @@ def _by_letters(value: object) -> object:
     return {letter: value[key] for letter, key in letters.items()}
 
 
+def _without_own_letters(value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    """Options without the letters that they begin with, where each begins with its own: `A) 80`, `B) 443`."""
+    stripped = {letter: _without_letter(text, letter) for letter, text in value.items()}
+    if None in stripped.values():
+        return value
+    if info.context is not None:
+        info.context.append(LETTERS_STRIPPED)
+    return stripped
+
+
+def _without_letter(text: object, letter: str) -> str | None:
+    text = text if isinstance(text, str) else ""
+    found = re.match(rf"[(\[]?{letter}(?:[)\]:]|[.\-–](?=\s))\s*", text, re.IGNORECASE)
+    return text[found.end() :] if found else None
+
+
 def _all_different(options: dict[str, str]) -> dict[str, str]:
     first: dict[str, str] = {}
     for letter, option in options.items():
@@ -123,11 +173,37 @@ def _all_different(options: dict[str, str]) -> dict[str, str]:
     return options
 
 
-def _one_letter(value: object) -> object:
-    if isinstance(value, list) or (isinstance(value, str) and _SEVERAL_LETTERS.fullmatch(value)):
+def _as_letter(value: object, info: ValidationInfo) -> object:
+    """The right option's letter, of an answer that is written as `answer_is` says."""
+    answer_is, options = info.data.get("answer_is"), info.data.get("options")
+    if answer_is is AnswerIs.letter and (
+        isinstance(value, list) or (isinstance(value, str) and _SEVERAL_LETTERS.fullmatch(value))
+    ):
         found = shown(value) if isinstance(value, str) else "a list"
         raise ValueError(f"is {found}: several right answers are not taken; allowed: one letter")
-    return value
+    if answer_is in (None, AnswerIs.letter) or options is None:
+        return value
+    letters = list(options)
+    if answer_is is AnswerIs.text:
+        return _letter_of_text(value, options)
+    first = int(answer_is is AnswerIs.index1)
+    indices = {str(k): letter for k, letter in enumerate(letters, start=first)}
+    number = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+    if number not in indices:
+        raise ValueError(f"is {shown(number)}; allowed: {first} to {len(letters) - 1 + first}")
+    return indices[number]
+
+
+def _letter_of_text(value: object, options: Mapping[str, str]) -> str:
+    texts = {unicodedata.normalize("NFC", text): letter for letter, text in options.items()}
+    if not isinstance(value, str):
+        raise ValueError(f"is {kind_of(value)}; allowed: the text of an option")
+    for letter, text in options.items():
+        if _without_letter(value, letter) == text:
+            return letter
+    if unicodedata.normalize("NFC", value) not in texts:
+        raise ValueError(f"is {shown(value)}, which is the text of no option")
+    return texts[unicodedata.normalize("NFC", value)]
 
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
@@ -139,17 +215,21 @@ class QuestionRow(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     question: Text
-    options: Annotated[dict[str, Text], BeforeValidator(_by_letters), AfterValidator(_all_different)] = Field(
-        validation_alias=AliasChoices(*OPTIONS_FIELDS)
-    )
-    gold: Annotated[str, BeforeValidator(_one_letter)] = Field(validation_alias=AliasChoices(*GOLD_FIELDS))
+    answer_is: AnswerIs = Field(AnswerIs.letter, strict=False)
+    options: Annotated[
+        dict[str, Text],
+        BeforeValidator(_without_own_letters),
+        BeforeValidator(_by_letters),  # runs first
+        AfterValidator(_all_different),
+    ] = Field(validation_alias=AliasChoices(*OPTIONS_FIELDS))
+    gold: Annotated[str, BeforeValidator(_as_letter)] = Field(validation_alias=AliasChoices(*GOLD_FIELDS))
     domain: Topic = ""
     topic: Topic = ""
 
-    def example(self, example_id: str) -> Example:
+    def example(self, example_id: str, notes: tuple[str, ...]) -> Example:
         letter = self.gold.upper()
         if letter not in self.options:
             allowed = f"one letter of A to {list(self.options)[-1]}"
             raise ValueError(f"the solution is {shown(self.gold)}, which names no option; allowed: {allowed}")
         topic = ": ".join(part for part in (self.domain, self.topic) if part)
-        return Example(example_id, self.question, tuple(self.options.values()), LETTERS.index(letter), topic)
+        return Example(example_id, self.question, tuple(self.options.values()), LETTERS.index(letter), topic, notes)

@@ -35,6 +35,7 @@ class Example:
         options: The closed set of answers, option k under `LETTERS[k]`; the reference alone where answers are free.
         gold: Index of the right option.
         topic: Sub-topic, where the file states one.
+        notes: What the task changed when it read the row, for the user: rows are counted by note.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Example:
     options: tuple[str, ...]
     gold: int
     topic: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def letter(self) -> str:

@@ -29,7 +29,7 @@ def problems(line: str, command: str = "train") -> list[Problem]:
 
 
 TARGETS = ("all-linear, or a list of module names", "'method.lora.target_modules=[q_proj,v_proj]'")
-ONLY_MCQ = "data.{} only with data=mcq, else data.{}=null"
+ONLY_FILE = "data.{} only with data=file, else data.{}=null"
 ONLY_CYBERMETRIC = "data.{} only with data=cybermetric, else data.{}=null"
 PLACEHOLDERS = "a template with {} and no other placeholder"
 DDP = ("trainer.strategy=ddp", "trainer.strategy=ddp")
@@ -68,6 +68,7 @@ BAD: list[tuple[str, str, str, str]] = [
         "adapter would change both",
         *("all-linear, or a list without them", "method.lora.target_modules=all-linear"),
     ),
+    ("data=file", "data=file without data.path", "your question file", "data=file data.path=questions.jsonl"),
     ("data=mcq", "data=mcq without data.path", "your question file", "data=mcq data.path=questions.jsonl"),
     (
         "data.size=80",
@@ -75,8 +76,21 @@ BAD: list[tuple[str, str, str, str]] = [
     ),
     (
         f"data=cybermetric data.test_path={FILE}",
-        *(f"data.test_path={FILE} with data=cybermetric", ONLY_MCQ.format("test_path", "test_path")),
-        f"data=mcq data.test_path={FILE}",
+        *(f"data.test_path={FILE} with data=cybermetric", ONLY_FILE.format("test_path", "test_path")),
+        f"data=file data.test_path={FILE}",
+    ),
+    (
+        "data.columns.answer_is=number",
+        *("data.columns.answer_is=number", "letter, text, index0, index1", ""),
+    ),
+    (
+        "data.columns.question=1 data.columns.answer=GT",
+        *("data.columns has names and numbers", "numbers from 1 on for a table without a header, else names", ""),
+    ),
+    (
+        "data.columns.question=0",
+        "data.columns.question=0",
+        *("the name of a column, or its number from 1 on where the table has no header", ""),
     ),
     *(
         (
@@ -170,7 +184,7 @@ OUT_OF_BOUNDS = {
     # override, one or two for each kind of bound and each depth: what is told behind it, and what is allowed
     "model.name=a/b": ("", A_NAME),
     "model.tiny.hidden_size=0": ("", LEAST_1),
-    "data.path=nowhere.jsonl": (": there is no such file", "a .json, .jsonl, .csv or .tsv file"),
+    "data.path=nowhere.jsonl": (": there is no such file", "a .json, .jsonl, .csv, .tsv or .parquet file"),
     "data.validation_fraction=-0.1": ("", SHARE),
     "data.near_duplicate_jaccard=1.1": ("", "above 0 and at most 1"),
     "data.max_length=8": ("", "16 or more"),

@@ -7,7 +7,6 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import pytest
 from support import MULTIPLE_CHOICE
 
@@ -299,7 +298,7 @@ def test_no_depth_of_nesting_escapes_as_a_traceback(tmp_path: Path, depth: int) 
         ("question,solution", "answers is missing; allowed: one of answers, options, choices"),
         ("question,A,C,solution", "answers names its options 'A', 'C'"),
         ("question,A,a,B,solution", "field 'A' is given twice"),
-        ("question,A,A,B,solution", "its header names 'A' twice"),
+        ("question,A,A,B,solution", "the header names 'A' twice"),
         ("question,A,B,I,solution", "field 'I' is not known"),
         ("question,A,B,solution,notes", "field 'notes' is not known; allowed: question"),
         ("question,A,answers,solution", "the field 'A' is given beside a field of all options"),
@@ -384,13 +383,6 @@ def test_a_file_under_a_wrong_name_is_told_its_right_one(
     assert told.format(name.removeprefix("q.")) in shown and f"type:    {typed}" in shown
 
 
-@pytest.mark.parametrize(("splits", "part"), [(False, ""), (True, "['train']")])
-def test_a_folder_of_the_datasets_library_names_the_conversion(splits: bool, part: str, tmp_path: Path) -> None:
-    rows = datasets.Dataset.from_list([GOOD])
-    folder = tmp_path / "saved"
-    (datasets.DatasetDict(train=rows) if splits else rows).save_to_disk(str(folder))
-    shown = refusal(folder)
-    assert "a folder that the datasets library saved" in shown
-    assert f"load_from_disk('{folder}'){part}.to_json('questions.jsonl')" in shown
+def test_a_plain_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     assert "it is a folder" in refusal(tmp_path / "plain")

@@ -204,7 +204,7 @@ def test_the_real_files_pass_and_one_changed_byte_is_refused_with_both_hashes(tm
 def test_a_local_file_is_read_in_place_by_its_hash_its_reader_and_its_columns(scheme: str, tmp_path: Path) -> None:
     path = tmp_path / "cti.txt"
     path.write_text("URL\tQuestion\tOption A\tOption B\tGT\nhttp://x\tWhich port?\t80\t443\tb\n")
-    columns = {"Question": "question", "Option A": "A", "Option B": "B", "GT": "solution"}
+    columns = {"question": "Question", "options": ["Option A", "Option B"], "answer": "GT"}
     pinned = DataConfig(name="cti", address=f"{scheme}{path}", sha256=sha256(path.read_bytes()), columns=columns)
     main, _ = load(dataclasses.replace(pinned, reader="tsv"))
     assert (main.name, main.source) == ("cti", str(path))
@@ -212,8 +212,8 @@ def test_a_local_file_is_read_in_place_by_its_hash_its_reader_and_its_columns(sc
         ("Which port?", ("80", "443"), "B")
     ]
     assert "its name ends in '.txt'" in refusal(pinned)
-    other = dataclasses.replace(pinned, reader="tsv", columns=columns | {"Key": "answer"})
-    assert "there is no 'Key', which data.columns names" in refusal(other)
+    other = dataclasses.replace(pinned, reader="tsv", columns=columns | {"answer": "Key"})
+    assert "there is no column 'Key', which data.columns names" in refusal(other)
     assert "that is pinned by its sha256" in refusal(dataclasses.replace(pinned, sha256="0" * 64))
 
 

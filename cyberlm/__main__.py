@@ -7,7 +7,6 @@ from typing import Any
 
 from cyberlm.config.bounds import AUTO
 from cyberlm.config.commands import SCHEMAS
-from cyberlm.config.schema import TrainConfig
 from cyberlm.runs.launch import main as launch
 from cyberlm.runs.launch import prepare_process
 from cyberlm.runtime.errors import ConfigError, UserError
@@ -43,14 +42,15 @@ def run_command(command: str) -> None:
             raise SystemExit(show(ConfigError(f"{command} does one thing at a time: leave -m out.")))
 
         def run(config: Any, folder: Path) -> float | None:
-            planned = isinstance(config, TrainConfig) and config.plan.enabled
-            if in_folder and not planned and find_world() is None:
+            shows = in_folder and config.only_shows
+            if in_folder and not shows and find_world() is None:
                 began = config.trainer.resume in (None, AUTO)
                 started = config if began else _story("resume.resumed_config")(config, folder)
                 if started.trainer.devices > 1:
                     _story("processes.start_processes")(command, started.trainer, folder)
                     return None
-            story = _story("memory.show_plan" if planned else STORIES[command])
+            shown = "preview.show_preview" if shows and config.data.preview else "memory.show_plan"
+            story = _story(shown if shows else STORIES[command])
             result: float | None = story(config, folder) if in_folder else story(config)
             return result
 

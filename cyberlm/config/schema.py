@@ -198,6 +198,8 @@ class DataConfig:
     (its number, counted from 0 or from 1)."""
     licence: str = "unknown"
     """Licence of the questions."""
+    preview: bool = False
+    """Show the first questions as they would be asked, and end: data.preview=true."""
     test_size: int | None = None
     """Another of data.files held out as the test set; what it shares with training is left out of training."""
     test_path: str | None = file(QUESTION_FILE)
@@ -375,6 +377,11 @@ class RootConfig:
     group: str | None = folder_name(None)
     """Name shared by the jobs of one sweep; set by the sweep itself."""
 
+    @property
+    def only_shows(self) -> bool:
+        """True where nothing is trained, scored or written."""
+        return self.data.preview
+
 
 @dataclass
 class TrainConfig(RootConfig):
@@ -384,6 +391,10 @@ class TrainConfig(RootConfig):
     """Lightning callbacks by name, each with a _target_."""
     plan: PlanConfig = field(default_factory=PlanConfig)
     study: StudyConfig | None = None
+
+    @property
+    def only_shows(self) -> bool:
+        return self.data.preview or self.plan.enabled
 
 
 @dataclass

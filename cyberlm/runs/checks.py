@@ -19,7 +19,6 @@ from omegaconf.errors import OmegaConfBaseException
 from cyberlm.config.bounds import AUTO
 from cyberlm.config.commands import SCHEMAS
 from cyberlm.config.rules import WRITTEN_TO, Config, build_config
-from cyberlm.config.schema import TrainConfig
 from cyberlm.runs.restart import check_folder_is_named, check_settings, goes_on, restarted
 from cyberlm.runs.run_folder import claim_folder, refuse_results, seen_from_here, sole_owner, typed_overrides
 from cyberlm.runtime.errors import ConfigError, Problem, UserError
@@ -69,10 +68,9 @@ class CheckFirst(Callback):
         with read_write(own), open_dict(own):
             del own["hydra"]
         built = checked_config(own, self.schema, seen_from_here(str(folder)))
-        planned = isinstance(built, TrainConfig) and built.plan.enabled
         if goes_on(built, folder):
             check_settings(built, folder)
-        elif not planned and built.trainer.resume in (None, AUTO):
+        elif not built.only_shows and built.trainer.resume in (None, AUTO):
             refuse_results(folder, ("results.json", "checkpoints/*.ckpt"), "hydra.run.dir")
 
 

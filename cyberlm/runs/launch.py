@@ -158,11 +158,12 @@ def _one_screen(
 
 
 def _planning(arguments: Sequence[str]) -> list[str]:
-    """`plan=true` as `plan.enabled=true` (`plan` is a group), with the settings of Hydra that leave no folder."""
+    """`plan=true` as `plan.enabled=true` (`plan` is a group); where nothing is run, Hydra leaves no folder."""
     sweep = {"-m", "--multirun"} & set(arguments)
     alone = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
     words = {"plan=true": "plan.enabled=true", "plan=false": "plan.enabled=false"}
-    return [words.get(item, item) for item in arguments] + (alone if "plan=true" in arguments and not sweep else [])
+    shows = {"plan=true", "data.preview=true"} & set(arguments)
+    return [words.get(item, item) for item in arguments] + (alone if shows and not sweep else [])
 
 
 def _flags_last(arguments: Sequence[str]) -> list[str]:

@@ -1,0 +1,47 @@
+"""The first questions as a model would be asked them (`data.preview=true`): neither a model nor torch is needed."""
+
+from collections import Counter
+from pathlib import Path
+
+from cyberlm.config.schema import RootConfig
+from cyberlm.data.readers import QuestionSet
+from cyberlm.data.sources import load_sources
+from cyberlm.runtime.progress import say
+from cyberlm.tasks.task import Example, Task, make_task
+
+SHOWN = 5
+
+
+def show_preview(config: RootConfig, folder: Path) -> None:
+    """Prints what was read of each file, and its first questions with the right answers.
+
+    Raises:
+        DataError: The questions cannot be read.
+    """
+    task = make_task(config)
+    for source in filter(None, load_sources(config.data, task)):
+        _show_source(source)
+        for example in source.questions[:SHOWN]:
+            say(f"\n--- {example.id}{f' ({example.topic})' if example.topic else ''}")
+            _show_question(example, task, config.prompt.system)
+    say("\nNothing was trained, scored or written. Leave data.preview=true out to go on.")
+
+
+def _show_source(source: QuestionSet) -> None:
+    say(f"\n{source.source}: {len(source.questions):,} questions; bad rows skipped: {len(source.skipped):,}")
+    for row in source.skipped[:SHOWN]:
+        say(f"  {row}")
+    if len(source.skipped) > SHOWN:
+        say(f"  and {len(source.skipped) - SHOWN:,} more")
+    answers = Counter(example.letter for example in source.questions)
+    say("Right answers: " + ", ".join(f"{letter} {count:,}" for letter, count in sorted(answers.items())))
+
+
+def _show_question(example: Example, task: Task, system: str) -> None:
+    if system:
+        say(f"system:    {system}")
+    say(f"user:      {task.prompt(example)}")
+    say(f"assistant: {task.target(example)}")
+    others = [text for text in task.candidates(example) or () if text != task.target(example)]
+    if others:
+        say(f"  compared with: {' | '.join(others)}")

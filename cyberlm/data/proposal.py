@@ -22,7 +22,7 @@ TRIED_ROWS = 40
 MOST_TRIED = 4
 """Columns that are tried as the question, and as the answer."""
 MOST_SHOWN = 30
-QUESTION_WORDS = (("question",), ("query", "stem", "problem", "description", "sentence", "text", "input", "prompt"))
+QUESTION_WORDS = (("question",), ("query", "stem", "problem", "description", "sentence", "text", "input"))
 ANSWER_WORDS = (("answer", "solution", "correct", "gold"), ("gt", "label", "target", "key", "class", "output"))
 TOPIC_WORDS = ("topic", "domain", "category", "subject")
 OF_AN_OPTION = re.compile(r"(.*?)[ _.-]?([a-h]|[0-8])", re.IGNORECASE)

@@ -10,6 +10,7 @@ from cyberlm.runtime.progress import say
 from cyberlm.tasks.task import Example, Task, make_task
 
 SHOWN = 5
+MOST_ANSWERS = 8
 
 
 def show_preview(config: RootConfig, folder: Path) -> None:
@@ -20,21 +21,24 @@ def show_preview(config: RootConfig, folder: Path) -> None:
     """
     task = make_task(config)
     for source in filter(None, load_sources(config.data, task)):
-        _show_source(source)
+        _show_source(source, task)
         for example in source.questions[:SHOWN]:
             say(f"\n--- {example.id}{f' ({example.topic})' if example.topic else ''}")
             _show_question(example, task, config.prompt.system)
     say("\nNothing was trained, scored or written. Leave data.preview=true out to go on.")
 
 
-def _show_source(source: QuestionSet) -> None:
+def _show_source(source: QuestionSet, task: Task) -> None:
     say(f"\n{source.source}: {len(source.questions):,} questions; bad rows skipped: {len(source.skipped):,}")
     for row in source.skipped[:SHOWN]:
         say(f"  {row}")
     if len(source.skipped) > SHOWN:
         say(f"  and {len(source.skipped) - SHOWN:,} more")
-    answers = Counter(example.letter for example in source.questions)
-    say("Right answers: " + ", ".join(f"{letter} {count:,}" for letter, count in sorted(answers.items())))
+    answers = Counter(
+        task.target(example) if task.candidates(example) is None else example.letter for example in source.questions
+    )
+    counts = [f"{answer} {count:,}" for answer, count in answers.most_common(MOST_ANSWERS)]
+    say(f"Right answers: {', '.join(counts)}{' and others' if len(answers) > MOST_ANSWERS else ''}")
 
 
 def _show_question(example: Example, task: Task, system: str) -> None:

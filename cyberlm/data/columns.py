@@ -70,7 +70,9 @@ def make_example(row: object, number: int, columns: Columns, task: Task, name: s
         own_id = fields.pop("id") if "id" in columns.of_field else number
         if not isinstance(own_id, str | int | float) or own_id == "":
             raise ValueError(f"id is {kind_of(own_id)}; allowed: a text or a number")
-        example = task.read(fields, f"{name}:{own_id:g}" if isinstance(own_id, float) else f"{name}:{own_id}")
+        if isinstance(own_id, float):
+            own_id = str(own_id).removesuffix(".0")  # a JSON file's 17 is read as 17.0
+        example = task.read(fields, f"{name}:{own_id}")
         _check_candidates(example, task)
         return example
     except KeyError as error:  # of a user's own task

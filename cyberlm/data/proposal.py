@@ -158,7 +158,7 @@ def _first_row(rows: Sequence[Fields]) -> str:
     items = list(rows[0].items())
     by_number = isinstance(items[0][0], int) if items else False
     title = "Its columns by number, with the first row:" if by_number else "Its columns, with the first row:"
-    texts = [f"{item:g}" if isinstance(item, float) else str(item) for _, item in items[:MOST_SHOWN]]
+    texts = [str(item).removesuffix(".0") if isinstance(item, float) else str(item) for _, item in items[:MOST_SHOWN]]
     lines = [f"    {str(name)[:60]}: {shown(text)}" for (name, _), text in zip(items, texts, strict=False)]
     more = [f"    and {len(items) - MOST_SHOWN} more"] if len(items) > MOST_SHOWN else []
     return "\n".join([title, *lines, *more])

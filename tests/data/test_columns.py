@@ -182,6 +182,8 @@ def test_ids_of_the_file_are_kept_and_none_is_given_twice(tmp_path: Path) -> Non
     assert "row 3 (line 3): another row has the id 'x-1'" in refusal(
         write(tmp_path, "q.jsonl", "\n".join(lines)), columns
     )
+    numbers = "\n".join(json.dumps(ROW | {"URL": 10**7 + k}) for k in range(2))
+    assert read(write(tmp_path, "q.jsonl", numbers), columns).questions[1].id == "q:10000001"
     assert "id is null" in refusal(write(tmp_path, "q.jsonl", json.dumps(ROW | {"URL": None})), columns)
 
 

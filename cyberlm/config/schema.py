@@ -179,8 +179,6 @@ class DataConfig:
     path: str | None = file(QUESTION_FILE)
     """Your own questions (data=file): .json, .jsonl, .csv, .tsv or .parquet, each also with .gz;
     or a folder that the datasets library saved."""
-    split: str | None = None
-    """Split of a folder that the datasets library saved, where it holds several."""
     address: str | None = None
     """Pinned file: https://..., file://..., a path, or package://PACKAGE/FILE; {commit} and such are filled in."""
     commit: str | None = None
@@ -191,6 +189,8 @@ class DataConfig:
     """Files of a source that has several, by data.size, each with its sha256 and what data.address names."""
     reader: str | None = None
     """Format: json, jsonl, csv, tsv or parquet; null: by the ending of the file's name."""
+    split: str | None = None
+    """Split of a folder that the datasets library saved, where it holds several."""
     columns: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
     """The file's column of each field: id, question, options, answer, topic, or another that the task reads. A name; a
     number from 1 where a table has no header; for options also a list of columns. Other columns are not read. All

@@ -17,7 +17,8 @@ from cyberlm.config.rules import build_config
 
 CONF = conf_folder()
 FILES = sorted(str(path.relative_to(CONF)) for path in CONF.rglob("*") if path.is_file())
-NEEDS = {"model/local": ["model.path=."], "data/mcq": [f"data.path={CONF / 'train.yaml'}"]}
+OWN_FILE = [f"data.path={CONF / 'train.yaml'}"]
+NEEDS = {"model/local": ["model.path=."], "data/file": OWN_FILE, "data/mcq": OWN_FILE}
 """Keys that a choice cannot do without."""
 A_RUN = tempfile.TemporaryDirectory()
 (Path(A_RUN.name) / "config.yaml").touch()

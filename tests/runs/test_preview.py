@@ -33,7 +33,7 @@ def test_five_questions_are_shown_as_they_are_asked(tmp_path: Path, capsys: pyte
 def test_a_preview_needs_no_torch_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text(ROWS)
     code = "import sys; from cyberlm.__main__ import run_command; run_command('train'); print('torch' in sys.modules)"
-    overrides = ("data=file", "data.path=q.csv", *MAPPED, "data.preview=true")
+    overrides = ("prompt=letter", "data=file", "data.path=q.csv", *MAPPED, "data.preview=true")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *overrides],
         cwd=tmp_path,

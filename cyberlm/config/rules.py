@@ -22,10 +22,10 @@ from cyberlm.config.schema import (
     OptimizerName,
     RootConfig,
     Strategy,
-    TinyModelConfig,
     TrainConfig,
     TrainerConfig,
 )
+from cyberlm.config.shapes import TinyModelConfig
 from cyberlm.config.study_rules import study_problems
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 from cyberlm.runtime.world import find_world

@@ -28,10 +28,10 @@ from cyberlm.config.schema import (
     ModelSource,
     OptimizerName,
     QuantName,
-    ShapeConfig,
     Strategy,
     TrainConfig,
 )
+from cyberlm.config.shapes import ShapeConfig
 from cyberlm.models.loaded import LoadedModel, quiet
 from cyberlm.models.loading import weights_dtype
 from cyberlm.models.methods.method import method_of

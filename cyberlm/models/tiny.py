@@ -9,7 +9,7 @@ from tokenizers.models import BPE
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cyberlm.config.schema import TinyModelConfig
+from cyberlm.config.shapes import TinyModelConfig
 
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
 

@@ -148,8 +148,13 @@ class DataConfig:
     """SHA-256 of the file's bytes; another file is refused."""
     files: dict[int, dict[str, str]] = field(default_factory=dict)
     """Files of a source that has several, by data.size, each with its sha256 and what data.address names."""
+    answer_address: str | None = None
+    """Pinned file of the answers, where a source keeps them apart: line k is the answer of line k of data.address. Both
+    may be zip archives of one file. A row has the fields question and answer then."""
+    answer_sha256: str | None = None
+    """SHA-256 of that file's bytes."""
     reader: str | None = None
-    """Format: json, jsonl, csv, tsv or parquet; null: by the ending of the file's name."""
+    """Format: json, jsonl, csv, tsv, raw_tsv (without quoting) or parquet; null: by the ending of the file's name."""
     split: str | None = None
     """Split of a folder that the datasets library saved, where it holds several."""
     columns: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(COLUMNS))

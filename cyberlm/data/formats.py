@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow
 import pyarrow.parquet
@@ -110,10 +111,12 @@ def _jsonl_rows(path: Path, content: bytes, header: bool) -> Iterator[Row]:
         yield Row(number, line, fields)
 
 
-def _csv_rows(path: Path, content: bytes, header: bool, delimiter: str = ",") -> Iterator[Row]:
+def _csv_rows(
+    path: Path, content: bytes, header: bool, delimiter: str = ",", quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+) -> Iterator[Row]:
     previous_limit = csv.field_size_limit(MAX_LINE_BYTES)
     text = io.StringIO(decode(path, content, ".csv"), newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
     columns: list[str] | list[int] = []
     number, line, repeated = 0, 1, ""
     try:
@@ -156,15 +159,19 @@ def _parquet_rows(path: Path, content: bytes, header: bool) -> Iterator[Row]:
 
 
 TABLES = (".csv", ".tsv")
-"""Formats in which a row is cells, named by a header or by number."""
+"""Formats in which columns may be given by number, where there is no header."""
 FORMATS: dict[str, Callable[[Path, bytes, bool], Iterator[Row]]] = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
     ".csv": _csv_rows,
     ".tsv": functools.partial(_csv_rows, delimiter="\t"),
+    ".raw_tsv": functools.partial(_csv_rows, delimiter="\t", quoting=csv.QUOTE_NONE),
     ".parquet": _parquet_rows,
 }
-"""By the ending of a file's name; the third argument says of a table that its first row names the columns."""
+"""By the ending of a file's name, or `data.reader`. In a raw_tsv a quote is a character as any other.
+
+The third argument says of a table that its first row names the columns.
+"""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ import contextlib
 import hashlib
 import http.client
 import importlib.resources
+import json
 import os
+import tempfile
 import urllib.error
 import urllib.request
 import uuid
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -89,27 +92,56 @@ def _read_pinned(config: DataConfig, size: int | None, task: Task) -> QuestionSe
     if "NC" in config.licence.split("-"):
         say_once(f"{config.name} is licensed {config.licence}: not for commercial use.")
     file = pinned_file(config, size)
+    with contextlib.ExitStack() as opened:
+        path, source = _checked(file, config, opened)
+        if config.answer_address is not None:
+            answers = PinnedFile(config.answer_address.format(commit=config.commit), config.answer_sha256)
+            folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+            path = _with_answers(path, _checked(answers, config, opened)[0], folder / f"{file.name}.json")
+        found = _read(path, file.name, config, task)
+    return replace(found, source=source)
+
+
+def _checked(file: PinnedFile, config: DataConfig, opened: contextlib.ExitStack) -> tuple[Path, str]:
+    """A pinned file once its hash is checked, and the name of its place."""
     place = urlsplit(file.address)
     source, fix = None, ""
-    with contextlib.ExitStack() as opened:
-        if place.scheme == "package":
-            package, _, inner = file.address.removeprefix("package://").partition("/")
-            try:
-                root = importlib.resources.files(package)
-            except (ImportError, ValueError) as error:
-                problem = Problem(str(error), "an installed package")
-                raise DataError(f"{file.address} cannot be read:", [problem]) from error
-            path = opened.enter_context(importlib.resources.as_file(root / inner))
-            # Not the path: it differs between machines, and would make their manifests differ.
-            source = f"{package}/{inner}"
-        elif place.scheme in ("http", "https"):
-            path, fix = _at_hand(file, config.dir, config.licence)
-            source = file.address if config.dir is None else None
-        else:
-            path = Path(unquote(place.path) if place.scheme == "file" else file.address)
-        _check_hash(path, file, str(path), fix)
-        found = _read(path, file.name, config, task)
-    return replace(found, source=source) if source else found
+    if place.scheme == "package":
+        package, _, inner = file.address.removeprefix("package://").partition("/")
+        try:
+            root = importlib.resources.files(package)
+        except (ImportError, ValueError) as error:
+            problem = Problem(str(error), "an installed package")
+            raise DataError(f"{file.address} cannot be read:", [problem]) from error
+        path = opened.enter_context(importlib.resources.as_file(root / inner))
+        # Not the path: it differs between machines, and would make their manifests differ.
+        source = f"{package}/{inner}"
+    elif place.scheme in ("http", "https"):
+        path, fix = _at_hand(file, config.dir, config.licence)
+        source = file.address if config.dir is None else None
+    else:
+        path = Path(unquote(place.path) if place.scheme == "file" else file.address)
+    _check_hash(path, file, str(path), fix)
+    return path, source or str(path)
+
+
+def _with_answers(texts: Path, answers: Path, target: Path) -> Path:
+    """Writes a JSON file of the lines of one file as questions, and those of another as their answers."""
+    lines, labels = _lines(texts), _lines(answers)
+    if len(lines) != len(labels):
+        problem = Problem(f"{len(lines)} and {len(labels)} lines", "as many")
+        raise DataError(f"{texts} and {answers} do not belong together:", [problem])
+    rows = [{"question": line, "answer": label} for line, label in zip(lines, labels, strict=True)]
+    target.write_text(json.dumps(rows), "utf-8")
+    return target
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a text file, or of the only file in a zip archive."""
+    if path.suffix != ".zip":
+        return path.read_text("utf-8").splitlines()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(archive.namelist()[0]).decode("utf-8").splitlines()
 
 
 def _at_hand(file: PinnedFile, folder: str | None, licence: str) -> tuple[Path, str]:

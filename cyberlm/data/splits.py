@@ -85,6 +85,9 @@ def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
 def split_questions(config: DataConfig, main: QuestionSet, held_out: QuestionSet | None) -> Split:
     """Splits by whole near-duplicate clusters; the same files and settings always give the same split.
 
+    Where questions name the group that they come from, groups are kept whole, and near-duplicates of test and
+    validation questions in other groups are left out.
+
     With a held-out file, all of it is the test, and what the main file shares with it is left out of training and
     validation. Without one, the test comes from the main file. Fractions are of the main file's questions, less those
     left out. Each part keeps the order of its file.
@@ -100,9 +103,14 @@ def split_questions(config: DataConfig, main: QuestionSet, held_out: QuestionSet
     dropped = {"near-duplicate of a test question": len(rows) - len(usable)}
     rng = random.Random(config.seed)
     parts = {"train": usable, "validation": [], "test": list(held_out_rows)}
+    units = [row.group or cluster for row, cluster in zip(questions, clusters, strict=True)]
     if not held_out:
-        parts["test"], parts["train"] = _take(config.test_fraction * len(usable), usable, clusters, rng)
-    parts["validation"], parts["train"] = _take(config.validation_fraction * len(usable), parts["train"], clusters, rng)
+        parts["test"], parts["train"] = _take(config.test_fraction * len(usable), usable, units, rng)
+        parts["train"] = _apart(parts["train"], parts["test"], clusters)
+        dropped["near-duplicate of a test question"] += len(usable) - len(parts["test"]) - len(parts["train"])
+    parts["validation"], rest = _take(config.validation_fraction * len(usable), parts["train"], units, rng)
+    parts["train"] = _apart(rest, parts["validation"], clusters)
+    dropped["near-duplicate of a validation question"] = len(rest) - len(parts["train"])
     _check_parts(config, parts, len(usable), dropped)
     for name, limit in (("train", config.max_train), ("validation", config.max_validation), ("test", config.max_test)):
         dropped[f"over data.max_{name}"] = len(parts[name])
@@ -119,11 +127,19 @@ def split_questions(config: DataConfig, main: QuestionSet, held_out: QuestionSet
     )
 
 
-def _take(target: float, rows: list[int], clusters: list[int], rng: random.Random) -> tuple[list[int], list[int]]:
-    """Takes whole clusters, in random order, while they fit into the wanted number of rows: (taken, left)."""
+def _apart(rows: list[int], others: list[int], clusters: list[int]) -> list[int]:
+    """Those rows that are no near-duplicate of the others."""
+    near = {clusters[row] for row in others}
+    return [row for row in rows if clusters[row] not in near]
+
+
+def _take(
+    target: float, rows: list[int], units: Sequence[int | str], rng: random.Random
+) -> tuple[list[int], list[int]]:
+    """Takes whole clusters or groups, in random order, while they fit into the wanted number of rows: (taken, left)."""
     members = defaultdict(list)
     for row in rows:
-        members[clusters[row]].append(row)
+        members[units[row]].append(row)
     shuffled = list(members.values())
     rng.shuffle(shuffled)
     wanted = max(1, round(target)) if target > 0 else 0

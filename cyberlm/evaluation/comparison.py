@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.calibration import option_nll
 from cyberlm.evaluation.metrics.rouge import ROUGE, rouge_of, short_references
-from cyberlm.evaluation.outcomes import NO_CHOICE, Clusters, IntArray, choices, golds, right
+from cyberlm.evaluation.outcomes import NO_CHOICE, Clusters, IntArray, choices, golds, has_candidates, right
 from cyberlm.evaluation.paired_tests import (
     design_effect,
     detectable_difference,
@@ -25,6 +25,7 @@ from cyberlm.evaluation.predictions import LIKELIHOOD, NAMED, NAMED_BY_BOTH, OUT
 from cyberlm.evaluation.records import MeanDifference, ModelSpec, PairComparison
 from cyberlm.evaluation.scores import scores_of
 from cyberlm.runtime.errors import Problem, RunError
+from cyberlm.tasks.task import figures_of, make_task
 
 AGAINST_BASE = "each tuned model against its base"
 AGAINST_OTHERS = "tuned models against bases of others"
@@ -58,16 +59,23 @@ def compare_all(
 
 
 def question_figures(rows: Predicted, context: EvalSet, completed: bool) -> dict[str, Figure]:
-    """By the names of metrics: NLL in nats, and ROUGE where all models have generated answers."""
+    """By the names of metrics: NLL in nats; the task's figures and ROUGE where all models have generated answers."""
 
     def rouge_figure(name: str) -> Figure:
         return lambda rows: [rouge_of(row.generated or "", row.reference)[name] for row in rows]
+
+    def task_figure(figure: Callable[[str, str], float]) -> Figure:
+        return lambda rows: [figure(row.generated or "", row.reference) for row in rows]
 
     figures: dict[str, Figure] = {
         "gold_nll": lambda rows: [row.gold_nll for row in rows],
         "option_nll": lambda rows: option_nll(scores_of(rows, context.option_score), golds(rows)),
     }
+    if not has_candidates(rows):
+        del figures["option_nll"]
     if completed:
+        own = figures_of(make_task(context.config))
+        figures |= {name: task_figure(figure) for name, figure in own.items()}
         figures |= {name: rouge_figure(name) for name in ROUGE}
         if short_references([row.reference for row in rows]) == len(rows):
             del figures["rouge2"]  # undefined
@@ -98,7 +106,8 @@ def compare_models(
     """
     aligned, numbers = _aligned(models, clusters)
     found = []
-    for outcome in OUTCOMES if generated else [LIKELIHOOD]:
+    by_likelihood = {LIKELIHOOD} if has_candidates(next(iter(models.values()))) else set()
+    for outcome in [name for name in OUTCOMES if name in by_likelihood or (generated and name != LIKELIHOOD)]:
         for first, second, family in _pairs(models, tuned_from or {}):
             pair = _compared((first, second), (aligned[first], aligned[second]), outcome, family, numbers)
             if pair is not None:

@@ -36,9 +36,15 @@ class EvalSet:
 
     @functools.cached_property
     def clusters(self) -> IntArray:
-        """Near-duplicate cluster of each test question, (N,) int64, in their order."""
+        """Near-duplicate cluster of each test question, (N,) int64, in order; or its group, where these are fewer.
+
+        A question without a group is a group of its own.
+        """
         texts = [question.question for question in self.questions]
-        return np.array(near_duplicate_clusters(texts, self.config.data.near_duplicate_jaccard), dtype=np.int64)
+        near = near_duplicate_clusters(texts, self.config.data.near_duplicate_jaccard)
+        groups = [question.group or question.id for question in self.questions]
+        coarser = near if len(set(near)) <= len(set(groups)) else np.unique(groups, return_inverse=True)[1]
+        return np.array(coarser, dtype=np.int64)
 
     @property
     def asks_letters(self) -> bool:

@@ -16,6 +16,13 @@ Clusters = ArrayLike | None
 
 NO_CHOICE = -1
 """Choice of a completion that names no option."""
+OTHER_ANSWER = -2
+"""Choice of a completion that holds a free answer other than the target."""
+
+
+def has_candidates(predictions: Sequence[Prediction]) -> bool:
+    """True if there is anything to choose by likelihood; of free answers the target alone is scored."""
+    return any(row.n_options > 1 for row in predictions)
 
 
 def choices(predictions: Sequence[Prediction], generated: bool = False) -> IntArray:
@@ -36,7 +43,8 @@ def choices(predictions: Sequence[Prediction], generated: bool = False) -> IntAr
             [Problem(f"{without} of {len(predictions)} predictions hold no generated answer", "a completion for each")],
             hint="Score the model again with evaluation.generate=true.",
         )
-    return np.array([NO_CHOICE if p.parsed is None else p.parsed for p in predictions], dtype=np.int64)
+    named = [NO_CHOICE if p.parsed is None else p.parsed for p in predictions]
+    return np.array([OTHER_ANSWER if isinstance(choice, str) else choice for choice in named], dtype=np.int64)
 
 
 def golds(predictions: Sequence[Prediction]) -> IntArray:

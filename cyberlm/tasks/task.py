@@ -6,7 +6,7 @@ same shape anywhere on PYTHONPATH, and a YAML in your own configuration folder.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -36,6 +36,7 @@ class Example:
         gold: Index of the right option.
         topic: Sub-topic, where the file states one.
         notes: What the task changed when it read the row, for the user: rows are counted by note.
+        group: What the question comes from with others, a report for example: a split keeps it on one side.
     """
 
     id: str
@@ -44,6 +45,7 @@ class Example:
     gold: int
     topic: str = ""
     notes: tuple[str, ...] = ()
+    group: str = ""
 
     @property
     def letter(self) -> str:
@@ -67,7 +69,8 @@ class Task(Protocol):
 
     A task is made by its `_target_` with `prompt`, the group of that name, and its own settings from its YAML. That
     YAML names the metrics of the task too, and the one that chooses the weights: with `# @package _global_` it sets
-    `trainer.monitor`, and takes other options of the groups `metrics` and `prompt`.
+    `trainer.monitor`, and takes other options of the groups `metrics` and `prompt`. A task may also have `figures`: by
+    name, functions of a completion and its target, whose means are compared between models.
     """
 
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:
@@ -94,8 +97,16 @@ class Task(Protocol):
         ...
 
     def parse(self, completion: str, example: Example) -> int | str | None:
-        """Read a generated answer: index of the candidate that it names, a free answer's text, or None for neither."""
+        """Read a generated answer: index of the candidate that it names, a free answer's text, or None for neither.
+
+        Of a free answer, 0 where it equals the target: the answer is right.
+        """
         ...
+
+
+def figures_of(task: Task) -> Mapping[str, Callable[[str, str], float]]:
+    """Figures of a completion beside its target, by name: of a task that has the further part `figures`."""
+    return getattr(task, "figures", {})
 
 
 def make_task(config: RootConfig) -> Task:

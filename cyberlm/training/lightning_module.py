@@ -91,9 +91,10 @@ class FineTuningModule(L.LightningModule):
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
         chosen, _ = pick_best(scores, batch.prompt_ids.sum(-1))  # (B,)
         self.metrics.update(chosen, batch.gold)
-        among_options = torch.log_softmax(scores, dim=-1)  # (B, K); padding has the probability 0
-        self.option_nll.update(-among_options.gather(1, batch.gold[:, None]))
         per_token = option_scores(log_probs, tokens, batch.option_chars, OptionScore.per_token)
+        free = scores.shape[1] == 1  # no option beside the target: its own NLL
+        among_options = per_token if free else torch.log_softmax(scores, dim=-1)  # (B, K); padding has probability 0
+        self.option_nll.update(-among_options.gather(1, batch.gold[:, None]))
         self.nll.update(-per_token.gather(1, batch.gold[:, None]))
         return chosen
 

@@ -378,3 +378,19 @@ def test_10000_questions_are_clustered_in_seconds() -> None:
     sizes = Counter(clusters)
     assert 2000 < len(sizes) < 10_000
     assert max(sizes.values()) < 50
+
+
+def test_groups_stay_on_one_side_and_their_near_duplicates_are_left_out() -> None:
+    sentences = [f"sentence {k} of {chr(97 + k % 9) * 3} number {k * 7}" for k in range(60)]
+    sentences[1::6] = ["the same words in every report"] * 10
+    reports = [f"report {k // 3}" for k in range(60)]
+    questions = tuple(
+        Example(f"q:{k}", text, ("a", "b"), 0, group=report)
+        for k, (text, report) in enumerate(zip(sentences, reports, strict=True))
+    )
+    split = split_questions(config(), dataclasses.replace(question_set(sentences), questions=questions), None)
+    sides = {name: {question.group for question in part} for name, part in split.parts().items()}
+    assert not sides["train"] & sides["test"] and not sides["validation"] & (sides["train"] | sides["test"])
+    asked = {question.question for question in (*split.test, *split.validation)}
+    assert not asked & {question.question for question in split.train}
+    assert sum(split.dropped.values()) + sum(map(len, split.parts().values())) == 60

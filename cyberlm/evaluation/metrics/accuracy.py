@@ -6,7 +6,7 @@ from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import effective_questions
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
-from cyberlm.evaluation.outcomes import golds, right
+from cyberlm.evaluation.outcomes import golds, has_candidates, right
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.scores import choose
 
@@ -18,6 +18,9 @@ def accuracy(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         RunError: If there are no predictions, or only some of them hold a generated answer.
     """
     rows, n, clusters = predictions.test, len(predictions.test), context.clusters
+    if rows and not has_candidates(rows):
+        yield from _by_generation(predictions, context)
+        return
     correct = right(rows)
     yield share_metric("accuracy", correct, clusters, label="accuracy, likelihood")
     yield from _by_generation(predictions, context)
@@ -47,8 +50,9 @@ def _by_generation(predictions: Predictions, context: EvalSet) -> Iterator[Metri
     yield share_metric("no_option_named", unnamed, label="no option named")
     if known:
         yield share_metric("cut_off", cut, label="cut off, none named", place="headline" if any(cut) else "detail")
-    same = [row.parsed == row.choice for row in rows]
-    yield share_metric("agreement", same, label="likelihood = generation", place="evidence")
+    if has_candidates(rows):
+        same = [row.parsed == row.choice for row in rows]
+        yield share_metric("agreement", same, label="likelihood = generation", place="evidence")
 
 
 def by_option_score(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:

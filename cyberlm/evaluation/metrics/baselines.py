@@ -59,14 +59,24 @@ def baselines(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         found.append(Baseline("no_question", credits, "the model itself, shown the options without the question"))
     else:
         unmeasured["no_question"] = "not measured"
+    yield from above_baselines(found, [row.correct for row in predictions.test], context.clusters)
+    for name, note in unmeasured.items():
+        yield Metric(f"baseline_{name}", None, note=note, format_spec=".1%", place="detail")
+
+
+def above_baselines(found: Sequence[Baseline], correct: Sequence[bool], clusters: Clusters) -> Iterator[Metric]:
+    """Accuracy of the best baseline, skill above it, accuracy where it is wrong; accuracy of the others in detail.
+
+    Args:
+        correct: (N,), whether the model is right.
+    """
     best = max(found, key=lambda baseline: baseline.accuracy)  # the first of equals
     choice = (
         f"The best baseline, {best.name}, is the highest of {len(found)} on the same questions; the interval of skill "
         "allows for the choice"
     )
     yield share_metric("best_baseline", best.credits, note=choice, label="best baseline", place="evidence")
-    correct = [row.correct for row in predictions.test]
-    limits = skill_limits(correct, found, context.clusters)
+    limits = skill_limits(correct, found, clusters)
     skill = None if limits is None else (sum(correct) / len(correct) - best.accuracy) / (1 - best.accuracy)
     yield Metric("skill", skill, limits, len(correct), "", "skill above it", ".2f", "evidence")
     hard = [is_right for is_right, credit in zip(correct, best.credits, strict=True) if credit == 0]
@@ -78,8 +88,6 @@ def baselines(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         yield Metric("accuracy_hard", None, n=0, note=note, label=label, place="evidence")
     for baseline in found:
         yield share_metric(f"baseline_{baseline.name}", baseline.credits, note=baseline.note, place="detail")
-    for name, note in unmeasured.items():
-        yield Metric(f"baseline_{name}", None, note=note, format_spec=".1%", place="detail")
 
 
 @functools.lru_cache(maxsize=1)

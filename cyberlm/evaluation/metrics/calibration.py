@@ -11,7 +11,7 @@ from scipy.special import log_softmax
 from cyberlm.evaluation.breakdowns import equal_mass_bins
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, chance_metric
-from cyberlm.evaluation.outcomes import Clusters, FloatArray, golds
+from cyberlm.evaluation.outcomes import Clusters, FloatArray, golds, has_candidates
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.scores import scores_of
 
@@ -37,8 +37,13 @@ other."""
 
 
 def calibration(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
-    """ECE beside its level by chance, Brier score, NLL and AURC; raw and, with validation predictions, scaled."""
+    """ECE beside its level by chance, Brier score, NLL and AURC; raw and, with validation predictions, scaled.
+
+    Nothing of free answers.
+    """
     test, validation, n = predictions.test, predictions.validation, len(predictions.test)
+    if not has_candidates(test):
+        return
     scores, gold = scores_of(test, context.option_score).numpy(), golds(test)
     few = f"{n} questions are few for calibration (fewer than {FEWEST_QUESTIONS}): compare ECE with its chance level"
     measures = calibration_measures(scores, gold)

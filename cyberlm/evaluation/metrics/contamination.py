@@ -14,7 +14,7 @@ import numpy as np
 from cyberlm.data.near_duplicates import alike_between, number_words, words_of
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
-from cyberlm.evaluation.outcomes import right
+from cyberlm.evaluation.outcomes import has_candidates, right
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.task import Example
@@ -58,7 +58,7 @@ def contamination(predictions: Predictions, context: EvalSet) -> Iterator[Metric
         pairs = _pairs(matches, context.questions, context.seen)
         named = ", ".join(f"{test_id} is {train_id}" for test_id, train_id in pairs)
         yield Metric(f"leaks_{check}", len(matches), n=n, note=named, format_spec=".0f", place="detail")
-    correct = right(predictions.test)
+    correct = right(predictions.test, generated=not has_candidates(predictions.test))
     for name, asked in (("accuracy_flagged", flagged), ("accuracy_clean", ~flagged)):
         if flagged.any() and asked.any():
             label = f"accuracy, {'not ' if asked is not flagged else ''}flagged by a leak check"

@@ -165,6 +165,8 @@ class LearningWatch(L.Callback):
         """
         if not self.golds:  # a run that was resumed after its last validation has said it already
             return []
+        if set(self.options) == {1}:  # free answers: nothing to choose from
+            return []
         found = []
         chance = statistics.mean(1 / count for count in self.options)
         right, asked = max(self.validations)

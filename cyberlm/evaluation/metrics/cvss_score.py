@@ -1,0 +1,37 @@
+"""Deviation of CVSS base scores as CTI-Bench measures it, and beside always answering 7.5."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.figures import mean_metric
+from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.predictions import Predictions
+from cyberlm.tasks.cvss_vector import base_score, deviation, vector_in
+
+FLOOR = 7.5
+"""Base score of most vectors of CTI-VSP, and its median: what no model is needed for."""
+
+
+def cvss_score(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
+    """Deviation over the completions that hold a vector (CTI-Bench, arXiv 2406.07599, leaves out the others), that of
+    always 7.5 over all questions, and the mean difference to it.
+
+    The deviation over all questions, where a completion without a vector counts as far off as it could be, is a figure
+    of the task.
+    """
+    rows, clusters = predictions.test, context.clusters
+    always = [abs(FLOOR - base_score(row.reference)) for row in rows]
+    floor = mean_metric("baseline_always_7.5", always, clusters, label=f"deviation of always {FLOOR}")
+    yield replace(floor, place="evidence")
+    if any(row.generated is None for row in rows):
+        return
+    given = [deviation(row.generated or "", row.reference) for row in rows]
+    held = [row.generated is not None and vector_in(row.generated) is not None for row in rows]
+    if any(held):
+        kept = [value for value, holds in zip(given, held, strict=True) if holds]
+        numbers = [number for number, holds in zip(clusters.tolist(), held, strict=True) if holds]
+        label = "deviation where a vector is given"
+        yield mean_metric("deviation_of_vectors", kept, numbers, label=label)
+    below = [mine - its for mine, its in zip(given, always, strict=True)]
+    yield replace(mean_metric("deviation_above_floor", below, clusters, label="  above that"), place="evidence")

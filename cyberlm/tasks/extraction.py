@@ -1,0 +1,75 @@
+"""Extraction: all labels that a text holds, for example the ATT&CK techniques of a threat report."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cyberlm.config.schema import PromptConfig
+from cyberlm.tasks.task import Example
+
+
+def labels_of(answer: str) -> frozenset[str]:
+    """Labels of an answer as `Extraction` writes it: apart by commas."""
+    return frozenset(filter(None, (label.strip() for label in answer.split(","))))
+
+
+class Extraction:
+    """The answer is a set of labels in order, apart by commas; it is right where the sets are equal.
+
+    A completion's labels are all that it holds, wherever they stand. Each counts once. With `main_only` a sub-technique
+    counts as its technique, as CTI-Bench asks for (arXiv 2406.07599).
+
+    Args:
+        form: Regular expression of a label.
+        instruction: Text of the prompt, with {text}.
+        main_only: Leave out what stands behind a label's first full stop: `T1003.001` is `T1003`.
+    """
+
+    def __init__(self, prompt: PromptConfig, form: str, instruction: str = "{text}", main_only: bool = False) -> None:
+        self.form = re.compile(rf"(?<!\w)(?:{form})(?!\w)", re.IGNORECASE)
+        self.instruction, self.main_only = instruction, main_only
+
+    @property
+    def figures(self) -> Mapping[str, Callable[[str, str], float]]:
+        return {"macro_f1": self.f1}
+
+    def read(self, row: Mapping[str, Any], example_id: str) -> Example:
+        """Make an example of the fields `question` (the text), `answer` (its labels), and `group` and `topic`, if any.
+
+        Raises:
+            ValueError: The text is empty, or the answer holds no label.
+        """
+        text, labels = str(row["question"]), self.found_in(str(row["answer"]))
+        if not text:
+            raise ValueError("question is empty; allowed: a text")
+        if not labels:
+            raise ValueError(f"answer is {row['answer']!r}; allowed: labels of the form {self.form.pattern}")
+        group, topic = str(row.get("group", "")), str(row.get("topic", ""))
+        return Example(example_id, text, (self._written(labels),), 0, topic, group=group)
+
+    def prompt(self, example: Example) -> str:
+        return self.instruction.format(text=example.question)
+
+    def target(self, example: Example) -> str:
+        return example.answer
+
+    def candidates(self, example: Example) -> Sequence[str] | None:
+        return None
+
+    def parse(self, completion: str, example: Example) -> int | str | None:
+        answer = self._written(self.found_in(completion))
+        return 0 if answer == example.answer else answer or None
+
+    def found_in(self, text: str) -> frozenset[str]:
+        """Labels in a text."""
+        labels = (found[0].upper() for found in self.form.finditer(text))
+        return frozenset(label.partition(".")[0] if self.main_only else label for label in labels)
+
+    def f1(self, completion: str, reference: str) -> float:
+        """F1 of one completion's labels: twice those in common over the sum of both numbers."""
+        given, right = self.found_in(completion), labels_of(reference)
+        return 2 * len(given & right) / (len(given) + len(right))
+
+    @staticmethod
+    def _written(labels: frozenset[str]) -> str:
+        return ", ".join(sorted(labels))

@@ -1,0 +1,80 @@
+"""Classification: labels of a list and of a form, read strictly and from the last line; long and repetitive texts."""
+
+import pytest
+
+from cyberlm.config.schema import PromptConfig, Protocol
+from cyberlm.tasks.classification import Classification
+
+PROMPT = PromptConfig(name="text", protocol=Protocol.text, question="{question}", show_options=True)
+CWE = Classification(PROMPT, "CVE: {text}", form=r"CWE-\d+")
+TECHNIQUE = Classification(PROMPT, form=r"T\d{4}(?:\.\d{3})?")
+FAMILY = Classification(PROMPT, "{text}\n{labels}?", labels=["Virus", "Trojan", "Worms"])
+
+
+@pytest.mark.parametrize(
+    ("completion", "strict", "last_line"),
+    [
+        ("CWE-79", 0, 0),
+        ("cwe-79.", 0, 0),
+        ("**CWE-79**", 0, 0),
+        ("CWE-787", "CWE-787", "CWE-787"),
+        ("It is CWE-79.", None, 0),
+        ("CWE-79 it is.\nCWE-20", None, "CWE-20"),
+        ("CWE-79\n\n", 0, 0),
+        ("CWE-20 or CWE-79", None, None),
+        ("CWE-79, that is CWE-79", None, 0),
+        ("CWE-79x", None, None),
+        ("cross-site scripting", None, None),
+        ("", None, None),
+    ],
+)
+def test_a_label_of_a_form(completion: str, strict: object, last_line: object) -> None:
+    example = CWE.read({"question": "XSS in a form", "answer": "CWE-79", "group": "CVE-2024-1"}, "q:1")
+    assert (example.answer, example.gold, example.group) == ("CWE-79", 0, "CVE-2024-1")
+    assert CWE.prompt(example) == "CVE: XSS in a form" and CWE.candidates(example) is None
+    assert (CWE.parse(completion, example), CWE.parse_last_line(completion, example)) == (strict, last_line)
+
+
+def test_a_technique_and_its_sub_technique_differ() -> None:
+    example = TECHNIQUE.read({"question": "dumps LSASS", "answer": "T1003.001"}, "q:1")
+    assert TECHNIQUE.parse("T1003.001.", example) == 0
+    assert TECHNIQUE.parse("T1003", example) == "T1003"
+    assert TECHNIQUE.parse_last_line("So: T1003.001, LSASS Memory", example) == 0
+
+
+def test_listed_labels_are_candidates() -> None:
+    example = FAMILY.read({"question": "a  b", "answer": "trojan"}, "q:1")
+    assert FAMILY.candidates(example) == example.options == ("Virus", "Trojan", "Worms") and example.gold == 1
+    assert FAMILY.prompt(example) == "a b\nVirus, Trojan, Worms?"
+    assert [FAMILY.parse(text, example) for text in ("worms", "Trojan.", "Trojans", "none")] == [2, 1, None, None]
+    many = Classification(PROMPT, labels=[f"c{k}" for k in range(27)])
+    assert many.candidates(many.read({"question": "x", "answer": "c26"}, "q:1")) is None
+
+
+def test_repeats_are_counted_and_long_texts_keep_both_ends() -> None:
+    task = Classification(PROMPT, labels=["a", "b"], max_words=3, run_lengths=True)
+    example = task.read({"question": "7,7,7,1,2,3,3,9", "answer": "a"}, "q:1")
+    assert example.question == "7x3 1 ... 9"
+    assert example.notes == (
+        "repeated calls written once, with their number",
+        "text shortened to its first and last words (3)",
+    )
+    assert task.read({"question": "1,2,3", "answer": "b"}, "q:2").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"question": "x", "answer": "Spy"}, "answer is 'Spy'; allowed: Virus, Trojan"),
+        ({"question": " ", "answer": "Virus"}, "empty"),
+    ],
+)
+def test_a_row_without_text_or_with_another_label_is_refused(row: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        FAMILY.read(row, "q:1")
+
+
+def test_labels_or_a_form() -> None:
+    for settings in ({}, {"labels": ["a", "b"], "form": "a|b"}):
+        with pytest.raises(TypeError, match=r"task\.labels or task\.form"):
+            Classification(PROMPT, **settings)

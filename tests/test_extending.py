@@ -276,7 +276,7 @@ def one_option(predictions, context, option=0):
 def test_a_metric(own_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(own_folder, my_metrics_py=METRIC, metrics__mine_yaml="mine: {_target_: my_metrics.one_option, option: 2}\n")
     run = tmp_path / "run"
-    train(build_config(composed(own_folder, *TINY, "metrics=[default,mine]", *FEW), TrainConfig), run)
+    train(build_config(composed(own_folder, *TINY, "metrics=[default,mine]", "report=full", *FEW), TrainConfig), run)
     third = sum(row.choice == 2 for row in read_predictions(run / "predictions.jsonl")["tuned"])
     found = read_results(run).metrics["tuned"]
     assert (found["one_option"].value, found["one_option"].n) == (third / 8, 8) and "accuracy" in found

@@ -270,6 +270,7 @@ PRESETS = {
     "experiment=llama3_qlora": "qlora llama3_8b_instruct cybermetric 10000 letter nf4 adamw 2 0.0002",
     "experiment=llama3_sft": "sft llama3_8b_instruct cybermetric 10000 letter none adamw 2 1e-05",
     "experiment=llama3_70b_qlora": "qlora llama3_70b_instruct cybermetric 10000 letter nf4 adamw 2 0.0002",
+    "experiment=quickstart": "lora smollm2_135m sample None text_options none adamw 1 0.0005",
     # the command line wins over the preset
     "experiment=llama3_qlora model=llama3_8b prompt=text data.size=80 method=lora trainer.max_epochs=1": (
         "lora llama3_8b cybermetric 80 text none adamw 1 0.0002"

@@ -95,7 +95,7 @@ BRACKETS = """{0}={1}: a list needs brackets
         (
             "experiment=llama3_qlor",
             "experiment=llama3_qlor: there is no experiment 'llama3_qlor'\n"
-            "      allowed: llama3_70b_qlora, llama3_lora, llama3_qlora, llama3_sft\n"
+            "      allowed: llama3_70b_qlora, llama3_lora, llama3_qlora, llama3_sft, quickstart\n"
             "      type:    experiment=llama3_qlora",
         ),
         ("optim=sgd", "optim=sgd: there is no optim 'sgd'\n      allowed: adamw, paged_adamw_8bit"),
@@ -124,7 +124,8 @@ BRACKETS = """{0}={1}: a list needs brackets
         (
             "-m method=lora,qlra",
             "method=qlra: there is no method 'qlra'\n"
-            "      allowed: full, lora, qlora, sft\n      type:    method=qlora",
+            "      allowed: full, ia3, ln_tuning, lora, miss, oft, prompt_tuning, qlora, randlora, sft, shira\n"
+            "      type:    method=qlora",
         ),
         ("seed=1,x -m prompt=text", "seed=x: Value 'x' of type 'str' could not be converted to Integer"),
         ("-m method=sft,lora method.lora.rank=2,4", LORA_ONLY.format(2)),
@@ -238,10 +239,10 @@ def test_own_options_are_named_beside_ours(tmp_path: Path, own: str) -> None:
     shown = refused(tmp_path, own, "method=mne", "task=min", "experiment=mine", "seed=x")
     assert shown.splitlines()[1:-2] == [
         "  - method=mne: there is no method 'mne'",
-        "      allowed: full, lora, mine, qlora, sft",
+        "      allowed: full, ia3, ln_tuning, lora, mine, miss, oft, prompt_tuning, qlora, randlora, sft, shira",
         "      type:    method=mine",
         "  - task=min: there is no task 'min'",
-        "      allowed: mine, multiple_choice",
+        "      allowed: classification, cvss, extraction, mine, multiple_choice",
         "      type:    task=mine",
         "  - seed=x: Value 'x' of type 'str' could not be converted to Integer",
     ]

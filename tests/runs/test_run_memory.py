@@ -110,7 +110,7 @@ def test_a_model_without_published_sizes_is_an_error() -> None:
 
 
 def test_a_run_tells_what_was_estimated_beside_what_it_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(config_of(*SMALL, "plan.device_memory_gib=0.1"), tmp_path / "run")
+    train(config_of(*SMALL, "plan.device_memory_gib=0.1", "report=full"), tmp_path / "run")
     cost = read_results(tmp_path / "run").cost
     assert cost is not None and cost.predicted_peak_bytes is not None and cost.predicted_peak_bytes > 2**28
     shown = capsys.readouterr().out

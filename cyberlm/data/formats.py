@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from cyberlm.data.text_files import MAX_LINE_BYTES, decode, ending_of, read_bytes, unreadable
+from cyberlm.runtime.files import sha256_of
 from cyberlm.runtime.validation import kind_of, shown
 
 ROW_SHAPE = '{"question": "...", ...}'
@@ -222,7 +223,5 @@ def _open_folder(path: Path, split: str | None) -> Opened:
             found = f"it has no split {chosen!r}" if chosen else f"it holds {len(saved)} splits"
             raise unreadable(path, found, ", ".join(saved), f"data.split={next(iter(saved))}")
         saved = saved[chosen]
-    digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        digest.update(file.read_bytes())
-    return Opened(digest.hexdigest(), lambda header: (Row(k, 0, row) for k, row in enumerate(saved, start=1)))
+    digest = sha256_of(sorted(file for file in path.rglob("*") if file.is_file()))
+    return Opened(digest, lambda header: (Row(k, 0, row) for k, row in enumerate(saved, start=1)))

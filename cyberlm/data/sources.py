@@ -1,7 +1,6 @@
 """Reads the questions of a data source: the file that a YAML under conf/data pins, or a file of your own."""
 
 import contextlib
-import hashlib
 import http.client
 import importlib.resources
 import json
@@ -20,6 +19,7 @@ from cyberlm.data.readers import QuestionSet, read_questions
 from cyberlm.data.text_files import stem_of
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import DataError, Problem, lfs_problems
+from cyberlm.runtime.files import sha256_of
 from cyberlm.runtime.progress import say, say_once, track
 from cyberlm.tasks.task import Task
 
@@ -163,8 +163,7 @@ def _check_hash(path: Path, file: PinnedFile, what: str, fix: str) -> None:
     if file.sha256 is None:
         return
     try:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        found = sha256_of([path])
     except OSError as error:
         raise DataError(f"{path} cannot be read:", [Problem(error.strerror or str(error))]) from error
     if found != file.sha256:

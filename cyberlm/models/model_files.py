@@ -1,6 +1,5 @@
 """Files of a model: in a folder, a GGUF file or a repository of the hub, with the reason where they cannot be had."""
 
-import hashlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from cyberlm.models.gguf_import import convert_gguf
 from cyberlm.models.loaded import UNREADABLE, on_one_line, quiet
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem, lfs_problems
-from cyberlm.runtime.files import read_json
+from cyberlm.runtime.files import read_json, sha256_of
 
 Loaded = TypeVar("Loaded")
 
@@ -147,15 +146,6 @@ def tensor_files(files: ModelFiles) -> dict[str, Path]:
         with safe_open(file, framework="pt") as tensors:
             found |= dict.fromkeys(tensors.keys(), file)
     return found
-
-
-def sha256_of(files: Sequence[Path]) -> str:
-    """SHA-256 of the files' bytes, one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            hashlib.file_digest(stream, lambda: digest)
-    return digest.hexdigest()
 
 
 def _embedded_gguf(config: ModelConfig) -> Path:

@@ -15,9 +15,8 @@ from cyberlm.data.splits import SPLIT_MANIFEST
 from cyberlm.evaluation.records import ModelSpec
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.methods.method import method_of, saved_folder
-from cyberlm.models.model_files import sha256_of
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
-from cyberlm.runtime.files import read_json
+from cyberlm.runtime.files import read_json, sha256_of
 from cyberlm.tasks.prompts import Prompt
 
 ALLOWED = """\

@@ -14,10 +14,9 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from cyberlm.models.model_files import sha256_of
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.runtime.files import read_json, write_json, write_whole
+from cyberlm.runtime.files import read_json, sha256_of, write_json, write_whole
 from cyberlm.runtime.signals import resume_command
 
 CHECKPOINTS = "checkpoints"

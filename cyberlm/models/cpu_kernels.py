@@ -77,13 +77,17 @@ class OneDnnLinear4bit(Linear4bit):
     """`Linear4bit`, which expands its weights before each product, with oneDNN's products."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # FSDP2 gathers bytes alone; None before the weights are on a device
-        state = getattr(self.weight, "quant_state", None) or self.quant_state
+        state = quant_state(self)
         expands_to_float32 = state is not None and state.dtype == self.compute_dtype == torch.float32
         if not (expands_to_float32 and _is_float32(x)):
             return super().forward(x)
         result: Tensor = _Linear4bit.apply(x.reshape(-1, x.shape[-1]), self.weight.data, state, self.bias)
         return result.view(*x.shape[:-1], -1)
+
+
+def quant_state(layer: Linear4bit) -> Any:
+    """State by which a layer's weight is expanded; None before the weights are on a device."""
+    return getattr(layer.weight, "quant_state", None) or layer.quant_state  # FSDP2 gathers bytes alone
 
 
 def _is_float32(x: Tensor) -> bool:
@@ -92,9 +96,13 @@ def _is_float32(x: Tensor) -> bool:
     return plain and not torch.is_autocast_enabled("cpu")
 
 
+def _by_onednn(x: Tensor) -> bool:
+    return _is_float32(x) and onednn_is_faster()
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (N, I) and weight (O, I) to x weightᵀ + bias (N, O); either may be a transposed view."""
-    if not (_is_float32(x) and onednn_is_faster()):
+    if not _by_onednn(x):
         return nn.functional.linear(x, weight, bias)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
@@ -102,7 +110,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product_onto(x: Tensor, weight: Tensor, sum_: Tensor) -> Tensor:
     """x (N, I), weight (O, I) and sum (N, O), which may be overwritten, to x weightᵀ + sum (N, O)."""
-    if not (_is_float32(x) and onednn_is_faster()):
+    if not _by_onednn(x):
         return sum_.addmm_(x, weight.t())
     result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, sum_, weight, None, "add")
     return result

@@ -13,7 +13,7 @@ from peft.tuners import lora
 from peft.tuners.lora.bnb import Linear4bit as Lora4bit
 from torch import Tensor, nn
 
-from cyberlm.models.cpu_kernels import OneDnnLinear, OneDnnLinear4bit, product, product_onto
+from cyberlm.models.cpu_kernels import OneDnnLinear, OneDnnLinear4bit, product, product_onto, quant_state
 
 
 def fuse_lora(model: nn.Module) -> None:
@@ -104,5 +104,4 @@ def _weight(base: Any, dtype: torch.dtype) -> Tensor:
     if not isinstance(base, Linear4bit):
         weight: Tensor = base.weight
         return weight
-    state = getattr(base.weight, "quant_state", None) or base.quant_state  # FSDP2 gathers bytes alone
-    return dequantize_4bit(base.weight.data, state).to(dtype)
+    return dequantize_4bit(base.weight.data, quant_state(base)).to(dtype)

@@ -106,13 +106,14 @@ def find_reach(backbone: nn.Module, config: PretrainedConfig, device: torch.devi
         return 0
     rows = (ids[0], ids[1][mask[1].bool()])
     whole = [backbone(input_ids=row[None], use_cache=False).last_hidden_state[0] for row in rows]
-    # what rounding does in a deep model of few bits, where other shapes are computed by other kernels
+    expected = torch.stack([row[-4:] for row in whole])
+    if nearly_equal(continued, expected):
+        return reach
+    # rounding, where other shapes are computed by other kernels, grows in a deep model of few bits
     begun = backbone(input_ids=ids[:1, :8], use_cache=False).last_hidden_state[0]
     masked = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[0]
     rounding = max(distance(begun, whole[0][:8]), distance(masked, whole[0]))
-    expected = torch.stack([row[-4:] for row in whole])
-    near = nearly_equal(continued, expected) or distance(continued, expected) <= min(2 * rounding, MOST_ROUNDING)
-    return reach if near else 0
+    return reach if distance(continued, expected) <= min(2 * rounding, MOST_ROUNDING) else 0
 
 
 def nearly_equal(found: Tensor, expected: Tensor) -> bool:

@@ -223,11 +223,12 @@ def _check_computes_in_layers(loaded: LoadedModel, folder: Path) -> None:
         ModelError: If they differ: virtual tokens, routers and activation by a token stand outside the layers.
     """
     ids = torch.arange(PROBED, device=loaded.device)[None]  # (1, 12)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}  # alike: the same kernels
     loaded.model.eval()
     try:
         with torch.autocast(loaded.device.type, torch.bfloat16, enabled=loaded.device.type == "cuda"):
-            whole = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            halves = loaded.head(loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state)
+            whole = loaded.model(**given).logits
+            halves = loaded.head(loaded.backbone(**given).last_hidden_state)
         same = nearly_equal(halves, whole[:, -PROBED:])
     except torch.OutOfMemoryError:
         raise

@@ -149,6 +149,11 @@ class Cost:
     predicted_peak_bytes: int | None = None
     computed_tokens_per_second: float | None = None
 
+    @property
+    def peak_bytes(self) -> int:
+        """Of the GPU where there was one, else of the host."""
+        return self.peak_device_bytes or self.peak_host_bytes
+
 
 @dataclass(frozen=True)
 class Results:

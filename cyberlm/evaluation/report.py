@@ -33,7 +33,7 @@ def print_summary(results: Results, files: Path) -> None:
     for line in verdict_in_brief(results.comparisons):
         say(line)
     if (cost := results.cost) is not None:
-        memory, saved = map(_size, (cost.peak_device_bytes or cost.peak_host_bytes, cost.adapter_bytes))
+        memory, saved = map(_size, (cost.peak_bytes, cost.adapter_bytes))
         time, trained = clock(sum(cost.seconds.values())), f"{cost.trainable_parameters:,} parameters trained"
         say(f"Cost: {time}, peak {memory}; {trained}, {saved} saved")
     page = "report.html, " if (files / "report.html").is_file() else ""

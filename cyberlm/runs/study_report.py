@@ -1,6 +1,5 @@
 """Result of a study: from the folders of its runs to study.json, its table, its figures and its page."""
 
-import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from cyberlm.config.study import StudyConfig
 from cyberlm.evaluation.equivalence import StudyAnalysis
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.outcomes import FloatArray
+from cyberlm.evaluation.pages.learning_curves import read_curves
 from cyberlm.evaluation.pages.study_figures import CAPTIONS, write_study_figures
 from cyberlm.evaluation.pages.study_page import study_page
 from cyberlm.evaluation.pages.table import write_table
@@ -200,12 +200,11 @@ def _row(row: Answers, study: StudyConfig, finished: Sequence[Finished], context
 
 
 def _cost(costs: Sequence[Cost]) -> StudyCost:
-    peaks = [cost.peak_device_bytes or cost.peak_host_bytes for cost in costs]
     computed = [cost.computed_tokens_per_second for cost in costs if cost.computed_tokens_per_second is not None]
     return StudyCost(
         trainable_parameters=costs[0].trainable_parameters,
         total_parameters=costs[0].total_parameters,
-        peak_bytes=max(peaks),
+        peak_bytes=max(cost.peak_bytes for cost in costs),
         peak_of="host" if costs[0].peak_device_bytes is None else "device",
         train_seconds=float(np.mean([cost.seconds["train"] for cost in costs])),
         seconds=float(np.mean([sum(cost.seconds.values()) for cost in costs])),
@@ -228,24 +227,21 @@ def _floors(results: Results) -> dict[str, float]:
 def _job(job: Job, folder: Path, finished: Sequence[Finished]) -> StudyJob:
     state, reason = state_of(folder / job.name)
     run = next((run for run in finished if run.job == job), None)
-    cost = read_results(folder / job.name).cost if state == "finished" else None
     found = StudyJob(job.name, job.stage, job.method, job.seed, job.rate, state, reason, job.name)
     if run is not None:
         means = {name: float(values.mean()) for name, values in run.tuned.items()}
         found = replace(found, learning_rate=run.rate, figures=means)
-    if cost is None:
+    if state != "finished" or (cost := (run.results if run else read_results(folder / job.name)).cost) is None:
         return found
-    peak, seconds = cost.peak_device_bytes or cost.peak_host_bytes, sum(cost.seconds.values())
-    return replace(found, train_seconds=cost.seconds["train"], seconds=seconds, peak_bytes=peak)
+    seconds = sum(cost.seconds.values())
+    return replace(found, train_seconds=cost.seconds["train"], seconds=seconds, peak_bytes=cost.peak_bytes)
 
 
 def _curve(job: Job, folder: Path) -> Curve:
     """Validation figures of metrics.csv."""
-    with (folder / job.name / "metrics.csv").open(encoding="utf-8", newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row.get("val/option_nll")]
-    steps = tuple(int(float(row["step"])) for row in rows)
-    nll, accuracy = (tuple(float(row[f"val/{name}"]) for row in rows) for name in ("option_nll", "accuracy"))
-    return Curve(job.method, job.seed, steps, nll, accuracy)
+    curves = read_curves(folder / job.name)
+    (steps, nll), accuracy = curves["val/option_nll"], dict(zip(*curves["val/accuracy"], strict=True))
+    return Curve(job.method, job.seed, tuple(map(int, steps)), tuple(nll), tuple(map(accuracy.__getitem__, steps)))
 
 
 def _shared(finished: Sequence[Finished]) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """A training run, from top to bottom."""
 
 import os
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -54,7 +53,7 @@ from cyberlm.runtime.signals import resume_command
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.task import make_task
 from cyberlm.training import loggers as experiment_loggers
-from cyberlm.training.callbacks.meters import CostMeter
+from cyberlm.training.callbacks.meters import CostMeter, peak_host_bytes
 from cyberlm.training.checkpointing import CHECKPOINTS
 from cyberlm.training.fit import fit
 from cyberlm.training.optim import check_optimizer
@@ -259,7 +258,7 @@ def _cost(loaded: LoadedModel, clock: Clock, meter: CostMeter, tuned: Path, esti
         label_tokens=meter.label,
         nonpadding_tokens_per_second=meter.nonpadding / meter.seconds if meter.seconds else 0.0,
         computed_tokens_per_second=meter.processed / meter.seconds if meter.seconds else 0.0,
-        peak_host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        peak_host_bytes=peak_host_bytes(),
         peak_device_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
         adapter_bytes=weights,
         predicted_peak_bytes=estimate.measurable if estimate else None,

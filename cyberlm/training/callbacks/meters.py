@@ -33,6 +33,11 @@ def validation_figures(trainer: L.Trainer) -> dict[str, float]:
     return {name.removeprefix("val/"): float(value) for name, value in metrics if name.startswith("val/")}
 
 
+def peak_host_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 class CostMeter(L.Callback):
     """Progress of training on the terminal; its tokens, and its seconds without validation.
 
@@ -136,7 +141,7 @@ class MetricRows(L.Callback):
             return
         tokens, seconds = self.meter.nonpadding, self.meter.elapsed()
         # of the GPU, where one is in use
-        memory = torch.cuda.max_memory_allocated() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        memory = torch.cuda.max_memory_allocated() or peak_host_bytes()
         row = {
             "epoch": trainer.current_epoch,
             "train/loss": pl_module.totals.loss,

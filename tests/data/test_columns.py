@@ -58,20 +58,21 @@ def parquet(*contents: dict[str, Any]) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("q.csv", CSV),
-        ("q.tsv", CSV.replace(",", "\t")),
-        ("q.json", json.dumps([ROW])),
-        ("q.jsonl", json.dumps(ROW)),
-        ("q.parquet", parquet(ROW)),
-        ("q.csv.gz", gzip.compress(CSV.encode())),
-        ("q.jsonl.gz", gzip.compress(json.dumps(ROW).encode()[:9]) + gzip.compress(json.dumps(ROW).encode()[9:])),
-        ("q.JSON.GZ", gzip.compress(json.dumps([ROW]).encode())),
-        ("q.parquet.gz", gzip.compress(parquet(ROW))),
-    ],
-)
+FORMATS = {
+    "q.csv": CSV,
+    "q.tsv": CSV.replace(",", "\t"),
+    "q.json": json.dumps([ROW]),
+    "q.jsonl": json.dumps(ROW),
+    "q.parquet": parquet(ROW),
+    "q.csv.gz": gzip.compress(CSV.encode()),
+    "q.jsonl.gz": gzip.compress(json.dumps(ROW).encode()[:9]) + gzip.compress(json.dumps(ROW).encode()[9:]),
+    "q.JSON.GZ": gzip.compress(json.dumps([ROW]).encode()),
+    "q.parquet.gz": gzip.compress(parquet(ROW)),
+}
+
+
+# with names for ids: gzip writes the time into the bytes, and all workers must collect the same tests
+@pytest.mark.parametrize(("name", "content"), FORMATS.items(), ids=FORMATS)
 def test_every_format_is_read_by_its_columns(name: str, content: str | bytes, tmp_path: Path) -> None:
     found = read(write(tmp_path, name, content), CTI)
     assert found.questions == (PORTS,)

@@ -376,7 +376,7 @@ def seeds_accuracy(rng: np.random.Generator, share: float) -> list[Rate]:
 
 @simulation("seeds and questions, crossed bootstrap beside t")
 def bootstrap_beside_t(rng: np.random.Generator, share: float) -> list[Rate]:
-    """Both intervals of the same differences: docs/evidence.md shows why t is the one that is reported."""
+    """Both intervals of the same differences: docs/results.md shows why t is the one that is reported."""
     repeats, rates = repeated(1000, share), []
     for layout in (Layout((0.8, 0.8), (seeds, seeds), between=sd) for seeds in (3, 5) for sd in (0.0, 0.02, 0.08)):
         by_t = by_bootstrap = 0

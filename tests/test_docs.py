@@ -39,23 +39,38 @@ def test_stale_page_is_found(maker, tmp_path, monkeypatch, capsys):
 
 
 def relative_links(text: str) -> list[str]:
-    """Targets of links and images that are neither web addresses nor places on the same page; code is left out."""
+    """Targets of links and images that are not web addresses; code is left out."""
     prose = re.sub(r"^```.*?^```$|`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
     targets = re.findall(r"\]\(([^)\s]+)[^)]*\)|^\[[^\]]+\]:\s*(\S+)", prose, flags=re.MULTILINE)
     found = [inline or reference for inline, reference in targets]
-    return [target.split("#")[0] for target in found if not re.match(r"#|[a-z]+:", target)]
+    return [target for target in found if not re.match("[a-z]+:", target)]
+
+
+def anchors(page: Path) -> set[str]:
+    """Places on a page, named as GitHub does."""
+    headings = re.findall(
+        r"^#+ (.*)$",
+        re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE),
+        flags=re.MULTILINE,
+    )
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_relative_links_are_found():
     text = (
         "[a](b.md#c) ![d](e.png 'title') [f](https://g) [h](#i) [`j`](k/l.py)\n[m]: n.md\n`[o](p)`\n```\n[q](r)\n```\n"
     )
-    assert relative_links(text) == ["b.md", "e.png", "k/l.py", "n.md"]
+    assert relative_links(text) == ["b.md#c", "e.png", "#i", "k/l.py", "n.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    missing = [link for link in relative_links(page.read_text("utf-8")) if not (page.parent / link).exists()]
+    missing = []
+    for link in relative_links(page.read_text("utf-8")):
+        name, _, place = link.partition("#")
+        target = page.parent / name if name else page
+        if not target.exists() or (place and target.suffix == ".md" and place not in anchors(target)):
+            missing.append(link)
     assert not missing, f"{page.name} links to {', '.join(missing)}"
 
 

@@ -1,6 +1,7 @@
 """Methods, tasks, metrics and data sources from a folder of a user's own: nothing in the package changed."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from hashlib import sha256
@@ -31,49 +32,9 @@ from cyberlm.tasks.task import make_task
 
 IDS = torch.arange(5, 45)[None]
 
-NORMS = '''
-"""LayerNorm tuning (arXiv 2312.11420): the weights of the norms are trained, and nothing else."""
-
-import contextlib
-
-from safetensors.torch import load_file, save_file
-
-
-class Norms:
-    trains_all_weights, keeps_base, allows_4bit, can_merge = False, True, False, True
-
-    def __init__(self, config):
-        self.suffix = config.settings["suffix"]
-
-    def norms(self, loaded):
-        return {name: p for name, p in loaded.causal.named_parameters() if name.endswith(self.suffix)}
-
-    def attach(self, loaded):
-        loaded.causal.requires_grad_(False)
-        loaded.causal.of_base = {name: p.detach().clone() for name, p in self.norms(loaded).items()}
-        for norm in self.norms(loaded).values():
-            norm.requires_grad_(True)
-        return loaded
-
-    @contextlib.contextmanager
-    def base_view(self, loaded):
-        tuned = {name: p.data for name, p in self.norms(loaded).items()}
-        for name, p in self.norms(loaded).items():
-            p.data = loaded.causal.of_base[name]
-        yield
-        for name, p in self.norms(loaded).items():
-            p.data = tuned[name]
-
-    def save(self, loaded, folder):
-        save_file({name: p.detach().clone() for name, p in self.norms(loaded).items()}, folder / "norms.safetensors")
-
-    def load(self, base, folder):
-        for name, value in load_file(folder / "norms.safetensors").items():
-            base.loaded.causal.get_parameter(name).data = value
-        return base.loaded
-
-    merge = load
-'''
+PAGE = (Path(__file__).parent.parent / "docs" / "extending.md").read_text("utf-8")
+FILES = dict(re.findall(r"`my_conf/([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)```", PAGE, flags=re.DOTALL))
+"""What the page has its readers write, by path."""
 
 
 @pytest.fixture
@@ -90,9 +51,11 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
             del sys.modules[name]
 
 
-def write(folder: Path, **files: str) -> None:
-    for name, text in files.items():
-        path = folder / name.replace("__", "/").replace("_yaml", ".yaml").replace("_py", ".py")
+def write(folder: Path, *names: str, **texts: str) -> None:
+    """Files of the page, and `texts` under names with __ for / and _yaml for .yaml."""
+    named = {name.replace("__", "/").replace("_yaml", ".yaml"): text for name, text in texts.items()}
+    for name, text in {**{name: FILES[name] for name in names}, **named}.items():
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
@@ -109,9 +72,7 @@ FEW = ("data.max_train=32", "data.max_validation=8", "data.max_test=8", "evaluat
 
 
 def test_a_method(own_folder: Path, tmp_path: Path) -> None:
-    write(own_folder, my_methods_py=NORMS)
-    settings = "_target_: my_methods.Norms\nname: norms\nlearning_rate: 1e-2\nsettings: {suffix: norm.weight}\n"
-    write(own_folder, method__norms_yaml=settings)
+    write(own_folder, "my_methods.py", "method/norms.yaml")
     config = build_config(composed(own_folder, *TINY, "method=norms", *FEW, "optim.learning_rate=0.05"), TrainConfig)
     run = tmp_path / "run"
     train(config, run)
@@ -137,8 +98,7 @@ def test_a_method(own_folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_method_that_cannot_be_used_says_why(own_folder: Path, tmp_path: Path) -> None:
-    write(own_folder, my_methods_py=NORMS)
-    write(own_folder, method__norms_yaml="_target_: my_methods.Norms\nname: norms\nsettings: {suffix: norm.weight}\n")
+    write(own_folder, "my_methods.py", "method/norms.yaml")
     write(own_folder, method__typo_yaml="_target_: my_methods.Normz\nname: typo\n")
     for overrides, words in ((("method=typo",), "my_methods.Normz"), (("method=norms", "quant=nf4"), "quant=none")):
         config = build_config(composed(own_folder, *TINY, *FEW, *overrides), TrainConfig)
@@ -146,41 +106,6 @@ def test_a_method_that_cannot_be_used_says_why(own_folder: Path, tmp_path: Path)
             train(config, tmp_path / "run")
 
 
-SEVERITY = '''
-"""Severity of an advisory: one of three classes."""
-
-from cyberlm.tasks.task import Example
-
-
-class Severity:
-    def __init__(self, prompt, labels):
-        self.labels = tuple(labels)
-
-    def read(self, row, example_id):
-        if row["severity"] not in self.labels:
-            raise ValueError(f"severity is {row['severity']!r}; allowed: {', '.join(self.labels)}")
-        return Example(example_id, row["text"], self.labels, self.labels.index(row["severity"]))
-
-    def prompt(self, example):
-        return f"{example.question}: {', '.join(self.labels)}?"
-
-    def target(self, example):
-        return example.answer
-
-    def candidates(self, example):
-        return self.labels
-
-    def parse(self, completion, example):
-        named = [k for k, label in enumerate(self.labels) if label in completion.lower()]
-        return named[0] if len(named) == 1 else None
-'''
-SEVERITY_YAML = """# @package _global_
-defaults:
-  - override /prompt: text
-task: {_target_: my_tasks.Severity, labels: [low, medium, high]}
-prompt: {system: "", show_options: true} # the question names the classes
-trainer: {monitor: accuracy}
-"""
 ADVISORIES = "Id,Text,Severity\n" + "".join(
     f"{k},{word} of component {k} in module {k * 7 % 31},{('low', 'medium', 'high')[k % 3]}\n"
     for k, word in enumerate(["typo", "crash", "remote code execution"] * 20)
@@ -189,9 +114,9 @@ ADVISORIES = "Id,Text,Severity\n" + "".join(
 
 def test_a_task_and_a_data_source(own_folder: Path, tmp_path: Path) -> None:
     """Three classes: trained on, scored by likelihood over the classes, generated and parsed, reported."""
-    source = f"name: advisories\naddress: file://{own_folder}/advisories.csv\nlicence: CC0-1.0\n"
-    pins = f"sha256: {sha256(ADVISORIES.encode()).hexdigest()}\ncolumns: {{text: Text, severity: Severity}}\n"
-    write(own_folder, my_tasks_py=SEVERITY, task__severity_yaml=SEVERITY_YAML, data__advisories_yaml=source + pins)
+    write(own_folder, "my_tasks.py", "task/severity.yaml")
+    source = FILES["data/advisories.yaml"].replace("FOLDER", str(own_folder))
+    write(own_folder, data__advisories_yaml=source.replace("SHA256", sha256(ADVISORIES.encode()).hexdigest()))
     (own_folder / "advisories.csv").write_text(ADVISORIES)
     tiny = [item for item in TINY if not item.startswith("prompt=")]
     fast = (
@@ -220,8 +145,8 @@ def test_a_task_and_a_data_source(own_folder: Path, tmp_path: Path) -> None:
 
 def test_twenty_classes_are_scored_and_more_than_letters_are_refused(own_folder: Path, tmp_path: Path) -> None:
     labels = [f"cwe{k:02d}" for k in range(27)]
-    settings = SEVERITY_YAML.replace("[low, medium, high]", f"[{', '.join(labels)}]")
-    write(own_folder, my_tasks_py=SEVERITY, task__severity_yaml=settings)
+    settings = FILES["task/severity.yaml"].replace("[low, medium, high]", f"[{', '.join(labels)}]")
+    write(own_folder, "my_tasks.py", task__severity_yaml=settings)
     file = own_folder / "q.csv"
     rows = (f"word{k} in module {k * 7 % 31},{labels[k % 20]}\n" for k in range(60))
     file.write_text("text,severity\n" + "".join(rows))
@@ -237,7 +162,7 @@ def test_twenty_classes_are_scored_and_more_than_letters_are_refused(own_folder:
 
 
 def test_a_row_that_a_task_cannot_use_is_named(own_folder: Path, tmp_path: Path) -> None:
-    write(own_folder, my_tasks_py=SEVERITY, task__severity_yaml=SEVERITY_YAML)
+    write(own_folder, "my_tasks.py", "task/severity.yaml")
     file = own_folder / "q.csv"
     typed = composed(own_folder, "model=tiny_random", "logger=none", "task=severity", "data=mcq", f"data.path={file}")
     for content, words in (
@@ -258,23 +183,14 @@ def test_a_row_that_a_task_cannot_use_is_named(own_folder: Path, tmp_path: Path)
     ],
 )
 def test_a_task_that_cannot_be_used_says_why(target: str, words: str, own_folder: Path) -> None:
-    write(own_folder, my_tasks_py=SEVERITY)
+    write(own_folder, "my_tasks.py")
     config = build_config(composed(own_folder, *TINY, f"task._target_={target}"), TrainConfig)
     with pytest.raises(ConfigError, match=words):
         make_task(config)
 
 
-METRIC = """
-from cyberlm.evaluation.metrics.metric import share_metric
-
-
-def one_option(predictions, context, option=0):
-    yield share_metric("one_option", [row.choice == option for row in predictions.test], context.clusters)
-"""
-
-
 def test_a_metric(own_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(own_folder, my_metrics_py=METRIC, metrics__mine_yaml="mine: {_target_: my_metrics.one_option, option: 2}\n")
+    write(own_folder, "my_metrics.py", "metrics/mine.yaml")
     run = tmp_path / "run"
     train(build_config(composed(own_folder, *TINY, "metrics=[default,mine]", "report=full", *FEW), TrainConfig), run)
     third = sum(row.choice == 2 for row in read_predictions(run / "predictions.jsonl")["tuned"])

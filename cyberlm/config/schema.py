@@ -309,7 +309,7 @@ class EvaluationConfig:
     parquet: bool = False
     """Write the per-question rows as predictions.parquet too."""
     suspects: str | None = file("a JSON file of doubtful items")
-    """File of items whose published key is doubtful (docs/evidence.md)."""
+    """File of items whose published key is doubtful (docs/results.md)."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Numbers that go wrong in training: a NaN stops the run, what is doubtful is warned of (docs/reliability.md)."""
+"""Numbers that go wrong in training: a NaN stops the run, what is doubtful is warned of (docs/cluster.md)."""
 
 import contextlib
 import logging

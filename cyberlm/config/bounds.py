@@ -11,6 +11,7 @@ from cyberlm.runtime.errors import Problem
 
 NAME = re.compile(r"\w[\w .+\-]{0,63}")
 """Names that become part of a folder's name: no separator, no leading dot."""
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def at_least(least: float, default: Any) -> Any:
@@ -43,6 +44,17 @@ def folder_name(default: Any) -> Any:
 
 def file(allowed: str, default: Any = None) -> Any:
     return _bounded(default, allowed, lambda value: Path(value).exists(), "there is no such file")
+
+
+def question_file() -> Any:
+    """A file or folder that exists, or the hub id of a dataset."""
+    allowed = "a .json, .jsonl, .csv, .tsv or .parquet file, a folder of the datasets library, or a hub id (owner/name)"
+    return _bounded(None, allowed, lambda value: Path(value).exists() or is_hub_id(value), "there is no such file")
+
+
+def is_hub_id(path: str) -> bool:
+    """True for `owner/name` of a dataset on the hub: no path that exists, and no file in a folder that does."""
+    return HUB_ID.fullmatch(path) is not None and not Path(path).exists() and not Path(path).parent.is_dir()
 
 
 def folder(allowed: str, default: Any = None) -> Any:

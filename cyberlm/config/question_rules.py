@@ -18,7 +18,9 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
             yield Problem(what, "your question file", f"data={data.name} data.path=questions.jsonl")
     else:
         yield from _pinned_problems(data, data.address)
-    held_out = 0 if data.test_size or data.test_path else data.test_fraction
+    if data.test_split is not None and data.test_split == data.split and data.test_path is None:
+        yield Problem(f"data.test_split={data.test_split} is the training split itself", "another split")
+    held_out = 0 if data.test_size or data.test_path or data.test_split else data.test_fraction
     if data.validation_fraction + held_out >= 1:
         what = f"data.validation_fraction={data.validation_fraction:g} and data.test_fraction={held_out:g}"
         yield Problem(f"{what} leave nothing to train on", "a sum below 1")
@@ -43,7 +45,7 @@ def _column_problems(columns: dict[str, Any]) -> Iterator[Problem]:
 
 def _pinned_problems(data: DataConfig, address: str) -> Iterator[Problem]:
     """Rules of a source whose files are pinned."""
-    yield from _belongs_to(data, "file", ("path", "test_path"))
+    yield from _belongs_to(data, "file", ("path", "test_path", "test_split"))
     downloaded = address.startswith(("http://", "https://"))
     if not downloaded:
         yield from _belongs_to(data, "cybermetric", ("dir",))

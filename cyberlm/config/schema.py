@@ -18,6 +18,7 @@ from cyberlm.config.bounds import (
     folder,
     folder_name,
     one_of,
+    question_file,
     run_folder,
     share,
 )
@@ -25,7 +26,6 @@ from cyberlm.config.shapes import ShapeConfig, TinyModelConfig
 from cyberlm.config.study import StudyConfig
 
 ACCELERATORS = ("auto", "cpu", "cuda")
-QUESTION_FILE = "a .json, .jsonl, .csv, .tsv or .parquet file"
 COLUMNS = ("id", "question", "options", "answer", "topic", "answer_is")
 
 
@@ -137,13 +137,14 @@ class DataConfig:
     """File of a source that has several (data.files); of CyberMetric: 80, 500, 2000 or 10000 questions."""
     dir: str | None = folder("a folder that holds CyberMetric-<size>-v1.json")
     """Folder that already holds the source's files; nothing is downloaded then."""
-    path: str | None = file(QUESTION_FILE)
-    """Your own questions (data=file): .json, .jsonl, .csv, .tsv or .parquet, each also with .gz;
-    or a folder that the datasets library saved."""
+    path: str | None = question_file()
+    """Your own questions (data=file): .json, .jsonl, .csv, .tsv or .parquet, each also with .gz; a folder that the
+    datasets library reads; or the hub id of a dataset, owner/name."""
     address: str | None = None
     """Pinned file: https://..., file://..., a path, or package://PACKAGE/FILE; {commit} and such are filled in."""
     commit: str | None = None
-    """Commit of the repository that the file is downloaded from."""
+    """Commit of the repository that the file is downloaded from. Of a hub id also a branch or a tag; null: the newest
+    commit, which is filled in."""
     sha256: str | None = None
     """SHA-256 of the file's bytes; another file is refused."""
     files: dict[int, dict[str, str]] = field(default_factory=dict)
@@ -155,8 +156,10 @@ class DataConfig:
     """SHA-256 of that file's bytes."""
     reader: str | None = None
     """Format: json, jsonl, csv, tsv, raw_tsv (without quoting) or parquet; null: by the ending of the file's name."""
+    subset: str | None = None
+    """Configuration of a dataset (data.path is a hub id or a folder), where it holds several."""
     split: str | None = None
-    """Split of a folder that the datasets library saved, where it holds several."""
+    """Split of a dataset, where it holds several."""
     columns: dict[str, Any] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
     """The file's column of each field: id, question, options, answer, topic, or another that the task reads. A name; a
     number from 1 where a table has no header; for options also a list of columns. Other columns are not read. All
@@ -168,8 +171,10 @@ class DataConfig:
     """Show the first questions as they would be asked, and end: data.preview=true."""
     test_size: int | None = None
     """Another of data.files held out as the test set; what it shares with training is left out of training."""
-    test_path: str | None = file(QUESTION_FILE)
+    test_path: str | None = file("a .json, .jsonl, .csv, .tsv or .parquet file, or a folder of the datasets library")
     """Your own held-out test file (data=file), in the shape of data.path."""
+    test_split: str | None = None
+    """Split of the dataset that is held out as the test set; of data.test_path, where that is given."""
     on_bad_row: OnBadRow = OnBadRow.error
     """error: list every bad row and stop; skip: leave bad rows out and count them."""
     validation_fraction: float = share(0.1)

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from cyberlm.data.text_files import MAX_LINE_BYTES, decode, ending_of, read_bytes, unreadable
+from cyberlm.runtime.errors import DataError
 from cyberlm.runtime.files import sha256_of
 from cyberlm.runtime.validation import kind_of, shown
 
@@ -190,38 +191,71 @@ class Opened:
     is_table: bool = False
 
 
-def open_rows(path: Path, reader: str | None, split: str | None) -> Opened:
-    """Opens a question file of any format, or a folder of the datasets library.
+def open_rows(path: Path, reader: str | None, subset: str | None, split: str | None) -> Opened:
+    """Opens a question file of any format, or a folder that the datasets library reads.
 
     Args:
         reader: Format; by the ending of the file's name unless given.
+        subset: Of a folder that holds several configurations.
         split: Of a folder that holds several.
 
     Raises:
         DataError: It cannot be read.
     """
-    if path.is_dir() and any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        return _open_folder(path, split)
+    if path.is_dir() and any(ending_of(file, None) in FORMATS for file in path.rglob("*")):
+        return _open_folder(path, subset, split)
     ending = ending_of(path, reader)
     raw, content = read_bytes(path, ending, tuple(FORMATS))
-    if split is not None:
-        raise unreadable(path, f"data.split={split} of a file", "data.split=null: a file has no splits")
+    for name, value in (("subset", subset), ("split", split)):
+        if value is not None:
+            raise unreadable(path, f"data.{name}={value} of a file", f"data.{name}=null: a file has no {name}s")
     rows = functools.partial(FORMATS[ending], path, content)
     return Opened(hashlib.sha256(raw).hexdigest(), rows, ending in TABLES)
 
 
-def _open_folder(path: Path, split: str | None) -> Opened:
+def _open_folder(path: Path, subset: str | None, split: str | None) -> Opened:
+    """Opens a folder that `save_to_disk` wrote, or one of data files as the hub has them; no code in it is run."""
     import datasets  # takes a second that no file needs
 
+    errors = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError, pyarrow.ArrowException)
+    saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
     try:
-        saved = datasets.load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise unreadable(path, f"the datasets library cannot load it: {str(error).splitlines()[0]}") from error
-    if isinstance(saved, datasets.DatasetDict):
-        chosen = split or (next(iter(saved)) if len(saved) == 1 else "")
-        if chosen not in saved:
-            found = f"it has no split {chosen!r}" if chosen else f"it holds {len(saved)} splits"
-            raise unreadable(path, found, ", ".join(saved), f"data.split={next(iter(saved))}")
-        saved = saved[chosen]
-    digest = sha256_of(sorted(file for file in path.rglob("*") if file.is_file()))
-    return Opened(digest, lambda header: (Row(k, 0, row) for k, row in enumerate(saved, start=1)))
+        names = [] if saved else datasets.get_dataset_config_names(str(path))
+        if subset is not None or len(names) > 1:
+            default = None if saved else datasets.get_dataset_default_config_name(str(path))
+            subset = _choose(path, "subset", subset, names, default)
+        loaded = (
+            datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path), subset, streaming=True)
+        )
+    except errors as error:
+        raise _not_loaded(path, error) from error
+    if isinstance(loaded, dict):
+        loaded = loaded[_choose(path, "split", split, loaded)]
+
+    def rows(header: bool) -> Iterator[Row]:
+        try:
+            yield from (Row(number, 0, fields) for number, fields in enumerate(loaded, start=1))
+        except errors as error:
+            raise _not_loaded(path, error) from error
+
+    files = (file for file in path.rglob("*") if file.is_file())
+    return Opened(sha256_of(sorted(file for file in files if not _is_hidden(file.relative_to(path)))), rows)
+
+
+def _is_hidden(file: Path) -> bool:
+    return any(part.startswith(".") for part in file.parts)
+
+
+def _not_loaded(path: Path, error: Exception) -> DataError:
+    return unreadable(path, f"the datasets library cannot load it: {' '.join(str(error).split())[:300]}")
+
+
+def _choose(path: Path, kind: str, given: str | None, names: Collection[str], default: str | None = None) -> str:
+    """The subset or split of a folder that is given, or else the only one."""
+    chosen = given or default or (next(iter(names)) if len(names) == 1 else "")
+    if chosen not in names:
+        found = f"it has no {kind} {chosen!r}" if chosen else f"it holds {len(names)} {kind}s"
+        raise unreadable(
+            path, found, ", ".join(names) or f"data.{kind}=null", f"data.{kind}={next(iter(names), 'null')}"
+        )
+    return chosen

@@ -54,6 +54,7 @@ def read_questions(
     task: Task,
     columns: Mapping[str, Any] | None = None,
     reader: str | None = None,
+    subset: str | None = None,
     split: str | None = None,
 ) -> QuestionSet:
     """Reads all examples of a question file.
@@ -64,12 +65,12 @@ def read_questions(
         task: Makes an example of a row.
         columns: `data.columns`.
         reader: Format; by the ending of the file's name unless given.
-        split: Of a folder of the datasets library that holds several.
+        subset, split: Of a folder that the datasets library reads, where it holds several.
 
     Raises:
         DataError: The file cannot be read, has another shape, holds bad rows (all are listed), or no good one.
     """
-    opened, mapping = open_rows(path, reader, split), Columns.of(columns or {})
+    opened, mapping = open_rows(path, reader, subset, split), Columns.of(columns or {})
     if not mapping.header and not opened.is_table:
         raise unreadable(path, "data.columns gives numbers", f"numbers in {' and '.join(TABLES)} only, else names")
     questions: dict[str, Example] = {}

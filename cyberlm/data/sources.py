@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+from cyberlm.config.bounds import is_hub_id
 from cyberlm.config.schema import DataConfig
+from cyberlm.data.hub import dataset_folder
 from cyberlm.data.readers import QuestionSet, read_questions
 from cyberlm.data.text_files import stem_of
 from cyberlm.runtime.cache import cache_folder
@@ -69,18 +71,31 @@ def load_sources(config: DataConfig, task: Task) -> tuple[QuestionSet, QuestionS
     if config.address is not None:
         held_out = _read_pinned(config, config.test_size, task) if config.test_size is not None else None
         return _read_pinned(config, config.size, task), held_out
-    path = Path(str(config.path))
-    main = _read(path, stem_of(path), config, task)
-    if config.test_path is None:
+    path = str(config.path)
+    main = _read_own(path, stem_of(Path(path)), config, task)
+    if config.test_path is None and config.test_split is None:
         return main, None
-    test_path = Path(config.test_path)
+    test_path = config.test_path or path
     # Ids begin with the name, so two files of one name in two folders must not share it.
-    name = stem_of(test_path) if stem_of(test_path) != stem_of(path) else f"{stem_of(path)}-test"
-    return main, _read(test_path, name, config, task)
+    name = stem_of(Path(test_path)) if stem_of(Path(test_path)) != main.name else f"{main.name}-test"
+    return main, _read_own(test_path, name, replace(config, split=config.test_split or config.split), task)
+
+
+def _read_own(path: str, name: str, config: DataConfig, task: Task) -> QuestionSet:
+    """Reads a file or folder, or a dataset of the hub, whose commit is filled in."""
+    if not is_hub_id(path):
+        return _read(Path(path), name, config, task)
+    folder, commit = dataset_folder(path, config.commit, config.licence)
+    config.commit = commit
+    found = _read(folder, name, config, task)
+    return replace(found, source=f"https://huggingface.co/datasets/{path}/tree/{commit}")
 
 
 def _read(path: Path, name: str, config: DataConfig, task: Task) -> QuestionSet:
-    found = read_questions(path, name, config.on_bad_row, task, config.columns, config.reader, config.split)
+    if "NC" in config.licence.split("-"):
+        say_once(f"{config.name} is licensed {config.licence}: not for commercial use.")
+    columns, dataset = config.columns, (config.subset, config.split)
+    found = read_questions(path, name, config.on_bad_row, task, columns, config.reader, *dataset)
     for note, count in found.notes.items():
         say_once(f"{name}: {note} in {count} rows")
     if found.unread:
@@ -89,8 +104,6 @@ def _read(path: Path, name: str, config: DataConfig, task: Task) -> QuestionSet:
 
 
 def _read_pinned(config: DataConfig, size: int | None, task: Task) -> QuestionSet:
-    if "NC" in config.licence.split("-"):
-        say_once(f"{config.name} is licensed {config.licence}: not for commercial use.")
     file = pinned_file(config, size)
     with contextlib.ExitStack() as opened:
         path, source = _checked(file, config, opened)

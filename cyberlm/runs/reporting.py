@@ -143,6 +143,7 @@ def provenance_of(
         "base_model": loaded.name,
         "weights": loaded.weights_hash,
         "data": " ".join(f"{source.name}:{source.sha256}" for source in sources),
+        **({"data_commit": config.data.commit} if config.data.commit else {}),
         "split": split_hash,
         "prompt": prompt.fingerprint(),
         "tokenizer": prompt.tokenizer_hash,

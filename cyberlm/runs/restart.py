@@ -39,6 +39,8 @@ def check_settings(config: RootConfig, folder: Path) -> None:
     """
     then, now = settings_of(saved_as(folder, type(config))), settings_of(config)
     free = {"trainer.devices", "trainer.accumulate_grad_batches"} if config.data.batch_size is not None else set()
+    if config.data.commit is None:
+        free.add("data.commit")  # filled in when the questions were read
     problems = [
         Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
         for key in sorted({*then, *now} - free)

@@ -184,7 +184,10 @@ OUT_OF_BOUNDS = {
     # override, one or two for each kind of bound and each depth: what is told behind it, and what is allowed
     "model.name=a/b": ("", A_NAME),
     "model.tiny.hidden_size=0": ("", LEAST_1),
-    "data.path=nowhere.jsonl": (": there is no such file", "a .json, .jsonl, .csv, .tsv or .parquet file"),
+    "data.path=nowhere.jsonl": (
+        ": there is no such file",
+        "a .json, .jsonl, .csv, .tsv or .parquet file, a folder of the datasets library, or a hub id (owner/name)",
+    ),
     "data.validation_fraction=-0.1": ("", SHARE),
     "data.near_duplicate_jaccard=1.1": ("", "above 0 and at most 1"),
     "data.max_length=8": ("", "16 or more"),

@@ -62,7 +62,7 @@ def short_questions(count: int) -> tuple[Example, ...]:
 
 
 def sample_questions(count: int) -> tuple[Example, ...]:
-    main, _ = load_sources(config_of("data=sample").data, MULTIPLE_CHOICE)
+    (main,) = load_sources(config_of("data=sample").data, MULTIPLE_CHOICE)
     return main.questions[:count]
 
 

@@ -13,7 +13,7 @@ def data_problems(data: DataConfig) -> Iterator[Problem]:
     yield from _column_problems(data.columns)
     if data.address is None:
         yield from _belongs_to(data, "cybermetric", ("size", "test_size", "dir"))
-        if data.path is None:
+        if data.path is None and not data.mix:
             what = f"data={data.name} without data.path"
             yield Problem(what, "your question file", f"data={data.name} data.path=questions.jsonl")
     else:

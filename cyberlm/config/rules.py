@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cyberlm.config.bounds import bound_problems, nested_schema
 from cyberlm.config.commands import ExportConfig, OpenConfig, ServeConfig
 from cyberlm.config.method_rules import PEFT_ADAPTER, method_problems
+from cyberlm.config.mixture import mixture_problems, with_sources
 from cyberlm.config.question_rules import data_problems, prompt_problems
 from cyberlm.config.schema import (
     EvaluateConfig,
@@ -48,7 +49,7 @@ def build_config(composed: DictConfig, schema: type[Config]) -> Config:
     Raises:
         ConfigError: With all the problems there are.
     """
-    built, unknown = _typed(composed, schema)
+    built, unknown = _typed(with_sources(composed), schema)
     world = find_world()
     if world is not None and isinstance(built, RootConfig) and built.trainer.devices == 1:
         built.trainer.devices = world.size
@@ -137,6 +138,7 @@ def _problems(config: Any) -> Iterator[Problem]:
     if isinstance(config, RootConfig):
         yield from _model_problems(config.model)
         yield from data_problems(config.data)
+        yield from mixture_problems(config.data)
         yield from prompt_problems(config.prompt, templates=config.task.get("_target_") == MULTIPLE_CHOICE)
         yield from _trainer_problems(config.trainer)
         yield from _target_problems(config)

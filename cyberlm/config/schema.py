@@ -175,6 +175,13 @@ class DataConfig:
     """Your own held-out test file (data=file), in the shape of data.path."""
     test_split: str | None = None
     """Split of the dataset that is held out as the test set; of data.test_path, where that is given."""
+    mix: list[str] = field(default_factory=list)
+    """Several sources in place of one, all of one task: options of data, such as [cybermetric,cti_mcq]."""
+    weights: list[float] = field(default_factory=list)
+    """Shares in which training questions are drawn from the sources of data.mix, such as [2,1]: as many as there are in
+    these shares, each once. Empty: all of them."""
+    sources: dict[str, Any] = field(default_factory=dict)
+    """Settings of each source of data.mix, taken from its YAML: +data.sources.cybermetric.size=500 changes one."""
     on_bad_row: OnBadRow = OnBadRow.error
     """error: list every bad row and stop; skip: leave bad rows out and count them."""
     validation_fraction: float = share(0.1)

@@ -31,6 +31,7 @@ class QuestionSet:
         skipped: Bad rows left out (only under `data.on_bad_row=skip`), each with its place and reason.
         whitespace_normalised: How many rows had white space put right.
         unread: Columns that are there and that `data.columns` does not name.
+        held_out: All of it is for the test.
     """
 
     name: str
@@ -40,6 +41,7 @@ class QuestionSet:
     skipped: tuple[str, ...] = ()
     whitespace_normalised: int = 0
     unread: tuple[str, ...] = ()
+    held_out: bool = False
 
     @property
     def notes(self) -> dict[str, int]:

@@ -10,11 +10,13 @@ import urllib.error
 import urllib.request
 import uuid
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from cyberlm.config.bounds import is_hub_id
+from cyberlm.config.mixture import source_configs
 from cyberlm.config.schema import DataConfig
 from cyberlm.data.hub import dataset_folder
 from cyberlm.data.readers import QuestionSet, read_questions
@@ -59,26 +61,51 @@ def pinned_file(config: DataConfig, size: int | None) -> PinnedFile:
     return PinnedFile(str(config.address).format(**pinned), pinned["sha256"])
 
 
-def load_sources(config: DataConfig, task: Task) -> tuple[QuestionSet, QuestionSet | None]:
+def load_sources(config: DataConfig, task: Task) -> tuple[QuestionSet, ...]:
     """Reads the questions that a run is about.
 
+    The commit of a hub dataset that is not pinned is filled in, in `config`.
+
     Returns:
-        The main file, and the held-out test file where `data.test_size` or `data.test_path` names one.
+        The main file, and the held-out test file where `data.test_size`, `data.test_path` or `data.test_split` names
+        one; of a mixture those of each source, whose name their questions bear.
 
     Raises:
         DataError: A file is missing, cannot be downloaded, is not the pinned one, or holds bad rows.
     """
+    if not config.mix:
+        return tuple(_load_source(config, task))
+    found = []
+    for name, source in source_configs(config).items():
+        found += [_named(file, name) for file in _load_source(source, task)]
+        if source.commit is not None:
+            config.sources[name]["commit"] = source.commit
+    return tuple(found)
+
+
+def _named(file: QuestionSet, source: str) -> QuestionSet:
+    """A file of a source in a mixture: with ids of its own, whatever the names of files."""
+    name = f"{source}-test" if file.held_out else source
+    renamed = (replace(item, id=f"{name}{item.id.removeprefix(file.name)}", source=source) for item in file.questions)
+    return replace(file, name=name, questions=tuple(renamed))
+
+
+def _load_source(config: DataConfig, task: Task) -> Iterator[QuestionSet]:
     if config.address is not None:
-        held_out = _read_pinned(config, config.test_size, task) if config.test_size is not None else None
-        return _read_pinned(config, config.size, task), held_out
+        yield _read_pinned(config, config.size, task)
+        if config.test_size is not None:
+            yield replace(_read_pinned(config, config.test_size, task), held_out=True)
+        return
     path = str(config.path)
     main = _read_own(path, stem_of(Path(path)), config, task)
+    yield main
     if config.test_path is None and config.test_split is None:
-        return main, None
+        return
     test_path = config.test_path or path
     # Ids begin with the name, so two files of one name in two folders must not share it.
     name = stem_of(Path(test_path)) if stem_of(Path(test_path)) != main.name else f"{main.name}-test"
-    return main, _read_own(test_path, name, replace(config, split=config.test_split or config.split), task)
+    held_out = _read_own(test_path, name, replace(config, split=config.test_split or config.split), task)
+    yield replace(held_out, held_out=True)
 
 
 def _read_own(path: str, name: str, config: DataConfig, task: Task) -> QuestionSet:

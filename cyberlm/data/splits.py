@@ -4,10 +4,10 @@ import hashlib
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -82,36 +82,47 @@ def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
 # --- the split ---
 
 
-def split_questions(config: DataConfig, main: QuestionSet, held_out: QuestionSet | None) -> Split:
+def split_questions(config: DataConfig, sources: Sequence[QuestionSet]) -> Split:
     """Splits by whole near-duplicate clusters; the same files and settings always give the same split.
 
     Where questions name the group that they come from, groups are kept whole, and near-duplicates of test and
     validation questions in other groups are left out.
 
-    With a held-out file, all of it is the test, and what the main file shares with it is left out of training and
+    With a held-out file, all of it is the test, and what other files share with it is left out of training and
     validation. Without one, the test comes from the main file. Fractions are of the main file's questions, less those
-    left out. Each part keeps the order of its file.
+    left out; in a mixture, of each source's, and near-duplicates in other sources are left out. Each part keeps the
+    order of the files.
+
+    Args:
+        sources: As `load_sources` gives them.
 
     Raises:
         DataError: A part would be empty.
     """
-    questions = main.questions + (held_out.questions if held_out else ())
+    questions = [question for file in sources for question in file.questions]
     clusters = near_duplicate_clusters([question.question for question in questions], config.near_duplicate_jaccard)
-    rows, held_out_rows = range(len(main.questions)), range(len(main.questions), len(questions))
-    tested = {clusters[row] for row in held_out_rows}
-    usable = [row for row in rows if clusters[row] not in tested]
-    dropped = {"near-duplicate of a test question": len(rows) - len(usable)}
+    held_out = [file.held_out for file in sources for _ in file.questions]
+    parts = {"test": [row for row, test in enumerate(held_out) if test]}
+    usable = _apart([row for row, test in enumerate(held_out) if not test], parts["test"], clusters)
+    of_source = {name: [row for row in usable if questions[row].source == name] for name in config.mix or [""]}
+    tested = {questions[row].source for row in parts["test"]}
+    untested = {name: rows for name, rows in of_source.items() if name not in tested}
     rng = random.Random(config.seed)
-    parts = {"train": usable, "validation": [], "test": list(held_out_rows)}
     units = [row.group or cluster for row, cluster in zip(questions, clusters, strict=True)]
-    if not held_out:
-        parts["test"], parts["train"] = _take(config.test_fraction * len(usable), usable, units, rng)
-        parts["train"] = _apart(parts["train"], parts["test"], clusters)
-        dropped["near-duplicate of a test question"] += len(usable) - len(parts["test"]) - len(parts["train"])
-    parts["validation"], rest = _take(config.validation_fraction * len(usable), parts["train"], units, rng)
-    parts["train"] = _apart(rest, parts["validation"], clusters)
-    dropped["near-duplicate of a validation question"] = len(rest) - len(parts["train"])
+    parts["test"] = sorted([*parts["test"], *_take_of_each(config.test_fraction, untested, usable, units, rng)])
+    left = _apart(usable, parts["test"], clusters)
+    parts["validation"] = sorted(_take_of_each(config.validation_fraction, of_source, left, units, rng))
+    parts["train"] = _apart(left, parts["validation"], clusters)
+    dropped = {
+        "near-duplicate of a test question": len(questions) - len(parts["test"]) - len(left),
+        "near-duplicate of a validation question": len(left) - len(parts["validation"]) - len(parts["train"]),
+    }
     _check_parts(config, parts, len(usable), dropped)
+    if config.weights:
+        drawn = _draw(config, questions, parts["train"])
+        dropped["not drawn, by data.weights"] = len(parts["train"]) - len(drawn)
+        parts["train"] = drawn
+    _check_sources(config, questions, parts)
     for name, limit in (("train", config.max_train), ("validation", config.max_validation), ("test", config.max_test)):
         dropped[f"over data.max_{name}"] = len(parts[name])
         parts[name] = _choose(parts[name], limit, f"{config.seed} {name}")
@@ -121,22 +132,33 @@ def split_questions(config: DataConfig, main: QuestionSet, held_out: QuestionSet
         train=train,
         validation=validation,
         test=test,
-        sources=(main, held_out) if held_out else (main,),
+        sources=tuple(sources),
         clusters=len(set(clusters)),
         dropped={reason: count for reason, count in dropped.items() if count},
     )
 
 
-def _apart(rows: list[int], others: list[int], clusters: list[int]) -> list[int]:
+def _apart(rows: Sequence[int], others: Sequence[int], clusters: Sequence[int]) -> list[int]:
     """Those rows that are no near-duplicate of the others."""
     near = {clusters[row] for row in others}
     return [row for row in rows if clusters[row] not in near]
 
 
-def _take(
-    target: float, rows: list[int], units: Sequence[int | str], rng: random.Random
-) -> tuple[list[int], list[int]]:
-    """Takes whole clusters or groups, in random order, while they fit into the wanted number of rows: (taken, left)."""
+def _take_of_each(
+    share: float,
+    of_source: Mapping[str, Sequence[int]],
+    left: Sequence[int],
+    units: Sequence[int | str],
+    rng: random.Random,
+) -> Iterator[int]:
+    """Takes a share of the questions of each source from what is left of them."""
+    free = set(left)
+    for rows in of_source.values():
+        yield from _take(share * len(rows), [row for row in rows if row in free], units, rng)
+
+
+def _take(target: float, rows: Sequence[int], units: Sequence[int | str], rng: random.Random) -> list[int]:
+    """Takes whole clusters or groups, in random order, while they fit into the wanted number of rows."""
     members = defaultdict(list)
     for row in rows:
         members[units[row]].append(row)
@@ -147,7 +169,34 @@ def _take(
     for cluster in shuffled:
         if len(taken) + len(cluster) <= wanted:
             taken.update(cluster)
-    return sorted(taken), [row for row in rows if row not in taken]
+    return sorted(taken)
+
+
+def _draw(config: DataConfig, questions: Sequence[Example], rows: Sequence[int]) -> list[int]:
+    """Training questions in the shares of `data.weights`: as many as there are, or as `data.max_train` allows."""
+    of_source: dict[str, list[int]] = {name: [] for name in config.mix}
+    for row in rows:
+        of_source[questions[row].source].append(row)
+    weights = dict(zip(config.mix, config.weights, strict=True))
+    most = config.max_train or len(rows)
+    scale = min(most / sum(weights.values()), *(len(own) / weights[name] for name, own in of_source.items()))
+    chosen = (
+        _choose(own, int(scale * weights[name] + 1e-9), f"{config.seed} train {name}")
+        for name, own in of_source.items()
+    )
+    return sorted(row for own in chosen for row in own)
+
+
+def _check_sources(config: DataConfig, questions: Sequence[Example], parts: dict[str, list[int]]) -> None:
+    """Refuses a mixture in which a source has nothing to train on or to be tested on."""
+    problems = [
+        Problem(f"no {part} questions of {name}", "a larger source, or another data.weights or data.test_fraction")
+        for part in ("train", "test")
+        for name in config.mix
+        if name not in {questions[row].source for row in parts[part]}
+    ]
+    if problems:
+        raise DataError("The sources cannot be mixed:", problems)
 
 
 def test_questions(config: DataConfig, questions: Sequence[Example]) -> tuple[Example, ...]:
@@ -205,7 +254,9 @@ def write_manifest(split: Split, config: DataConfig, path: Path) -> str:
     manifest = {
         "version": 1,
         "seed": config.seed,
-        "settings": {name: getattr(config, name) for name in SETTINGS} | {"on_bad_row": config.on_bad_row.name},
+        "settings": {name: getattr(config, name) for name in SETTINGS}
+        | {"on_bad_row": config.on_bad_row.name}
+        | ({"mix": config.mix, "weights": config.weights} if config.mix else {}),
         "sources": [
             {
                 "name": source.name,
@@ -223,7 +274,9 @@ def write_manifest(split: Split, config: DataConfig, path: Path) -> str:
         "dropped": split.dropped,
         **({"too_long": list(split.too_long)} if split.too_long else {}),
         "parts": {
-            name: [{"id": question.id, "hash": question.hash} for question in part]
+            name: [
+                {"id": item.id, "hash": item.hash, **({"source": item.source} if item.source else {})} for item in part
+            ]
             for name, part in split.parts().items()
         },
     }
@@ -242,6 +295,7 @@ class _ManifestSource(TypedDict):
 class _ManifestRow(TypedDict):
     id: str
     hash: str
+    source: NotRequired[str]
 
 
 _ManifestPart = Annotated[list[_ManifestRow], Field(min_length=1)]

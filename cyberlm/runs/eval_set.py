@@ -28,7 +28,7 @@ def build_eval_set(
 ) -> tuple[EvalSet, Sequence[QuestionSet]]:
     """The training runs' own prompt and test questions; or those of `data`, where that was given.
 
-    Of `data` they are those of its test file, or else of its only file.
+    Of `data` they are those of its test file, or else of its only file; of each source of a mixture.
 
     Returns:
         The questions, with the configuration of the prompt and the data that are used; the files they come from.
@@ -45,9 +45,9 @@ def build_eval_set(
         sources = _sources(config)
         questions: Sequence[Example] = select_questions(sources, _shared_test(trained))
     else:
-        main, held_out = load_sources(config.data, make_task(config))
-        tested = held_out or main
-        sources, questions = [tested], test_questions(config.data, tested.questions)
+        files = load_sources(config.data, make_task(config))
+        sources = tuple({file.questions[0].source: file for file in files}.values())  # of each the test file, if any
+        questions = test_questions(config.data, [item for file in sources for item in file.questions])
     for run, its in trained.items():
         refuse_leaked(questions, seen_by({run: its}), str(run))
     eval_set = EvalSet(config, questions, seen=seen_by(trained))
@@ -83,8 +83,8 @@ def saved_eval_set(run: Path, hashes: Sequence[str]) -> EvalSet:
     return EvalSet(config, select_questions(_sources(config), hashes), seen=seen_by(runs))
 
 
-def _sources(config: RootConfig) -> list[QuestionSet]:
-    return [source for source in load_sources(config.data, make_task(config)) if source is not None]
+def _sources(config: RootConfig) -> tuple[QuestionSet, ...]:
+    return load_sources(config.data, make_task(config))
 
 
 def seen_by(trained: Trained) -> tuple[Example, ...]:

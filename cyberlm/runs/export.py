@@ -119,12 +119,11 @@ def exam_of(config: ExportConfig, trained: TrainConfig, run: Path) -> Exam:
     prompt = prompt_of(trained, run)
     hashes = [row["hash"] for row in read_manifest(run / SPLIT_MANIFEST)["parts"]["test"]]
     try:
-        sources = [source for source in load_sources(trained.data, prompt.task) if source is not None]
-        questions = select_questions(sources, hashes[: config.questions])
+        questions = select_questions(load_sources(trained.data, prompt.task), hashes[: config.questions])
     except DataError as error:
         instead = f"{error.title}\nThe export is checked on the embedded sample questions instead of the run's own."
         say(instead)
-        sample, _ = load_sources(SAMPLE, prompt.task)
+        (sample,) = load_sources(SAMPLE, prompt.task)
         questions = sample.questions[: config.questions]
     encoded = encode_questions(questions, prompt, trained.data.max_length, cache_folder() / "tokenised")
     return Exam(trained, prompt, questions, encoded)

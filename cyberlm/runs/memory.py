@@ -226,7 +226,7 @@ def out_of_memory_explained(config: TrainConfig) -> Iterator[None]:
 def _questions(config: TrainConfig) -> tuple[Encoded, int]:
     """Encoded questions by part, and the tokens that close an answer."""
     prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
-    split = split_questions(config.data, *load_sources(config.data, prompt.task))
+    split = split_questions(config.data, load_sources(config.data, prompt.task))
     return encode_split(split, prompt, config.data, cache_folder() / "tokenised")[1], len(prompt.end_ids)
 
 

@@ -20,7 +20,7 @@ def show_preview(config: RootConfig, folder: Path) -> None:
         DataError: The questions cannot be read.
     """
     task = make_task(config)
-    for source in filter(None, load_sources(config.data, task)):
+    for source in load_sources(config.data, task):
         _show_source(source, task)
         for example in source.questions[:SHOWN]:
             say(f"\n--- {example.id}{f' ({example.topic})' if example.topic else ''}")

@@ -126,13 +126,25 @@ def _data_name(config: RootConfig) -> str:
 def announce_split(split: Split) -> None:
     counts = ", ".join(f"{len(part)} {name}" for name, part in split.parts().items())
     say(f"Questions: {counts} ({split.clusters} near-duplicate clusters, none on two sides)")
+    for source in dict.fromkeys(item.source for item in split.test if item.source):
+        own = [f"{sum(item.source == source for item in part)} {name}" for name, part in split.parts().items()]
+        say(f"  of {source}: {', '.join(own)}")
     for reason, count in split.dropped.items():
         say(f"  {count} left out: {reason}")
     if split.too_long:
         say(f"  {len(split.too_long)} left out: too long ({SPLIT_MANIFEST} lists them)")
-    for source in split.sources:
-        if source.skipped:
-            say(f"  {len(source.skipped)} bad rows of {source.name} skipped")
+    for file in split.sources:
+        if file.skipped:
+            say(f"  {len(file.skipped)} bad rows of {file.name} skipped")
+
+
+def announce_benchmarks(found: Mapping[str, tuple[int, int]]) -> None:
+    """Says which known benchmarks would not be a fair test of what is trained here."""
+    for name, (seen, count) in found.items():
+        if seen:
+            say(
+                f"  {seen} of {count} questions of {name}, a known benchmark, are near-duplicates of training questions"
+            )
 
 
 def provenance_of(

@@ -5,6 +5,7 @@ launchers that do not, such as Kubernetes.
 """
 
 import os
+import re
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -39,8 +40,8 @@ def check_settings(config: RootConfig, folder: Path) -> None:
     """
     then, now = settings_of(saved_as(folder, type(config))), settings_of(config)
     free = {"trainer.devices", "trainer.accumulate_grad_batches"} if config.data.batch_size is not None else set()
-    if config.data.commit is None:
-        free.add("data.commit")  # filled in when the questions were read
+    # filled in when the questions were read
+    free |= {key for key in then if re.fullmatch(r"data\..*commit", key) and now.get(key, "null") == "null"}
     problems = [
         Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
         for key in sorted({*then, *now} - free)

@@ -64,7 +64,7 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
     if study is None:
         raise ConfigError("hydra/sweeper=study runs a study:", [Problem("none is given", fix="study=paper")])
     methods = {job.method: _built(compose(line_of(job, arguments))) for job in _one_of_each(study)}
-    split = split_questions(config.data, *load_sources(config.data, make_task(config)))
+    split = split_questions(config.data, load_sources(config.data, make_task(config)))
     for line in (*plan_lines(study), planned_power(study, len(split.test))):
         say(line)
     if config.plan.enabled:

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger
 from cyberlm.config.bounds import AUTO
 from cyberlm.config.saved import plain_config, save_config
 from cyberlm.config.schema import TrainConfig
+from cyberlm.data.benchmarks import trained_on_benchmarks
 from cyberlm.data.datamodule import check_reads, encode_split
 from cyberlm.data.label_check import lint_labels
 from cyberlm.data.sources import load_sources
@@ -36,6 +37,7 @@ from cyberlm.runs.processes import check_nodes, check_work, lost_process_explain
 from cyberlm.runs.reporting import (
     Clock,
     announce,
+    announce_benchmarks,
     announce_split,
     conclude,
     opened_loggers,
@@ -102,8 +104,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     clock = Clock()
     announce(config, folder)
     _make_repeatable(config)
-    main, held_out = load_sources(config.data, make_task(config))
-    split = split_questions(config.data, main, held_out)
+    split = split_questions(config.data, load_sources(config.data, make_task(config)))
     resumed = config.trainer.resume is not None
 
     with clock.phase("load"):
@@ -113,6 +114,8 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         split, encoded = encode_split(split, prompt, config.data, cache_folder() / "tokenised")
         split_hash = write_manifest(split, config.data, folder / (SPLIT_AGAIN if resumed else SPLIT_MANIFEST))
         announce_split(split)
+        benchmarks = trained_on_benchmarks((*split.train, *split.validation), config.data.near_duplicate_jaccard)
+        announce_benchmarks(benchmarks)
         check_reads(read_shape(config.model), prompt, chain(*encoded.values()), config.evaluation)
         lint_labels(split.train, encoded["train"], prompt)
         estimate = check_memory(config, encoded, prompt, device)
@@ -122,6 +125,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         fetch([config.model])
         loaded = load_for_training(config, device)
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
+    provenance |= {"benchmarks": ", ".join(f"{name} {seen}/{n}" for name, (seen, n) in benchmarks.items())}
     begin(folder, config, provenance)
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
 

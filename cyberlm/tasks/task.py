@@ -37,6 +37,7 @@ class Example:
         topic: Sub-topic, where the file states one.
         notes: What the task changed when it read the row, for the user: rows are counted by note.
         group: What the question comes from with others, a report for example: a split keeps it on one side.
+        source: Name of the source in a mixture (`data.mix`); empty without one.
     """
 
     id: str
@@ -46,6 +47,7 @@ class Example:
     topic: str = ""
     notes: tuple[str, ...] = ()
     group: str = ""
+    source: str = ""
 
     @property
     def letter(self) -> str:

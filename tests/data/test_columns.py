@@ -253,7 +253,7 @@ def test_what_would_read_a_file_is_proposed_and_reads_it(
     assert f"These overrides read {count}:\n    {proposed}" in screen
     assert "with the first row:\n    " in screen and len(screen.splitlines()) < 24
     config = config_of("data=file", f"data.path={path}", *shlex.split(proposed))
-    found, _ = load_sources(config.data, MULTIPLE_CHOICE)
+    (found,) = load_sources(config.data, MULTIPLE_CHOICE)
     assert len(found.questions) == int(count[0]) and len({item.gold for item in found.questions}) == 3
 
 

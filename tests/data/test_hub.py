@@ -59,8 +59,8 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return repository(stored / "snapshots" / COMMIT)
 
 
-def load(*overrides: str) -> list[QuestionSet]:
-    return [found for found in load_sources(config_of(*overrides).data, MULTIPLE_CHOICE) if found]
+def load(*overrides: str) -> tuple[QuestionSet, ...]:
+    return load_sources(config_of(*overrides).data, MULTIPLE_CHOICE)
 
 
 def refusal(*overrides: str) -> str:
@@ -71,8 +71,8 @@ def refusal(*overrides: str) -> str:
 
 def test_a_dataset_of_the_hub_is_read_by_subset_and_split(cached: Path) -> None:
     config = config_of("data=secqa").data
-    main, held_out = load_sources(config, MULTIPLE_CHOICE)
-    assert held_out is None and (main.name, len(main.questions)) == ("secqa", 40)
+    (main,) = load_sources(config, MULTIPLE_CHOICE)
+    assert (main.name, len(main.questions)) == ("secqa", 40)
     assert main.source == f"https://huggingface.co/datasets/zefang-liu/secqa/tree/{COMMIT}"
     assert main.unread == ("Explanation",) and main.questions[6].answer == "z6"
     assert config.commit == COMMIT, "a run is pinned to what it has read"

@@ -75,8 +75,7 @@ def test_no_question_repeats_another_and_none_refers_to_its_options() -> None:
 
 
 def test_the_default_split() -> None:
-    main, held_out = load_sources(SAMPLE, MULTIPLE_CHOICE)
-    split = split_questions(SAMPLE, main, held_out)
+    split = split_questions(SAMPLE, load_sources(SAMPLE, MULTIPLE_CHOICE))
     assert {name: len(part) for name, part in split.parts().items()} == {"train": 252, "validation": 36, "test": 72}
 
 

@@ -38,7 +38,8 @@ def cybermetric(**settings: Any) -> DataConfig:
 
 
 def load(config: DataConfig) -> tuple[QuestionSet, QuestionSet | None]:
-    return load_sources(config, MULTIPLE_CHOICE)
+    main, *held_out = load_sources(config, MULTIPLE_CHOICE)
+    return main, held_out[0] if held_out else None
 
 
 def refusal(config: DataConfig) -> str:

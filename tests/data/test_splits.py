@@ -44,6 +44,10 @@ def question_set(questions: list[str], name: str = "q") -> QuestionSet:
     return QuestionSet(name, f"{name}.json", hashlib.sha256(name.encode()).hexdigest(), tuple(rows))
 
 
+def held_out_set(questions: list[str]) -> QuestionSet:
+    return dataclasses.replace(question_set(questions, "h"), held_out=True)
+
+
 def config(**settings: Any) -> DataConfig:
     return DataConfig(**({"name": "mcq"} | settings))
 
@@ -124,7 +128,7 @@ def test_clusters_agree_with_comparing_every_pair(threshold: float) -> None:
 
 def test_fractions_are_met_and_each_part_keeps_the_order_of_the_file() -> None:
     main = question_set(texts(200))
-    split = split_questions(config(validation_fraction=0.1, test_fraction=0.2), main, None)
+    split = split_questions(config(validation_fraction=0.1, test_fraction=0.2), [main])
     assert {name: len(part) for name, part in split.parts().items()} == {"train": 140, "validation": 20, "test": 40}
     assert (split.sources, split.clusters, split.dropped) == ((main,), 200, {})
     for part in split.parts().values():
@@ -135,9 +139,9 @@ def test_fractions_are_met_and_each_part_keeps_the_order_of_the_file() -> None:
 
 def test_the_seed_decides() -> None:
     main = question_set(texts(100))
-    first = split_questions(config(seed=3), main, None)
-    assert split_questions(config(seed=3), main, None) == first
-    assert ids(split_questions(config(seed=4), main, None)) != ids(first)
+    first = split_questions(config(seed=3), [main])
+    assert split_questions(config(seed=3), [main]) == first
+    assert ids(split_questions(config(seed=4), [main])) != ids(first)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -145,7 +149,7 @@ def test_no_cluster_stands_in_two_parts(seed: int) -> None:
     originals = texts(60)
     copies = [f"{text} also" for text in originals[:40] for _ in range(2)]
     main = question_set(originals + copies)
-    split = split_questions(config(seed=seed, validation_fraction=0.2), main, None)
+    split = split_questions(config(seed=seed, validation_fraction=0.2), [main])
     clusters = near_duplicate_clusters([question.question for question in main.questions], 0.8)
     cluster = {question.id: clusters[i] for i, question in enumerate(main.questions)}
     sides = [{cluster[question.id] for question in part} for part in split.parts().values()]
@@ -157,14 +161,14 @@ def test_no_cluster_stands_in_two_parts(seed: int) -> None:
 
 def test_a_limit_is_a_seeded_choice_that_is_counted_and_nested() -> None:
     main = question_set(texts(200))
-    whole = ids(split_questions(config(), main, None))
-    split = split_questions(config(max_train=50, max_validation=5, max_test=10), main, None)
+    whole = ids(split_questions(config(), [main]))
+    split = split_questions(config(max_train=50, max_validation=5, max_test=10), [main])
     assert split.dropped == {"over data.max_train": 90, "over data.max_validation": 15, "over data.max_test": 30}
     assert_nothing_is_lost(split)
-    smaller = split_questions(config(max_train=20), main, None)
+    smaller = split_questions(config(max_train=20), [main])
     assert set(ids(smaller)["train"]) < set(ids(split)["train"]) < set(whole["train"])
     assert ids(smaller)["test"] == whole["test"], "a limit on one part moves no other"
-    assert split_questions(config(max_train=1000), main, None).dropped == {}
+    assert split_questions(config(max_train=1000), [main]).dropped == {}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,7 @@ def test_a_limit_is_a_seeded_choice_that_is_counted_and_nested() -> None:
 )
 def test_an_empty_part_is_refused(questions: list[str], settings: dict[str, float], expected: str) -> None:
     with pytest.raises(DataError) as caught:
-        split_questions(config(**settings), question_set(questions), None)
+        split_questions(config(**settings), [question_set(questions)])
     assert expected in caught.value.screen()
 
 
@@ -194,8 +198,8 @@ def test_an_empty_part_is_refused(questions: list[str], settings: dict[str, floa
 def test_all_of_the_held_out_file_is_the_test_and_what_it_shares_leaves_training() -> None:
     shared, ours, theirs = texts(20, seed=1), texts(80, seed=2), texts(30, seed=3)
     main = question_set(ours + shared[:10] + [f"{text} also" for text in shared[10:]])
-    held_out = question_set(theirs + shared, "h")
-    split = split_questions(config(validation_fraction=0.25, test_fraction=0.0), main, held_out)
+    held_out = held_out_set(theirs + shared)
+    split = split_questions(config(validation_fraction=0.25, test_fraction=0.0), [main, held_out])
     assert split.test == held_out.questions
     assert split.dropped == {"near-duplicate of a test question": 20}
     assert {question.question for question in split.train + split.validation} == set(ours)
@@ -206,16 +210,16 @@ def test_all_of_the_held_out_file_is_the_test_and_what_it_shares_leaves_training
 
 def test_what_a_dropped_test_question_shares_still_leaves_training() -> None:
     shared = texts(20)
-    main, held_out = question_set(shared + texts(40, seed=1)), question_set(shared, "h")
-    split = split_questions(config(max_test=1), main, held_out)
+    main, held_out = question_set(shared + texts(40, seed=1)), held_out_set(shared)
+    split = split_questions(config(max_test=1), [main, held_out])
     assert split.dropped == {"near-duplicate of a test question": 20, "over data.max_test": 19}
 
 
 def test_an_evaluation_asks_the_test_questions_that_training_holds_out() -> None:
     settings = config(max_test=5, seed=3)
-    main, held_out = question_set(texts(60, seed=1)), question_set(texts(40, seed=2), "h")
+    main, held_out = question_set(texts(60, seed=1)), held_out_set(texts(40, seed=2))
     chosen = splits.test_questions(settings, held_out.questions)
-    assert chosen == split_questions(settings, main, held_out).test
+    assert chosen == split_questions(settings, [main, held_out]).test
     assert chosen != held_out.questions[:5] and len(chosen) == 5
     assert splits.test_questions(config(), held_out.questions) == held_out.questions
 
@@ -223,7 +227,7 @@ def test_an_evaluation_asks_the_test_questions_that_training_holds_out() -> None
 def test_a_held_out_file_that_holds_everything_is_refused() -> None:
     questions = texts(20)
     with pytest.raises(DataError) as caught:
-        split_questions(config(), question_set(questions), question_set(questions, "h"))
+        split_questions(config(), [question_set(questions), held_out_set(questions)])
     assert "none of 0 questions (20 more are near-duplicates of test questions) is left" in caught.value.screen()
     assert len(caught.value.problems) == 1
 
@@ -235,7 +239,7 @@ def test_a_held_out_file_that_holds_everything_is_refused() -> None:
 def split() -> Split:
     source = question_set(texts(40))
     source = dataclasses.replace(source, skipped=("row 3 (line 5): question is empty",), whitespace_normalised=2)
-    return split_questions(config(max_train=20), source, None)
+    return split_questions(config(max_train=20), [source])
 
 
 def test_the_manifest_holds_all_that_decided_the_split(split: Split, tmp_path: Path) -> None:
@@ -274,10 +278,10 @@ def test_the_manifest_holds_all_that_decided_the_split(split: Split, tmp_path: P
 
 
 def test_the_same_split_gives_the_same_bytes(split: Split, tmp_path: Path) -> None:
-    again = split_questions(config(max_train=20), split.sources[0], None)
+    again = split_questions(config(max_train=20), [split.sources[0]])
     written = [write_manifest(item, config(max_train=20), tmp_path / f"{i}") for i, item in enumerate((split, again))]
     assert written[0] == written[1]
-    other = split_questions(config(seed=1), split.sources[0], None)
+    other = split_questions(config(seed=1), [split.sources[0]])
     assert write_manifest(other, config(seed=1), tmp_path / "2") != written[0]
 
 
@@ -349,8 +353,8 @@ def real(size: int) -> QuestionSet:
 
 @needs_files
 def test_the_130_questions_that_500_and_2000_share_leave_training() -> None:
-    main, held_out = real(2000), real(500)
-    split = split_questions(config(), main, held_out)
+    main, held_out = real(2000), dataclasses.replace(real(500), held_out=True)
+    split = split_questions(config(), [main, held_out])
     trained = {question.question for question in split.train + split.validation}
     shared = {question.question for question in main.questions} & {question.question for question in held_out.questions}
     assert len(shared) == 130
@@ -388,7 +392,7 @@ def test_groups_stay_on_one_side_and_their_near_duplicates_are_left_out() -> Non
         Example(f"q:{k}", text, ("a", "b"), 0, group=report)
         for k, (text, report) in enumerate(zip(sentences, reports, strict=True))
     )
-    split = split_questions(config(), dataclasses.replace(question_set(sentences), questions=questions), None)
+    split = split_questions(config(), [dataclasses.replace(question_set(sentences), questions=questions)])
     sides = {name: {question.group for question in part} for name, part in split.parts().items()}
     assert not sides["train"] & sides["test"] and not sides["validation"] & (sides["train"] | sides["test"])
     asked = {question.question for question in (*split.test, *split.validation)}

@@ -285,7 +285,7 @@ def test_500_and_2000_share_130_questions_a_quarter_of_them_in_other_dress() -> 
 
 @needs_files
 def test_a_split_by_cluster_passes() -> None:
-    held_out = split_questions(DataConfig(name="mcq"), cybermetric(2000), cybermetric(500))
+    held_out = split_questions(DataConfig(name="mcq"), [cybermetric(2000), replace(cybermetric(500), held_out=True)])
     train = held_out.train + held_out.validation
     found = find_contamination(held_out.test, train)
     # Of one test question: an option that is the text of another question.

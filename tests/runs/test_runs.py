@@ -181,7 +181,7 @@ def test_training_and_evaluation_choose_the_same_questions_of_a_file(tmp_path: P
     test_file = questions_file(tmp_path / "test.json", sample_questions(60)[:20])
     held_out = ("data=mcq", f"data.path={train_file}", f"data.test_path={test_file}", "data.max_test=5")
     data = small(*held_out).data
-    trained = [question.hash for question in split_questions(data, *load_sources(data, MULTIPLE_CHOICE)).test]
+    trained = [question.hash for question in split_questions(data, load_sources(data, MULTIPLE_CHOICE)).test]
     for given in (held_out, ("data=mcq", f"data.path={test_file}", "data.max_test=5")):
         eval_set, _ = build_eval_set(scoring(*given), {}, own_data=True)
         assert [question.hash for question in eval_set.questions] == trained

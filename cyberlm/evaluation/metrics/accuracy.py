@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import effective_questions
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
-from cyberlm.evaluation.outcomes import golds, has_candidates, right
+from cyberlm.evaluation.outcomes import BoolArray, golds, has_candidates, right
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.scores import choose
 
@@ -23,6 +25,7 @@ def accuracy(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         return
     correct = right(rows)
     yield share_metric("accuracy", correct, clusters, label="accuracy, likelihood")
+    yield from _by_source(correct, context)
     yield from _by_generation(predictions, context)
     effective = effective_questions(correct, clusters)
     yield Metric("n_eff", effective, n=n, label="independent questions", format_spec=".0f", place="evidence")
@@ -35,6 +38,14 @@ def accuracy(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         yield Metric("ties", ties, n=n, note=note, format_spec=".0f", place="note")
 
 
+def _by_source(correct: BoolArray, context: EvalSet) -> Iterator[Metric]:
+    """Accuracy on the test questions of each source of a mixture."""
+    sources = np.array([question.source for question in context.questions])
+    for name in dict.fromkeys(filter(None, sources.tolist())):
+        own = sources == name
+        yield share_metric(f"accuracy_{name}", correct[own], context.clusters[own], label=f"accuracy on {name}")
+
+
 def _by_generation(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     rows, label = predictions.test, "accuracy, generation"
     generated = any(row.generated is not None for row in rows)
@@ -43,7 +54,10 @@ def _by_generation(predictions: Predictions, context: EvalSet) -> Iterator[Metri
         note = f"no accuracy by generation: {not_shown if generated else 'no answers were generated'}"
         yield Metric("accuracy_generation", None, note=note, label=label)
         return
-    yield share_metric("accuracy_generation", right(rows, generated=True), context.clusters, label=label)
+    correct = right(rows, generated=True)
+    yield share_metric("accuracy_generation", correct, context.clusters, label=label)
+    if not has_candidates(rows):
+        yield from _by_source(correct, context)
     known = all(row.finish_reason is not None for row in rows)  # older rows do not say
     cut = [row.parsed is None and row.finish_reason == "length" for row in rows]
     unnamed = [row.parsed is None and not was_cut for row, was_cut in zip(rows, cut, strict=True)]

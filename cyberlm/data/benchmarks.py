@@ -1,0 +1,60 @@
+"""Known benchmarks in the cache: how many of their questions a run is trained on, whatever its own files are."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cyberlm.config.compose import group_files
+from cyberlm.config.schema import DataConfig
+from cyberlm.data.columns import Columns, normalised
+from cyberlm.data.formats import open_rows
+from cyberlm.data.near_duplicates import alike_between, number_words, words_of
+from cyberlm.data.sources import pinned_file
+from cyberlm.runtime.cache import cache_folder
+from cyberlm.runtime.files import sha256_of
+from cyberlm.tasks.task import Example
+
+
+def trained_on_benchmarks(trained: Sequence[Example], jaccard: float) -> dict[str, tuple[int, int]]:
+    """Counts the questions of each benchmark that are near-duplicates of training questions.
+
+    Returns:
+        By the name of the benchmark's file: such questions, and all of it.
+    """
+    texts = [question.question for question in trained]
+    found = {}
+    for name, questions in _at_hand():
+        sets = number_words(map(words_of, chain(questions, texts)))
+        found[name] = len({asked for asked, _ in alike_between(sets, len(questions), jaccard)}), len(questions)
+    return found
+
+
+def _at_hand() -> Iterator[tuple[str, list[str]]]:
+    """Question texts of every pinned file that lies in the cache as it is pinned."""
+    for file in group_files("data").values():
+        loaded: Any = OmegaConf.load(file)
+        given = loaded.get("data", loaded)
+        kept = OmegaConf.masked_copy(given, [key for key in given if key in DataConfig.__dataclass_fields__])
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), kept))
+        assert isinstance(config, DataConfig)
+        if config.address is None or config.answer_address is not None:
+            continue
+        for size in (*config.files,) or (None,):
+            pinned = pinned_file(config, size)
+            path = cache_folder() / pinned.file_name
+            if pinned.address.startswith("http") and path.is_file() and sha256_of([path]) == pinned.sha256:
+                yield pinned.name, list(_texts(config, path))
+
+
+def _texts(config: DataConfig, path: Path) -> Iterator[str]:
+    """The question of every row that has one."""
+    columns = Columns.of(config.columns)
+    for row in open_rows(path, config.reader, None, None).rows(columns.header):
+        with contextlib.suppress(ValueError):  # a bad row, which a run would refuse or skip
+            text = columns.fields(normalised(row.fields)).get("question")
+            if isinstance(text, str):
+                yield text

@@ -1,0 +1,77 @@
+"""A run on a mixture: accuracy of each source, resumed and scored again with the sources that it was trained with."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from support import compose, short_questions, train_tiny
+
+from cyberlm.config.rules import build_config
+from cyberlm.config.schema import EvaluateConfig
+from cyberlm.data.benchmarks import trained_on_benchmarks
+from cyberlm.data.splits import read_manifest
+from cyberlm.evaluation.results import read_models, read_results
+from cyberlm.runs.evaluate import evaluate
+from cyberlm.runtime.cache import cache_folder
+from cyberlm.runtime.files import sha256_of
+
+FEW = ("data.max_train=24", "data.max_test=null", "evaluation=default", "evaluation.generate=false")
+
+
+@pytest.fixture(scope="module")
+def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on sample questions and three times as many of a user's own."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "data").mkdir()
+    rows = [{"question": q.question, "options": q.options, "answer": q.letter} for q in short_questions(120)]
+    (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "data" / "mine.yaml").write_text(f"name: mine\npath: {folder}/q.jsonl\nlicence: MIT\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", f"--config-dir={folder}"])
+        return train_tiny(folder / "run", "data.mix=[sample,mine]", "data.weights=[1,3]", *FEW)
+
+
+def test_accuracy_is_reported_by_source_and_over_all(mixed_run: Path) -> None:
+    results = read_results(mixed_run)
+    parts = read_manifest(mixed_run / "split_manifest.json")["parts"]
+    trained = [row["source"] for row in parts["train"]]
+    assert (trained.count("sample"), trained.count("mine")) == (6, 18)
+    for model, rows in ((name, its.test) for name, its in read_models(mixed_run).items()):
+        metrics = results.metrics[model]
+        for name in ("sample", "mine"):
+            own = [row.correct for row in rows if row.id.startswith(f"{name}:")]
+            assert metrics[f"accuracy_{name}"].value == pytest.approx(sum(own) / len(own))
+            assert metrics[f"accuracy_{name}"].n == len(own) > 20 and metrics[f"accuracy_{name}"].interval
+        assert metrics["accuracy"].n == len(rows)
+    assert results.data == "sample+mine"
+    assert "accuracy on mine" in (mixed_run / "report.html").read_text()
+
+
+def test_a_mixture_is_scored_again_from_its_own_configuration(mixed_run: Path, tmp_path: Path) -> None:
+    overrides = (f"run={mixed_run}", "logger=none", "evaluation.generate=false", "trainer.accelerator=cpu")
+    evaluate(build_config(compose(*overrides, command="evaluate"), EvaluateConfig), tmp_path / "again")
+    before, after = (read_results(folder).metrics["tuned"] for folder in (mixed_run, tmp_path / "again"))
+    assert after["accuracy_mine"] == before["accuracy_mine"]
+
+
+def test_benchmarks_in_the_cache_are_compared_with_what_is_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config-dir={tmp_path}"])
+    asked = short_questions(9)
+    assert trained_on_benchmarks(asked, 0.8) == {}
+    content = "Text\tKey\n" + "".join(f"{item.question.upper()}\tA\n" for item in asked[:4]) + "Another one?\tB\n"
+    cache_folder().mkdir()
+    (cache_folder() / "known.tsv").write_text(content)
+    (tmp_path / "data").mkdir()
+    pinned = f"address: https://nowhere/known.tsv, sha256: {sha256_of([cache_folder() / 'known.tsv'])}"
+    source = f"data: {{name: known, {pinned}, columns: {{question: Text, answer: Key}}}}\n"
+    (tmp_path / "data" / "known.yaml").write_text(
+        f"# @package _global_\ndefaults: [override /task: extraction]\n{source}"
+    )
+    assert trained_on_benchmarks(asked, 0.8) == {"known": (4, 5)}
+    assert trained_on_benchmarks(asked[5:], 0.8) == {"known": (0, 5)}
+    (cache_folder() / "known.tsv").write_text("another file")
+    assert trained_on_benchmarks(asked, 0.8) == {}

@@ -3,7 +3,7 @@
 Achieved: model FLOPs on non-padding tokens (bench/flops.py) over the wall time of cyberlm's real training steps; and,
 beside it, the FLOPs of what was really computed, with the tokens that all examples of a batch begin with counted once.
 Peak: the fastest of several large square matrix products in the same process, with the same threads and by the faster
-of the two libraries (cyberlm/kernels.py), measured in turns with the training. Besides: how fast the model's own
+of the two libraries (models/fast_layers.py), measured in turns with the training. Besides: how fast the model's own
 matrices can be multiplied at the shape of a batch, which is what a perfect step of this shape could reach, and the
 operations that take the time (torch.profiler, one block).
 """
@@ -141,10 +141,10 @@ def product_speed(rows: int, inner: int, columns: int) -> float:
     """FLOP/s of the fastest of repeated float32 products (rows, inner) x (inner, columns), by the faster library."""
     import torch
 
-    from cyberlm.models.cpu_kernels import use_fast_products
+    from cyberlm.models.fast_layers import use_fast_layers
 
     layer = torch.nn.Sequential(torch.nn.Linear(inner, columns, bias=False)).requires_grad_(False)
-    use_fast_products(layer)
+    use_fast_layers(layer)
     left = torch.randn(rows, inner)
     best, ends = float("inf"), time.perf_counter() + SECONDS_A_PRODUCT
     while time.perf_counter() < ends:

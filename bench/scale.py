@@ -3,7 +3,7 @@ tokenise.
 
 The questions are CyberMetric-2000's, each in five versions with every third word changed, so that no two are near
 duplicates; the 500 are every twentieth of the 10,000 by length. Both sides go through cyberlm's real path (file,
-checks, split, tokens, `runs.fitting.fit`), each in a process of its own, and take turns of the same number of steps.
+checks, split, tokens, `training.fit.fit`), each in a process of its own, and take turns of the same number of steps.
 Validation, whose questions grow with the data, is held at 16 and not timed. Memory is ru_maxrss of the whole process.
 """
 

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.quantizers import AutoHfQuantizer
 
 from cyberlm.config.schema import Attention, Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
-from cyberlm.models.cpu_kernels import align_weights, use_fast_products
+from cyberlm.models.fast_layers import align_weights, use_fast_layers
 from cyberlm.models.liger import choose_kernels
 from cyberlm.models.loaded import LoadedModel, check_causal, open_causal, quiet
 from cyberlm.models.model_files import ModelFiles, explained, locate, tensor_files
@@ -114,7 +114,7 @@ def load_base(
     elif config.use_liger_kernel:
         log.warning("Liger's kernels need a GPU: %s computes with PyTorch's own, which round differently.", name)
     align_weights(causal)
-    use_fast_products(causal)
+    use_fast_layers(causal)
     return open_causal(causal, name, digest)
 
 
@@ -190,7 +190,7 @@ def _skeleton(
     with contextlib.suppress(OSError):  # most models have no file of generation settings
         causal.generation_config = GenerationConfig.from_pretrained(files.path, revision=files.revision or "main")
     causal.config.use_cache = True
-    use_fast_products(causal)
+    use_fast_layers(causal)
     return causal.eval()
 
 

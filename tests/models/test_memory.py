@@ -9,7 +9,7 @@ from transformers import GPT2Config, MixtralConfig
 
 from cyberlm.config.schema import TrainConfig
 from cyberlm.data.batches import AnswerBatch
-from cyberlm.models import cpu_kernels
+from cyberlm.models import fast_layers
 from cyberlm.models.loaded import count_parameters
 from cyberlm.models.loading import read_shape
 from cyberlm.models.memory import (
@@ -131,7 +131,7 @@ def saved_bytes(config: TrainConfig, batches: Batches, device: torch.device) -> 
 def test_activations_are_what_autograd_saves(
     method: str, rows_width_prefix: tuple[int, int, int], onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_kernels, "onednn_is_faster", lambda: onednn)
+    monkeypatch.setattr(fast_layers, "onednn_is_faster", lambda: onednn)
     check_activations(f"method={method}", *rows_width_prefix)
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from cyberlm.config.method_rules import EMBEDDING_MODULES
-from cyberlm.models.cpu_kernels import use_fast_products
-from cyberlm.models.fused_lora import fuse_lora
+from cyberlm.models.fast_layers import use_fast_layers
 from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
 from cyberlm.models.loading import BaseModel
 from cyberlm.models.model_files import check_saved
@@ -141,8 +140,7 @@ def merge_adapter(base: BaseModel, folder: Path) -> LoadedModel:
 
 def _settled(loaded: LoadedModel) -> LoadedModel:
     """Lets layers that were added compute as fast as those of the base, and puts virtual tokens before texts."""
-    use_fast_products(loaded.model)
-    fuse_lora(loaded.model)
+    use_fast_layers(loaded.model)
     torch.sparse.check_sparse_tensor_invariants.disable()  # or SHiRA's would warn
     put_virtual_tokens(loaded)
     return loaded

@@ -1,8 +1,10 @@
-"""Matrix products, of float32 on a CPU by the library that is fastest on it.
+"""Linear and LoRA layers that compute faster: oneDNN's products on a CPU, and LoRA as one operation on any device.
 
 PyTorch multiplies float32 matrices with MKL, which keeps to AVX2 on processors that are not Intel's; oneDNN, which
-comes with PyTorch too, uses AVX-512 wherever it is (docs/performance.md has the ratio). Both compute in float32:
-results differ in the order of sums alone. Elsewhere (GPU, Intel, other types, autocast) nothing is changed.
+comes with PyTorch too, uses AVX-512 wherever it is (docs/performance.md has the ratio). Elsewhere (GPU, Intel, other
+types, autocast) products are PyTorch's own. Of LoRA, B A x is added where W x was computed, and so are their gradients:
+PEFT's layer scales and adds whole outputs and gradients in passes over memory of their own, and launches about twice as
+many kernels: on a GPU a step waits for either. Results differ in rounding alone.
 """
 
 import functools
@@ -13,6 +15,8 @@ from typing import Any
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
+from peft.tuners import lora
+from peft.tuners.lora.bnb import Linear4bit as Lora4bit
 from torch import Tensor, nn
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -47,20 +51,20 @@ def onednn_is_faster() -> bool:
     return CPU_INFO.is_file() and "AuthenticAMD" in CPU_INFO.read_text(encoding="utf-8", errors="replace")
 
 
-def use_fast_products(model: nn.Module) -> None:
-    """Lets every linear layer (4-bit too) on a CPU multiply with oneDNN, where that is faster.
+def use_fast_layers(model: nn.Module) -> None:
+    """Lets plain LoRA layers compute as one operation, and linear layers (4-bit too) on a CPU multiply with oneDNN.
 
-    Layers keep their parameters and remain instances of their classes; call it again when layers were added.
+    The latter where that is faster. Layers keep their parameters and remain instances of their classes; call it again
+    when layers were added.
     """
-    if not onednn_is_faster() or any(parameter.device.type == "cuda" for parameter in model.parameters()):
-        return
-    for name in CACHE_SIZES:
-        os.environ.setdefault(name, str(PRODUCTS_KEPT))
+    faster = dict(FUSED)
+    if onednn_is_faster() and not any(parameter.device.type == "cuda" for parameter in model.parameters()):
+        for name in CACHE_SIZES:
+            os.environ.setdefault(name, str(PRODUCTS_KEPT))
+        faster |= {nn.Linear: OneDnnLinear, Linear4bit: OneDnnLinear4bit}
     for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = OneDnnLinear
-        elif type(module) is Linear4bit:
-            module.__class__ = OneDnnLinear4bit
+        if type(module) in faster and (type(module) not in FUSED or _is_plain(module)):
+            module.__class__ = faster[type(module)]
 
 
 class OneDnnLinear(nn.Linear):
@@ -153,3 +157,87 @@ class _Linear4bit(torch.autograd.Function):
             return None, None, None, None
         weight = dequantize_4bit(ctx.packed, ctx.state)
         return product(grads[0], weight.t()), None, None, None
+
+
+# ------------------------------------------------------------------------------------------------------------- LoRA
+
+
+class FusedLora(lora.Linear):
+    """PEFT's LoRA layer on whole weights."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or self.base_layer.weight.dtype != x.dtype or not _computes_plainly(self, x):
+            return super().forward(x, *args, **kwargs)
+        return _compute(self, x)
+
+
+class FusedLora4bit(Lora4bit):
+    """PEFT's LoRA layer on 4-bit weights."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not _computes_plainly(self, x):
+            result: Tensor = super().forward(x, *args, **kwargs)
+            return result
+        return _compute(self, x)
+
+
+FUSED: dict[type[nn.Module], type[nn.Module]] = {lora.Linear: FusedLora, Lora4bit: FusedLora4bit}
+
+
+def _is_plain(layer: Any) -> bool:
+    """Neither dropout, DoRA nor a bias that is trained, on a base layer that is a product and nothing else."""
+    dropped = any(not isinstance(dropout, nn.Identity) for dropout in layer.lora_dropout.values())
+    biases = [layer.base_layer.bias, *(part.bias for part in layer.lora_B.values())]
+    biased = any(bias is not None and bias.requires_grad for bias in biases)
+    known = type(layer.base_layer) in (nn.Linear, Linear4bit, OneDnnLinear, OneDnnLinear4bit)
+    return known and not (dropped or biased or layer.lora_variant)
+
+
+def _computes_plainly(layer: Any, x: Tensor) -> bool:
+    """One active adapter, and numbers of the type in which PEFT would compute its product."""
+    if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1 or not x.numel():
+        return False
+    if torch.is_autocast_enabled(x.device.type):
+        return x.dtype == torch.get_autocast_dtype(x.device.type)
+    return x.dtype == layer.lora_A[layer.active_adapters[0]].weight.dtype
+
+
+def _compute(layer: Any, x: Tensor) -> Tensor:
+    name = layer.active_adapters[0]
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    rows = x.reshape(-1, x.shape[-1])
+    result: Tensor = _Lora.apply(rows, layer.base_layer, down, up, layer.scaling[name])
+    return result.view(*x.shape[:-1], -1)
+
+
+class _Lora(torch.autograd.Function):
+    """y = x Wᵀ + b + s (x Aᵀ) Bᵀ for x (N, I), a base layer with frozen W (O, I) and b (O,), A (R, I), B (O, R)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, base: nn.Module, down: Tensor, up: Tensor, scale: float) -> Tensor:
+        ctx.dtypes = down.dtype, up.dtype
+        down, up = down.to(x.dtype), up.to(x.dtype)
+        narrow = product(x, down).mul_(scale)  # (N, R)
+        ctx.save_for_backward(x, narrow, down, up)
+        ctx.base, ctx.scale = base, scale
+        return product_onto(narrow, up, base(x))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, narrow, down, up = ctx.saved_tensors
+        grad = grads[0]  # (N, O)
+        to_narrow = product(grad, up.t()).mul_(ctx.scale)  # (N, R)
+        to_x = None
+        if ctx.needs_input_grad[0]:
+            to_x = product_onto(to_narrow, down.t(), product(grad, _weight(ctx.base, grad.dtype).t()))
+        to_down = product(to_narrow.t(), x.t())
+        to_up = product(narrow.t(), grad.t()).t()  # as (R, O): a product with few columns is slow
+        return to_x, None, to_down.to(ctx.dtypes[0]), to_up.to(ctx.dtypes[1]), None
+
+
+def _weight(base: Any, dtype: torch.dtype) -> Tensor:
+    """W (O, I), expanded where it is in 4 bits."""
+    if not isinstance(base, Linear4bit):
+        weight: Tensor = base.weight
+        return weight
+    return dequantize_4bit(base.weight.data, quant_state(base)).to(dtype)

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,7 +28,7 @@ from transformers.quantizers import AutoHfQuantizer
 from cyberlm.config.schema import Attention, Dtype, ModelConfig, ModelSource, QuantConfig, QuantName
 from cyberlm.models.fast_layers import align_weights, use_fast_layers
 from cyberlm.models.liger import choose_kernels
-from cyberlm.models.loaded import LoadedModel, check_causal, open_causal, quiet
+from cyberlm.models.loaded import LoadedModel, check_causal, open_causal
 from cyberlm.models.model_files import ModelFiles, explained, locate, tensor_files
 from cyberlm.models.sharding import shard
 from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_shape, tiny_tokenizer
@@ -95,16 +95,11 @@ def load_base(
     }
     if quant.name is QuantName.nf4:
         options["quantization_config"] = _nf4(quant, device)
-    if config.source is ModelSource.tiny:
-        causal, digest = _load_tiny(config, options)
-        name = config.name
-    else:
-        files = locate(config)
+    with _files(config) as files:
         shape = _from_pretrained(AutoConfig, config, files)
         _check_stored(config, shape, quant, trains_all_weights)
         options["attn_implementation"] = _attention(config, shape)
         causal = _from_pretrained(AutoModelForCausalLM, config, files, **options)
-        name, digest = files.name, _digest(files, causal.config)
     if quant.name is QuantName.nf4:
         _keep_as_quantised(causal)
         _leave_file(causal)
@@ -112,10 +107,10 @@ def load_base(
     if device.type == "cuda":
         choose_kernels(causal, liger=config.use_liger_kernel)
     elif config.use_liger_kernel:
-        log.warning("Liger's kernels need a GPU: %s computes with PyTorch's own, which round differently.", name)
+        log.warning("Liger's kernels need a GPU: %s computes with PyTorch's own, which round differently.", files.name)
     align_weights(causal)
     use_fast_layers(causal)
-    return open_causal(causal, name, digest)
+    return open_causal(causal, files.name, _digest(files, causal.config))
 
 
 def load_sharded(
@@ -136,30 +131,11 @@ def load_sharded(
     Raises:
         ModelError: If it cannot be had, or not be read tensor by tensor.
     """
-    if config.source is not ModelSource.tiny:
-        return _load_sharded(config, locate(config), quant, device, attach, trains_all_weights, compute_dtype)
-    assert config.tiny is not None
-    with tempfile.TemporaryDirectory() as folder:
-        model = tiny_model(config.tiny, len(tiny_tokenizer()))
-        _write_model(model, folder)
-        files = ModelFiles(folder, config.name, hash_tensors(model))
-        del model
-        return _load_sharded(config, files, quant, device, attach, trains_all_weights, compute_dtype)
-
-
-def _load_sharded(
-    config: ModelConfig,
-    files: ModelFiles,
-    quant: QuantConfig,
-    device: torch.device,
-    attach: Callable[[LoadedModel], LoadedModel],
-    trains_all_weights: bool,
-    compute_dtype: torch.dtype | None,
-) -> LoadedModel:
-    causal = explained(config, lambda: _skeleton(config, files, quant, device, trains_all_weights))
-    tensors = explained(config, lambda: tensor_files(files))
-    bare = LoadedModel(causal, causal, files.name, _digest(files, causal.config))
-    loaded = explained(config, lambda: shard(bare, attach, tensors, device, compute_dtype))
+    with _files(config) as files:
+        causal = explained(config, lambda: _skeleton(config, files, quant, device, trains_all_weights))
+        tensors = explained(config, lambda: tensor_files(files))
+        bare = LoadedModel(causal, causal, files.name, _digest(files, causal.config))
+        loaded = explained(config, lambda: shard(bare, attach, tensors, device, compute_dtype))
     with torch.no_grad():
         loaded.within(check_causal, loaded)
     return loaded
@@ -194,17 +170,30 @@ def _skeleton(
     return causal.eval()
 
 
+@contextlib.contextmanager
+def _files(config: ModelConfig) -> Iterator[ModelFiles]:
+    """`locate`; a random model is written to a folder for as long as the context lasts."""
+    if config.source is not ModelSource.tiny:
+        yield locate(config)
+        return
+    assert config.tiny is not None
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny_model(config.tiny, len(tiny_tokenizer()))
+        model.config.save_pretrained(folder)  # of the model, transformers would save nothing in ranks above 0
+        save_model(model, f"{folder}/model.safetensors", {"format": "pt"})
+        files = ModelFiles(folder, config.name, hash_tensors(model))
+        del model
+        yield files
+
+
 def _digest(files: ModelFiles, shape: PretrainedConfig) -> str:
     return files.digest or getattr(shape, "_commit_hash", None) or "unknown"
 
 
 def hash_weights(config: ModelConfig) -> str:
     """`LoadedModel.weights_hash` of a base model: its weights are hashed where they lie, and not loaded."""
-    if config.source is ModelSource.tiny:
-        assert config.tiny is not None
-        return hash_tensors(tiny_model(config.tiny, len(tiny_tokenizer())))
-    files = locate(config)
-    return _digest(files, _from_pretrained(AutoConfig, config, files))
+    with _files(config) as files:
+        return _digest(files, _from_pretrained(AutoConfig, config, files))
 
 
 @dataclass
@@ -238,23 +227,6 @@ class BaseModel:
         loaded = load_sharded(self.model, self.quant, self.device, attach)
         self.check(loaded.weights_hash)
         return loaded
-
-
-def _load_tiny(config: ModelConfig, options: dict[str, Any]) -> tuple[PreTrainedModel, str]:
-    """A random model, and its hash; it goes through a folder, because only loading quantises."""
-    assert config.tiny is not None
-    model = tiny_model(config.tiny, len(tiny_tokenizer()))
-    digest = hash_tensors(model)
-    if "quantization_config" not in options:
-        return model.to(device=options["device_map"][""], dtype=options["dtype"]), digest  # type: ignore[call-arg]
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        _write_model(model, folder)
-        return AutoModelForCausalLM.from_pretrained(folder, **options), digest
-
-
-def _write_model(model: PreTrainedModel, folder: str) -> None:
-    model.config.save_pretrained(folder)  # of the model, transformers would save nothing in ranks above 0
-    save_model(model, f"{folder}/model.safetensors", {"format": "pt"})
 
 
 def _attention(config: ModelConfig, shape: PretrainedConfig) -> str:

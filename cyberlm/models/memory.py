@@ -25,7 +25,6 @@ from cyberlm.config.rules import device_problems
 from cyberlm.config.schema import (
     Attention,
     LoraConfig,
-    ModelSource,
     OptimizerName,
     QuantName,
     Strategy,
@@ -176,7 +175,7 @@ def measure_model(shape: PretrainedConfig, config: TrainConfig, device: torch.de
     number = 2 if mixed else dtype.itemsize
     stream = number if sharded else dtype.itemsize
     gathered, loading = _sharded(loaded, packed, number) if sharded else (0, 0)
-    if on_host and not sharded and (packed or config.model.source is not ModelSource.tiny):
+    if on_host and not sharded:
         loading = sum(base.values()) * getattr(decoder.dtype, "itemsize", 4)  # the file
         loading += in_4_bits * dtype.itemsize // 2  # threads hold 5 to 90% of it (docs/performance.md)
     return ModelSizes(

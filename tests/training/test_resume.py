@@ -28,6 +28,7 @@ from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError, RunError
 from cyberlm.runtime.signals import Stopped, handled
 from cyberlm.training.checkpointing import AtomicCheckpointIO, damage, resume_point
+from cyberlm.training.fit import fit
 
 CASES = {
     "lora": ["trainer.accumulate_grad_batches=3"],
@@ -130,13 +131,13 @@ def limit_files() -> Iterator[Callable[[int], None]]:
 
 
 def test_a_failed_write_keeps_the_last_good_checkpoint(
-    whole: Path, tmp_path: Path, limit_files: Callable[[int], None]
+    whole: Path, tmp_path: Path, limit_files: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run stops with one screen; with room again it goes on, and ends like the run that never stopped."""
     killed = snapshot_of(whole, 5, tmp_path)
     size = (killed / "checkpoints" / "step_000005.ckpt").stat().st_size
-    limit_files(size // 2)
-    with pytest.raises(RunError) as caught:
+    with monkeypatch.context() as patch, pytest.raises(RunError) as caught:
+        patch.setattr("training_support.fit", lambda *given: limit_files(size // 2) or fit(*given))
         fit_again(run_config("lora"), killed)
     screen = caught.value.screen()
     assert screen.startswith("A checkpoint could not be written: File too large.") and "step_000006.ckpt" in screen

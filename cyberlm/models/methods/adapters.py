@@ -24,55 +24,92 @@ from cyberlm.runtime.errors import ModelError, Problem
 ALL_LINEAR = "all-linear"
 
 
-def attach_adapter(loaded: LoadedModel, config: Any, key: str) -> LoadedModel:
-    """Freezes the base and puts an adapter on it, in place.
+class Adapter:
+    """Methods of PEFT: a subclass makes `config` from its settings.
 
-    Args:
-        config: PEFT's configuration of one of its methods.
+    Attributes:
+        config: PEFT's configuration of one of its kinds.
         key: Setting that names the target modules, for messages.
-
-    Raises:
-        ModelError: If a target module does not exist, is an embedding that input and output share, or PEFT refuses it.
     """
-    linear, others = _linear_layers(loaded.causal)
-    known = sorted({name.rsplit(".", 1)[-1] for name in linear})
-    targets = getattr(config, "target_modules", "none")  # of virtual tokens there are none
-    if loaded.device.type == "meta" and hasattr(config, "mask_fn"):
-        config.mask_fn = None  # SHiRA's choice of weights, which have no memory
-    if targets == ALL_LINEAR and others:
-        config.exclude_modules = others
-    elif not isinstance(targets, str):
-        _check_targets(loaded, known, sorted(targets), key)
-    try:
-        with quiet():
-            model = get_peft_model(loaded.causal, config)
-    except (ValueError, TypeError, NotImplementedError) as error:
-        shown = targets if isinstance(targets, str) else f"[{','.join(sorted(targets))}]"
-        raise ModelError(
-            f"PEFT cannot put this adapter on {loaded.name}:",
-            [Problem(f"{key}={shown}: {on_one_line(error)}", ", ".join(known))],
-            f"Type those of them that suit the model: '{key}=[...]'",
-        ) from error
-    model.peft_config["default"].base_model_name_or_path = loaded.name
-    return _settled(replace(loaded, model=model))
 
+    trains_all_weights = False
+    keeps_base = True
+    allows_4bit = True
+    can_merge = True
+    config: Any
+    key = "method.settings.target_modules"
 
-def without_adapter(loaded: LoadedModel) -> AbstractContextManager[None]:
-    """Lets the base answer alone; before the adapter is attached, there is nothing to leave out."""
-    if not isinstance(loaded.model, PeftModel):
-        return nullcontext()
-    virtual = getattr(loaded.model, "virtual_tokens", None)
-    if isinstance(virtual, VirtualTokens):
-        return virtual.left_out()
-    without: AbstractContextManager[None] = loaded.model.disable_adapter()
-    return without
+    def attach(self, loaded: LoadedModel) -> LoadedModel:
+        """Freezes the base and puts an adapter on it, in place.
 
+        Raises:
+            ModelError: If a target module does not exist, is an embedding that input and output share, or PEFT refuses.
+        """
+        linear, others = _linear_layers(loaded.causal)
+        known = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        targets = getattr(self.config, "target_modules", "none")  # of virtual tokens there are none
+        if loaded.device.type == "meta":  # weights without memory can neither be decomposed nor chosen from (SHiRA)
+            vars(self.config).update(init_lora_weights=True, mask_fn=None)
+        if targets == ALL_LINEAR and others:
+            self.config.exclude_modules = others
+        elif not isinstance(targets, str):
+            _check_targets(loaded, known, sorted(targets), self.key)
+        try:
+            with quiet():
+                model = get_peft_model(loaded.causal, self.config)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            shown = targets if isinstance(targets, str) else f"[{','.join(sorted(targets))}]"
+            raise ModelError(
+                f"PEFT cannot put this adapter on {loaded.name}:",
+                [Problem(f"{self.key}={shown}: {on_one_line(error)}", ", ".join(known))],
+                f"Type those of them that suit the model: '{self.key}=[...]'",
+            ) from error
+        model.peft_config["default"].base_model_name_or_path = loaded.name
+        return _settled(replace(loaded, model=model))
 
-def save_adapter(loaded: LoadedModel, folder: Path) -> None:
-    assert isinstance(loaded.model, PeftModel)
-    # "auto" would ask the hub for the base's vocabulary size
-    loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # the model card is written with the results
+    def base_view(self, loaded: LoadedModel) -> AbstractContextManager[None]:
+        if not isinstance(loaded.model, PeftModel):  # not attached yet
+            return nullcontext()
+        virtual = getattr(loaded.model, "virtual_tokens", None)
+        if isinstance(virtual, VirtualTokens):
+            return virtual.left_out()
+        without: AbstractContextManager[None] = loaded.model.disable_adapter()
+        return without
+
+    def save(self, loaded: LoadedModel, folder: Path) -> None:
+        assert isinstance(loaded.model, PeftModel)
+        # "auto" would ask the hub for the base's vocabulary size
+        loaded.model.save_pretrained(str(folder), save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # the model card is written with the results
+
+    def load(self, base: BaseModel, folder: Path) -> LoadedModel:
+        return open_adapter(base, folder)
+
+    def merge(self, base: BaseModel, folder: Path) -> LoadedModel:
+        """Adds an adapter into the weights of its base.
+
+        A 4-bit base is first expanded to the numbers that its 4 bits stand for, in the type of its other weights: the
+        adapter was trained on those. Rounding the sum back to 4 bits, or adding the adapter to the original weights,
+        would lose part of what was learned.
+
+        Raises:
+            ModelError: If the adapter does not fit, or holds numbers that are not finite.
+        """
+        loaded = base.loaded
+        if getattr(loaded.causal, "hf_quantizer", None) is not None:
+            with quiet():
+                loaded.causal.dequantize(dtype=loaded.causal.dtype)
+                # what was read in 4 bits is written whole: nothing of the reading is to be reversed
+                loaded.causal._weight_conversions = None  # type: ignore[assignment]
+                loaded.causal.is_loaded_in_4bit = False  # type: ignore[assignment]  # dequantize leaves it, peft refuses
+        tuned = load_adapter(loaded, folder)
+        assert isinstance(tuned.model, PeftModel)
+        try:
+            with quiet():
+                merged = tuned.model.merge_and_unload(safe_merge=True)
+        except ValueError as error:
+            raise ModelError(f"The adapter {folder} cannot be merged.", [Problem(on_one_line(error))]) from error
+        return replace(tuned, model=merged, causal=merged)
 
 
 def open_adapter(base: BaseModel, folder: Path) -> LoadedModel:
@@ -109,33 +146,6 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
     if loaded.device.type == "cuda":  # answers are computed under autocast there
         keep_inputs_narrow(model)
     return _settled(replace(loaded, model=model))
-
-
-def merge_adapter(base: BaseModel, folder: Path) -> LoadedModel:
-    """Adds an adapter into the weights of its base.
-
-    A 4-bit base is first expanded to the numbers that its 4 bits stand for, in the type of its other weights: the
-    adapter was trained on those. Rounding the sum back to 4 bits, or adding the adapter to the original weights,
-    would lose part of what was learned.
-
-    Raises:
-        ModelError: If the adapter does not fit, or holds numbers that are not finite.
-    """
-    loaded = base.loaded
-    if getattr(loaded.causal, "hf_quantizer", None) is not None:
-        with quiet():
-            loaded.causal.dequantize(dtype=loaded.causal.dtype)
-            # what was read in 4 bits is written whole: nothing of the reading is to be reversed
-            loaded.causal._weight_conversions = None  # type: ignore[assignment]
-            loaded.causal.is_loaded_in_4bit = False  # type: ignore[assignment]  # dequantize leaves it, peft refuses
-    tuned = load_adapter(loaded, folder)
-    assert isinstance(tuned.model, PeftModel)
-    try:
-        with quiet():
-            merged = tuned.model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise ModelError(f"The adapter {folder} cannot be merged.", [Problem(on_one_line(error))]) from error
-    return replace(tuned, model=merged, causal=merged)
 
 
 def _settled(loaded: LoadedModel) -> LoadedModel:

@@ -11,29 +11,15 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 
 from cyberlm.config.schema import MethodConfig
-from cyberlm.models.loaded import LoadedModel, on_one_line
-from cyberlm.models.methods.adapters import (
-    attach_adapter,
-    merge_adapter,
-    open_adapter,
-    save_adapter,
-    without_adapter,
-)
+from cyberlm.models.loaded import on_one_line
+from cyberlm.models.methods.adapters import Adapter
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 
 TYPES = ("IA3", "LN_TUNING", "MISS", "OFT", "PROMPT_TUNING", "RANDLORA", "SHIRA")
 """Kinds that keep the base and train on 4 bits; tests/models/test_methods.py holds each to it."""
 
 
-class PeftAdapter:
-    trains_all_weights = False
-    keeps_base = True
-    allows_4bit = True
-    base_view = staticmethod(without_adapter)
-    save = staticmethod(save_adapter)
-    load = staticmethod(open_adapter)
-    merge = staticmethod(merge_adapter)
-
+class PeftAdapter(Adapter):
     def __init__(self, config: MethodConfig) -> None:
         """Checks the settings.
 
@@ -61,6 +47,3 @@ class PeftAdapter:
                 problems.append(Problem(on_one_line(error)))
         if problems:
             raise ConfigError(f"method={config.name} cannot be used:", problems)
-
-    def attach(self, loaded: LoadedModel) -> LoadedModel:
-        return attach_adapter(loaded, self.config, "method.settings.target_modules")

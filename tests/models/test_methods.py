@@ -88,6 +88,7 @@ def test_an_adapter_trains_reloads_and_merges(name: str, quant: str, tmp_path: P
         assert torch.equal(logits(loaded.model), tuned)
 
     folder = save(config, loaded, prompt, tmp_path)
+    assert not any(str(Path.home()) in file.read_text() for file in folder.glob("*.json"))
     write_json(tmp_path / "provenance.json", {"weights": loaded.weights_hash})
     again = load_tuned(config, tmp_path, CPU)
     assert torch.equal(logits(again.model), tuned)
@@ -151,8 +152,10 @@ def test_what_a_method_cannot_do_is_refused_before_any_work(overrides: tuple[str
 
 Q_V = {"target_modules": ["q_proj", "v_proj"]}
 FOREIGN = {
-    "lora": peft.LoraConfig(r=2, modules_to_save=["lm_head"], **Q_V),
-    "lora_biases": peft.LoraConfig(r=2, bias="all", rank_pattern={"q_proj": 4}, **Q_V),
+    "lora": peft.LoraConfig(r=2, modules_to_save=["embed_tokens", "lm_head"], **Q_V),
+    "lora_biases": peft.LoraConfig(r=2, bias="all", rank_pattern={"q_proj": 4}, alpha_pattern={"v_proj": 32}, **Q_V),
+    "lora_embeddings": peft.LoraConfig(r=2, target_modules=["q_proj", "embed_tokens", "lm_head"]),
+    "lora_expression": peft.LoraConfig(r=2, use_dora=True, use_rslora=True, target_modules=r".*\.0\..*(q|down)_proj"),
     "lora_tokens": peft.LoraConfig(r=2, trainable_token_indices=[5, 6], **Q_V),
     "loha": peft.LoHaConfig(r=2, **Q_V),
     "lokr": peft.LoKrConfig(r=2, **Q_V),
@@ -174,14 +177,18 @@ OUTSIDE = {
 
 
 def foreign_adapter(config: peft.PeftConfig, folder: Path) -> Tensor:
-    """Saves an adapter of which every number was changed, as PEFT alone makes it; returns its logits."""
+    """Saves an adapter of which every number was changed, as PEFT alone makes it; returns its logits.
+
+    Embeddings that it stands on are changed and saved, too.
+    """
     torch.manual_seed(0)
     run = config_of()
     with quiet():
         model = peft.get_peft_model(load_base(run.model, run.quant, CPU).causal, config)
         with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
+            saved = "lm_head" in getattr(config, "target_modules", ())
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad or (saved and "embed_tokens" in name):
                     parameter.add_(torch.randn_like(parameter), alpha=0.1)
         model.save_pretrained(str(folder))
         return logits(model)
@@ -194,6 +201,9 @@ def test_an_adapter_that_peft_alone_has_made_is_opened(name: str, tmp_path: Path
     with answering(opened.model):
         found = opened.head(opened.backbone(input_ids=IDS, use_cache=False).last_hidden_state)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    if name.startswith("lora"):
+        merged = opened.model.merge_and_unload(safe_merge=True)
+        torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", OUTSIDE)

@@ -8,7 +8,6 @@ from support import config_of, sample_questions, tiny
 from torch import nn
 
 from cyberlm.data.batches import AnswerBatch, AnswerCollator, collate_scoring
-from cyberlm.evaluation.scoring import answering, generate
 from cyberlm.models.loaded import LoadedModel, check_causal
 from cyberlm.models.prefix_cache import MOST_ROUNDING, shared_length
 from cyberlm.training.losses import answer_nll_sum, hidden_states
@@ -58,16 +57,6 @@ def test_a_batch_keeps_what_is_not_shared() -> None:
     for row, item in enumerate(encoded):
         kept = batch.prompt_ids[row][batch.prompt_mask[row].bool()]
         assert (*batch.prefix_ids.tolist(), *kept.tolist()) == item.prompt_ids
-
-
-def test_completions_are_those_of_one_prompt_alone() -> None:
-    loaded, prompt = tiny(config_of("prompt=letter"))
-    prompts = [item.prompt_ids for item in prompt.encode(sample_questions(7))]
-    assert shared_length(prompts) > 50
-    with answering(loaded.model):
-        together = generate(loaded, prompts, prompt.stop_ids, 12)
-        alone = [generate(loaded, [ids], prompt.stop_ids, 12)[0] for ids in prompts]
-    assert together == alone
 
 
 @pytest.mark.parametrize("noise", [0.04, 0.5])

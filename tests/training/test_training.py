@@ -19,8 +19,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from peft import PeftModel
-from support import SHORT, config_of, fit_tiny, save, short_questions, tiny
+from support import SHORT, config_of, fit_tiny, short_questions, tiny
 from torch import nn
 from torch.optim import Optimizer
 from transformers import LlamaForCausalLM
@@ -32,7 +31,7 @@ from cyberlm.evaluation.metrics.calibration import option_nll
 from cyberlm.evaluation.outcomes import golds
 from cyberlm.evaluation.scores import scores_of
 from cyberlm.models.loaded import trainable_names
-from cyberlm.models.loading import load_base, load_tokenizer
+from cyberlm.models.loading import load_tokenizer
 from cyberlm.models.tiny import tiny_model
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import RunError
@@ -386,41 +385,6 @@ def test_early_stopping_follows_the_monitored_figure() -> None:
         entry = config_of("callbacks=early_stopping", f"trainer.monitor={monitor}").callbacks["early_stopping"]
         stopping = hydra.utils.instantiate(entry, _convert_="all")
         assert (stopping.monitor, stopping.mode) == (f"val/{monitor}", mode)
-
-
-# ------------------------------------------------------------------------------------ adapters outside cyberlm
-
-
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_adapter_opens_with_peft_alone_and_answers_the_same(method: str, tmp_path: Path) -> None:
-
-    from cyberlm.evaluation.scoring import answering
-
-    config = config_of(f"method={method}", "trainer.max_epochs=3", "optim.learning_rate=1e-2", *SHORT)
-    questions = short_questions(32)
-    loaded, _, _ = fit_tiny(config, questions, tmp_path)
-    prompt = tiny(config)[1]
-    folder = save(config, loaded, prompt, tmp_path)
-    assert folder == tmp_path / "adapter"
-    assert not any(str(Path.home()) in file.read_text() for file in folder.glob("*.json"))
-
-    base = load_base(config.model, config.quant, torch.device("cpu"))
-    outside = PeftModel.from_pretrained(base.causal, str(folder)).eval()
-    with answering(loaded.model), torch.inference_mode():
-        for question in prompt.encode(questions):
-            ids = torch.tensor([question.prompt_ids])
-            ours = loaded.model(input_ids=ids).logits[0, -1]
-            theirs = outside(input_ids=ids).logits[0, -1]
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-            assert int(ours.argmax()) == int(theirs.argmax())
-
-
-@pytest.mark.parametrize("switch", ["use_dora", "use_rslora"])
-@pytest.mark.parametrize("method", ["lora", "qlora"])
-def test_adapter_switches_train(switch: str, method: str, tmp_path: Path) -> None:
-    config = config_of(f"method={method}", f"method.lora.{switch}=true", "optim.learning_rate=1e-2", *SHORT)
-    loaded, _, _ = fit_tiny(config, short_questions(16), tmp_path)
-    assert any("lora_B" in name and p.abs().sum() > 0 for name, p in loaded.model.named_parameters())
 
 
 def test_dropout_is_active_in_training(tmp_path: Path) -> None:

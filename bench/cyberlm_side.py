@@ -25,7 +25,7 @@ from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.task import Example, make_task
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.fit import fit
-from cyberlm.training.losses import answer_nll_sum, hidden_states
+from cyberlm.training.losses import answer_nll_sum
 
 
 def config_of(*overrides: str) -> TrainConfig:
@@ -136,7 +136,6 @@ def answer_nll(loaded: LoadedModel, prompt: Prompt, questions: Sequence[EncodedQ
     with answering(loaded.model):
         for question in questions:
             batch = collator(([question], 1))
-            hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
-            total += answer_nll_sum(hidden, loaded.head, batch)
+            total += answer_nll_sum(loaded, batch)
             tokens += len(batch.targets)
     return float(total) / tokens

@@ -115,8 +115,9 @@ def our_pass(
     total, chosen, labels = torch.zeros(()), [], 0
     for rows in in_parts(encoded, batch):
         prepared = on(collator((list(rows), 1)), loaded.device.type)
-        hidden = hidden_states(loaded.backbone, loaded.causal.config, prepared)
-        total = total + answer_nll_sum(hidden, loaded.head, prepared).cpu()
+        total = total + answer_nll_sum(loaded, prepared).cpu()
+        with torch.no_grad():
+            hidden = hidden_states(loaded, prepared)
         chosen.append(loaded.head(hidden.flatten(0, 1)[prepared.answer_index]).detach().float().cpu())
         labels += len(prepared.targets)
     (total / labels).backward()
@@ -207,8 +208,7 @@ def step_2(report: Report, options: Any) -> None:
 
     def loss(model: LoadedModel, step: int) -> Tensor:
         batch = on(collated[step % len(collated)], model.device.type)
-        hidden = hidden_states(model.backbone, model.causal.config, batch)
-        return answer_nll_sum(hidden, model.head, batch) / len(batch.targets)
+        return answer_nll_sum(model, batch) / len(batch.targets)
 
     def scores(model: LoadedModel) -> Tensor:
         batches = [on(collate_scoring(part), model.device.type) for part in in_parts(encoded, 64)]

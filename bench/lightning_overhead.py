@@ -86,7 +86,7 @@ def bare_loop(config: Any, loaded: Any, train: Any, end_ids: Any, block: int) ->
     from cyberlm_side import tokens_of
 
     from cyberlm.data.datamodule import QuestionData
-    from cyberlm.training.losses import answer_nll_sum, hidden_states, step_loss
+    from cyberlm.training.losses import answer_nll_sum, step_loss
     from cyberlm.training.optim import build_optimizer, build_schedule
 
     loader = QuestionData(config.data, train, [], end_ids, 1, config.seed, share_prefix=True).train_dataloader()
@@ -97,8 +97,7 @@ def bare_loop(config: Any, loaded: Any, train: Any, end_ids: Any, block: int) ->
     done: list[measure.Block] = []
     blocks = measure.Blocks(block, done.append)
     for batch in loader:
-        hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
-        loss = step_loss(answer_nll_sum(hidden, loaded.head, batch), batch, 1)
+        loss = step_loss(answer_nll_sum(loaded, batch), batch, 1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, config.optim.max_grad_norm)

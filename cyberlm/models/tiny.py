@@ -44,14 +44,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_shape(config: TinyModelConfig, vocab_size: int) -> LlamaConfig:
+    sizes = {name: value for name, value in vars(config).items() if name != "seed"}
     return LlamaConfig(
+        **sizes,
         vocab_size=vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        tie_word_embeddings=config.tie_word_embeddings,
         initializer_range=config.hidden_size**-0.5,  # a frozen random head can then still reach any letter
         max_position_embeddings=4096,
         bos_token_id=vocab_size - len(SPECIAL),

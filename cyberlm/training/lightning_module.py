@@ -16,7 +16,7 @@ from cyberlm.models.loaded import LoadedModel, trainable_names
 from cyberlm.models.sharding import equal_calls
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.training.losses import answer_nll_sum, hidden_states, step_loss
+from cyberlm.training.losses import answer_nll_sum, step_loss
 from cyberlm.training.optim import build_optimizer, build_schedule
 from cyberlm.training.step_totals import StepTotals
 
@@ -73,16 +73,12 @@ class FineTuningModule(L.LightningModule):
         return self
 
     def training_step(self, batch: AnswerBatch, batch_idx: int) -> Tensor:
-        nll: Tensor = self.loaded.within(self._nll_sum, batch)
+        nll: Tensor = self.loaded.within(answer_nll_sum, self.loaded, batch)
         self.totals.add(nll.detach() / batch.step_label_tokens, batch)
         self._norm = None
         labels = max(batch.targets.numel(), 1)  # a filler (`cyberlm.data.batches`) has none
         self.log("train/loss", nll.detach() / labels, batch_size=labels, logger=False)
         return step_loss(nll, batch, self.trainer.accumulate_grad_batches * distributed.world_size())
-
-    def _nll_sum(self, batch: AnswerBatch) -> Tensor:
-        hidden = hidden_states(self.loaded.backbone, self.loaded.causal.config, batch)
-        return answer_nll_sum(hidden, self.loaded.head, batch)
 
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> Tensor:
         with answering(self.model):

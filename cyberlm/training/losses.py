@@ -4,23 +4,19 @@ import contextlib
 from collections.abc import Iterator
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import PretrainedConfig, masking_utils
+from torch import Tensor
+from transformers import masking_utils
 
 from cyberlm.data.batches import AnswerBatch
+from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.prefix_cache import encode_prefix
 
 
-def hidden_states(backbone: nn.Module, config: PretrainedConfig, batch: AnswerBatch) -> Tensor:
-    """Hidden states (B, T, H) of the tokens behind the shared ones, which go through the model once.
-
-    Args:
-        backbone: Token ids to hidden states.
-        config: Of the model.
-    """
-    past = encode_prefix(backbone, config, batch.prefix_ids, rows=len(batch.input_ids))
+def hidden_states(loaded: LoadedModel, batch: AnswerBatch) -> Tensor:
+    """Hidden states (B, T, H) of the tokens behind the shared ones, which go through the model once."""
+    past = encode_prefix(loaded.backbone, loaded.causal.config, batch.prefix_ids, rows=len(batch.input_ids))
     with _nothing_packed():
-        output = backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None)
+        output = loaded.backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None)
     hidden: Tensor = output.last_hidden_state
     return hidden
 
@@ -36,18 +32,14 @@ def _nothing_packed() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = search
 
 
-def answer_nll_sum(hidden: Tensor, head: nn.Module, batch: AnswerBatch) -> Tensor:
+def answer_nll_sum(loaded: LoadedModel, batch: AnswerBatch) -> Tensor:
     """Summed negative log-likelihood of the answer tokens; the output head is applied to their places only.
-
-    Args:
-        hidden: (B, T, H) hidden states of the backbone.
-        head: Maps (N, H) to logits (N, V).
 
     Returns:
         Scalar, float32.
     """
-    chosen = hidden.flatten(0, 1)[batch.answer_index]  # (N, H)
-    return F.cross_entropy(head(chosen).float(), batch.targets, reduction="sum")
+    chosen = hidden_states(loaded, batch).flatten(0, 1)[batch.answer_index]  # (N, H)
+    return F.cross_entropy(loaded.head(chosen).float(), batch.targets, reduction="sum")
 
 
 def step_loss(nll_sum: Tensor, batch: AnswerBatch, accumulate: int) -> Tensor:

@@ -29,7 +29,7 @@ from cyberlm.runtime.errors import ModelError
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.task import Example
 from cyberlm.training.fit import shares_prefix
-from cyberlm.training.losses import answer_nll_sum, hidden_states
+from cyberlm.training.losses import answer_nll_sum
 
 CPU = torch.device("cpu")
 NEW = 6
@@ -235,7 +235,7 @@ def test_training_in_a_batch_gives_the_gradients_of_whole_rows(
     trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
 
     batch = AnswerCollator(prompt.end_ids, share_prefix=share)((encoded, 1))
-    loss = answer_nll_sum(hidden_states(loaded.backbone, loaded.causal.config, batch), loaded.head, batch)
+    loss = answer_nll_sum(loaded, batch)
     gradients = torch.autograd.grad(loss, trained, allow_unused=True)
 
     expected = torch.zeros(())

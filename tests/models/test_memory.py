@@ -120,7 +120,7 @@ def saved_bytes(config: TrainConfig, batches: Batches, device: torch.device) -> 
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=mixed),
     ):
-        hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
+        hidden = hidden_states(loaded, batch)
     assert hidden.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 

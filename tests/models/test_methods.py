@@ -23,7 +23,7 @@ from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.open_run import base_of, load_tuned
 from cyberlm.runtime.errors import ConfigError, ModelError
 from cyberlm.runtime.files import write_json
-from cyberlm.training.losses import answer_nll_sum, hidden_states
+from cyberlm.training.losses import answer_nll_sum
 from cyberlm.training.optim import build_optimizer
 
 CPU = torch.device("cpu")
@@ -250,7 +250,7 @@ def test_virtual_tokens_train_alike_behind_a_shared_beginning() -> None:
     losses, gradients = [], []
     for share in (False, True):
         batch = AnswerCollator(prompt.end_ids, share_prefix=share)((encoded, 1))
-        loss = answer_nll_sum(hidden_states(loaded.backbone, loaded.causal.config, batch), loaded.head, batch)
+        loss = answer_nll_sum(loaded, batch)
         losses.append(float(loss.detach()))
         gradients.append(torch.autograd.grad(loss, trained)[0])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -10,7 +10,7 @@ from torch import nn
 from cyberlm.data.batches import AnswerBatch, AnswerCollator, collate_scoring
 from cyberlm.models.loaded import LoadedModel, check_causal
 from cyberlm.models.prefix_cache import MOST_ROUNDING, shared_length
-from cyberlm.training.losses import answer_nll_sum, hidden_states
+from cyberlm.training.losses import answer_nll_sum
 
 
 def test_what_all_rows_begin_with_is_shared() -> None:
@@ -24,8 +24,7 @@ def test_what_all_rows_begin_with_is_shared() -> None:
 
 def loss_and_gradients(loaded: LoadedModel, batch: AnswerBatch) -> tuple[float, list[torch.Tensor]]:
     trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
-    hidden = hidden_states(loaded.backbone, loaded.causal.config, batch)
-    loss = answer_nll_sum(hidden, loaded.head, batch)
+    loss = answer_nll_sum(loaded, batch)
     return float(loss.detach()), list(torch.autograd.grad(loss, trained))
 
 

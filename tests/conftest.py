@@ -1,6 +1,7 @@
 """Paths and one rule for every test: nothing is written outside the test's own folders, nothing asks the network."""
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
 # rouge_score brings absl, whose log handler closes its stream when Hydra configures logging: it must not be pytest's
 absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
@@ -18,9 +20,13 @@ torch.set_num_threads(1)  # tiny models: a second thread costs more than it brin
 
 @pytest.fixture(scope="session", autouse=True)
 def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache for all tests. Runs collect garbage between their phases: what was imported is left out of it."""
+    """One cache for all tests, and paths for the processes that they start.
+
+    Runs collect garbage between their phases: what was imported is left out of it.
+    """
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
         patch.setenv("CYBERLM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("WANDB_MODE", "offline")

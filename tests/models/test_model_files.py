@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from test_gguf_import import write_gguf
 
-TESTS = Path(__file__).parents[1]
 NODE = """
 import sys
 import torch
@@ -39,9 +38,8 @@ def test_two_nodes_hash_a_model_once_and_convert_it_each(tmp_path: Path) -> None
     write_gguf(tmp_path / "m.gguf")
     started = []
     for rank in (0, 1):
-        path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
         cache = tmp_path / f"node_{rank}"
-        environment = {**os.environ, "PYTHONPATH": path, "CYBERLM_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "CYBERLM_CACHE_DIR": str(cache), "OMP_NUM_THREADS": "1"}
         line = [sys.executable, "-W", "ignore", "-c", NODE, str(rank), str(tmp_path)]
         started.append(subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=120)[0].split()[-2:] for process in started]

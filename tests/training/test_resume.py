@@ -1,7 +1,6 @@
 """A run that is killed, at any micro-batch, and resumed ends bit for bit like the run that was never killed."""
 
 import json
-import os
 import re
 import resource
 import shutil
@@ -283,8 +282,7 @@ def test_one_process_at_a_time(stopped_run: Path) -> None:
     code = "import sys, time; from pathlib import Path; from cyberlm.runs.run_folder import sole_owner\n"
     code += "with sole_owner(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
     line = [sys.executable, "-c", code, str(stopped_run)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env=environment) as other:
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "mine\n"
         with pytest.raises(RunError, match="is in use by another process"):
             go_on(stopped_run)

@@ -1,7 +1,6 @@
 """The numbers of an optimizer step cross the processes once."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 from support import SHORT
 
-ROOT = Path(__file__).parents[2]
 LINE = [
     *("model=tiny_random", "prompt=letter", "logger=none", "trainer.accelerator=cpu", "method=lora", *SHORT),
     *("data.max_train=40", "data.max_validation=5", "data.max_test=5", "data.micro_batch_size=2"),
@@ -21,9 +19,8 @@ LINE = [
 @pytest.mark.slow
 def test_a_step_has_one_collective_beside_its_gradients(tmp_path: Path) -> None:
     """Of three micro-batches in two processes; DDP's own reduction of gradients is not called from Python."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     command = [sys.executable, "-m", "cyberlm", "train", *LINE, "hydra.run.dir=run"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     for rank in (0, 1):
         _, *batches = json.loads((tmp_path / "run" / f"collectives_{rank}.json").read_text())

@@ -38,13 +38,6 @@ EQUAL = {
 
 DROPOUT = ["method=lora", "method.lora.dropout=0.2"]
 
-PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-
-
-@pytest.fixture(autouse=True)
-def _path_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)  # of the callbacks of tests, too
-
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -62,10 +55,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for rank in (0, 1):
         with (folder / f"said_{rank}").open("w") as said:
             line = [sys.executable, script, str(rank), str(folder)]
-            process = subprocess.Popen(
-                line, env={**os.environ, "PYTHONPATH": PYTHONPATH, "LOCAL_RANK": str(rank)}, stdout=said, stderr=said
-            )
-            processes.append(process)
+            environment = {**os.environ, "LOCAL_RANK": str(rank)}
+            processes.append(subprocess.Popen(line, env=environment, stdout=said, stderr=said))
     try:
         codes = [process.wait(timeout=400) for process in processes]
     finally:

@@ -145,7 +145,6 @@ def measure_model(shape: PretrainedConfig, config: TrainConfig, device: torch.de
 
     Args:
         shape: The model's own configuration (`read_shape`), or `published_shape`.
-        config: Of the run.
         device: That the run would use: it decides the types.
 
     Raises:
@@ -289,10 +288,6 @@ def estimate_memory(
     spreads weights, gradients and optimizer states over the processes, and gathers a layer at a time.
 
     Args:
-        sizes: Of the same configuration's model.
-        config: Of the run.
-        batches: The largest ones.
-        device: That the run would use.
         runtime: Bytes that a host holds before a model is loaded.
     """
     shape, e, on_gpu, trainer = sizes.shape, sizes.compute, device.type == "cuda", config.trainer

@@ -43,13 +43,7 @@ def saves_enough(shared: int, rows: int, device: torch.device) -> bool:
 
 
 def encode_prefix(backbone: nn.Module, config: PretrainedConfig, prefix_ids: Tensor, rows: int) -> DynamicCache | None:
-    """Keys and values of the shared tokens, as the past of `rows` continuations.
-
-    Args:
-        backbone: Token ids to hidden states, with gradients where it is trained.
-        config: Of the model.
-        prefix_ids: (P,) int64.
-        rows: Batch size B of what continues.
+    """Keys and values of the shared tokens (P,), as the past of `rows` continuations.
 
     Returns:
         A cache of (B, heads, P, head size) a layer; None where P is 0.

@@ -188,8 +188,6 @@ def shares_prefix(
     longest example passes what the model's cache keeps whole, or where a GPU would save too little.
 
     Args:
-        shape: The model's own configuration.
-        questions: That are trained on.
         end: Tokens that close an answer.
         reach: Of the model's cache (`cyberlm.models.prefix_cache.cache_reach`).
     """

@@ -156,9 +156,6 @@ class MetricsFile(Logger):
     """metrics.csv in the run's folder: a row a step, written at once; a resumed run goes on in the same file.
 
     Figures logged at the step of the last row are added to that row. Of the processes of a run, the first alone writes.
-
-    Args:
-        folder: Of the run.
     """
 
     name = version = ""
@@ -234,11 +231,7 @@ def log_config(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
 def log_results(
     loggers: Sequence[Logger], metrics: Mapping[str, float], charts: Sequence[Chart], page: Path | None = None
 ) -> None:
-    """Final figures to every logger, and charts and the page to those that can hold them.
-
-    Args:
-        page: report.html, where there is one.
-    """
+    """Final figures to every logger; charts, and the page where there is one, to those that can hold them."""
     for logger in loggers:
         attempt(logger, _log_results, logger, metrics, charts, page)
 

@@ -114,11 +114,6 @@ class MetricRows(L.Callback):
 
     Lightning logs a step after the hooks in which checkpoints are written: a run killed in between and resumed would
     lack that row. Steps count from 0, as in Lightning's own rows. docs/results.md describes the figures.
-
-    Args:
-        file: metrics.csv.
-        loggers: The other loggers.
-        meter: Counts the tokens and the seconds.
     """
 
     def __init__(self, file: MetricsFile, loggers: Sequence[Logger], meter: CostMeter) -> None:

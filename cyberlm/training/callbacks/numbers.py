@@ -42,9 +42,6 @@ class FiniteNumbers(L.Callback):
     """Stops before an optimizer step with a NaN or infinite loss or gradient, and saves the batches that caused it.
 
     All processes of a run stop together, and the first saves what all of them had.
-
-    Args:
-        seed: Of the run, for the record.
     """
 
     def __init__(self, seed: int) -> None:
@@ -158,14 +155,9 @@ class LearningWatch(L.Callback):
         self.validations.append([right, len(self.golds)])
 
     def findings(self, figures: Mapping[str, float]) -> list[str]:
-        """Sentences on what the whole of training showed, once no more validation comes.
-
-        Args:
-            figures: By name, those of the validation that chose the weights.
-        """
-        if not self.golds:  # a run that was resumed after its last validation has said it already
-            return []
-        if set(self.options) == {1}:  # free answers: nothing to choose from
+        """Sentences on what the whole of training showed, from the figures of the validation that chose the weights."""
+        # a run that was resumed after its last validation has said it already; of free answers there is no choice
+        if not self.golds or set(self.options) == {1}:
             return []
         found = []
         chance = statistics.mean(1 / count for count in self.options)

@@ -26,7 +26,6 @@ class BestWeights(Checkpoint):
     """best.ckpt: the weights that did best in validation so far, and nothing that training needs to go on.
 
     Args:
-        folder: Of the checkpoints.
         monitor: Figure that decides; of two that are equal in it, those better in the other are kept.
 
     Attributes:
@@ -83,12 +82,7 @@ class ResumePoints(Checkpoint):
 
     They are written between two optimizer steps only, and where validation follows a step, after it: Lightning would
     leave that validation out of a run that is resumed from before it. All processes of a run write, and leave, after
-    the same step: where one of them is due to, or is asked.
-
-    Args:
-        folder: Of the checkpoints.
-        config: How often (`checkpoint_every_*`), and how many are kept.
-        settings: The run's configuration by dotted key, kept in each checkpoint.
+    the same step: where one of them is due to, or is asked. Each holds the run's settings by dotted key.
     """
 
     def __init__(self, folder: Path, config: TrainerConfig, settings: Mapping[str, str]) -> None:

@@ -36,12 +36,16 @@ MULTIPLE_CHOICE = MultipleChoice(PromptConfig(name="letter", protocol=Protocol.l
 TINY = ("model=tiny_random", "logger=none", "callbacks=none", "prompt=letter", "trainer.accelerator=cpu")
 
 
-def compose(*overrides: str, command: str = "train"):
-    """Compose as Hydra does, with interpolations that only a running job can resolve left alone."""
+def compose(*overrides: str, command: str = "train", with_hydra: bool = False):
+    """Compose as Hydra does, with interpolations that only a running job can resolve left alone.
+
+    Args:
+        with_hydra: Keep Hydra's own node, as a sweep's process has it.
+    """
     register_schemas()
     register_resolvers()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
-        return hydra.compose(command, list(overrides))
+        return hydra.compose(command, list(overrides), return_hydra_config=with_hydra)
 
 
 def config_of(*overrides: str) -> TrainConfig:

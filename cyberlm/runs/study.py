@@ -19,15 +19,23 @@ from cyberlm.evaluation.results import read_results
 from cyberlm.evaluation.study import TunedRate
 from cyberlm.evaluation.study_words import plan_lines, planned_power
 from cyberlm.runs.run_folder import seen_from_here
-from cyberlm.runs.study_jobs import Job, confirming_jobs, line_of, progress, state_of, tuning_jobs
+from cyberlm.runs.study_jobs import (
+    PLAN,
+    STARTED,
+    TUNING,
+    Job,
+    confirming_jobs,
+    line_of,
+    progress,
+    state_of,
+    tuning_jobs,
+)
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import read_json, write_json
 from cyberlm.runtime.progress import say
 from cyberlm.runtime.validation import from_json, to_json
 from cyberlm.tasks.task import make_task
 
-PLAN = "plan"
-"""Subfolder of what was settled before any result: config.yaml, tuning.json and test_set.json."""
 OF_JOBS = {
     "method": "study.methods=[...]",
     "seed": "study.seeds=[...]",
@@ -71,7 +79,7 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
         return
     say(f"Folder {folder}")
     settle(config, folder)
-    OmegaConf.save(composed, folder / "multirun.yaml")
+    OmegaConf.save(composed, folder / STARTED)
 
     say(progress(study, folder))
 
@@ -151,7 +159,7 @@ def tune(study: StudyConfig, folder: Path, run: Callable[[Sequence[Job]], None])
     Raises:
         RunError: If no job of a method has finished.
     """
-    record = folder / PLAN / "tuning.json"
+    record = folder / TUNING
     if record.is_file():
         return [from_json(TunedRate, rate, str(record)) for rate in read_json(record)]
     jobs = tuning_jobs(study)

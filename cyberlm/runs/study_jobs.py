@@ -12,11 +12,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.study import StudyConfig
-from cyberlm.evaluation.results import read_results, read_status
+from cyberlm.evaluation.results import STATUS_FILE, read_results, read_status
 from cyberlm.runtime.progress import clock, say
 
 TUNE, CONFIRM = "tune", "confirm"
 """Stages."""
+PLAN = Path("plan")
+"""Subfolder of what was settled before any result: config.yaml, tuning.json and test_set.json."""
+TUNING = PLAN / "tuning.json"
+STARTED = "multirun.yaml"
+"""Configuration of a study, written each time that it is started."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +99,22 @@ def progress(study: StudyConfig, folder: Path, side_by_side: int = 1) -> str:
         cost = read_results(folder / job.name).cost
         for kind in ((job.stage, job.method), (job.stage, "")) if cost is not None else ():
             took.setdefault(kind, []).append(sum(cost.seconds.values()))  # type: ignore[union-attr]
-    left = [job for job, state in states.items() if state in ("not started", "stopped", "killed")]
+    failed = [job for job, state in states.items() if state == "failed" and not _runs_again(job, folder)]
+    left = [job for job, state in states.items() if state != "finished" and job not in failed]
     known = [took.get((job.stage, job.method)) or took.get((job.stage, "")) for job in left]
-    done, failed = len(jobs) - len(left), sum(state == "failed" for state in states.values())
+    done = len(jobs) - len(left)
     seconds = sum(sum(times) / len(times) for times in known if times) / side_by_side
     eta = clock(seconds) if all(known) else f"over {clock(seconds)}" if any(known) else "unknown"
-    failures = f", {failed} failed" if failed else ""
+    failures = f", {len(failed)} failed" if failed else ""
     return f"Study {study.name}: {done} of {len(jobs)} jobs{failures}" + (f", ETA {eta}" if left else "")
+
+
+def _runs_again(job: Job, folder: Path) -> bool:
+    """True for a job that failed before the study was started again; once rates are chosen, none is tuned again."""
+    if job.stage == TUNE and (folder / TUNING).is_file():
+        return False
+    started, status = folder / STARTED, folder / job.name / STATUS_FILE
+    return started.is_file() and status.is_file() and status.stat().st_mtime_ns < started.stat().st_mtime_ns
 
 
 class StudyProgress(Callback):

@@ -5,7 +5,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hydra
 import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -96,8 +95,7 @@ def test_every_choice_differs() -> None:
 
 @pytest.mark.parametrize("sweep", sorted(path.stem for path in (CONF / "sweep").glob("*.yaml")))
 def test_sweep_names_keys_that_exist(sweep: str) -> None:
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = hydra.compose("train", [f"sweep={sweep}"], return_hydra_config=True)
+    config = compose(f"sweep={sweep}", with_hydra=True)
     assert config.hydra.mode.name == "MULTIRUN"
     params = config.hydra.sweeper.params
     assert params
@@ -107,8 +105,7 @@ def test_sweep_names_keys_that_exist(sweep: str) -> None:
 
 @pytest.mark.parametrize("study", sorted(path.stem for path in (CONF / "study").glob("*.yaml")))
 def test_study_has_a_sweeper_and_a_folder_of_its_own(study: str) -> None:
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        config = hydra.compose("train", [f"study={study}"], return_hydra_config=True)
+    config = compose(f"study={study}", with_hydra=True)
     assert config.hydra.mode.name == "MULTIRUN"
     assert config.hydra.sweeper._target_ == "hydra_plugins.cyberlm_study.StudySweeper"
     assert config.hydra.sweep.dir == f"outputs/study_{study}"

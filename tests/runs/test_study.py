@@ -13,19 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import hydra
 import psutil
 import pytest
 from omegaconf import DictConfig, open_dict, read_write
 from support import SHORT, TINY, compose
 
-from cyberlm.config.commands import register_schemas
-from cyberlm.config.compose import conf_folder
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.evaluation.results import read_results, write_status
 from cyberlm.evaluation.study import Study, read_study
-from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.study import run_study
 from cyberlm.runs.study_jobs import confirming_jobs, line_of, progress, tuning_jobs
 from cyberlm.runs.train import train
@@ -42,14 +38,6 @@ SMALL = (
 """Two methods with two seeds each, and two learning rates to choose from: six runs of seconds."""
 
 
-def compose_all(*overrides: str) -> DictConfig:
-    """As the sweep's own process has it, with Hydra's node."""
-    register_schemas()
-    register_resolvers()
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
-        return hydra.compose("train", list(overrides), return_hydra_config=True)
-
-
 class Bench:
     """Runs the jobs of a study in this process."""
 
@@ -59,7 +47,7 @@ class Bench:
         self.run: list[str] = []
 
     def compose(self, job: Sequence[str]) -> DictConfig:
-        return compose_all(*job)
+        return compose(*job, with_hydra=True)
 
     def launch(self, jobs: Sequence[Sequence[str]]) -> None:
         for job in jobs:
@@ -76,7 +64,7 @@ class Bench:
                 train(build_config(composed, TrainConfig), self.folder / name)
 
     def __call__(self) -> Study:
-        run_study(compose_all(*self.arguments), self.arguments, self.launch, self.compose)
+        run_study(compose(*self.arguments, with_hydra=True), self.arguments, self.launch, self.compose)
         return read_study(self.folder)
 
 
@@ -244,7 +232,7 @@ def test_jobs_of_different_splits_are_not_compared(lacks_a_job: Callable[..., Be
 
 def test_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bench = Bench(tmp_path / "study", "plan.enabled=true")
-    run_study(compose_all(*bench.arguments), bench.arguments, bench.launch, bench.compose)
+    run_study(compose(*bench.arguments, with_hydra=True), bench.arguments, bench.launch, bench.compose)
     said = capsys.readouterr().out
     assert "Study paper: sft, lora, each with seeds 1, 2, on one split" in said
     assert "16 test questions and 2 seeds show non-inferiority within" in said
@@ -263,7 +251,7 @@ def test_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_what_a_study_sets_itself_is_refused(tmp_path: Path, override: str, problem: str, fix: str) -> None:
     bench = Bench(tmp_path / "study")
     with pytest.raises(ConfigError, match="makes its jobs itself") as refused:
-        run_study(compose_all(*bench.arguments), [*bench.arguments, override], bench.launch, bench.compose)
+        run_study(compose(*bench.arguments, with_hydra=True), [*bench.arguments, override], bench.launch, bench.compose)
     assert f"{override}: {problem}" in refused.value.screen()
     assert fix in refused.value.screen()
 
@@ -319,6 +307,23 @@ def test_progress_before_any_job_and_with_a_failure(tmp_path: Path) -> None:
     (tmp_path / "sft_seed1").mkdir()
     write_status(tmp_path / "sft_seed1", "failed", reason="out of memory")
     assert progress(study, tmp_path) == "Study paper: 1 of 6 jobs, 1 failed, ETA unknown"
+
+
+def test_progress_counts_a_job_that_is_to_run_again_as_left(tmp_path: Path) -> None:
+    study = build_config(compose(*SMALL), TrainConfig).study
+    assert study is not None
+    jobs = [tmp_path / "tune/lora_0.001", tmp_path / "sft_seed1"]
+    for job in jobs:
+        job.mkdir(parents=True)
+        write_status(job, "failed", reason="out of memory")
+        os.utime(job / "status.json", (1, 1))
+    (tmp_path / "multirun.yaml").touch()
+    assert progress(study, tmp_path) == "Study paper: 0 of 6 jobs, ETA unknown"
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "tuning.json").touch()  # rates are chosen: none is tuned again
+    assert progress(study, tmp_path) == "Study paper: 1 of 6 jobs, 1 failed, ETA unknown"
+    write_status(jobs[1], "failed", reason="out of memory")
+    assert progress(study, tmp_path) == "Study paper: 2 of 6 jobs, 2 failed, ETA unknown"
 
 
 LINE = ("train.py", *SMALL, "-m")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,17 @@ def flattened(plain: Any) -> dict[str, str]:
 
     add("", plain)
     return dict(sorted(flat.items()))
+
+
+def setting_changes(
+    then: Mapping[str, str], now: Mapping[str, str], keys: Iterable[str] | None = None
+) -> list[Problem]:
+    """A problem for each setting, of `keys` where they are given, that is another now than it was."""
+    return [
+        Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
+        for key in (sorted({*then, *now}) if keys is None else keys)
+        if then.get(key) != now.get(key)
+    ]
 
 
 def save_config(folder: Path, config: RootConfig) -> None:

@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cyberlm.config.bounds import AUTO
 from cyberlm.config.commands import SCHEMAS
 from cyberlm.config.rules import WRITTEN_TO, Config, build_config
-from cyberlm.runs.restart import check_folder_is_named, check_settings, goes_on, restarted
+from cyberlm.runs.resume import check_folder_is_named, check_settings, goes_on, restarted
 from cyberlm.runs.run_folder import claim_folder, refuse_results, seen_from_here, sole_owner, typed_overrides
 from cyberlm.runtime.errors import ConfigError, Problem, UserError
 from cyberlm.runtime.redaction import refuse_typed

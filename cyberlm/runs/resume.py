@@ -1,30 +1,88 @@
-"""Resumes a stopped run: only with its own configuration and data, and only if it has not finished."""
+"""Resumes a stopped run, by the name of its folder or by the same command once more.
 
+torchrun (`--max-restarts`) and Slurm (requeue) tell a process that it is started again; `trainer.resume=auto` is for
+launchers that do not, such as Kubernetes.
+"""
+
+import os
 from collections.abc import Mapping, Set
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from cyberlm.config.bounds import AUTO
 from cyberlm.config.rules import accumulated, check_config
-from cyberlm.config.saved import NOT_SETTLED, config_of, flattened, hash_of, save_config, saved_config, settings_of
-from cyberlm.config.schema import Strategy, TrainConfig
+from cyberlm.config.saved import (
+    NOT_SETTLED,
+    config_of,
+    flattened,
+    hash_of,
+    save_config,
+    saved_as,
+    saved_config,
+    setting_changes,
+    settings_of,
+)
+from cyberlm.config.schema import RootConfig, Strategy, TrainConfig
 from cyberlm.data.splits import SPLIT_MANIFEST
 from cyberlm.evaluation.results import environment, read_status
-from cyberlm.runs.run_folder import typed_overrides
+from cyberlm.runs.run_folder import seen_from_here, typed_overrides
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import read_json, write_json
 from cyberlm.runtime.signals import resume_command
 from cyberlm.runtime.world import find_world
-from cyberlm.training.checkpointing import CHECKPOINTS, ORIGIN, newest_whole, read_checkpoint
 
+RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 SPLIT_AGAIN = "split_again.json"
-PROVENANCE = "provenance.json"
 OF_PROCESSES = (
     *("data.batch_size", "trainer.devices", "trainer.strategy"),
     *("trainer.accumulate_grad_batches", "trainer.val_check_interval"),
 )
 """Settings that are others where a run goes on in another number of processes."""
+
+
+def restarted() -> bool:
+    """True where torchrun or Slurm starts this run again."""
+    return any(int(os.environ.get(name) or 0) > 0 for name in RESTART_COUNTS)
+
+
+def goes_on(config: RootConfig, folder: Path) -> bool:
+    """True where the folder holds the training run that this one continues, without being told to by its name."""
+    again = config.trainer.resume == AUTO or (config.trainer.resume is None and restarted())
+    return isinstance(config, TrainConfig) and again and (folder / "config.yaml").is_file()
+
+
+def check_settings(config: RootConfig, folder: Path) -> None:
+    """Refuses to go on in the folder of a run with other settings; loggers may change.
+
+    The number of processes may, too, where `data.batch_size` keeps the optimizer steps.
+
+    Raises:
+        RunError: With each setting that differs.
+    """
+    then, now = settings_of(saved_as(folder, type(config))), settings_of(config)
+    free = {"trainer.devices", "trainer.accumulate_grad_batches"} if config.data.batch_size is not None else set()
+    if problems := setting_changes(then, now, sorted({*then, *now} - free)):
+        hint = "Type the settings of then, or hydra.run.dir=FOLDER of a new run."
+        raise RunError(
+            f"{seen_from_here(str(folder))} holds a run with other settings, so it cannot go on:", problems, hint
+        )
+
+
+def check_folder_is_named(composed: DictConfig, kind: str) -> None:
+    """Refuses `trainer.resume=auto` in a folder whose name is made up of the time: nothing was there before.
+
+    Args:
+        kind: `run` or `sweep`.
+
+    Raises:
+        ConfigError: If it is.
+    """
+    if composed.trainer.resume == AUTO and f"${{{kind}_folder:" in str(composed.hydra[kind]._get_node("dir")._value()):
+        what, allowed = f"hydra.{kind}.dir is made up of the time", "a folder that is the same each time"
+        problem = Problem(what, allowed, f"hydra.{kind}.dir=outputs/NAME")
+        raise ConfigError("trainer.resume=auto goes on in a folder that is named:", [problem])
 
 
 def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
@@ -85,14 +143,12 @@ def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> N
     Raises:
         RunError: With each thing that differs.
     """
-    file = folder / PROVENANCE
+    file = folder / "provenance.json"
     resumed = config.trainer.resume is not None
     if resumed and file.is_file():
         before = read_json(file)
         before.setdefault("tokenizer", provenance["tokenizer"])  # older runs have not saved it
-        kept = ("data", "split", "prompt", "tokenizer", "weights")
-        names = [name for name in kept if before.get(name) != provenance[name]]
-        problems = [Problem(f"{name}: {before.get(name)} then, {provenance[name]} now") for name in names]
+        problems = setting_changes(before, provenance, ("data", "split", "prompt", "tokenizer", "weights"))
         saved = settings_of(config_of(folder))
         now = settings_of(config) | {key: saved[key] for key in OF_PROCESSES}
         # config.yaml lacks keys that did not exist when the run began
@@ -112,12 +168,10 @@ def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> N
 
 def _changed_settings(folder: Path, now: Mapping[str, str], written: Set[str]) -> list[Problem]:
     """Each key of config.yaml that is not as the newest checkpoint has it."""
+    from cyberlm.training.checkpointing import CHECKPOINTS, ORIGIN, newest_whole, read_checkpoint  # here: torch
+
     checkpoint = newest_whole(folder / CHECKPOINTS)
     if checkpoint is None:
         return [Problem("config.yaml was changed, and there is no checkpoint that tells where")]
     then = read_checkpoint(checkpoint)[ORIGIN]["settings"]
-    return [
-        Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
-        for key in sorted({*then, *written})
-        if then.get(key) != now.get(key)
-    ]
+    return setting_changes(then, now, sorted({*then, *written}))

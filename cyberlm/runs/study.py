@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from cyberlm.config.rules import build_config
-from cyberlm.config.saved import save_config, saved_as, settings_of
+from cyberlm.config.saved import save_config, saved_as, setting_changes, settings_of
 from cyberlm.config.schema import Monitor, TrainConfig
 from cyberlm.config.study import StudyConfig
 from cyberlm.data.sources import load_sources
@@ -141,13 +141,7 @@ def settle(config: TrainConfig, folder: Path) -> None:
     if not (plan / "config.yaml").is_file():
         save_config(plan, config)
         return
-    then, now = settings_of(saved_as(plan, TrainConfig)), settings_of(config)
-    problems = [
-        Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key)
-    ]
-    if problems:
+    if problems := setting_changes(settings_of(saved_as(plan, TrainConfig)), settings_of(config)):
         opened = "Its test set is open: what it decides by stays. " if (plan / "test_set.json").is_file() else ""
         hint = f"{opened}Type the settings of then, or hydra.sweep.dir=FOLDER of a new study."
         raise RunError(f"{folder} holds a study with other settings, so it cannot go on:", problems, hint)

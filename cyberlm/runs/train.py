@@ -45,8 +45,7 @@ from cyberlm.runs.reporting import (
     results_of,
     status_of,
 )
-from cyberlm.runs.restart import goes_on
-from cyberlm.runs.resume import SPLIT_AGAIN, begin, resumed_config
+from cyberlm.runs.resume import SPLIT_AGAIN, begin, goes_on, resumed_config
 from cyberlm.runs.run_folder import sole_owner
 from cyberlm.runtime import distributed
 from cyberlm.runtime.cache import cache_folder

@@ -10,7 +10,7 @@ from typed import type_line
 from cyberlm.config.rules import build_config
 from cyberlm.config.saved import save_config
 from cyberlm.config.schema import EvaluateConfig, TrainConfig
-from cyberlm.runs.restart import goes_on
+from cyberlm.runs.resume import goes_on
 from cyberlm.runs.train import train
 
 TORCHRUN, SLURM = {"TORCHELASTIC_RESTART_COUNT": "1"}, {"SLURM_RESTART_COUNT": "2"}

@@ -23,7 +23,7 @@ from cyberlm.config.rules import Config
 from cyberlm.config.schema import Monitor
 from cyberlm.evaluation.results import read_status, write_status
 from cyberlm.runs.checks import checked_config
-from cyberlm.runs.run_folder import refuse_results, seen_from_here, typed_overrides
+from cyberlm.runs.run_folder import recorded_overrides, refuse_results, seen_from_here, typed_overrides
 from cyberlm.runtime import signals
 from cyberlm.runtime.errors import ConfigError, Problem
 from cyberlm.runtime.screens import show
@@ -111,8 +111,7 @@ def _rank() -> int:
 
 def _check_same_job(folder: Path, overrides: list[str]) -> None:
     """Refuses the folder of another job, as its name tells too little."""
-    record = folder / ".hydra" / "overrides.yaml"
-    if record.is_file() and list(OmegaConf.load(record)) != overrides:
+    if recorded_overrides(folder) not in (None, overrides):
         refuse_results(folder, ("status.json",), "hydra.sweep.subdir")
 
 

@@ -3,20 +3,20 @@
 import csv
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from cyberlm.config.schema import Monitor
-from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.report import print_leaderboard
-from cyberlm.evaluation.results import read_results, read_status
+from cyberlm.evaluation.results import read_results
 from cyberlm.runs.pages import write_sweep_page
+from cyberlm.runs.run_folder import recorded_overrides, state_of
 from cyberlm.runtime.errors import RunError
 from cyberlm.runtime.progress import say
 
@@ -24,8 +24,9 @@ LEADERBOARD = "leaderboard.csv"
 NOT_SWEPT = ("group", "hydra", "sweep")
 VALIDATION = {"val option nll": Monitor.option_nll.name, "val accuracy": Monitor.accuracy.name}
 """Columns of validation figures."""
-FOUND = {"rank", "job", "state", *VALIDATION, "trainable", "seconds", "reason"}
-"""Columns of the leaderboard that are neither overrides nor metrics."""
+FIRST = ("rank", "job", "state", *VALIDATION)
+LAST = ("trainable", "seconds", "reason")
+"""Columns before and behind those of overrides and metrics."""
 TEST = "test "
 """Before the name of a metric of the test questions."""
 
@@ -62,8 +63,10 @@ def show_leaderboard(folder: Path) -> list[dict[str, str]]:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    told = _telling(rows)
-    swept = [key for key in told[0] if key not in FOUND and not key.startswith(TEST) and len(rows) > 1]
+    own = [key for key in rows[0] if key not in (*FIRST, *LAST) and not key.startswith(TEST)]
+    alike = {key for key in own if len(rows) > 1 and len({row[key] for row in rows}) == 1}  # leaderboard.csv has them
+    told = [{key: text for key, text in row.items() if key not in alike} for row in rows]
+    swept = [key for key in own if key not in alike and len(rows) > 1]
     write_sweep_page(folder, told, swept, _ranked_by(rows))
     print_leaderboard(told)
     return rows
@@ -80,13 +83,6 @@ def _ranked_by(rows: list[dict[str, str]]) -> str | None:
     return None
 
 
-def _telling(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows without overrides that were the same in every job; leaderboard.csv keeps them."""
-    told = FOUND | {key for key in rows[0] if key.startswith(TEST)}
-    kept = [key for key in rows[0] if key in told or len(rows) == 1 or len({row[key] for row in rows}) > 1]
-    return [{key: row[key] for key in kept} for row in rows]
-
-
 def leaderboard(folder: Path) -> list[dict[str, str]]:
     """One row a job, the best in validation first; jobs that failed come last, with their reason.
 
@@ -96,51 +92,48 @@ def leaderboard(folder: Path) -> list[dict[str, str]]:
     Raises:
         RunError: If the folder holds no jobs.
     """
-    jobs = [_read_job(folder, path) for path in sorted(_jobs(folder), key=_natural)]
+    jobs = [_read_job(path, folder) for path in sorted(_jobs(folder), key=_natural)]
     if not jobs:
         raise RunError(f"{folder} holds no jobs of a sweep.", hint="Type python -m cyberlm leaderboard outputs/SWEEP")
-    keys = list(dict.fromkeys(key for job in jobs for key in job.overrides))
-    metrics = list(dict.fromkeys(name for job in jobs for name in job.test))
+    between = dict.fromkeys(key for job in jobs for key in job.row if key not in (*FIRST, *LAST))
+    columns = (*FIRST, *sorted(between, key=lambda key: key.startswith(TEST)), *LAST)
     by_accuracy = any(job.by_accuracy for job in jobs)
-    jobs.sort(key=lambda job: (job.state != "finished", _standing(job, by_accuracy)))
-    return [{"rank": str(rank), **_row(job, keys, metrics)} for rank, job in enumerate(jobs, start=1)]
+    jobs.sort(key=lambda job: (job.row["state"] != "finished", _standing(job.validation, by_accuracy)))
+    return [dict.fromkeys(columns, "") | job.row | {"rank": str(rank)} for rank, job in enumerate(jobs, start=1)]
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Figures of a job that its row shows; its results are not kept, for a sweep may have thousands of jobs.
+    """Row of a job, and what ranks it; its results are not kept, for a sweep may have thousands of jobs.
 
     Attributes:
-        validation, test: Figures by name; none of a job that has not finished.
+        validation: Figures by name; none of a job that has not finished.
         by_accuracy: True if accuracy chose its weights; an evaluation has none.
     """
 
-    name: str
-    state: str
-    reason: str
-    overrides: dict[str, str]
-    validation: dict[str, float]
-    test: dict[str, float]
+    row: dict[str, str]
+    validation: Mapping[str, float]
     by_accuracy: bool
-    cost: Cost | None
 
 
-def _read_job(sweep: Path, job: Path) -> _Job:
-    status = read_status(job)
-    state = status.state if status else "not started"
-    results = read_results(job) if state == "finished" else None
-    return _Job(
-        name=str(job.relative_to(sweep)),
-        state="killed" if state == "running" else state,
-        reason=status.reason if status else "",
-        overrides=_overrides(job),
-        validation=_validation(results) if results else {},
-        test=_headline(results) if results else {},
-        by_accuracy=bool(
-            results and results.objective is not None and results.monitor in (None, Monitor.accuracy.name)
-        ),
-        cost=results.cost if results else None,
-    )
+def _read_job(job: Path, sweep: Path) -> _Job:
+    state, reason = state_of(job)
+    pairs = (item.lstrip("+~").partition("=") for item in recorded_overrides(job) or ())
+    row = {key: value for key, _, value in pairs if key.split(".")[0].split("/")[0] not in NOT_SWEPT}
+    row |= {"job": str(job.relative_to(sweep)), "state": state, "reason": reason}
+    if state != "finished":
+        return _Job(row, {}, by_accuracy=False)
+    results = read_results(job)
+    figures = results.validation or {Monitor.accuracy.name: results.objective}  # of an older run, accuracy alone
+    validation = {name: value for name, value in figures.items() if value is not None}
+    row |= {title: f"{validation[name]:.4f}" for title, name in VALIDATION.items() if name in validation}
+    shown = results.metrics.get("tuned") or results.metrics.get("base") or {}
+    headline = {m.name: m.value for m in shown.values() if m.place == "headline" and m.value is not None}
+    row |= {f"{TEST}{name}": f"{value:.4f}" for name, value in headline.items()}
+    if (cost := results.cost) is not None:
+        row |= {"trainable": f"{cost.trainable_parameters}", "seconds": f"{sum(cost.seconds.values()):.0f}"}
+    chosen_by_accuracy = results.objective is not None and results.monitor in (None, Monitor.accuracy.name)
+    return _Job(row, validation, chosen_by_accuracy)
 
 
 def _jobs(folder: Path) -> Iterator[Path]:
@@ -158,45 +151,8 @@ def _natural(path: Path) -> list[tuple[str, int]]:
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", str(path))]
 
 
-def _validation(results: Results) -> dict[str, float]:
-    """Validation figures of a job; of an older one, accuracy alone."""
-    figures = results.validation or {Monitor.accuracy.name: results.objective}
-    return {name: value for name, value in figures.items() if value is not None}
-
-
-def _headline(results: Results) -> dict[str, float]:
-    """Headline metrics of the tuned model, or of the base where evaluate.py has scored a model as it is."""
-    shown = results.metrics.get("tuned") or results.metrics.get("base") or {}
-    return {m.name: m.value for m in shown.values() if m.place == "headline" and m.value is not None}
-
-
-def _standing(job: _Job, by_accuracy: bool) -> tuple[float, float]:
+def _standing(validation: Mapping[str, float], by_accuracy: bool) -> tuple[float, float]:
     """Sorts jobs; lower is better."""
-    nll = job.validation.get(Monitor.option_nll.name, math.inf)
-    accuracy = job.validation.get(Monitor.accuracy.name, -math.inf)
+    nll = validation.get(Monitor.option_nll.name, math.inf)
+    accuracy = validation.get(Monitor.accuracy.name, -math.inf)
     return (-accuracy, nll) if by_accuracy else (nll, -accuracy)
-
-
-def _row(job: _Job, keys: list[str], metrics: list[str]) -> dict[str, str]:
-    return {
-        "job": job.name,
-        "state": job.state,
-        **{
-            title: f"{job.validation[name]:.4f}" if name in job.validation else "" for title, name in VALIDATION.items()
-        },
-        **{key: job.overrides.get(key, "") for key in keys},
-        **{f"{TEST}{name}": f"{job.test[name]:.4f}" if name in job.test else "" for name in metrics},
-        "trainable": f"{job.cost.trainable_parameters}" if job.cost else "",
-        "seconds": f"{sum(job.cost.seconds.values()):.0f}" if job.cost else "",
-        "reason": job.reason,
-    }
-
-
-def _overrides(job: Path) -> dict[str, str]:
-    """Overrides of the job, from Hydra's record."""
-    file = job / ".hydra" / "overrides.yaml"
-    if not file.is_file():
-        return {}
-    typed = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
-    pairs = (str(item).lstrip("+~").partition("=") for item in typed)  # type: ignore[union-attr]
-    return {key: value for key, _, value in pairs if key.split(".")[0].split("/")[0] not in NOT_SWEPT}

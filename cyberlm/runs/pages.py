@@ -11,7 +11,6 @@ from pathlib import Path
 import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import OmegaConf
 from platformdirs import user_cache_path
 from scipy.special import softmax
 
@@ -23,7 +22,7 @@ from cyberlm.config.schema import RootConfig, TrainConfig
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.records import Results
-from cyberlm.runs.run_folder import register_resolvers
+from cyberlm.runs.run_folder import recorded_overrides, register_resolvers
 from cyberlm.runtime.cache import cache_folder, writable
 from cyberlm.runtime.files import write_text
 from cyberlm.runtime.progress import say
@@ -101,10 +100,9 @@ def command_of(folder: Path, results: Results) -> str:
     script = f"{results.kind}.py"
     start = f"python {script}" if typed[:1] == [script] else f"python -m cyberlm {results.kind}"
     flags = list(itertools.dropwhile(lambda word: not word.startswith("-"), typed[1:]))  # with their values: last
-    overrides = typed[1 : len(typed) - len(flags)]
-    record = folder / ".hydra" / "overrides.yaml"
-    if record.is_file():  # of the run's beginning, where it was resumed
-        overrides = [str(item) for item in OmegaConf.to_container(OmegaConf.load(record), resolve=False)]  # type: ignore[union-attr]
+    overrides = recorded_overrides(folder)
+    if overrides is None:  # else they are those of the run's beginning, where it was resumed
+        overrides = typed[1 : len(typed) - len(flags)]
     kept = [word for word in (*overrides, *flags) if not word.startswith(OF_THE_FOLDER)]
     return redact(" ".join([start, *map(shlex.quote, kept)]))
 

@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.bounds import AUTO
+from cyberlm.evaluation.results import read_status
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 
 
@@ -137,6 +138,24 @@ def sole_owner(folder: Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
+def state_of(folder: Path) -> tuple[str, str]:
+    """State of a job, and why it failed; a job that still runs and one that was killed look alike."""
+    status = read_status(folder)
+    if status is None:
+        return "not started", ""
+    return ("killed" if status.state == "running" else status.state), status.reason
+
+
+def recorded_overrides(folder: Path) -> list[str] | None:
+    """Overrides that a run began with, from Hydra's record; None without one."""
+    record = folder / ".hydra" / "overrides.yaml"
+    return _as_typed(OmegaConf.load(record)) if record.is_file() else None
+
+
 def typed_overrides(hydra: Any) -> list[str]:
     """A job's overrides as they were typed; reading them one by one would put values in place of `${oc.env:NAME}`."""
-    return [str(item) for item in OmegaConf.to_container(hydra.overrides.task, resolve=False)]  # type: ignore[union-attr]
+    return _as_typed(hydra.overrides.task)
+
+
+def _as_typed(overrides: Any) -> list[str]:
+    return [str(item) for item in OmegaConf.to_container(overrides, resolve=False)]  # type: ignore[union-attr]

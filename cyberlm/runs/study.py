@@ -18,7 +18,7 @@ from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.results import read_results
 from cyberlm.evaluation.study import TunedRate
 from cyberlm.evaluation.study_words import plan_lines, planned_power
-from cyberlm.runs.run_folder import seen_from_here
+from cyberlm.runs.run_folder import seen_from_here, state_of
 from cyberlm.runs.study_jobs import (
     PLAN,
     STARTED,
@@ -27,7 +27,6 @@ from cyberlm.runs.study_jobs import (
     confirming_jobs,
     line_of,
     progress,
-    state_of,
     tuning_jobs,
 )
 from cyberlm.runtime.errors import ConfigError, Problem, RunError

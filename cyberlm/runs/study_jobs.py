@@ -12,7 +12,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.study import StudyConfig
-from cyberlm.evaluation.results import STATUS_FILE, read_results, read_status
+from cyberlm.evaluation.results import STATUS_FILE, read_results
+from cyberlm.runs.run_folder import state_of
 from cyberlm.runtime.progress import clock, say
 
 TUNE, CONFIRM = "tune", "confirm"
@@ -80,14 +81,6 @@ def _overrides(study: StudyConfig, method: str, rate: float | None) -> tuple[str
 def line_of(job: Job, arguments: Sequence[str]) -> list[str]:
     """Overrides of a job: those of the study's command line, then its own."""
     return [*arguments, *job.overrides, f"seed={job.seed}", f"hydra.sweep.subdir={job.name}"]
-
-
-def state_of(folder: Path) -> tuple[str, str]:
-    """State of a job, and why it failed; a job that still runs and one that was killed look alike."""
-    status = read_status(folder)
-    if status is None:
-        return "not started", ""
-    return ("killed" if status.state == "running" else status.state), status.reason
 
 
 def progress(study: StudyConfig, folder: Path, side_by_side: int = 1) -> str:

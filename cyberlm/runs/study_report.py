@@ -31,7 +31,8 @@ from cyberlm.evaluation.study import (
 from cyberlm.evaluation.study_analysis import Answers, analyse_all, comparisons_of, figures_of, outcomes_of, stacked
 from cyberlm.evaluation.study_words import findings, floor_sentence, found_power
 from cyberlm.runs.eval_set import saved_eval_set
-from cyberlm.runs.study_jobs import Job, state_of, tuning_jobs
+from cyberlm.runs.run_folder import state_of
+from cyberlm.runs.study_jobs import Job, tuning_jobs
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import write_text
 from cyberlm.runtime.progress import say

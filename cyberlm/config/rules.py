@@ -44,11 +44,7 @@ Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
 
 
 def build_config(composed: DictConfig, schema: type[Config]) -> Config:
-    """Turns what Hydra composed into dataclasses, after every rule has been checked.
-
-    Raises:
-        ConfigError: With all the problems there are.
-    """
+    """Turns what Hydra composed into dataclasses, after every rule has been checked."""
     built, unknown = _typed(with_sources(composed), schema)
     world = find_world()
     if world is not None and isinstance(built, RootConfig) and built.trainer.devices == 1:
@@ -74,11 +70,7 @@ def read_config(saved: DictConfig, schema: type[Config]) -> Config:
 
 
 def check_config(config: RootConfig | ExportConfig | OpenConfig) -> None:
-    """Checks every bound and rule.
-
-    Raises:
-        ConfigError: With all the problems there are.
-    """
+    """Checks every bound and rule."""
     _refuse(list(_problems(config)))
 
 

@@ -111,11 +111,7 @@ OLDER_METHODS = {"sft": FULL, "lora": LORA, "qlora": LORA}
 
 
 def config_of(run: Path) -> TrainConfig:
-    """The configuration that a training run was made with; what it names may be gone since.
-
-    Raises:
-        RunError: If it cannot be had.
-    """
+    """The configuration that a training run was made with; what it names may be gone since."""
     return saved_as(run, TrainConfig)
 
 

@@ -86,11 +86,7 @@ def load_gguf(file: Path, device: torch.device, dtype: torch.dtype, source: Path
 
 
 def check_tokens(file: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuses a GGUF file of byte-level BPE whose tokens, merges, cuts or chat template are not those of a tokenizer.
-
-    Raises:
-        ModelError: With what differs.
-    """
+    """Refuses a GGUF file whose byte-level BPE tokens, merges, cuts or chat template are not those of a tokenizer."""
     _, stored, settings = get_gguf_tokenizer(str(file))
     if stored["tokenizer_type"] != "gpt2":
         return

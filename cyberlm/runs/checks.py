@@ -95,11 +95,7 @@ def _check_hydra(config: DictConfig) -> None:
 
 
 def refuse_typed_secrets(line: Sequence[str]) -> None:
-    """Refuses secrets in the overrides of a command line, before Hydra writes them down.
-
-    Raises:
-        ConfigError: With every key that holds one.
-    """
+    """Refuses secrets in the overrides of a command line, before Hydra writes them down."""
     typed: dict[str, Any] = {}
     for override in (item for item in line if "=" in item and not item.startswith("-")):
         with contextlib.suppress(HydraException):  # shown when Hydra reads it

@@ -51,11 +51,6 @@ def evaluate(config: EvaluateConfig, folder: Path) -> None:
 def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logger]) -> Results:
     """Scores a model as it is, a run's base and tuned model, or several models, and compares every two of them.
 
-    Args:
-        config: Checked.
-        folder: The evaluation's folder.
-        loggers: Experiment loggers.
-
     Raises:
         ConfigError: If a model cannot be found, or what belongs to a training run is overridden.
         RunError: If the models cannot be asked the same, or a question to be asked was trained on.

@@ -53,11 +53,7 @@ class LeaderboardCallback(Callback):
 
 
 def show_leaderboard(folder: Path) -> list[dict[str, str]]:
-    """Ranks the jobs of a sweep, writes leaderboard.csv into its folder and prints it.
-
-    Raises:
-        RunError: If the folder holds no jobs.
-    """
+    """Ranks the jobs of a sweep, writes leaderboard.csv into its folder and prints it."""
     rows = leaderboard(folder)
     with (folder / LEADERBOARD).open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))

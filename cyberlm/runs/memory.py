@@ -191,11 +191,7 @@ def check_memory(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: 
 
 @contextlib.contextmanager
 def out_of_memory_explained(config: TrainConfig) -> Iterator[None]:
-    """Turns a failed allocation into one screen: what takes the memory, and what to type so that it fits.
-
-    Raises:
-        OutOfMemory: In place of what torch or Python raised.
-    """
+    """Turns a failed allocation into one screen: what takes the memory, and what to type so that it fits."""
     runtime = resident_bytes()
     try:
         yield

@@ -79,11 +79,7 @@ def _spec(source: str, kind: str, model: ModelConfig, quant: QuantConfig, **more
 
 
 def _of_entry(entry: str, config: EvaluateConfig) -> Sequence[ModelSpec]:
-    """The specs of one entry, the named one last.
-
-    Raises:
-        ConfigError: With what is wrong.
-    """
+    """The specs of one entry, the named one last."""
     folder = Path(entry)
     if (folder / "config.yaml").is_file():
         base, tuned = _of_run(folder, entry)

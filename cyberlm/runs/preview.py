@@ -14,11 +14,7 @@ MOST_ANSWERS = 8
 
 
 def show_preview(config: RootConfig, folder: Path) -> None:
-    """Prints what was read of each file, and its first questions with the right answers.
-
-    Raises:
-        DataError: The questions cannot be read.
-    """
+    """Prints what was read of each file, and its first questions with the right answers."""
     task = make_task(config)
     for source in load_sources(config.data, task):
         _show_source(source, task)

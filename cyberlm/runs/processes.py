@@ -88,11 +88,7 @@ def _check_gpus(trainer: TrainerConfig) -> None:
 
 
 def follow() -> None:
-    """Works with rank 0 until it has nothing more: what a process of a higher rank does.
-
-    Raises:
-        SystemExit: If it was stopped, or failed; of several that fail, one says why.
-    """
+    """Works with rank 0 until it has nothing more, as a higher rank; of several that fail, one says why."""
     console.quiet = True
     logging.disable(logging.WARNING)  # rank 0 says the same
     try:
@@ -113,11 +109,7 @@ def follow() -> None:
 
 @contextlib.contextmanager
 def lost_process_explained(folder: Path) -> Iterator[None]:
-    """Turns the error of a connection that has closed into one screen.
-
-    Raises:
-        RunError: If another process of the run has ended.
-    """
+    """Turns the error of a connection that has closed into one screen."""
     try:
         yield
     except RuntimeError as error:
@@ -129,11 +121,7 @@ def lost_process_explained(folder: Path) -> Iterator[None]:
 
 
 def check_work(questions: int) -> None:
-    """Makes sure that every process has a question to train on.
-
-    Raises:
-        ConfigError: If there are fewer.
-    """
+    """Makes sure that every process has a question to train on."""
     size = distributed.world_size()
     if questions < size:
         what = f"{size} processes, {questions} training questions"
@@ -143,11 +131,7 @@ def check_work(questions: int) -> None:
 
 
 def check_nodes(folder: Path) -> None:
-    """Makes sure that all processes see the run's folder. Called by all of them, once rank 0 has locked it.
-
-    Raises:
-        RunError: With each node that does not.
-    """
+    """Makes sure that all processes see the run's folder. Called by all of them, once rank 0 has locked it."""
     seen = distributed.all_gather((socket.gethostname(), (folder / ".lock").is_file()))
     without = dict.fromkeys(node for node, found in seen if not found)
     if without and distributed.rank() == 0:

@@ -74,11 +74,7 @@ def _equal(one: object, other: object) -> bool:
 
 
 def show_recomputed(run: Path) -> None:
-    """Prints that all figures are equal, and writes the run's page again.
-
-    Raises:
-        RunError: With the figures that are not.
-    """
+    """Prints that all figures are equal, and writes the run's page again."""
     results, models, eval_set = _read(run)
     different = _differing(results, models, eval_set)
     if different:

@@ -57,9 +57,6 @@ def check_settings(config: RootConfig, folder: Path) -> None:
     """Refuses to go on in the folder of a run with other settings; loggers may change.
 
     The number of processes may, too, where `data.batch_size` keeps the optimizer steps.
-
-    Raises:
-        RunError: With each setting that differs.
     """
     then, now = settings_of(saved_as(folder, type(config))), settings_of(config)
     free = {"trainer.devices", "trainer.accumulate_grad_batches"} if config.data.batch_size is not None else set()
@@ -71,14 +68,7 @@ def check_settings(config: RootConfig, folder: Path) -> None:
 
 
 def check_folder_is_named(composed: DictConfig, kind: str) -> None:
-    """Refuses `trainer.resume=auto` in a folder whose name is made up of the time: nothing was there before.
-
-    Args:
-        kind: `run` or `sweep`.
-
-    Raises:
-        ConfigError: If it is.
-    """
+    """Refuses `trainer.resume=auto` in a folder whose name is made up of the time: nothing was there before."""
     if composed.trainer.resume == AUTO and f"${{{kind}_folder:" in str(composed.hydra[kind]._get_node("dir")._value()):
         what, allowed = f"hydra.{kind}.dir is made up of the time", "a folder that is the same each time"
         problem = Problem(what, allowed, f"hydra.{kind}.dir=outputs/NAME")
@@ -138,11 +128,7 @@ def _change_processes(config: TrainConfig, devices: int) -> None:
 
 
 def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> None:
-    """Writes what the run is made of, or, for a resumed run, refuses to go on with anything else.
-
-    Raises:
-        RunError: With each thing that differs.
-    """
+    """Writes what the run is made of, or, for a resumed run, refuses to go on with anything else."""
     file = folder / "provenance.json"
     resumed = config.trainer.resume is not None
     if resumed and file.is_file():

@@ -100,11 +100,7 @@ def claim_folder(config: DictConfig, key: str, check: Callable[[Path], object]) 
 
 
 def refuse_results(folder: Path, patterns: Sequence[str], key: str) -> None:
-    """Refuses to write over the results of another run.
-
-    Raises:
-        RunError: If there are any.
-    """
+    """Refuses to write over the results of another run."""
     found = None
     with contextlib.suppress(OSError):  # of a name that no folder can have: claim_folder says so
         found = next((file for pattern in patterns for file in folder.glob(pattern)), None)

@@ -114,11 +114,7 @@ def _one_of_each(study: StudyConfig) -> list[Job]:
 
 
 def _refuse_job_settings(arguments: Sequence[str]) -> None:
-    """Refuses what a study sets for each of its jobs, and values to sweep over.
-
-    Raises:
-        ConfigError: With each of them.
-    """
+    """Refuses what a study sets for each of its jobs, and values to sweep over."""
     problems = []
     for override in OverridesParser.create().parse_overrides(list(arguments)):
         key = override.key_or_group
@@ -131,11 +127,7 @@ def _refuse_job_settings(arguments: Sequence[str]) -> None:
 
 
 def settle(config: TrainConfig, folder: Path) -> None:
-    """Writes the settings of a study before its first job, or refuses to go on with others.
-
-    Raises:
-        RunError: With each setting that differs.
-    """
+    """Writes the settings of a study before its first job, or refuses to go on with others."""
     plan = folder / PLAN
     if not (plan / "config.yaml").is_file():
         save_config(plan, config)

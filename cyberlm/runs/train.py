@@ -92,11 +92,6 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
 
     A frozen base is scored behind the training, with its adapter switched off, so that training begins at once.
 
-    Args:
-        config: Checked.
-        folder: The run's folder.
-        loggers: Experiment loggers; metrics.csv is written in any case.
-
     Returns:
         The validation figure that chose the weights (`trainer.monitor`).
     """

@@ -85,11 +85,7 @@ def new_folder(path: Path, *, existing: Literal["refuse", "keep", "replace"] = "
 
 
 def read_json(path: Path, hint: str = "") -> Any:
-    """Reads a file that `write_json` wrote.
-
-    Raises:
-        RunError: If it is missing, torn, or no JSON.
-    """
+    """Reads a file that `write_json` wrote."""
     return parse_json(read_text(path, hint), str(path), hint)
 
 

@@ -65,11 +65,7 @@ def redact_values(value: Any, name: str = "") -> Any:
 
 
 def refuse_typed(config: Any) -> None:
-    """Refuses secrets in plain containers that are saved as they are; references to the environment are none.
-
-    Raises:
-        ConfigError: With every key that holds one.
-    """
+    """Refuses secrets in plain containers that are saved as they are; references to the environment are none."""
     keys = dict.fromkeys(key for key, text in _texts(config, "") if _is_secret(key, text))
     if keys:
         raise ConfigError(

@@ -10,7 +10,7 @@ from cyberlm.config.commands import SCHEMAS
 from cyberlm.runs.launch import main as launch
 from cyberlm.runs.launch import prepare_process
 from cyberlm.runtime.errors import ConfigError, UserError
-from cyberlm.runtime.screens import show
+from cyberlm.runtime.progress import show
 from cyberlm.runtime.world import find_world
 
 COMMANDS = {

@@ -43,6 +43,11 @@ MOVED = {"cyberlm.loggers.": "cyberlm.training.loggers.", "cyberlm.callbacks.": 
 Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
 
 
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """A copy of what Hydra composed, without Hydra's own node."""
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+
+
 def build_config(composed: DictConfig, schema: type[Config]) -> Config:
     """Turns what Hydra composed into dataclasses, after every rule has been checked."""
     built, unknown = _typed(with_sources(composed), schema)

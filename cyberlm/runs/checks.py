@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import copy
 import functools
 import re
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.bounds import AUTO
 from cyberlm.config.commands import SCHEMAS
-from cyberlm.config.rules import WRITTEN_TO, Config, build_config
+from cyberlm.config.rules import WRITTEN_TO, Config, build_config, without_hydra
 from cyberlm.runs.resume import check_folder_is_named, check_settings, goes_on, restarted
 from cyberlm.runs.run_folder import claim_folder, refuse_results, seen_from_here, sole_owner, typed_overrides
 from cyberlm.runtime.errors import ConfigError, Problem, UserError
+from cyberlm.runtime.progress import show
 from cyberlm.runtime.redaction import refuse_typed
-from cyberlm.runtime.screens import show
 
 PROMPT_TEXTS = ("question", "option", "system", "plain_cue")
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
@@ -64,10 +63,7 @@ class CheckFirst(Callback):
         with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(config)
-        own = copy.deepcopy(config)
-        with read_write(own), open_dict(own):
-            del own["hydra"]
-        built = checked_config(own, self.schema, seen_from_here(str(folder)))
+        built = checked_config(without_hydra(config), self.schema, seen_from_here(str(folder)))
         if goes_on(built, folder):
             check_settings(built, folder)
         elif not built.only_shows and built.trainer.resume in (None, AUTO):

@@ -74,7 +74,8 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     fetch(models_used)
     bench = _Bench(config)
     loaded = bench.weights_of(distributed.broadcast(specs[0]))
-    provenance = provenance_of(config, sources, _hash_of(eval_set.questions), entrants[0].prompt, loaded)
+    asked = hashlib.sha256("".join(question.hash for question in eval_set.questions).encode()).hexdigest()
+    provenance = provenance_of(config, sources, asked, entrants[0].prompt, loaded)
     del loaded
     save_config(folder, config)
     write_json(folder / "provenance.json", provenance)
@@ -208,10 +209,6 @@ def _with_bases(
         found = {"base": None, "adapter": next(under, None), "weights": own}[spec.kind]
         known[name] = replace(spec, tuned_from=found)
     return known
-
-
-def _hash_of(questions: Sequence[Example]) -> str:
-    return hashlib.sha256("".join(question.hash for question in questions).encode()).hexdigest()
 
 
 def _announce(config: EvaluateConfig, specs: Sequence[ModelSpec], folder: Path) -> None:

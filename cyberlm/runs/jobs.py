@@ -26,7 +26,7 @@ from cyberlm.runs.checks import checked_config
 from cyberlm.runs.run_folder import recorded_overrides, refuse_results, seen_from_here, typed_overrides
 from cyberlm.runtime import signals
 from cyberlm.runtime.errors import ConfigError, Problem
-from cyberlm.runtime.screens import show
+from cyberlm.runtime.progress import show
 from cyberlm.runtime.signals import quoted
 from cyberlm.runtime.world import find_world
 
@@ -121,8 +121,7 @@ def _gpus(config: Any, devices: int) -> Iterator[dict[str, str]]:
 
     Jobs share GPUs where there are more jobs side by side than GPUs.
     """
-    seats = OmegaConf.select(config, "launcher.n_jobs") or 1
-    seats = len(os.sched_getaffinity(0)) if seats < 0 else seats
+    seats = _side_by_side(config)
     gpus = _visible_gpus() if seats > 1 else []
     if len(gpus) < 2:
         yield {}
@@ -134,6 +133,12 @@ def _gpus(config: Any, devices: int) -> Iterator[dict[str, str]]:
                 break
         first = seat % max(1, len(gpus) // devices) * devices
         yield {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + devices])}
+
+
+def _side_by_side(config: Any) -> int:
+    """Jobs that a launcher (joblib's) runs at the same time."""
+    jobs = int(OmegaConf.select(config, "launcher.n_jobs") or 1)
+    return len(os.sched_getaffinity(0)) if jobs < 0 else jobs
 
 
 def _visible_gpus() -> list[str]:
@@ -164,9 +169,7 @@ def _child_environment(config: Any) -> dict[str, str]:
     environment.pop("HYDRA_FULL_ERROR", None)
     root = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    jobs = OmegaConf.select(config, "launcher.n_jobs")
-    if jobs is not None and jobs != 1 and "OMP_NUM_THREADS" not in environment:
-        cores = len(os.sched_getaffinity(0))
-        parallel = cores if jobs < 0 else min(jobs, cores)
-        environment["OMP_NUM_THREADS"] = str(max(1, cores // parallel))
+    jobs = _side_by_side(config)
+    if jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
     return environment

@@ -5,6 +5,7 @@ import errno
 import functools
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,9 @@ from cyberlm.runs.jobs import run_in_child
 from cyberlm.runs.run_folder import register_resolvers, seen_from_here
 from cyberlm.runtime import signals
 from cyberlm.runtime.cache import keep_home
-from cyberlm.runtime.errors import ConfigError, Problem, UserError
-from cyberlm.runtime.progress import keep_output
+from cyberlm.runtime.errors import ConfigError, Problem, RunError, UserError
+from cyberlm.runtime.progress import keep_output, show
 from cyberlm.runtime.redaction import guard_output
-from cyberlm.runtime.screens import not_made, not_written, show, stopped
 from cyberlm.runtime.world import World, find_world
 
 STOPPABLE = ("train", "evaluate")
@@ -116,7 +116,9 @@ def _compose_and_run(command: str, schema: type[Config], run: Callable[[Config, 
         # while composing, of any type: Hydra and OmegaConf raise AssertionError, ValueError and more on what is typed
         if full_error or not (composing or isinstance(error, HydraException | OmegaConfBaseException)):
             return None
-        return not_made(error) if isinstance(error, OSError) and error.errno else composition_error(command, error)
+        if isinstance(error, OSError) and error.errno:
+            return RunError("The folder of a run cannot be made.", [Problem(f"{error.filename}: {error.strerror}")])
+        return composition_error(command, error)
 
     with _one_screen(explain_composing):
         refuse_typed_secrets(sys.argv[1:])
@@ -125,7 +127,10 @@ def _compose_and_run(command: str, schema: type[Config], run: Callable[[Config, 
 
 def _explain_in_run(error: Exception, folder: Path) -> UserError | None:
     if isinstance(error, OSError) and error.errno in NOT_WRITABLE:
-        return not_written(error, folder)
+        free = f"{shutil.disk_usage(folder).free:,} bytes are free in {folder}"
+        return RunError(
+            f"A file could not be written: {error.strerror}.", [Problem(str(error.filename or folder), free)]
+        )
     if not isinstance(error, HydraException | OmegaConfBaseException):
         return None
     cause = error.__cause__ or error
@@ -147,7 +152,8 @@ def _one_screen(
     try:
         yield
     except signals.Stopped as stop:
-        raise SystemExit(stopped(stop, command, folder)) from None
+        print(f"\nStopped by {stop.signum.name}. {_how_to_go_on(command, folder)}\n", file=sys.stderr)
+        raise SystemExit(signals.EXIT_STOPPED) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
@@ -155,6 +161,17 @@ def _one_screen(
         if shown is None:
             raise
         raise SystemExit(show(shown)) from None
+
+
+def _how_to_go_on(command: str, folder: Path | None) -> str:
+    """What to do after a signal has ended a run in its folder, or a sweep."""
+    if folder is None and any(item.startswith("study=") for item in sys.argv):
+        return f"To go on, type:\n{signals.typed_command(sys.argv[1:])}"
+    if folder is None:
+        return "The sweep starts no further job."
+    if command == "train" and (folder / "config.yaml").is_file():
+        return f"To go on, type:\n{signals.resume_command(folder)}"
+    return "Type the same command again."
 
 
 def _planning(arguments: Sequence[str]) -> list[str]:

@@ -25,8 +25,7 @@ from cyberlm.config.schema import TrainerConfig
 from cyberlm.models.loading import pick_device
 from cyberlm.runtime import distributed, signals
 from cyberlm.runtime.errors import ConfigError, Problem, RunError, UserError
-from cyberlm.runtime.progress import console
-from cyberlm.runtime.screens import show
+from cyberlm.runtime.progress import console, show
 
 SECONDS_TO_STOP = 600
 """Time for the processes to end the step in hand and write a checkpoint, once they are asked to stop."""

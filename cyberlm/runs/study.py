@@ -1,15 +1,14 @@
 """A study, from top to bottom: methods × seeds on one split, compared on a test set that is opened once."""
 
-import copy
 import datetime
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf
 
-from cyberlm.config.rules import build_config
+from cyberlm.config.rules import build_config, without_hydra
 from cyberlm.config.saved import save_config, saved_as, setting_changes, settings_of
 from cyberlm.config.schema import Monitor, TrainConfig
 from cyberlm.config.study import StudyConfig
@@ -66,11 +65,13 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
     """
     _refuse_job_settings(arguments)
     folder = seen_from_here(str(composed.hydra.sweep.dir))
-    config = _built(composed)
+    config = build_config(without_hydra(composed), TrainConfig)
     study = config.study
     if study is None:
         raise ConfigError("hydra/sweeper=study runs a study:", [Problem("none is given", fix="study=paper")])
-    methods = {job.method: _built(compose(line_of(job, arguments))) for job in _one_of_each(study)}
+    first_jobs = [job for job in confirming_jobs(study, {}, {}) if job.seed == study.seeds[0]]
+    checked = [build_config(without_hydra(compose(line_of(job, arguments))), TrainConfig) for job in first_jobs]
+    quants = {job.method: own.quant.name.name for job, own in zip(first_jobs, checked, strict=True)}
     split = split_questions(config.data, load_sources(config.data, make_task(config)))
     for line in (*plan_lines(study), planned_power(study, len(split.test))):
         say(line)
@@ -89,7 +90,7 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
 
     tuning = tune(study, folder, run)
     rates = {rate.method: rate.learning_rate for rate in tuning if rate.chosen}
-    jobs = confirming_jobs(study, rates, {method: own.quant.name.name for method, own in methods.items()})
+    jobs = confirming_jobs(study, rates, quants)
     opened = open_test_set(folder, rates)
     run(jobs)
 
@@ -98,19 +99,6 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
     shared = OmegaConf.select(composed, "hydra.launcher.n_jobs") not in (None, 1)
     if conclude_study(study, folder, tuning, jobs, opened, side_by_side=shared).state != "finished":
         raise SystemExit(1)
-
-
-def _built(composed: DictConfig) -> TrainConfig:
-    own = copy.deepcopy(composed)
-    with read_write(own), open_dict(own):
-        del own["hydra"]
-    return build_config(own, TrainConfig)
-
-
-def _one_of_each(study: StudyConfig) -> list[Job]:
-    """A job of each method, by which its settings are checked before any runs."""
-    jobs = confirming_jobs(study, {}, dict.fromkeys(study.methods, ""))
-    return [job for job in jobs if job.seed == study.seeds[0]]
 
 
 def _refuse_job_settings(arguments: Sequence[str]) -> None:

@@ -62,10 +62,10 @@ def confirming_jobs(study: StudyConfig, rates: Mapping[str, float], quants: Mapp
         rates: Learning rate by method; methods without one have their own.
         quants: Quantisation of the base, by method.
     """
-    jobs, scored = [], set()
+    jobs, scored = [], set[str | None]()
     for method in study.methods:
         for seed in study.seeds:
-            rate, quant = rates.get(method), quants[method]
+            rate, quant = rates.get(method), quants.get(method)
             base = f"evaluation.base={'false' if quant in scored else 'true'}"
             scored.add(quant)
             overrides = (*_overrides(study, method, rate), base)
@@ -85,7 +85,7 @@ def line_of(job: Job, arguments: Sequence[str]) -> list[str]:
 
 def progress(study: StudyConfig, folder: Path, side_by_side: int = 1) -> str:
     """How many jobs are done, and when the rest will be, from the mean time of finished jobs of the same kind."""
-    jobs = [*tuning_jobs(study), *confirming_jobs(study, {}, dict.fromkeys(study.methods, ""))]
+    jobs = [*tuning_jobs(study), *confirming_jobs(study, {}, {})]
     states = {job: state_of(folder / job.name)[0] for job in jobs}
     took: dict[tuple[str, str], list[float]] = {}
     for job in (job for job, state in states.items() if state == "finished"):

@@ -27,7 +27,7 @@ from cyberlm.export.model_card import write_card
 from cyberlm.models.loaded import LoadedModel, count_parameters
 from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
 from cyberlm.models.memory import MemoryEstimate
-from cyberlm.models.methods.method import Method, load_for_training, method_of, prepare, saved_folder
+from cyberlm.models.methods.method import load_for_training, method_of, prepare, saved_folder
 from cyberlm.models.model_files import fetch
 from cyberlm.models.saving import save_tuned, saving, try_saving
 from cyberlm.runs.eval_set import check_metrics
@@ -203,8 +203,13 @@ def learn(
     predictions: dict[str, Predictions] = {}
     method = method_of(config.method)
     scores_base = config.evaluation.test and config.evaluation.base
+
+    def score_base() -> None:
+        with clock.phase("score base"), method.base_view(loaded):
+            predictions["base"] = run_inference(loaded, prompt, eval_set, encoded, "the base model")
+
     if scores_base and not method.keeps_base:
-        predictions["base"] = _score_base(clock, method, loaded, prompt, (encoded, eval_set))
+        score_base()
     loaded = prepare(loaded, config)
     writes = loaded.sharded or distributed.rank() == 0  # of a sharded model, all give rank 0 their part
     if writes:
@@ -217,19 +222,11 @@ def learn(
             tuned = saved_folder(config.method, folder)
             save_tuned(method, loaded, prompt.tokenizer, prompt.identity(), tuned)
     if scores_base and method.keeps_base:
-        predictions["base"] = _score_base(clock, method, loaded, prompt, (encoded, eval_set))
+        score_base()
     if config.evaluation.test:
         with clock.phase("score tuned"):
             predictions["tuned"] = run_inference(loaded, prompt, eval_set, encoded, "the tuned model")
     return Learned(loaded, predictions, validation, steps)
-
-
-def _score_base(
-    clock: Clock, method: Method, loaded: LoadedModel, prompt: Prompt, given: tuple[Encoded, EvalSet]
-) -> Predictions:
-    encoded, eval_set = given
-    with clock.phase("score base"), method.base_view(loaded):
-        return run_inference(loaded, prompt, eval_set, encoded, "the base model")
 
 
 def _spec(name: str, config: TrainConfig, loaded: LoadedModel, prompt: Prompt, tuned: Path) -> ModelSpec:

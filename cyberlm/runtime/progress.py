@@ -17,6 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column, Table
 from rich.text import Text
 
+from cyberlm.runtime.errors import UserError
+from cyberlm.runtime.redaction import redact
+
 console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
 """Terminal or file that `say` prints to."""
 
@@ -68,6 +71,12 @@ def keep_output() -> None:
 def harmless(text: str) -> str:
     """Text for a terminal: control characters, which it would obey, are shown as escapes."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def show(error: UserError) -> int:
+    """Prints the screen of an error; gives the exit code of the process."""
+    print(f"\n{harmless(redact(error.screen()))}\n", file=sys.stderr)
+    return 1
 
 
 def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:

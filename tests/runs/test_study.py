@@ -15,10 +15,10 @@ from typing import Any
 
 import psutil
 import pytest
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig
 from support import SHORT, TINY, compose
 
-from cyberlm.config.rules import build_config
+from cyberlm.config.rules import build_config, without_hydra
 from cyberlm.config.schema import TrainConfig
 from cyberlm.evaluation.results import read_results, write_status
 from cyberlm.evaluation.study import Study, read_study
@@ -54,14 +54,12 @@ class Bench:
             composed = self.compose(job)
             name = composed.hydra.sweep.subdir
             self.run.append(name)
-            with read_write(composed), open_dict(composed):
-                del composed["hydra"]
             if name in self.fails:
                 (self.folder / name).mkdir(parents=True)
                 write_status(self.folder / name, "failed", reason="out of memory")
                 continue
             with warnings.catch_warnings(action="ignore"):
-                train(build_config(composed, TrainConfig), self.folder / name)
+                train(build_config(without_hydra(composed), TrainConfig), self.folder / name)
 
     def __call__(self) -> Study:
         run_study(compose(*self.arguments, with_hydra=True), self.arguments, self.launch, self.compose)

@@ -55,7 +55,7 @@ OVERRIDES = [
     Case("validation that never comes", train(*SMALL, "trainer.val_check_interval=99"), ("trainer.val_check_interval=99", "at most 1", "trainer.val_check_interval=null")),
     Case("an adapter on a module that does not exist", train(*SMALL, "method.lora.target_modules=[q_prj]"), ("q_prj", "q_proj")),
     Case("a split without validation", train("data.validation_fraction=0"), ("data.validation_fraction=0", "data.validation_fraction=0.1")),
-    Case("a logger of a class that does not exist", train("+logger.mine={_target_:nowhere.Logger}"), ("nowhere.Logger",)),
+    Case("a logger of a class that does not exist", train("+logger.mine={_target_:nowhere.Logger}"), ("A part of the run cannot be made:", "nowhere.Logger")),
     Case("a callback of a class that does not exist", train(*SMALL, "+callbacks.mine={_target_:lightning.pytorch.callbacks.Nothing}"), ("lightning.pytorch.callbacks.Nothing",)),
     Case("a logger that writes elsewhere", train("logger=tensorboard", "logger.tensorboard.save_dir=/tmp/elsewhere"), ("logger.tensorboard.save_dir=/tmp/elsewhere lies outside", "${run_dir:}")),
     Case("a callback that writes elsewhere", train("+callbacks.mine={_target_:lightning.pytorch.callbacks.ModelCheckpoint,dirpath:../up}"), ("callbacks.mine.dirpath=../up lies outside",)),

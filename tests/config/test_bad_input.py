@@ -12,7 +12,11 @@ import pytest
 from bad_input_cases import EVALUATIONS, FILES, FOLDERS, MODELS, OVERRIDES, READING, UNFINISHED
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("truncated weights", "a folder of pickled weights", "a truncated adapter", "resuming with another seed")
+QUICK = (
+    *("truncated weights", "a folder of pickled weights", "a truncated adapter", "resuming with another seed"),
+    *("a run on another base", "an adapter tuned with another prompt", "questions that were trained on"),
+    "a run that is overridden",
+)
 SLOW = [case for case in (*MODELS, *EVALUATIONS, *UNFINISHED) if case.name not in QUICK]
 
 

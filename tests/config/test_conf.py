@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from support import compose
 
 from cyberlm.config.commands import SCHEMAS
-from cyberlm.config.compose import conf_folder
+from cyberlm.config.compose import SEVERAL_OPTIONS, conf_folder
+from cyberlm.config.help import groups_of
 from cyberlm.config.rules import build_config
 
 CONF = conf_folder()
@@ -25,32 +25,17 @@ BARE = {command: [f"run={A_RUN.name}"] for command in ("export", "chat", "serve"
 """Overrides that a command cannot do without; a choice of the same group replaces it."""
 
 
-def defaults(command: str) -> dict[str, bool]:
-    """The groups of a primary configuration, and whether each takes a list."""
-    entries = yaml.safe_load((CONF / f"{command}.yaml").read_text())["defaults"]
-    groups = {}
-    for entry in entries:
-        if isinstance(entry, dict):
-            (key, value), *rest = entry.items()
-            assert not rest
-            groups[key] = isinstance(value, list)
-    return groups
-
-
-GROUPS = {command: defaults(command) for command in SCHEMAS}
-
-
 def choices() -> Iterator[tuple[str, str, list[str]]]:
     """Each command with the file of each option of each of its groups, and the overrides that choose it."""
-    for command, groups in GROUPS.items():
-        bare = BARE.get(command, [])
+    for command in SCHEMAS:
+        groups, bare = groups_of(command), BARE.get(command, [])
         yield command, command, bare
         for file in FILES:
             group, _, option = file.removesuffix(".yaml").rpartition("/")
             if group.startswith("hydra"):
                 continue  # where runs are stored: each command has its own, composed with each row here
             if group in groups:
-                chosen = f"{group}=[{option}]" if groups[group] else f"{group}={option}"
+                chosen = f"{group}=[{option}]" if group in SEVERAL_OPTIONS else f"{group}={option}"
                 others = [item for item in bare if not item.startswith(f"{group}=")]
                 yield command, f"{group}/{option}", [chosen, *others, *NEEDS.get(f"{group}/{option}", [])]
 

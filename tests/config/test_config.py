@@ -308,12 +308,6 @@ def test_data_folder_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert build_config(compose("data=cybermetric"), TrainConfig).data.dir is None
 
 
-def test_saved_configuration_is_read_again() -> None:
-    config = build_config(compose("method=qlora", "model=tiny_random", "logger=none"), TrainConfig)
-    saved = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config)))
-    assert build_config(saved, TrainConfig) == config
-
-
 def test_saved_configuration_with_a_key_of_another_version_is_refused() -> None:
     saved = OmegaConf.create({"trainer": {"max_epoch": 3}, "nothing": 1})
     with pytest.raises(ConfigError, match="cannot be read") as caught:

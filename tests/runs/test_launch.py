@@ -276,9 +276,6 @@ def test_run_is_given_its_configuration_and_folder(tmp_path: Path) -> None:
     assert (tmp_path / folder / ".hydra" / "overrides.yaml").is_file()
 
 
-QUESTION = "prompt.question='{{question}}{}'"
-
-
 @pytest.mark.parametrize(
     ("typed", "read"),
     [
@@ -334,13 +331,6 @@ def test_defect_keeps_its_traceback(tmp_path: Path) -> None:
         type_line(tmp_path, "train", run=run)
     with pytest.raises(Exception, match="Could not find 'model/lama3'"):
         type_line(tmp_path, "train", "model=lama3", HYDRA_FULL_ERROR="1")
-
-
-def test_part_that_cannot_be_made_is_one_screen(tmp_path: Path) -> None:
-    line = ("+logger.mine={_target_:nowhere.Logger}", "logger=none")
-    ended = type_line(tmp_path, "train", *line, run=lambda config, _: hydra.utils.instantiate(config.logger["mine"]))
-    assert ended.code == 1 and "nowhere.Logger" in ended.err
-    assert ended.err.startswith("A part of the run cannot be made:")
 
 
 @pytest.mark.slow

@@ -46,13 +46,6 @@ def test_lines_have_rates_and_eta_and_come_every_ten_seconds(monkeypatch, now) -
     ]
 
 
-def test_a_terminal_gets_a_bar(monkeypatch) -> None:
-    screen = console_to(monkeypatch, terminal=True)
-    with track("Training", 10, "questions") as advance:
-        advance(10, tokens=50)
-    assert "10/10" in screen.getvalue() and "ETA" in screen.getvalue()
-
-
 def test_a_narrow_terminal_keeps_the_eta_and_what_the_note_begins_with(monkeypatch) -> None:
     screen = console_to(monkeypatch, terminal=True, width=80)
     with track("Training", 10_000, "questions") as advance:

@@ -18,7 +18,7 @@ import torch
 from cyberlm.config.commands import register_schemas
 from cyberlm.config.compose import conf_folder
 from cyberlm.config.rules import build_config
-from cyberlm.config.schema import PromptConfig, Protocol, TrainConfig
+from cyberlm.config.schema import EvaluateConfig, PromptConfig, Protocol, TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_tokenizer
@@ -50,6 +50,11 @@ def compose(*overrides: str, command: str = "train", with_hydra: bool = False):
 
 def config_of(*overrides: str) -> TrainConfig:
     return build_config(compose(*TINY, *overrides), TrainConfig)
+
+
+def evaluation_of(*overrides: str) -> EvaluateConfig:
+    composed = compose("logger=none", "trainer.accelerator=cpu", *overrides, command="evaluate")
+    return build_config(composed, EvaluateConfig)
 
 
 SHORT = ("prompt.system=", "prompt.question='{question} {options}'", "prompt.option='{letter} {text}'")

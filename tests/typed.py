@@ -1,9 +1,10 @@
-"""Command lines, typed in this process; what they change in it is as before afterwards."""
+"""Command lines, typed in this process, which is as before afterwards, or run in a process of their own."""
 
 import contextlib
 import io
 import logging
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,6 +19,24 @@ from hydra.core.hydra_config import HydraConfig
 from cyberlm.__main__ import run_command
 from cyberlm.config.commands import SCHEMAS
 from cyberlm.runs import launch
+
+ROOT = Path(__file__).parents[1]
+TRAIN = str(ROOT / "train.py")
+
+
+def run_python(
+    folder: Path, *line: str, before: Callable[[], object] | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs `python LINE` in a folder to its end, on one thread; `before` is called in its process first."""
+    return subprocess.run(
+        [sys.executable, *line],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "", **variables},
+        preexec_fn=before,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,16 @@
 """Every case of the table of bad input: one screen, exit code 1, no traceback, nothing half-written."""
 
 import ctypes
-import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from subprocess import CompletedProcess
 
 import bad_input
 import pytest
 from bad_input_cases import EVALUATIONS, FILES, FOLDERS, MODELS, OVERRIDES, READING, UNFINISHED
+from typed import run_python
 
-ROOT = Path(__file__).parents[2]
 QUICK = (
     *("truncated weights", "a folder of pickled weights", "a truncated adapter", "resuming with another seed"),
     *("a run on another base", "an adapter tuned with another prompt", "questions that were trained on"),
@@ -47,14 +46,9 @@ def test_the_same_in_a_process_of_its_own(tmp_path: Path) -> None:
         assert part in done.stderr
 
 
-def typed(case: bad_input.Case, folder: Path, **named: Any) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))}
-    environment |= {"CYBERLM_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT), "HOME": str(folder)}
-    command, *arguments = case.line
-    line = [sys.executable, "-m", "cyberlm", command, *arguments]
-    return subprocess.run(
-        line, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False, **named
-    )
+def typed(case: bad_input.Case, folder: Path, before: Callable[[], object] | None = None) -> CompletedProcess[str]:
+    own = {"CYBERLM_CACHE_DIR": str(folder / "cache"), "HOME": str(folder)}
+    return run_python(folder, "-m", "cyberlm", *case.line, before=before, **own)
 
 
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
@@ -72,7 +66,7 @@ def test_folder_without_permission(arguments: tuple[str, ...], tmp_path: Path) -
     closed.mkdir(exist_ok=True)
     closed.chmod(0o555)
     case = bad_input.Case("no permission", bad_input.train(*arguments), ())
-    done = typed(case, tmp_path, preexec_fn=bound_by_permissions)
+    done = typed(case, tmp_path, before=bound_by_permissions)
     closed.chmod(0o755)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from support import RUN, compose, config_of, sample_questions
+from support import RUN, config_of, evaluation_of, sample_questions
 from transformers import PreTrainedModel
 
 from cyberlm.config.commands import ExportConfig, ExportForm
-from cyberlm.config.rules import build_config
-from cyberlm.config.schema import EvaluateConfig
 from cyberlm.data.batches import AnswerCollator, collate_scoring
 from cyberlm.evaluation.results import read_predictions
 from cyberlm.evaluation.scoring import answering, generate, next_logits, option_log_probs
@@ -281,8 +279,7 @@ def test_a_router_of_experts_gets_no_adapter(tmp_path: Path) -> None:
 def test_a_family_with_a_preset_trains_is_evaluated_and_exported(name: str, tmp_path: Path) -> None:
     run, local = tmp_path / "run", ("model=local", f"model.path={save_family(name, tmp_path / 'm')}")
     train(config_of(*local, *RUN, "evaluation=default", "trainer.max_steps=4"), run)
-    typed = compose("logger=none", "trainer.accelerator=cpu", f"run={run}", command="evaluate")
-    evaluate(build_config(typed, EvaluateConfig), tmp_path / "again")
+    evaluate(evaluation_of(f"run={run}"), tmp_path / "again")
     first, again = (read_predictions(folder / "predictions.jsonl") for folder in (run, tmp_path / "again"))
     assert first["base"] != first["tuned"]
     for model in ("base", "tuned"):

@@ -6,11 +6,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from support import compose, config_of, sample_questions, save, tiny
+from support import config_of, evaluation_of, sample_questions, save, tiny
 from torch import Tensor
 
-from cyberlm.config.rules import build_config
-from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.config.schema import TrainConfig
 from cyberlm.data.batches import AnswerCollator, collate_scoring
 from cyberlm.evaluation.results import read_predictions
 from cyberlm.evaluation.scoring import answering, generate, option_log_probs
@@ -106,9 +105,7 @@ def test_a_run_scores_the_base_exactly_and_opens_again(overrides: str, finished_
     run = finished_run(overrides)
     first, plain = (read_predictions(folder / "predictions.jsonl") for folder in (run, lora_run))
     assert first["base"] == plain["base"] and first["tuned"] != first["base"]
-    asked = ("logger=none", "trainer.accelerator=cpu", "evaluation.max_new_tokens=4", f"run={run}")
-    typed = compose(*asked, command="evaluate")
-    evaluate(build_config(typed, EvaluateConfig), tmp_path / "again")
+    evaluate(evaluation_of("evaluation.max_new_tokens=4", f"run={run}"), tmp_path / "again")
     again = {row.hash: row for row in read_predictions(tmp_path / "again" / "predictions.jsonl")["tuned"]}
     for row in first["tuned"]:
         assert again[row.hash].option_logprobs == pytest.approx(row.option_logprobs, abs=1e-6)

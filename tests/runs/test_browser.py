@@ -9,10 +9,8 @@ from browser_support import Browser, chromium
 from debian import install
 from omegaconf import OmegaConf
 from pages_support import a_study, page
-from support import compose
+from support import evaluation_of
 
-from cyberlm.config.rules import build_config
-from cyberlm.config.schema import EvaluateConfig
 from cyberlm.evaluation.pages.figures import to_svg
 from cyberlm.evaluation.pages.study_figures import CAPTIONS, study_figures
 from cyberlm.evaluation.pages.study_page import study_page
@@ -38,8 +36,7 @@ def pages(
 ) -> dict[str, Path]:
     """A page of each kind; `script` is that of a run whose questions, topics and names are scripts."""
     folder = tmp_path_factory.mktemp("pages")
-    line = (f"runs=[{lora_run},{sft_run}]", "logger=none", "trainer.accelerator=cpu", "evaluation.max_new_tokens=4")
-    evaluate(build_config(compose(*line, command="evaluate"), EvaluateConfig), folder / "evaluation")
+    evaluate(evaluation_of(f"runs=[{lora_run},{sft_run}]", "evaluation.max_new_tokens=4"), folder / "evaluation")
     for job, rank in enumerate((4, 2)):
         run = finished_run("method=lora", f"method.lora.rank={rank}")
         shutil.copytree(run, folder / "sweep" / str(job))

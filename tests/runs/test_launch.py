@@ -11,13 +11,12 @@ import hydra
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
-from typed import type_line
+from typed import ROOT, TRAIN, run_python, type_line
 
 from cyberlm.config import compose as config_compose
 from cyberlm.runs import launch
 from cyberlm.runtime.errors import ConfigError, Problem
 
-ROOT = Path(__file__).parents[2]
 ALL_KEYS = "All keys and values: python train.py --help"
 TITLE = "These overrides cannot be used:"
 
@@ -37,9 +36,7 @@ def refused(folder: Path, *arguments: str, command: str = "train") -> str:
 
 def test_several_mistakes_are_one_screen_in_a_process_of_its_own(tmp_path: Path) -> None:
     line = ("model=lama3_8b", "trainer.max_epoch=3", "method.lora.rank=many", "evaluation.option_score=words")
-    environment = {**os.environ, "HOME": str(tmp_path), "HYDRA_FULL_ERROR": ""}
-    command = [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *line]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = run_python(tmp_path, "-X", "importtime", TRAIN, *line, HOME=str(tmp_path))
     shown = "\n".join(item for item in done.stderr.splitlines() if not item.startswith("import time:"))
     models = "gemma3_1b_it, llama31_8b_instruct, llama32_1b_instruct, llama32_3b_instruct, llama3_70b_instruct, "
     models += "llama3_8b, llama3_8b_instruct, local, mistral_7b_instruct, olmo2_1b_instruct, olmo2_7b_instruct, "
@@ -339,7 +336,7 @@ def test_gated_model_without_the_hub(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA", "HF_"))}
     environment |= {"HOME": str(tmp_path), "CYBERLM_CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "200"}
     environment["HF_ENDPOINT"] = "http://127.0.0.1:9"  # refuses at once: no test asks the network
-    line = [sys.executable, str(ROOT / "train.py"), "method=qlora", "model=llama3_8b", "hydra.run.dir=run"]
+    line = [sys.executable, TRAIN, "method=qlora", "model=llama3_8b", "hydra.run.dir=run"]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr.strip() == (

@@ -17,6 +17,7 @@ import pytest
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 from results_support import COST, named, results
+from typed import TRAIN, run_python
 from wandb_support import wandb_run
 
 from cyberlm.evaluation.metrics.metric import Metric
@@ -25,8 +26,6 @@ from cyberlm.evaluation.results import read_status, write_results, write_status
 from cyberlm.runs import leaderboard as sweeps
 from cyberlm.runs.leaderboard import LeaderboardCallback, leaderboard, show_leaderboard
 from cyberlm.runtime.errors import RunError
-
-ROOT = Path(__file__).parents[2]
 
 
 def found(objective: float, accuracy: float, nll: float | None = None, **changes: Any) -> Results:
@@ -239,16 +238,14 @@ def test_a_sweep_in_a_folder_of_an_odd_name(tmp_path: Path) -> None:
     """One job that works and, in a second sweep, two that break a rule."""
     folder = tmp_path / "a=b, it's [c]: {d}"
     name = r"hydra.sweep.dir='a=b, it\'s [c]: {d}'"
-    line = [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *CHOSEN, "logger=none", "evaluation.base=false"]
-    environment = {**os.environ, "CYBERLM_CACHE_DIR": str(tmp_path / "cache")}
-    given = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "check": False}
+    line = (TRAIN, "-m", *SMALL, *CHOSEN, "logger=none", "evaluation.base=false")
     subdir = "hydra.sweep.subdir=${hydra.job.override_dirname}"
     short = "hydra.job.config.override_dirname.exclude_keys=[model,data,prompt,logger]"
-    done = subprocess.run([*line, "seed=1", name, subdir, short], **given)  # type: ignore[call-overload]
+    done = run_python(tmp_path, *line, "seed=1", name, subdir, short)
     assert done.returncode == 0, done.stderr
     (row,) = csv.DictReader((folder / "leaderboard.csv").read_text().splitlines())
     assert row["state"] == "finished" and row["job"].endswith(",seed=1,trainer.accelerator=cpu")
-    done = subprocess.run([*line, "seed=-1,-2", "hydra.sweep.dir=bad"], **given)  # type: ignore[call-overload]
+    done = run_python(tmp_path, *line, "seed=-1,-2", "hydra.sweep.dir=bad")
     assert done.returncode == 1, done.stderr
     assert "2 of 2 jobs have not finished." in done.stdout and "Traceback" not in done.stderr
 
@@ -274,7 +271,7 @@ def child_of(sweep_process: subprocess.Popen[str], folder: Path, timeout: float)
 @pytest.mark.slow
 def test_sweep_outlives_a_killed_job(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    line = [sys.executable, str(ROOT / "train.py"), "-m", *SMALL, *CHOSEN]
+    line = [sys.executable, TRAIN, "-m", *SMALL, *CHOSEN]
     line += ["method=lora,qlora", "method.lora.rank=2,4", "logger=wandb", f"hydra.sweep.dir={folder}"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "HYDRA"))}
     environment |= {"HOME": str(tmp_path), "CYBERLM_CACHE_DIR": str(tmp_path / "cache"), "COLUMNS": "160"}

@@ -2,10 +2,7 @@
 
 import gc
 import json
-import os
 import shutil
-import subprocess
-import sys
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from support import MULTIPLE_CHOICE, compose, config_of, sample_questions
+from support import MULTIPLE_CHOICE, config_of, evaluation_of, sample_questions
+from typed import ROOT, run_python
 
-from cyberlm.config.rules import build_config
 from cyberlm.config.schema import EvaluateConfig, OnBadRow, QuantName
 from cyberlm.data.readers import read_questions
 from cyberlm.evaluation.records import ModelSpec, Results
@@ -32,7 +29,6 @@ from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError, ModelError, RunError
 
-ROOT = Path(__file__).parents[2]
 SMALL = (
     *("data.max_train=16", "data.max_validation=8", "data.max_test=12", "evaluation.generate=false"),
     *("optim.learning_rate=1e-2", "trainer.max_steps=2"),
@@ -81,8 +77,7 @@ LOW = "outputs/2026-01-02_03-04-05_low"
 
 
 def scoring(*runs: str, more: tuple[str, ...] = ()) -> EvaluateConfig:
-    overrides = ("logger=none", "evaluation.generate=false", "trainer.accelerator=cpu", *more)
-    return build_config(compose(*overrides, f"runs=[{','.join(runs)}]", command="evaluate"), EvaluateConfig)
+    return evaluation_of("evaluation.generate=false", *more, f"runs=[{','.join(runs)}]")
 
 
 def gold_nll(results: Results, model: str) -> float:
@@ -97,15 +92,9 @@ def names(config: EvaluateConfig) -> list[str]:
 
 def test_everything_that_can_be_scored_in_one_command(tmp_path: Path) -> None:
     """Through the real command line: two runs, their base, a merged folder; then all figures again from the rows."""
-    command = [sys.executable, "-m", "cyberlm", "evaluate", f"runs=[{LOW},outputs/whole,merged]", "report=full"]
-    overrides = [
-        "logger=none",
-        "evaluation.generate=false",
-        "trainer.accelerator=cpu",
-        f"hydra.run.dir={tmp_path / 'e'}",
-    ]
-    place = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
-    done = subprocess.run([*command, *overrides], capture_output=True, text=True, check=False, env=place)
+    line = ("-m", "cyberlm", "evaluate", f"runs=[{LOW},outputs/whole,merged]", "report=full", "logger=none")
+    more = ("evaluation.generate=false", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'e'}")
+    done = run_python(Path.cwd(), *line, *more, COLUMNS="80")
     assert done.returncode == 0, done.stderr
     results = read_results(tmp_path / "e")
     assert list(results.metrics) == list(results.models) == ["base", "low", "whole", "merged"]
@@ -188,8 +177,7 @@ def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(t
 
 
 def test_names_are_short_and_unique() -> None:
-    alone = compose("logger=none", f"run={LOW}", command="evaluate")
-    assert names(build_config(alone, EvaluateConfig)) == ["base", "tuned"]
+    assert names(evaluation_of(f"run={LOW}")) == ["base", "tuned"]
     assert names(scoring(LOW)) == ["base", "low"]
     assert names(scoring(LOW, more=("evaluation.base=false",))) == ["low"]
     assert names(scoring("outputs/whole/model", f"{LOW}/adapter", "merged")) == ["whole_model", "low_adapter", "merged"]

@@ -1,16 +1,13 @@
 """data.preview=true: questions as they would be asked, and nothing else."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from support import config_of
+from typed import run_python
 
 from cyberlm.runs.preview import show_preview
 
-ROOT = Path(__file__).parents[2]
 ROWS = "".join(f"Which is number {k}?,A) {k},B) x{k},{'AB'[k % 2]}\n" for k in range(7))
 MAPPED = ("data.columns.question=1", "data.columns.options=[2,3]", "data.columns.answer=4")
 
@@ -34,14 +31,8 @@ def test_a_preview_needs_no_torch_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text(ROWS)
     code = "import sys; from cyberlm.__main__ import run_command; run_command('train'); print('torch' in sys.modules)"
     overrides = ("prompt=letter", "data=file", "data.path=q.csv", *MAPPED, "data.preview=true")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *overrides],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CYBERLM_CACHE_DIR": str(tmp_path.parent / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    cache = str(tmp_path.parent / "cache")
+    done = run_python(tmp_path, "-W", "ignore", "-c", code, *overrides, CYBERLM_CACHE_DIR=cache)
     assert done.returncode == 0, done.stderr
     assert "assistant: A" in done.stdout and done.stdout.endswith("False\n")
     assert [path.name for path in tmp_path.iterdir()] == ["q.csv"]

@@ -4,12 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import TINY, compose, config_of
+from support import TINY, config_of, evaluation_of
 from typed import type_line
 
-from cyberlm.config.rules import build_config
 from cyberlm.config.saved import save_config
-from cyberlm.config.schema import EvaluateConfig, TrainConfig
 from cyberlm.runs.resume import goes_on
 from cyberlm.runs.train import train
 
@@ -83,7 +81,7 @@ def test_a_run_that_has_finished_is_not_trained_again(lora_run: Path, tmp_path: 
 
 
 def test_an_evaluation_begins_again(begun: Path) -> None:
-    config = build_config(compose("model=tiny_random", command="evaluate"), EvaluateConfig)
+    config = evaluation_of("model=tiny_random")
     config.trainer.resume = "auto"
     assert not goes_on(config, begun)
-    assert goes_on(build_config(compose("model=tiny_random", "trainer.resume=auto"), TrainConfig), begun)
+    assert goes_on(config_of("trainer.resume=auto"), begun)

@@ -1,16 +1,15 @@
 """plan=true, the estimate before a run, and the screen of a run out of memory."""
 
-import os
 import re
 import resource
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from support import compose, config_of, sample_questions, tiny
+from typed import TRAIN, run_python
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
@@ -20,7 +19,6 @@ from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ModelError, OutOfMemory
 from cyberlm.training.fit import question_data
 
-ROOT = Path(__file__).parents[2]
 SMALL = ("data.max_train=8", "data.max_validation=8", "data.max_test=8", "evaluation.generate=false")
 
 pytestmark = [
@@ -42,17 +40,9 @@ def typed(folder: Path, *overrides: str, address_space: int | None = None) -> su
         if address_space is not None:
             resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
 
-    threads = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "COLUMNS": "100", "HF_HUB_OFFLINE": "1"}
-    threads["MALLOC_MMAP_THRESHOLD_"] = "262144"  # a limit on addresses counts what the allocator has not given back
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", str(ROOT / "train.py"), *overrides],
-        cwd=folder,
-        env={**os.environ, **threads},
-        preexec_fn=limit,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # a limit on addresses counts what the allocator has not given back
+    allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
+    return run_python(folder, "-W", "ignore", TRAIN, *overrides, before=limit, COLUMNS="100", **allocator)
 
 
 @pytest.mark.slow

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import compose, config_of, train_tiny
+from support import compose, config_of, evaluation_of, train_tiny
 
 from cyberlm.config.rules import build_config
-from cyberlm.config.schema import EvaluateConfig
+from cyberlm.config.schema import TrainConfig
 from cyberlm.evaluation.pages import run_page
 from cyberlm.evaluation.results import read_results
 from cyberlm.runs.evaluate import evaluate
@@ -31,8 +31,7 @@ def test_a_run_writes_its_page(lora_run: Path) -> None:
 
 
 def test_an_evaluation_of_several_models_writes_its_page(lora_run: Path, sft_run: Path, tmp_path: Path) -> None:
-    line = (f"runs=[{lora_run},{sft_run}]", "logger=none", "trainer.accelerator=cpu", "evaluation.max_new_tokens=4")
-    evaluate(build_config(compose(*line, command="evaluate"), EvaluateConfig), tmp_path / "both")
+    evaluate(evaluation_of(f"runs=[{lora_run},{sft_run}]", "evaluation.max_new_tokens=4"), tmp_path / "both")
     text = text_of(tmp_path / "both")
     names = read_results(tmp_path / "both").metrics
     assert "Evaluation<" in text and len(names) == 3 and all(f">{name} " in text for name in names)
@@ -68,7 +67,7 @@ def test_settings_that_differ_from_the_defaults() -> None:
     found = {key: (here, default) for key, here, default in changed_settings(config_of("optim.learning_rate=3e-4"))}
     assert found["optim.learning_rate"] == ("0.0003", "0.0002")
     assert found["prompt.name"] == ('"letter"', '"text"') and "optim.beta1" not in found
-    assert changed_settings(build_config(compose(), type(config_of()))) == []
+    assert changed_settings(build_config(compose(), TrainConfig)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A whole run and its evaluation, end to end, on the tiny model and the embedded questions."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -9,12 +10,12 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 from pyarrow import parquet
-from support import MULTIPLE_CHOICE, TINY, compose, config_of, sample_questions
+from support import MULTIPLE_CHOICE, TINY, compose, config_of, evaluation_of, sample_questions
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.saved import config_of as saved_by
 from cyberlm.config.saved import save_config
-from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.config.schema import TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.results import read_predictions, read_results, read_status
@@ -36,9 +37,7 @@ def small(*overrides: str) -> TrainConfig:
     return config_of(*SMALL, *overrides)
 
 
-def scoring(*overrides: str) -> EvaluateConfig:
-    composed = compose("logger=none", "evaluation.max_new_tokens=4", *overrides, command="evaluate")
-    return build_config(composed, EvaluateConfig)
+scoring = functools.partial(evaluation_of, "evaluation.max_new_tokens=4")
 
 
 def evaluated(run: Path, folder: Path, *overrides: str) -> Path:

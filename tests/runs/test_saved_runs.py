@@ -10,11 +10,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from support import compose, config_of
+from support import compose, config_of, evaluation_of
 
 from cyberlm.config.commands import ExportConfig, ExportForm
 from cyberlm.config.rules import build_config
-from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.config.schema import TrainConfig
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.results import read_predictions, read_results
 from cyberlm.evaluation.verdict import verdict
@@ -44,8 +44,7 @@ def assert_same_answers(found: list[Prediction], saved: list[Prediction]) -> Non
 
 @pytest.mark.parametrize("run", ["lora", "qlora", "sft"])
 def test_a_saved_run_answers_as_it_did(run: str, outputs: Path) -> None:
-    overrides = (f"run={outputs / run}", "logger=none", "trainer.accelerator=cpu", "evaluation.max_new_tokens=8")
-    evaluate(build_config(compose(*overrides, command="evaluate"), EvaluateConfig), outputs / "again")
+    evaluate(evaluation_of(f"run={outputs / run}", "evaluation.max_new_tokens=8"), outputs / "again")
     saved = read_predictions(outputs / run / "predictions.jsonl")
     found = read_predictions(outputs / "again" / "predictions.jsonl")
     assert found.keys() == saved.keys() == {"base", "tuned"}

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from omegaconf import DictConfig
 from support import SHORT, TINY, compose
+from typed import ROOT, run_python
 
 from cyberlm.config.rules import build_config, without_hydra
 from cyberlm.config.schema import TrainConfig
@@ -28,7 +29,6 @@ from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError, RunError
 from cyberlm.runtime.validation import to_json
 
-ROOT = Path(__file__).parents[2]
 SMALL = (
     *("study=paper", *TINY, "data=sample", "data.size=null", "prompt=text", "prompt.show_options=true", *SHORT),
     *("data.max_train=16", "data.max_validation=8", "data.max_test=16", "evaluation.max_new_tokens=2"),
@@ -372,9 +372,8 @@ def test_study_that_was_stopped_and_killed_ends_as_one_that_was_not(
 @pytest.mark.slow
 def test_jobs_side_by_side(finished: tuple[Bench, Study], tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    line = [sys.executable, *LINE, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={folder}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(line, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=500)
+    side_by_side = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"hydra.sweep.dir={folder}")
+    assert run_python(ROOT, *LINE, *side_by_side).returncode == 0
     study = read_study(folder)
     assert without_times(study) == without_times(finished[1])
     assert study.notes[-1].startswith("Jobs ran side by side")

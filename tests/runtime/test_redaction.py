@@ -1,11 +1,10 @@
 """Secrets come out of text, values, files and logs; ordinary words stay."""
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from typed import run_python
 
 from cyberlm.runtime.errors import ConfigError
 from cyberlm.runtime.redaction import is_secret_name, redact, redact_values, refuse_typed
@@ -117,7 +116,7 @@ def test_words_and_references_are_not_refused(monkeypatch: pytest.MonkeyPatch, c
     refuse_typed(config)
 
 
-def test_logs_and_tracebacks() -> None:
+def test_logs_and_tracebacks(tmp_path: Path) -> None:
     code = (
         "import logging; from cyberlm.runtime.redaction import guard_output; logging.basicConfig(); guard_output()\n"
         "logging.warning('at %s', 'http://u:pa55@h')\n"
@@ -125,8 +124,7 @@ def test_logs_and_tracebacks() -> None:
         "except ValueError: logging.exception('failed')\n"
         "raise RuntimeError('http://u:pa55@h')"
     )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    done = run_python(tmp_path, "-c", code)
     assert done.returncode == 1
     assert "WARNING:root:at http://<redacted>@h" in done.stderr
     assert done.stderr.endswith("RuntimeError: http://<redacted>@h\n")

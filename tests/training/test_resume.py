@@ -15,12 +15,11 @@ import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from support import compose
+from support import evaluation_of
 from training_support import differences, fit_again, repeatable_rows, run_config, same, with_callback
 
-from cyberlm.config.rules import build_config
 from cyberlm.config.saved import config_of, hash_of, settings_of
-from cyberlm.config.schema import EvaluateConfig, TrainConfig
+from cyberlm.config.schema import TrainConfig
 from cyberlm.evaluation.results import read_results
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.train import train
@@ -287,5 +286,5 @@ def test_one_process_at_a_time(stopped_run: Path) -> None:
         with pytest.raises(RunError, match="is in use by another process"):
             go_on(stopped_run)
         with pytest.raises(RunError, match="is in use by another process"):
-            evaluate(build_config(compose("logger=none", command="evaluate"), EvaluateConfig), stopped_run)
+            evaluate(evaluation_of(), stopped_run)
         other.kill()

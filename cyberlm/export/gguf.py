@@ -45,10 +45,7 @@ PRE_TOKENIZERS: dict[str, tuple[list[dict[str, Any]], bool]] = {
 
 
 def write_gguf(folder: Path, file: Path, kind: GgufType, name: str, licence: str) -> str:
-    """Writes `file` from a transformers folder, by the converter in the folder $LLAMA_CPP_DIR or on the PATH if any.
-
-    Returns:
-        What wrote it.
+    """Writes `file` by the converter in the folder $LLAMA_CPP_DIR or on the PATH, else by `gguf`; says which.
 
     Raises:
         ModelError: If the converter fails or is not there, and the model is more than this module can write.

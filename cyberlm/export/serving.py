@@ -57,10 +57,7 @@ def model_name(run: Path) -> str:
 def make_serving_cache(merged: Path, prompt: Prompt, cache: Path, name: str) -> Path:
     """Makes a cache of the hub that holds one model: a merged one, with a chat template that writes the run's prompt.
 
-    A server that is offline then finds the model by its name, and lists it.
-
-    Returns:
-        The model's folder.
+    A server that is offline then finds the model by its name, and lists it. The model's folder is returned.
 
     Raises:
         RunError: If no such template can be written.

@@ -45,12 +45,7 @@ Answered = tuple[list[Prediction], torch.Tensor | None]
 
 @dataclass
 class Exam:
-    """The questions that a model answers before and after.
-
-    Attributes:
-        config: Of the run.
-        encoded: Tokens of `questions`.
-    """
+    """The questions that a model answers before and after, with their tokens and the run's configuration."""
 
     config: TrainConfig
     prompt: Prompt
@@ -72,9 +67,6 @@ class Exam:
 
 def export(config: ExportConfig) -> Path:
     """Makes a folder that others load without cyberlm.
-
-    Returns:
-        The folder.
 
     Raises:
         RunError: If the run is not finished, the folder is there already, or too many answers change.

@@ -69,7 +69,8 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
         return WORST_OBJECTIVE
     monitor = OmegaConf.select(composed, "trainer.monitor")
     if (before := read_status(folder)) is not None:
-        _check_same_job(folder, overrides)
+        if recorded_overrides(folder) not in (None, overrides):  # another job's folder: its name tells too little
+            refuse_results(folder, ("status.json",), "hydra.sweep.subdir")
         if before.state == "finished":
             return _maximised(before.objective, monitor)
         line += ["trainer.resume=auto", "hydra.output_subdir=.hydra_resumed"] if command == "train" else []
@@ -107,12 +108,6 @@ def _rank() -> int:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     world = find_world()
     return world.rank if world is not None else 0
-
-
-def _check_same_job(folder: Path, overrides: list[str]) -> None:
-    """Refuses the folder of another job, as its name tells too little."""
-    if recorded_overrides(folder) not in (None, overrides):
-        refuse_results(folder, ("status.json",), "hydra.sweep.subdir")
 
 
 @contextlib.contextmanager

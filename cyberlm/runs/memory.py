@@ -56,8 +56,6 @@ class RunMemory:
 
     Args:
         config: Of the run; `plan.device_memory_gib` stands in for the device's free memory.
-        shape: The model's own configuration.
-        encoded: Questions by part.
         end: Tokens that close an answer.
         device: That each process of the run uses.
     """

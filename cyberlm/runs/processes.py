@@ -34,10 +34,6 @@ SECONDS_TO_STOP = 600
 def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
     """Runs this process's command line in `trainer.devices` processes, as `torchrun --standalone` does.
 
-    Args:
-        command: `train` or `evaluate`.
-        folder: The run's, which is made already.
-
     Raises:
         ConfigError: If there are fewer GPUs.
         RunError: If one was killed.

@@ -54,10 +54,6 @@ Compose = Callable[[Sequence[str]], DictConfig]
 def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, compose: Compose) -> None:
     """Tunes, trains and compares; what is done already is left as it is.
 
-    Args:
-        composed: Hydra's configuration of the study.
-        arguments: Overrides of the command line.
-
     Raises:
         ConfigError: If the study cannot be run.
         RunError: If the folder holds another study, or nothing can be chosen or compared.

@@ -30,11 +30,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signa
 
 
 class Stopped(BaseException):
-    """A signal asked the run to stop. Not an Exception: nothing that handles errors may swallow it.
-
-    Args:
-        signum: Which one.
-    """
+    """A signal asked the run to stop. Not an Exception: nothing that handles errors may swallow it."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signal.Signals(signum)

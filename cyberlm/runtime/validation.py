@@ -72,9 +72,6 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
 def to_json(record: Any, where: str) -> Any:
     """Turn a dataclass into JSON values.
 
-    Args:
-        where: File, for the message.
-
     Raises:
         RunError: If a number is infinite or not a number; with all of these.
     """
@@ -96,9 +93,6 @@ def _not_finite(value: Any, place: str = "") -> Iterator[str]:
 
 def from_json(kind: type[Record], value: Any, where: str, hint: str = "") -> Record:
     """Make a dataclass of JSON values. A float may be whole; nothing else is converted.
-
-    Args:
-        where: File, for the message.
 
     Raises:
         RunError: If fields are unknown, missing or mistyped; with all of these, and `hint`.

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -32,6 +33,14 @@ def refused(folder: Path, *arguments: str, command: str = "train") -> str:
     assert (ended.code, ended.out) == (1, "")
     assert "-m" in arguments or set(folder.rglob("*")) == before
     return ended.err
+
+
+def given(folder: Path, *arguments: str, command: str = "train") -> tuple[Any, Path]:
+    """The configuration and the folder that a run is given."""
+    seen: list[tuple[Any, Path]] = []
+    ended = type_line(folder, command, *arguments, run=lambda *both: seen.append(both))
+    assert ended.code == 0, ended.err
+    return seen[0]
 
 
 def test_several_mistakes_are_one_screen_in_a_process_of_its_own(tmp_path: Path) -> None:
@@ -214,12 +223,7 @@ MINE = ("method=mine", "task=mine", "metrics=[default,mine]", "data=mine")
 
 
 def test_own_options_are_composed(tmp_path: Path, own: str) -> None:
-    seen = []
-    ended = type_line(
-        tmp_path, "train", own, *MINE, "experiment=mine", "logger=none", run=lambda *got: seen.append(got)
-    )
-    ((config, folder),) = seen
-    assert ended.code == 0, ended.err
+    config, folder = given(tmp_path, own, *MINE, "experiment=mine", "logger=none")
     assert (config.method._target_, config.method.name, config.method.settings) == (
         *("my_module.Method", "mine"),
         {"rate": 3},
@@ -228,8 +232,7 @@ def test_own_options_are_composed(tmp_path: Path, own: str) -> None:
     assert config.metrics["mine"] == {"_target_": "my_module.metric"}
     assert (config.data.path, config.seed) == (str(ROOT / "pyproject.toml"), 3)
     assert folder.name.endswith("_mine")
-    ended = type_line(tmp_path, "evaluate", own, *MINE[1:], run=lambda config, _: seen.append(config.task))
-    assert ended.code == 0 and seen[-1] == config.task
+    assert given(tmp_path, own, *MINE[1:], command="evaluate")[0].task == config.task
 
 
 def test_own_options_are_named_beside_ours(tmp_path: Path, own: str) -> None:
@@ -264,9 +267,7 @@ def test_conf_folder_beside_the_package_or_in_it(monkeypatch: pytest.MonkeyPatch
 
 
 def test_run_is_given_its_configuration_and_folder(tmp_path: Path) -> None:
-    seen = []
-    type_line(tmp_path, "train", "model=tiny_random", "method=qlora", run=lambda *got: seen.append(got))
-    ((config, folder),) = seen
+    config, folder = given(tmp_path, "model=tiny_random", "method=qlora")
     assert config.model.name == "tiny_random"
     assert config.logger["wandb"]["save_dir"] == str(folder)
     assert folder.parent == Path("outputs") and folder.name.endswith("_tiny_random_qlora")
@@ -285,10 +286,8 @@ def test_run_is_given_its_configuration_and_folder(tmp_path: Path) -> None:
     ],
 )
 def test_escapes_of_prompt_texts(typed: str, read: str, tmp_path: Path) -> None:
-    seen = []
     others = (r"prompt.option='{letter}\t{text}'", r"prompt.plain_cue='x\n:'")
-    type_line(tmp_path, "train", typed, "prompt=letter", *others, run=lambda config, _: seen.append(config.prompt))
-    (prompt,) = seen
+    prompt = given(tmp_path, typed, "prompt=letter", *others)[0].prompt
     assert (prompt.option, prompt.plain_cue) == ("{letter}\t{text}", "x\n:")
     assert read == (prompt.question if "question" in typed else prompt.system)
 
@@ -297,10 +296,8 @@ def test_escapes_in_a_file_are_left_to_yaml(tmp_path: Path) -> None:
     text = r"""{name: mine, protocol: text, question: "{question}\n", system: 'C:\new', show_options: false}"""
     (tmp_path / "prompt").mkdir()
     (tmp_path / "prompt" / "mine.yaml").write_text(text)
-    seen = []
-    mine = ("--config-dir", str(tmp_path), "prompt=mine")
-    type_line(tmp_path, "train", *mine, run=lambda config, _: seen.append(config.prompt))
-    assert (seen[0].question, seen[0].system) == ("{question}\n", r"C:\new")
+    prompt = given(tmp_path, "--config-dir", str(tmp_path), "prompt=mine")[0].prompt
+    assert (prompt.question, prompt.system) == ("{question}\n", r"C:\new")
 
 
 @pytest.mark.parametrize(

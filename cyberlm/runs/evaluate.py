@@ -167,7 +167,7 @@ class _Bench:
             gc.collect()
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
-            check = partial(_check_weights, spec=spec)
+            check = partial(check_weights, runs=() if spec.kind == "weights" else spec.runs)
             self._held = held = BaseModel(spec.model, spec.quant_config, self._device, check, sharded=self._sharded)
         return held
 
@@ -247,10 +247,3 @@ def _refuse_foreign(config: EvaluateConfig, specs: Sequence[ModelSpec], given: s
             [Problem(f"{name}=...", f"the {whose} own {name}") for name in sorted(own & given)],
             f"Type python evaluate.py {many}",
         )
-
-
-def _check_weights(now: str, spec: ModelSpec) -> None:
-    """Refuses base weights that are not those that a model's training runs were trained on."""
-    if spec.kind != "weights":
-        for run in spec.runs:
-            check_weights(now, run)

@@ -1,5 +1,6 @@
 """Opens a finished run: its tuned model, base and prompt."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def load_tuned(trained: TrainConfig, run: Path, device: torch.device) -> LoadedM
 
 def base_of(trained: TrainConfig, run: Path, device: torch.device) -> BaseModel:
     """The base that a run was tuned from; its weights are found to be the same when it is loaded."""
-    return BaseModel(trained.model, trained.quant, device, partial(check_weights, run=run))
+    return BaseModel(trained.model, trained.quant, device, partial(check_weights, runs=[run]))
 
 
 def prompt_of(trained: TrainConfig, run: Path) -> Prompt:
@@ -38,14 +39,13 @@ def prompt_of(trained: TrainConfig, run: Path) -> Prompt:
     return prompt
 
 
-def check_weights(now: str, run: Path) -> None:
-    """Refuses base weights that are not those that a run was trained on."""
-    then = dict(read_json(run / "provenance.json")).get("weights")
-    if then != now:
-        raise RunError(
-            f"The base weights are not those that {run} was trained on:",
-            [Problem(f"hash {then} then, {now} now", "the same file or revision")],
-        )
+def check_weights(now: str, runs: Iterable[Path]) -> None:
+    """Refuses base weights that are not those that runs were trained on."""
+    for run in runs:
+        then = dict(read_json(run / "provenance.json")).get("weights")
+        if then != now:
+            problem = Problem(f"hash {then} then, {now} now", "the same file or revision")
+            raise RunError(f"The base weights are not those that {run} was trained on:", [problem])
 
 
 def check_prompt(prompt: Prompt, tuned: Path) -> None:

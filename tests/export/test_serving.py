@@ -32,10 +32,7 @@ EMBEDDED = ("model=smollm2_135m", "prompt=text", "data.max_train=8", "trainer.ma
 RUNS = {"lora": ("method=lora",), "sft": ("method=sft",), "qlora": ("method=qlora",), "embedded": EMBEDDED}
 KINDS = ["lora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in RUNS if kind != "lora")]
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
-]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # between libraries
 
 
 @pytest.fixture(scope="module", params=KINDS)

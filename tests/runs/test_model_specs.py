@@ -34,10 +34,7 @@ SMALL = (
     *("optim.learning_rate=1e-2", "trainer.max_steps=2"),
 )
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # transformers deprecates a name that peft still uses
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch and Lightning deprecate each other's names
-]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # between libraries
 
 
 @pytest.fixture(scope="module")

@@ -21,10 +21,7 @@ from cyberlm.training.fit import question_data
 
 SMALL = ("data.max_train=8", "data.max_validation=8", "data.max_test=8", "evaluation.generate=false")
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # between libraries
 
 
 @pytest.fixture(autouse=True)

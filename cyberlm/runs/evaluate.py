@@ -2,7 +2,8 @@
 
 import gc
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -84,21 +85,17 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
 
     models: dict[str, Predictions] = {}
     scored: dict[str, ModelSpec] = {}
-    bases: dict[str, tuple[object, ...]] = {}
+    names: dict[Hashable, str] = {}
     scored_as: dict[str, str] = {}
     for entrant in entrants:
         name = entrant.spec.name
         spec = loaded_spec(entrant.spec, bench.weights_of(distributed.broadcast(entrant).spec), entrant.prompt)
-        base = bench.base_of(entrant)
-        twin = next((other for other, known in bases.items() if known == base), None)
-        scored_as[name] = twin or name
-        if base is not None and twin is None:
-            bases[name] = base
-        if distributed.broadcast(twin is None):
+        first = scored_as[name] = names.setdefault(bench.identity(entrant), name)
+        if distributed.broadcast(first == name):
             models[name] = _score(entrant, bench, eval_set)
             scored[name] = spec
         else:
-            say(f"{name} has the weights of {twin}: scored once")
+            say(f"{name} has the weights of {first}: scored once")
 
     distributed.broadcast(None)
     distributed.release()
@@ -186,14 +183,13 @@ class _Bench:
             return open_adapter(base, folder)
         return method_of(config_of(spec.runs[0]).method).load(base, folder)
 
-    def base_of(self, entrant: _Entrant) -> tuple[object, ...] | None:
-        """Key of a base, equal for bases that are one: weights, 4 bits or not, architecture, and the tokens asked."""
+    def identity(self, entrant: _Entrant) -> Hashable:
+        """Equal for bases that are one: by weights, 4 bits or not, architecture, and the tokens asked."""
         if entrant.spec.kind != "base":
-            return None
+            return entrant.spec.name
         weights = self.weights_of(entrant.spec)
-        shape = weights.causal.config.to_dict()
-        shape.pop("_name_or_path", None)
-        return (weights.weights_hash, entrant.spec.quant, shape, entrant.encoded, entrant.prompt.stop_ids)
+        shape = json.dumps(weights.causal.config.to_dict() | {"_name_or_path": ""}, sort_keys=True, default=str)
+        return (weights.weights_hash, entrant.spec.quant, shape, tuple(entrant.encoded), entrant.prompt.stop_ids)
 
 
 def _with_bases(

@@ -168,7 +168,7 @@ def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(t
         model = config_of("model=local", f"model.path={tmp_path / name}").model
         spec = ModelSpec(name, "base", name=name, model=model, quant_config=config.quant)
         entrant = evaluating._entrant(spec, questions, config)
-        bases.append(bench.base_of(entrant))
+        bases.append(bench.identity(entrant))
     assert [base == bases[0] for base in bases] == [True, False, True, False]
     assert len({base[0] for base in bases}) == 1  # the weights
 

@@ -15,7 +15,6 @@ from support import compose, config_of, evaluation_of
 from cyberlm.config.commands import ExportConfig, ExportForm
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
-from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.results import read_predictions, read_results
 from cyberlm.evaluation.verdict import verdict
 from cyberlm.runs.evaluate import evaluate
@@ -34,14 +33,6 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(SAVED, "outputs"))
 
 
-def assert_same_answers(found: list[Prediction], saved: list[Prediction]) -> None:
-    assert [(row.hash, row.choice, row.generated) for row in found] == [
-        (row.hash, row.choice, row.generated) for row in saved
-    ]
-    for one, other in zip(found, saved, strict=True):
-        assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-4)
-
-
 @pytest.mark.parametrize("run", ["lora", "qlora", "sft"])
 def test_a_saved_run_answers_as_it_did(run: str, outputs: Path) -> None:
     evaluate(evaluation_of(f"run={outputs / run}", "evaluation.max_new_tokens=8"), outputs / "again")
@@ -49,7 +40,9 @@ def test_a_saved_run_answers_as_it_did(run: str, outputs: Path) -> None:
     found = read_predictions(outputs / "again" / "predictions.jsonl")
     assert found.keys() == saved.keys() == {"base", "tuned"}
     for name in saved:
-        assert_same_answers(found[name], saved[name])
+        for one, other in zip(found[name], saved[name], strict=True):
+            assert (one.hash, one.choice, one.generated) == (other.hash, other.choice, other.generated)
+            assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-4)
         then, now = (read_results(outputs / folder).metrics[name] for folder in (run, "again"))
         assert now["accuracy"] == then["accuracy"]
         assert now["gold_nll"].value == pytest.approx(then["gold_nll"].value, abs=1e-4)

@@ -1,7 +1,9 @@
 """A study, from top to bottom: methods × seeds on one split, compared on a test set that is opened once."""
 
 import datetime
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,32 +135,29 @@ def tune(study: StudyConfig, folder: Path, run: Callable[[Sequence[Job]], None])
         return [from_json(TunedRate, rate, str(record)) for rate in read_json(record)]
     jobs = tuning_jobs(study)
     run(jobs)
-    single = {method: rates for method, rates in study.learning_rates.items() if study.tune and len(rates) == 1}
     found = [_tried(job, folder) for job in jobs]
-    chosen, problems = dict[str, float](), []
-    for method in dict.fromkeys(job.method for job in jobs):
-        own = [(rate.option_nll, rate.learning_rate) for rate in found if rate.method == method and not rate.reason]
-        if own:
-            chosen[method] = min(own)[1]
-        else:
-            problems += [Problem(f"{rate.folder}: {rate.reason}") for rate in found if rate.method == method]
-    if problems:
+    tried = {method: [rate for rate in found if rate.method == method] for method in {job.method for job in jobs}}
+    failed = [rate for rate in found if all(other.reason for other in tried[rate.method])]
+    if failed:
+        problems = [Problem(f"{rate.folder}: {rate.reason}") for rate in failed]
         hint = "The test set stays closed. The same command tries these jobs again."
         raise RunError("No learning rate can be chosen, for no tuning job of a method has finished:", problems, hint)
-    marked = [
-        TunedRate(**{**vars(rate), "chosen": chosen[rate.method] == rate.learning_rate and not rate.reason})
-        for rate in found
-    ]
+    best = {method: min((rate for rate in rates if not rate.reason), key=_by_nll) for method, rates in tried.items()}
+    marked = [replace(rate, chosen=rate is best[rate.method]) for rate in found]
     marked += [
         TunedRate(method, rates[0], None, None, chosen=True, folder="", reason="the only one given")
-        for method, rates in single.items()
-        if method in study.methods
+        for method, rates in study.learning_rates.items()
+        if study.tune and len(rates) == 1 and method in study.methods
     ]
     write_json(record, [to_json(rate, str(record)) for rate in marked])
     for rate in marked:
         if rate.chosen:
             say(f"Learning rate of {rate.method}: {rate.learning_rate:g}")
     return marked
+
+
+def _by_nll(rate: TunedRate) -> tuple[float, float]:
+    return (math.inf if rate.option_nll is None else rate.option_nll, rate.learning_rate)
 
 
 def _tried(job: Job, folder: Path) -> TunedRate:

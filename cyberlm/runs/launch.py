@@ -164,7 +164,7 @@ def _one_screen(
 
 
 def _how_to_go_on(command: str, folder: Path | None) -> str:
-    """What to do after a signal has ended a run in its folder, or a sweep."""
+    """Advice after a signal has ended a run in its folder, or a sweep."""
     if folder is None and any(item.startswith("study=") for item in sys.argv):
         return f"To go on, type:\n{signals.typed_command(sys.argv[1:])}"
     if folder is None:

@@ -1,7 +1,7 @@
 """Recomputation of a run's metrics from its predictions and question files, without a model."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from cyberlm.runs.eval_set import saved_eval_set
 from cyberlm.runs.pages import write_run_page
 from cyberlm.runs.reporting import results_of
 from cyberlm.runtime.errors import RunError
-from cyberlm.runtime.validation import to_json
+from cyberlm.runtime.validation import leaves, to_json
 
 
 def recompute(run: Path) -> list[str]:
@@ -56,14 +56,7 @@ def _figures(results: Results) -> dict[str, Any]:
     for metrics in value["metrics"].values():
         for name, metric in metrics.items():
             metrics[name] = {key: metric[key] for key in ("value", "interval", "n")}
-    return dict(_leaves("", {key: value[key] for key in ("metrics", "comparisons", "differences")}))
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if not isinstance(value, dict | list):
-        yield name, value
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
-        yield from _leaves(f"{name}.{key}".lstrip("."), item)
+    return dict(leaves({key: value[key] for key in ("metrics", "comparisons", "differences")}))
 
 
 def _equal(one: object, other: object) -> bool:

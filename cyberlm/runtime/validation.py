@@ -76,19 +76,24 @@ def to_json(record: Any, where: str) -> Any:
         RunError: If a number is infinite or not a number; with all of these.
     """
     value = _adapter(type(record)).dump_python(record, mode="json")
-    problems = [Problem(what, "a finite number") for what in _not_finite(value)]
+    problems = [
+        Problem(f"{name} is {item}", "a finite number")
+        for name, item in leaves(value)
+        if isinstance(item, float) and not math.isfinite(item)
+    ]
     if problems:
         hint = "If this model was trained here, its training diverged: lower optim.learning_rate."
         raise RunError(f"{where} cannot be written.", problems, hint)
     return value
 
 
-def _not_finite(value: Any, place: str = "") -> Iterator[str]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
-    for key, item in items:
-        yield from _not_finite(item, f"{place}.{key}".lstrip("."))
-    if isinstance(value, float) and not math.isfinite(value):
-        yield f"{place} is {value}"
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Give all that plain containers hold, each with its dotted name."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
+    if items is None:
+        yield name, value
+    for key, item in items or ():
+        yield from leaves(item, f"{name}.{key}".lstrip("."))
 
 
 def from_json(kind: type[Record], value: Any, where: str, hint: str = "") -> Record:

@@ -21,6 +21,7 @@ from typed import ROOT, run_python
 
 from cyberlm.config.rules import build_config, without_hydra
 from cyberlm.config.schema import TrainConfig
+from cyberlm.config.study import StudyConfig
 from cyberlm.evaluation.results import read_results, write_status
 from cyberlm.evaluation.study import Study, read_study
 from cyberlm.runs.study import run_study
@@ -36,6 +37,12 @@ SMALL = (
     *("study.learning_rates={sft:[1e-3],lora:[1e-3,1e-2]}", "+study.published.lora=0.5"),
 )
 """Two methods with two seeds each, and two learning rates to choose from: six runs of seconds."""
+
+
+def study_of(*overrides: str) -> StudyConfig:
+    study = build_config(compose(*overrides), TrainConfig).study
+    assert study is not None
+    return study
 
 
 class Bench:
@@ -279,8 +286,7 @@ def test_what_cannot_be_compared_is_refused(overrides: list[str], problem: str) 
 
 
 def test_a_job_of_each_seed_with_the_settings_of_its_method() -> None:
-    study = build_config(compose("study=paper_llama3"), TrainConfig).study
-    assert study is not None
+    study = study_of("study=paper_llama3")
     tuning = tuning_jobs(study)
     assert len(tuning) == 9
     assert tuning[0].name == "tune/sft_5e-06"
@@ -298,29 +304,20 @@ def test_a_job_of_each_seed_with_the_settings_of_its_method() -> None:
     ]
 
 
-def test_progress_before_any_job_and_with_a_failure(tmp_path: Path) -> None:
-    study = build_config(compose(*SMALL), TrainConfig).study
-    assert study is not None
+def test_progress_counts_a_failed_job_as_left_where_it_runs_again(tmp_path: Path) -> None:
+    study = study_of(*SMALL)
     assert progress(study, tmp_path) == "Study paper: 0 of 6 jobs, ETA unknown"
-    (tmp_path / "sft_seed1").mkdir()
-    write_status(tmp_path / "sft_seed1", "failed", reason="out of memory")
-    assert progress(study, tmp_path) == "Study paper: 1 of 6 jobs, 1 failed, ETA unknown"
-
-
-def test_progress_counts_a_job_that_is_to_run_again_as_left(tmp_path: Path) -> None:
-    study = build_config(compose(*SMALL), TrainConfig).study
-    assert study is not None
-    jobs = [tmp_path / "tune/lora_0.001", tmp_path / "sft_seed1"]
-    for job in jobs:
-        job.mkdir(parents=True)
-        write_status(job, "failed", reason="out of memory")
-        os.utime(job / "status.json", (1, 1))
-    (tmp_path / "multirun.yaml").touch()
+    for job in ("tune/lora_0.001", "sft_seed1"):
+        (tmp_path / job).mkdir(parents=True)
+        write_status(tmp_path / job, "failed", reason="out of memory")
+        os.utime(tmp_path / job / "status.json", (1, 1))
+    assert progress(study, tmp_path) == "Study paper: 2 of 6 jobs, 2 failed, ETA unknown"
+    (tmp_path / "multirun.yaml").touch()  # the study is started again
     assert progress(study, tmp_path) == "Study paper: 0 of 6 jobs, ETA unknown"
     (tmp_path / "plan").mkdir()
     (tmp_path / "plan" / "tuning.json").touch()  # rates are chosen: none is tuned again
     assert progress(study, tmp_path) == "Study paper: 1 of 6 jobs, 1 failed, ETA unknown"
-    write_status(jobs[1], "failed", reason="out of memory")
+    write_status(tmp_path / "sft_seed1", "failed", reason="out of memory")
     assert progress(study, tmp_path) == "Study paper: 2 of 6 jobs, 2 failed, ETA unknown"
 
 

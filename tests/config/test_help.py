@@ -1,57 +1,35 @@
 """`--help`, and the tables of docs/configuration.md: made from schemas and the files of groups."""
 
 import sys
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from omegaconf import MISSING
 
 from cyberlm import __main__ as entries
-from cyberlm.config.bounds import at_least
-from cyberlm.config.commands import SCHEMAS
+from cyberlm.config.commands import SCHEMAS, ServeConfig
 from cyberlm.config.help import Key, description, help_text, keys_of
-
-
-class Way(Enum):
-    up = "up"
-    down = "down"
-
-
-@dataclass
-class Inner:
-    rate: float = at_least(1, 2e-4)
-    """Steps a second;
-    or less."""
-    names: Any = "all"
-
-
-@dataclass
-class Base:
-    name: str = MISSING
-    """Short."""
-
-
-@dataclass
-class Whole(Base):
-    inner: Inner | None = None
-    way: Way | None = Way.up
-    """Where to."""
-    off: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
+from cyberlm.config.schema import TrainConfig
 
 
 def test_keys_of_a_schema() -> None:
-    assert list(keys_of(Whole)) == [
-        Key("name", "str", "", "required", "Short."),
-        Key("inner.rate", "float", "1 or more", "0.0002", "Steps a second; or less."),
-        Key("inner.names", "any", "", "all", ""),
-        Key("way", "up, down or null", "", "up", "Where to."),
-        Key("off", "bool", "", "false", ""),
-        Key("extra", "mapping", "", "{}", ""),
-    ]
+    """Of each type; of a group within a group, and inherited."""
+    keys = {key.name: key for schema in (TrainConfig, ServeConfig) for key in keys_of(schema)}
+    name = "up to 64 letters, digits, spaces and _ . + -, a letter or digit first"
+    for expected in (
+        Key("model.name", "str", name, "required", "Short name, used in folder and run names."),
+        Key("model.tiny.hidden_size", "int", "1 or more", "64", "Width H."),
+        Key("trainer.max_steps", "int or null", "1 or more", "null", ""),
+        Key("optim.learning_rate", "float", "above 0", "0.0002", "Peak learning rate."),
+        Key("method.lora.init", "default, gaussian, pissa, olora", "", "default", ""),
+        Key("model.gated", "bool", "", "false", ""),
+        Key("method.lora.target_modules", "any", "", "all-linear", ""),
+        Key("callbacks", "mapping", "", "{}", ""),
+        Key("accelerator", "str", "auto, cpu, cuda", "auto", "auto, cpu or cuda; one device."),
+    ):
+        found = keys[expected.name]
+        assert replace(found, meaning=expected.meaning and found.meaning) == expected
+    assert "by evaluation.option_score; lower is better" in keys["trainer.monitor"].meaning  # of several lines
 
 
 @pytest.mark.parametrize("command", SCHEMAS)

@@ -31,7 +31,7 @@ def run_python(
     return subprocess.run(
         [sys.executable, *line],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HYDRA_FULL_ERROR": "", **variables},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HYDRA_FULL_ERROR": "", **variables},
         preexec_fn=before,
         capture_output=True,
         text=True,

@@ -264,7 +264,6 @@ def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.Monk
         "folder, _, file, _, kind = sys.argv[1:]\n"
         "write_llama(Path(folder), Path(file), GgufType(kind), 'by the converter', 'none')\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     right = script.read_text()
     script.write_text(right.replace("write_llama(", TORN + "write_llama("))
     with pytest.raises(ModelError, match="is not the run's own") as caught:

@@ -44,7 +44,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def command(*arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     line, pipe = [sys.executable, "-m", "cyberlm", *arguments], subprocess.PIPE
     return subprocess.Popen(line, cwd=cwd, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 

@@ -194,7 +194,7 @@ def test_jobs_side_by_side_have_gpus_of_their_own(
     code += "    print(found.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
     line = [sys.executable, "-c", code, str(tmp_path), str(devices)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(line, cwd=ROOT, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    started = [subprocess.Popen(line, **pipes) for _ in range(3)]  # type: ignore[call-overload]
     found = [process.stdout.readline().strip() for process in started]
     for process in started:
         process.communicate()

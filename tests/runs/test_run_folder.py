@@ -1,7 +1,6 @@
 """Folders of runs and sweeps: names that are not taken, one owner, nothing written over."""
 
 import datetime
-import os
 import shlex
 import subprocess
 import sys
@@ -12,9 +11,6 @@ import pytest
 from typed import type_line
 
 from cyberlm.runs import run_folder
-
-ROOT = Path(__file__).parents[2]
-
 
 NOON = SimpleNamespace(datetime=SimpleNamespace(now=lambda: datetime.datetime(2026, 1, 2, 12)))
 
@@ -49,9 +45,9 @@ print(run_folder.claim_folder(config, "hydra.run.dir", lambda folder: None).name
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
-    line, environment = [sys.executable, "-c", CLAIM], {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-c", CLAIM]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(line, cwd=tmp_path, env=environment, **pipes) for _ in range(4)]  # type: ignore[call-overload]
+    processes = [subprocess.Popen(line, cwd=tmp_path, **pipes) for _ in range(4)]  # type: ignore[call-overload]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
@@ -91,7 +87,7 @@ def test_a_sweep_is_alone_in_its_folder(tmp_path: Path) -> None:
     code += "with sole_owner(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     line = [sys.executable, "-c", code, str(tmp_path / "sweep")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(line, cwd=ROOT, **pipes) as other:  # type: ignore[call-overload]
+    with subprocess.Popen(line, **pipes) as other:  # type: ignore[call-overload]
         assert other.stdout.readline() == "mine\n"
         ended = type_line(tmp_path, "train", "-m", "seed=1,2", "hydra.sweep.dir=sweep")
         assert "is in use by another process" in ended.err

@@ -110,9 +110,10 @@ open("done", "w").close()
 
 def python(folder: Path, redirected: str, **variables: str) -> subprocess.CompletedProcess[bytes]:
     """CODE in a shell, which loses its output."""
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), **variables}
     line = ["bash", "-c", f"set -o pipefail; {sys.executable} -c '{CODE}' {redirected}"]
-    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, timeout=60, check=False)
+    return subprocess.run(
+        line, cwd=folder, env={**os.environ, **variables}, capture_output=True, timeout=60, check=False
+    )
 
 
 @pytest.mark.parametrize(

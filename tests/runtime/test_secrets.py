@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import importlib.util
-import os
 import subprocess
 import zipfile
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 from typed import Ended, type_line
 
-ROOT = Path(__file__).parents[2]
 SMALL = (
     *("model=tiny_random", "data.max_train=8", "data.max_validation=4", "data.max_test=4"),
     *("evaluation.max_new_tokens=2", "trainer.accelerator=cpu", "callbacks=none"),
@@ -127,8 +125,7 @@ def test_no_planted_secret_where_a_run_fails(place: Path, arguments: tuple[str, 
 
 
 @pytest.mark.slow
-def test_no_planted_secret_in_a_sweep(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+def test_no_planted_secret_in_a_sweep(place: Path) -> None:
     ended = typed(place, "-m", *SMALL, *loggers()[-1:], "seed=1,2", "hydra.sweep.dir=outputs/sweep")
     assert ended.code == 0, ended.err
     assert (place / "outputs" / "sweep" / "1" / "proof.txt").is_file()

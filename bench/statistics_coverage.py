@@ -20,13 +20,14 @@ import measure
 import numpy as np
 from scipy.stats import norm
 
-from cyberlm.evaluation.equivalence import EQUIVALENT, NON_INFERIOR, SUPERIOR, analyse, tost
+from cyberlm.evaluation.intervals import mean_estimate
 from cyberlm.evaluation.metrics.baselines import Baseline, skill_limits
 from cyberlm.evaluation.metrics.letter_bias import preference_test
 from cyberlm.evaluation.metrics.metric import share_metric
-from cyberlm.evaluation.paired_tests import detectable_difference, difference_interval, mcnemar, mean_difference_test
+from cyberlm.evaluation.paired_tests import detectable_difference, difference_interval, mcnemar
 from cyberlm.evaluation.power import LEVELS_AND_POWERS, measured_variability, supported_margin
 from cyberlm.evaluation.seeds import bootstrap_means, estimate, method_mean
+from cyberlm.evaluation.study_analysis import EQUIVALENT, NON_INFERIOR, SUPERIOR, analyse, tost
 
 
 @dataclass(frozen=True)
@@ -185,11 +186,11 @@ def means(rng: np.random.Generator, share: float) -> list[Rate]:
             values = rng.gamma(1.5, 1.0, n) - 1.0 if name == "NLL" else rng.beta(2, 2, n) * rng.choice([-0.5, 1.0], n)
             values = (values * (rng.random(n) >= zeros))[clusters * size]  # a cluster is answered of one piece
             truth = 0.5 if name == "NLL" else 0.125 * (1 - zeros)
-            found = mean_difference_test(values, clusters)
-            covered += found is None or found[0] <= truth <= found[1]
+            found = mean_estimate(values, clusters)
+            covered += found is None or found.p_not(truth) >= 0.05
             flipped = values * rng.choice([-1, 1], n)[clusters]
-            tested = mean_difference_test(flipped, clusters)
-            rejected += tested is not None and tested[2] < 0.05
+            tested = mean_estimate(flipped, clusters)
+            rejected += tested is not None and tested.p_not(0.0) < 0.05
         case = f"{name}, n={n}, {zeros:.0%} without a difference, clusters of {size}"
         rates.append(Rate(f"covered: {case}", covered, repeats, 0.95, 0.93, 0.99))
         rates.append(Rate(f"rejected without a difference: {case}", rejected, repeats, 0.05, 0.0, 0.055))
@@ -368,7 +369,7 @@ def seeds_accuracy(rng: np.random.Generator, share: float) -> list[Rate]:
     ):
         hits = 0
         for _ in range(repeats):
-            found = method_mean("", layout.draw(rng)[0], layout.clusters)
+            found = method_mean(layout.draw(rng)[0], layout.clusters)
             hits += found.ci_lo <= layout.accuracies[0] <= found.ci_hi
         rates.append(Rate(str(layout), hits, repeats, 0.95, 0.93, 0.97))
     return rates

@@ -9,12 +9,21 @@ import numpy as np
 from results_support import results
 from support import config_of
 
-from cyberlm.evaluation.equivalence import Claim
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.pages.run_page import Answers, Origin, run_page
 from cyberlm.evaluation.pages.sweep_page import Sweep
 from cyberlm.evaluation.predictions import Prediction
-from cyberlm.evaluation.study import Curve, Figure, Study, StudyComparison, StudyCost, StudyJob, StudyRow, TunedRate
+from cyberlm.evaluation.study import (
+    Claim,
+    Curve,
+    Figure,
+    Study,
+    StudyComparison,
+    StudyCost,
+    StudyJob,
+    StudyRow,
+    TunedRate,
+)
 from cyberlm.tasks.task import Example
 
 SCRIPT = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)>"

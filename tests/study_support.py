@@ -11,7 +11,7 @@ from cyberlm.evaluation.study import (
     StudyRow,
     TunedRate,
 )
-from cyberlm.evaluation.study_analysis import Answers, analyse_all, comparisons_of, figures_of
+from cyberlm.evaluation.study_analysis import Answers, analyse_all, figures_of
 from cyberlm.evaluation.study_words import findings, floor_sentence, found_power
 
 QUESTIONS, SEEDS = 400, (1, 2, 3)
@@ -65,7 +65,7 @@ def made_up_study() -> Study:
     )
     methods = [row for row in rows if row.kind == "method"]
     floors = {"majority letter": 0.26, "longest option": 0.395, "options only": 0.38}
-    pairs = tuple(pair for name, found in analyses.items() for pair in comparisons_of(name, found))
+    pairs = tuple(pair for found in analyses.values() for pair in found.comparisons)
     return Study(
         schema_version=SCHEMA_VERSION,
         name="paper",

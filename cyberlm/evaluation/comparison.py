@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.intervals import mean_estimate
 from cyberlm.evaluation.metrics.calibration import option_nll
 from cyberlm.evaluation.metrics.rouge import ROUGE, rouge_of, short_references
 from cyberlm.evaluation.outcomes import NO_CHOICE, Clusters, IntArray, choices, golds, has_candidates, right
@@ -19,7 +20,6 @@ from cyberlm.evaluation.paired_tests import (
     difference_interval,
     holm,
     mcnemar,
-    mean_difference_test,
 )
 from cyberlm.evaluation.predictions import LIKELIHOOD, NAMED, NAMED_BY_BOTH, OUTCOMES, Prediction, Predictions
 from cyberlm.evaluation.records import MeanDifference, ModelSpec, PairComparison
@@ -136,7 +136,9 @@ def compare_means(
         values = {name: np.asarray(figure(rows), dtype=np.float64) for name, rows in aligned.items()}
         for first, second, family in _pairs(models, tuned_from or {}):
             changes = values[second] - values[first]  # (N,)
-            low, high, p_value = mean_difference_test(changes, numbers) or (None, None, None)
+            estimate = mean_estimate(changes, numbers)
+            low, high = estimate.interval() if estimate else (None, None)
+            p_value = estimate.p_not(0.0) if estimate else None
             pair = first, second, outcome, changes.size, float(changes.mean())
             found.append(MeanDifference(*pair, low, high, p_value, p_holm=p_value, family=family))
     return _corrected(found)

@@ -1,15 +1,64 @@
-"""95% intervals of accuracy, and of skill, in which near-duplicate questions count once."""
+"""95% intervals of means, accuracy and skill, in which near-duplicate questions count once."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from cyberlm.evaluation.outcomes import Clusters, FloatArray, cluster_sums
 
 Z95 = float(norm.ppf(0.975))
 """Two-sided 95% quantile of the normal distribution, 1.95996."""
+ROUNDING = 1e-12
+"""Sums of deviations no larger than this, relative to what was summed, are 0 but for rounding."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimated value, with its standard error (above 0) and the degrees of freedom of that error."""
+
+    value: float
+    error: float
+    freedom: float
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Two-sided interval by t."""
+        low, high = student.interval(level, self.freedom, loc=self.value, scale=self.error)
+        return float(low), float(high)
+
+    def p_above(self, bound: float) -> float:
+        """One-sided p-value of the hypothesis that the true value is at most `bound`."""
+        return float(student.sf((self.value - bound) / self.error, self.freedom))
+
+    def p_below(self, bound: float) -> float:
+        """One-sided p-value of the hypothesis that the true value is at least `bound`."""
+        return float(student.cdf((self.value - bound) / self.error, self.freedom))
+
+    def p_not(self, bound: float) -> float:
+        """Two-sided p-value of the hypothesis that the true value is `bound`."""
+        return 2 * min(self.p_above(bound), self.p_below(bound))
+
+
+def mean_estimate(values: ArrayLike, clusters: Clusters = None) -> Estimate | None:
+    """Mean of values (N,) with its cluster-robust standard error.
+
+    The degrees of freedom are those of the variance that was found, 2G/(κ - 1) for G clusters of kurtosis κ (at most
+    G - 1): few where few questions differ at all (Satterthwaite 1946, Biometrics Bulletin 2:110).
+
+    Returns:
+        None where nothing varies: all values are alike, or there is one cluster.
+    """
+    each = np.asarray(values, dtype=np.float64)
+    sums = cluster_sums(each - each.mean(), clusters)
+    squares, count = float((sums**2).sum()), sums.size
+    if count < 2 or np.abs(sums).max() <= ROUNDING * np.abs(each).sum():
+        return None
+    kurtosis = count * float((sums**4).sum()) / squares**2
+    freedom = min(count - 1.0, 2 * count / (kurtosis - 1)) if kurtosis > 1 else count - 1.0
+    return Estimate(float(each.mean()), math.sqrt(count / (count - 1) * squares) / each.size, freedom)
 
 
 def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:

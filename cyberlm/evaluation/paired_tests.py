@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.stats import binom
-from scipy.stats import t as student
 
 from cyberlm.evaluation.intervals import Z95
 from cyberlm.evaluation.outcomes import Clusters, FloatArray, cluster_sums
@@ -18,8 +17,6 @@ POWER_FACTOR = 2.8
 """z(0.975) + z(0.80) = 1.96 + 0.84: a two-sided test at 5% that finds the difference 80 times in 100."""
 FEWEST_CHANGED = 8
 """2.8 √m ≤ m from 8 on: with fewer changed questions the detectable difference would be more than all of them."""
-ROUNDING = 1e-12
-"""Sums of deviations no larger than this, relative to what was summed, are 0 but for rounding."""
 
 
 def mcnemar(changes: Changes, clusters: Clusters = None) -> tuple[float, float]:
@@ -103,40 +100,6 @@ def design_effect(changes: Changes, clusters: Clusters = None) -> float:
     if not deviations.any() or sums.size == 1:
         return float(values.size / sums.size)
     return max(1.0, float((sums**2).sum() / (deviations**2).sum()))
-
-
-def mean_difference_test(differences: ArrayLike, clusters: Clusters = None) -> tuple[float, float, float] | None:
-    """95% interval and p-value of a mean of differences (N,), by t with the error of `mean_error`.
-
-    Returns:
-        Lower limit, upper limit, p; None where nothing varies to estimate them from: all differ alike, or one cluster.
-    """
-    found = mean_error(differences, clusters)
-    if found is None:
-        return None
-    error, freedom = found
-    mean = float(np.asarray(differences, dtype=np.float64).mean())
-    half = float(student.ppf(0.975, freedom)) * error
-    return mean - half, mean + half, 2 * float(student.sf(abs(mean) / error, freedom))
-
-
-def mean_error(values: ArrayLike, clusters: Clusters = None) -> tuple[float, float] | None:
-    """Cluster-robust standard error of a mean of values (N,), and its degrees of freedom.
-
-    The degrees of freedom are those of the variance that was found, 2G/(κ - 1) for G clusters of kurtosis κ (at most
-    G - 1): few where few questions differ at all (Satterthwaite 1946, Biometrics Bulletin 2:110).
-
-    Returns:
-        None where nothing varies: all values are alike, or there is one cluster.
-    """
-    each = np.asarray(values, dtype=np.float64)
-    sums = cluster_sums(each - each.mean(), clusters)
-    squares, count = float((sums**2).sum()), sums.size
-    if count < 2 or np.abs(sums).max() <= ROUNDING * np.abs(each).sum():
-        return None
-    kurtosis = count * float((sums**4).sum()) / squares**2
-    freedom = min(count - 1.0, 2 * count / (kurtosis - 1)) if kurtosis > 1 else count - 1.0
-    return math.sqrt(count / (count - 1) * squares) / each.size, freedom
 
 
 def detectable_difference(only_first: int, only_second: int, n: int, effect: float = 1.0) -> float:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from scipy.special import nctdtrinc
 from scipy.stats import t as student
 
+from cyberlm.evaluation.intervals import Estimate
 from cyberlm.evaluation.outcomes import Clusters, FloatArray
 from cyberlm.evaluation.paired_tests import design_effect
 from cyberlm.evaluation.seeds import seed_variances
 
 LEVELS_AND_POWERS = {"non-inferior": (0.025, 0.90), "equivalent": (0.05, 0.80)}
 """By claim: level of each one-sided test, and chance that the claim is made where the methods are equally good."""
-MOST_QUESTIONS, MOST_SEEDS = 1_000_000, 100
+MOST_QUESTIONS = 1_000_000
 """Beyond these no study is planned."""
 
 
@@ -68,7 +69,7 @@ def planned_error(questions: int, seeds: int, variability: Variability) -> tuple
     return math.sqrt(variance), found
 
 
-def powered_margin(error: float, freedom: float, claim: str) -> float:
+def powered_margin(difference: Estimate, claim: str) -> float:
     """Smallest margin for which a claim is made with its power where the methods are equally good.
 
     One-sided t-tests, by the noncentral t (Phillips 1990, doi 10.1007/BF01063556); of the two of an equivalence test
@@ -79,23 +80,17 @@ def powered_margin(error: float, freedom: float, claim: str) -> float:
     """
     level, power = LEVELS_AND_POWERS[claim]
     each = power if claim == "non-inferior" else (1 + power) / 2
-    return error * float(nctdtrinc(freedom, 1 - each, student.ppf(1 - level, freedom)))
+    freedom = difference.freedom
+    return difference.error * float(nctdtrinc(freedom, 1 - each, student.ppf(1 - level, freedom)))
 
 
 def supported_margin(questions: int, seeds: int, variability: Variability, claim: str = "non-inferior") -> float:
     """Smallest margin for which so many questions and seeds a method make a claim with its power."""
-    return powered_margin(*planned_error(questions, seeds, variability), claim)
+    return powered_margin(Estimate(0.0, *planned_error(questions, seeds, variability)), claim)
 
 
-def needed_questions(margin: float, seeds: int, variability: Variability, claim: str = "non-inferior") -> int | None:
-    """Fewest questions that support a margin; None where no number does, for the seeds vary too much."""
+def needed_questions(margin: float, seeds: int, variability: Variability) -> int | None:
+    """Fewest questions that support a margin of non-inferiority; None where the seeds vary too much for any number."""
     numbers = range(10, MOST_QUESTIONS + 1)
-    place = bisect_left(numbers, True, key=lambda n: supported_margin(n, seeds, variability, claim) <= margin)
-    return numbers[place] if place < len(numbers) else None
-
-
-def needed_seeds(margin: float, questions: int, variability: Variability, claim: str = "non-inferior") -> int | None:
-    """Fewest seeds a method, at least 2, that support a margin; None where no number does, for want of questions."""
-    numbers = range(2, MOST_SEEDS + 1)
-    place = bisect_left(numbers, True, key=lambda n: supported_margin(questions, n, variability, claim) <= margin)
+    place = bisect_left(numbers, True, key=lambda n: supported_margin(n, seeds, variability) <= margin)
     return numbers[place] if place < len(numbers) else None

@@ -11,115 +11,17 @@ in more than 99 where seeds differ by chance alone: it counts the interaction wi
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
-from cyberlm.evaluation.intervals import Z95, wilson
+from cyberlm.evaluation.intervals import Z95, Estimate, mean_estimate, wilson
 from cyberlm.evaluation.outcomes import Clusters, FloatArray, cluster_sums
-from cyberlm.evaluation.paired_tests import mcnemar, mean_error
+from cyberlm.evaluation.paired_tests import mcnemar
+from cyberlm.evaluation.study import Figure
 
 RESAMPLES_AT_ONCE = 500
 """Of the bootstrap: a block of cluster counts takes 500 x clusters x 8 bytes."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Weighted sum of the means of methods, over seeds and questions.
-
-    Attributes:
-        error: Standard error, above 0.
-        freedom: Degrees of freedom of the error (Satterthwaite).
-    """
-
-    value: float
-    error: float
-    freedom: float
-
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Two-sided interval by t."""
-        half = self.error * self.quantile(level)
-        return self.value - half, self.value + half
-
-    def quantile(self, level: float = 0.95) -> float:
-        """Two-sided quantile of t."""
-        return float(student.ppf((1 + level) / 2, self.freedom))
-
-    def p_above(self, bound: float) -> float:
-        """One-sided p-value of the hypothesis that the true value is at most `bound`."""
-        return float(student.sf((self.value - bound) / self.error, self.freedom))
-
-    def p_below(self, bound: float) -> float:
-        """One-sided p-value of the hypothesis that the true value is at least `bound`."""
-        return float(student.cdf((self.value - bound) / self.error, self.freedom))
-
-    def p_not(self, bound: float) -> float:
-        """Two-sided p-value of the hypothesis that the true value is `bound`."""
-        return 2 * float(student.sf(abs(self.value - bound) / self.error, self.freedom))
-
-
-@dataclass(frozen=True)
-class MethodMean:
-    """Mean outcome of a method: accuracy, or a score.
-
-    Attributes:
-        seeds: Runs; where there is one, the interval is of questions alone.
-        ci_lo, ci_hi: 95%, Wilson's on the effective number of questions, with the quantile of t.
-        by_seed: Mean of each run.
-        seed_sd: Standard deviation of the mean over seeds, without what the choice of questions adds; None for one run.
-    """
-
-    method: str
-    seeds: int
-    questions: int
-    mean: float
-    ci_lo: float
-    ci_hi: float
-    by_seed: tuple[float, ...]
-    seed_sd: float | None
-
-
-@dataclass(frozen=True)
-class MethodDifference:
-    """Difference of the means of two methods, the second minus the first.
-
-    Attributes:
-        ci_lo, ci_hi: 95%, by t.
-        p_value: Two-sided, of no difference.
-        p_holm: After Holm's correction over the family.
-        error, freedom: As `Estimate`.
-        boot_lo, boot_hi: 95%, crossed bootstrap: a check, too narrow for few seeds.
-        mcnemar: Mid-p of McNemar's test of each pair of runs (`mcnemar_by_seed`); empty where outcomes are not 0 or 1.
-    """
-
-    first: str
-    second: str
-    difference: float
-    ci_lo: float
-    ci_hi: float
-    p_value: float
-    p_holm: float
-    error: float
-    freedom: float
-    boot_lo: float
-    boot_hi: float
-    mcnemar: tuple[float, ...]
-
-
-def as_outcomes(values: ArrayLike) -> FloatArray:
-    """Outcomes as (S, Q) float; (Q,) is one run.
-
-    Raises:
-        ValueError: If they are not in [0, 1], or there are fewer than two questions.
-    """
-    found = np.atleast_2d(np.asarray(values, dtype=np.float64))
-    if found.ndim != 2 or not found.shape[0] or found.shape[1] < 2:
-        raise ValueError(f"outcomes have shape {found.shape}; expected (seeds, questions), of at least 2 questions")
-    if not np.all((found >= 0) & (found <= 1)):
-        raise ValueError("outcomes must lie in [0, 1]: 0 and 1 for wrong and right, or a score such as ROUGE")
-    return found
 
 
 def estimate(methods: Sequence[FloatArray], weights: Sequence[float], clusters: Clusters = None) -> Estimate:
@@ -127,7 +29,7 @@ def estimate(methods: Sequence[FloatArray], weights: Sequence[float], clusters: 
 
     V = V_q + max(0, Σ w² (V_s - V_e)). V_q is the cluster-robust variance of the mean over questions of the weighted
     sum; V_s and V_e are those of `seed_variances`: V_q holds V_e already. Degrees of freedom are Satterthwaite's (1946,
-    Biometrics Bulletin 2:110): V² / (V_q²/f_q + Σ w⁴ V_s²/(S - 1)), f_q that of `paired_tests.mean_error`;
+    Biometrics Bulletin 2:110): V² / (V_q²/f_q + Σ w⁴ V_s²/(S - 1)), f_q that of `intervals.mean_estimate`;
     seeds count in them where they add to V, and they are no fewer than the fewest of the parts'. A method with one run
     has no V_s: the error is then of this run alone.
 
@@ -146,13 +48,15 @@ def estimate(methods: Sequence[FloatArray], weights: Sequence[float], clusters: 
             seeds, interaction = seed_variances(rows, clusters)
             of_seeds += weight**2 * (seeds - interaction)
             spread += (weight**2 * seeds) ** 2 / (rows.shape[0] - 1)
-    error, freedom = mean_error(profile, clusters) or (1 / cluster_sums(profile, clusters).size, 2.0)
+    found = mean_estimate(profile, clusters)
+    if found is None:
+        found = Estimate(float(profile.mean()), 1 / cluster_sums(profile, clusters).size, 2.0)
     if of_seeds <= 0:
-        return Estimate(float(profile.mean()), error, freedom)
-    variance = error**2 + of_seeds
-    fewest = min(freedom, *(len(rows) - 1 for rows in methods if len(rows) > 1))
-    freedom = max(fewest, variance**2 / (error**4 / freedom + spread))
-    return Estimate(float(profile.mean()), math.sqrt(variance), freedom)
+        return found
+    variance = found.error**2 + of_seeds
+    fewest = min(found.freedom, *(len(rows) - 1 for rows in methods if len(rows) > 1))
+    freedom = max(fewest, variance**2 / (found.error**4 / found.freedom + spread))
+    return Estimate(found.value, math.sqrt(variance), freedom)
 
 
 def seed_variances(rows: FloatArray, clusters: Clusters = None) -> tuple[float, float]:
@@ -170,20 +74,15 @@ def seed_variances(rows: FloatArray, clusters: Clusters = None) -> tuple[float, 
     return float(means.var(ddof=1)) / seeds, robust * float((totals**2).sum()) / (seeds * (seeds - 1))
 
 
-def method_mean(method: str, rows: FloatArray, clusters: Clusters = None) -> MethodMean:
-    """Mean of a method's outcomes (S, Q), with its interval."""
-    found = estimate([rows], [1.0], clusters)
-    seeds, questions = rows.shape
-    between = None
-    if seeds > 1:
-        of_seeds, interaction = seed_variances(rows, clusters)
-        between = math.sqrt(max(0.0, of_seeds - interaction) * seeds)
+def method_mean(rows: FloatArray, clusters: Clusters = None) -> Figure:
+    """Mean of a method's outcomes (S, Q), with Wilson's interval on the effective number of questions by t."""
+    found, questions = estimate([rows], [1.0], clusters), rows.shape[1]
     share = min(1.0, max(0.0, found.value))
-    effective = share * (1 - share) / found.error**2
-    if share in (0.0, 1.0):
-        effective = questions if clusters is None else np.unique(np.asarray(clusters)).size
-    low, high = wilson(share, min(effective, questions), found.quantile() if 0 < share < 1 else Z95)
-    return MethodMean(method, seeds, questions, share, low, high, tuple(rows.mean(axis=1).tolist()), between)
+    if 0 < share < 1:
+        effective, z = share * (1 - share) / found.error**2, float(student.ppf(0.975, found.freedom))
+    else:
+        effective, z = np.unique(np.arange(questions) if clusters is None else np.asarray(clusters)).size, Z95
+    return Figure(share, *wilson(share, min(effective, questions), z), tuple(rows.mean(axis=1).tolist()))
 
 
 def mcnemar_by_seed(first: FloatArray, second: FloatArray, clusters: Clusters = None) -> tuple[float, ...]:

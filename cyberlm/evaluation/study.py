@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cyberlm.evaluation.equivalence import Claim
 from cyberlm.runtime.files import read_json, write_json
 from cyberlm.runtime.validation import from_json, to_json
 
@@ -102,6 +101,29 @@ class StudyComparison:
     p_holm: float
     words: str
     mcnemar: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim about one method, and the test that decides it.
+
+    Attributes:
+        name: `above base`, `non-inferior`, `equivalent` or `superior`.
+        against: The base, or the reference.
+        p_value: None where it was not tested, for an earlier claim does not hold.
+        p_holm: After Holm's correction over the methods.
+        level: The claim holds where `p_holm` is at most this.
+        reason: One sentence.
+    """
+
+    name: str
+    method: str
+    against: str
+    p_value: float | None
+    p_holm: float | None
+    level: float
+    holds: bool
+    reason: str
 
 
 @dataclass(frozen=True)

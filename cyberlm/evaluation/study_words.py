@@ -3,10 +3,17 @@
 from collections.abc import Mapping, Sequence
 
 from cyberlm.config.study import StudyConfig
-from cyberlm.evaluation.equivalence import ABOVE_BASE, Claim, StudyAnalysis
 from cyberlm.evaluation.power import Variability, needed_questions, supported_margin
 from cyberlm.evaluation.predictions import NAMED
-from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, RIGHT_WHERE_NAMED, StudyComparison, StudyRow
+from cyberlm.evaluation.study import (
+    AGAINST_BASE,
+    AGAINST_REFERENCE,
+    RIGHT_WHERE_NAMED,
+    Claim,
+    StudyComparison,
+    StudyRow,
+)
+from cyberlm.evaluation.study_analysis import ABOVE_BASE, StudyAnalysis
 from cyberlm.evaluation.verdict import p_text
 
 ASSUMED = 0.08, 0.05, 0.004

@@ -9,7 +9,6 @@ import numpy as np
 
 from cyberlm.config.saved import config_of
 from cyberlm.config.study import StudyConfig
-from cyberlm.evaluation.equivalence import StudyAnalysis
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.outcomes import FloatArray
 from cyberlm.evaluation.pages.learning_curves import read_curves
@@ -28,7 +27,7 @@ from cyberlm.evaluation.study import (
     TunedRate,
     write_study,
 )
-from cyberlm.evaluation.study_analysis import Answers, analyse_all, comparisons_of, figures_of, outcomes_of, stacked
+from cyberlm.evaluation.study_analysis import Answers, StudyAnalysis, analyse_all, figures_of, outcomes_of, stacked
 from cyberlm.evaluation.study_words import findings, floor_sentence, found_power
 from cyberlm.runs.eval_set import saved_eval_set
 from cyberlm.runs.run_folder import state_of
@@ -135,7 +134,7 @@ def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, t
     answers = _answers(study, finished)
     rows = tuple(_row(row, study, finished, context) for row in answers)
     analyses = _analyses(study, answers, context)
-    comparisons = tuple(pair for name, analysis in analyses.items() for pair in comparisons_of(name, analysis))
+    comparisons = tuple(pair for analysis in analyses.values() for pair in analysis.comparisons)
     outcome, results, floors = study.outcome.name, finished[0].results, _floors(finished[0].results)
     main = analyses.get(outcome)
     claims = main.claims if main is not None else ()

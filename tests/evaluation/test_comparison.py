@@ -22,6 +22,7 @@ from cyberlm.evaluation.comparison import (
     compare_means,
     compare_models,
 )
+from cyberlm.evaluation.intervals import Estimate, mean_estimate
 from cyberlm.evaluation.paired_tests import (
     POWER_FACTOR,
     design_effect,
@@ -29,7 +30,6 @@ from cyberlm.evaluation.paired_tests import (
     difference_interval,
     holm,
     mcnemar,
-    mean_difference_test,
     score_interval,
 )
 from cyberlm.evaluation.predictions import Prediction
@@ -165,32 +165,38 @@ def test_interval_holds_the_difference(rows: list[tuple[int, int]]) -> None:
         assert low < high
 
 
+def by_t(values: object, clusters: object = None) -> tuple[float, float, float]:
+    """Interval of a mean, and p-value of a mean of 0."""
+    found = mean_estimate(values, clusters)
+    assert isinstance(found, Estimate)
+    return *found.interval(), found.p_not(0)
+
+
 def test_mean_difference_equals_statsmodels_and_scipy() -> None:
     rng = np.random.default_rng(2)
     clusters = rng.integers(0, 80, 300)
     values = rng.normal(0.1, 1, 300) + rng.normal(0, 1, 80)[clusters]
     fit = OLS(values, np.ones((300, 1))).fit(cov_type="cluster", cov_kwds={"groups": clusters, "df_correction": True})
-    low, high, _ = mean_difference_test(values, clusters) or (0, 0, 0)
+    low, high, _ = by_t(values, clusters)
     scale = math.sqrt(300 / 299)  # statsmodels also corrects for the number of questions
     half = fit.conf_int()[0, 1] - values.mean()
     assert (high - low) / 2 == pytest.approx(half / scale, rel=0.03)  # other degrees of freedom
     values = np.where(np.arange(300) % 2, 1.0, -0.5)  # of kurtosis 1, so that all degrees of freedom are there
     plain = ttest_1samp(values, 0)
     expected = (*plain.confidence_interval(0.95), plain.pvalue)
-    assert mean_difference_test(values) == pytest.approx(expected, rel=1e-9)
+    assert by_t(values) == pytest.approx(expected, rel=1e-9)
 
 
 def test_few_differences_have_few_degrees_of_freedom_or_none() -> None:
     # 3 of 150 differ by 1: mean 0.02, standard error √(150/149 · 2.94)/150 = 0.01147; κ = 48.02, so 300/47.02 = 6.38
-    found = mean_difference_test(changes_of(0, 3, 150))
-    assert found == pytest.approx((-0.00767, 0.04767, 0.1289), abs=5e-5)
+    assert by_t(changes_of(0, 3, 150)) == pytest.approx((-0.00767, 0.04767, 0.1289), abs=5e-5)
     # All clusters differ alike: the standard error is unknown, not the 1e-17 that sums of 0.1 are off by.
     for values, clusters in (
         *((np.zeros(150), None), ([0.5, 0.1], [1, 1]), ([0.1] * 3, None)),
         ([0.1, 0.2, 0.1, 0.2], [0, 0, 1, 1]),
     ):
-        assert mean_difference_test(values, clusters) is None
-    assert mean_difference_test([1.0, 1.0 + 1e-9]) is not None
+        assert mean_estimate(values, clusters) is None
+    assert mean_estimate([1.0, 1.0 + 1e-9]) is not None
 
 
 @calmly
@@ -268,8 +274,7 @@ def test_means_are_compared_by_question_and_cluster() -> None:
     figures = {"gold_nll": lambda rows: [row.gold_nll for row in rows], "zero": lambda rows: [0.0] * len(rows)}
     found, nothing = compare_means({"a": models["a"], "b": models["b"][::-1]}, figures, clusters)
     assert found.difference == pytest.approx(values[1].mean() - values[0].mean())
-    expected = mean_difference_test(values[1] - values[0], clusters)
-    assert (found.ci_lo, found.ci_hi, found.p_value) == pytest.approx(expected)
+    assert (found.ci_lo, found.ci_hi, found.p_value) == pytest.approx(by_t(values[1] - values[0], clusters))
     assert found.p_holm == found.p_value and found.outcome == "gold_nll"
     assert (nothing.difference, nothing.ci_lo, nothing.p_value, nothing.p_holm) == (0, None, None, None)
 

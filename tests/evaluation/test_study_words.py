@@ -1,22 +1,18 @@
-"""A study's records and sentences, and its figures against those computed one by one."""
+"""A study's records and sentences."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from study_support import answers, made_up_study
+from study_support import made_up_study
 
 from cyberlm.config.study import StudyConfig
-from cyberlm.evaluation.equivalence import Claim
-from cyberlm.evaluation.study import read_study, write_study
-from cyberlm.evaluation.study_analysis import analyse_all, figures_of
+from cyberlm.evaluation.study import Claim, read_study, write_study
 from cyberlm.evaluation.study_words import findings, floor_sentence, plan_lines, planned_power
 from cyberlm.runtime.errors import RunError
 
 STUDY = made_up_study()
-CLUSTERS = np.arange(400)
 
 
 def test_study_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -32,25 +28,6 @@ def test_unknown_field_is_refused(tmp_path: Path) -> None:
         read_study(tmp_path)
     with pytest.raises(RunError, match=r"study\.json cannot be read"):
         read_study(tmp_path / "nowhere")
-
-
-def test_figures_of_a_row() -> None:
-    row = next(row for row in answers() if row.name == "lora")
-    figures = figures_of(row.by_outcome, CLUSTERS)
-    hits, named = row.by_outcome["generation"], row.by_outcome["option_named"]
-    assert figures["generation"].by_seed == pytest.approx(hits.mean(axis=1))
-    knowledge = (hits.sum(axis=1) / named.sum(axis=1)).tolist()
-    assert figures["right_where_named"].by_seed == pytest.approx(knowledge)
-    nll = figures["gold_nll"]
-    assert nll.ci_lo is not None and nll.ci_hi is not None
-    assert nll.value == pytest.approx(row.by_outcome["gold_nll"].mean())
-    assert nll.ci_lo < nll.value < nll.ci_hi
-
-
-def test_second_base_is_a_row_and_no_method() -> None:
-    analyses = analyse_all(answers(), "sft", CLUSTERS, 0.02)
-    assert {pair.second for pair in analyses["generation"].against_base} == {"sft", "lora", "qlora"}
-    assert "gold_nll" not in analyses and "rouge1" in analyses
 
 
 def test_findings_say_what_is_shown_and_the_first_claim_that_is_not() -> None:

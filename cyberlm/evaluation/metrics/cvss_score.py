@@ -1,11 +1,9 @@
 """Deviation of CVSS base scores as CTI-Bench measures it, and beside always answering 7.5."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.metrics.figures import mean_metric
-from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.metrics.metric import Metric, mean_metric
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.tasks.cvss_vector import base_score, deviation, vector_in
 
@@ -22,8 +20,7 @@ def cvss_score(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """
     rows, clusters = predictions.test, context.clusters
     always = [abs(FLOOR - base_score(row.reference)) for row in rows]
-    floor = mean_metric("baseline_always_7.5", always, clusters, label=f"deviation of always {FLOOR}")
-    yield replace(floor, place="evidence")
+    yield mean_metric("baseline_always_7.5", always, clusters, f"deviation of always {FLOOR}", "evidence")
     if any(row.generated is None for row in rows):
         return
     given = [deviation(row.generated or "", row.reference) for row in rows]
@@ -31,7 +28,6 @@ def cvss_score(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     if any(held):
         kept = [value for value, holds in zip(given, held, strict=True) if holds]
         numbers = [number for number, holds in zip(clusters.tolist(), held, strict=True) if holds]
-        label = "deviation where a vector is given"
-        yield mean_metric("deviation_of_vectors", kept, numbers, label=label)
+        yield mean_metric("deviation_of_vectors", kept, numbers, "deviation where a vector is given")
     below = [mine - its for mine, its in zip(given, always, strict=True)]
-    yield replace(mean_metric("deviation_above_floor", below, clusters, label="  above that"), place="evidence")
+    yield mean_metric("deviation_above_floor", below, clusters, "  above that", "evidence")

@@ -2,12 +2,8 @@
 
 from collections.abc import Iterator
 
-from scipy.stats import t as student
-
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.metrics.metric import Metric, share_metric
-from cyberlm.evaluation.outcomes import Clusters
-from cyberlm.evaluation.paired_tests import mean_error
+from cyberlm.evaluation.metrics.metric import Metric, mean_metric, share_metric
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.tasks.task import figures_of, make_task
 
@@ -27,11 +23,3 @@ def figures(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
             yield share_metric(name, values, context.clusters, label=label)
         else:
             yield mean_metric(name, values, context.clusters, label=label)
-
-
-def mean_metric(name: str, values: list[float], clusters: Clusters, label: str = "", note: str = "") -> Metric:
-    """Mean with its 95% interval by t; without one where nothing varies."""
-    mean, found = sum(values) / len(values), mean_error(values, clusters)
-    half = float(student.ppf(0.975, found[1])) * found[0] if found else None
-    limits = None if half is None else (mean - half, mean + half)
-    return Metric(name, mean, limits, len(values), note, label, ".3f")

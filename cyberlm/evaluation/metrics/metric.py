@@ -5,7 +5,7 @@ the settings. Where a metric does not apply (no rotations were answered, nothing
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from hydra.utils import get_method
 from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import effective_questions, wilson
+from cyberlm.evaluation.intervals import effective_questions, mean_estimate, wilson
 from cyberlm.evaluation.outcomes import Clusters, FloatArray
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
@@ -90,6 +90,15 @@ def share_metric(
     share = math.fsum(values.tolist()) / values.size
     effective = values.size if clusters is None else effective_questions(values, clusters)
     return Metric(name, share, wilson(share, effective), values.size, note, label, ".1%", place)
+
+
+def mean_metric(
+    name: str, values: Sequence[float], clusters: Clusters, label: str, place: Place = "headline"
+) -> Metric:
+    """Mean with its 95% interval by t; without one where nothing varies."""
+    found = mean_estimate(values, clusters)
+    limits = found.interval() if found else None
+    return Metric(name, sum(values) / len(values), limits, len(values), "", label, ".3f", place)
 
 
 def chance_metric(name: str, draws: FloatArray, n: int, label: str) -> Metric:

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import numpy as np
 from results_support import results
 from support import config_of
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.pages.run_page import Answers, Origin, run_page
+from cyberlm.evaluation.pages.run_page import Origin, run_page
 from cyberlm.evaluation.pages.sweep_page import Sweep
-from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.study import (
     Claim,
     Curve,
@@ -53,15 +52,14 @@ def page(licence: str = "Apache-2.0", topic: str = "Ports: 443", more: Sequence[
         "tuned": [prediction(k, int(k in (1, 2, 9)), "Cloud" if k % 2 else topic) for k in range(1, 10)],
     }
     rows |= dict.fromkeys(more, rows["tuned"])
-    scores = {name: np.exp([row.option_logprobs for row in given]) for name, given in rows.items()}
-    probabilities = {name: of / of.sum(axis=1, keepdims=True) for name, of in scores.items()}
+    models = {name: Predictions(given) for name, given in rows.items()}
     origin = Origin(
         f"a <folder> of {SCRIPT}",
         "python train.py data=sample",
         [("seed", "1", "0")],
         {"train/loss": ([0, 1], [2.0, 1.0])},
     )
-    return run_page(results(**changes), EvalSet(config, questions), Answers(rows, probabilities), origin)
+    return run_page(results(**changes), EvalSet(config, questions), models, origin)
 
 
 class Reader(HTMLParser):

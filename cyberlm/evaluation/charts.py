@@ -1,18 +1,26 @@
-"""Charts of a finished run as tables, which each experiment logger draws as it can."""
+"""Breakdowns of one model's answers by confidence, topic and letter; charts of these as tables.
 
-from collections.abc import Iterator, Mapping
+Each experiment logger draws the tables as it can.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cyberlm.evaluation.breakdowns import by_topic, letter_counts, reliability
+import numpy as np
+from numpy.typing import ArrayLike
+
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.metrics.calibration import confidence_of
-from cyberlm.evaluation.outcomes import choices, golds, right
-from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.metrics.calibration import confidence_of, equal_mass_bins
+from cyberlm.evaluation.metrics.metric import Metric, share_metric
+from cyberlm.evaluation.outcomes import BoolArray, Clusters, IntArray, choices, golds, right
+from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.scores import scores_of
 from cyberlm.tasks.task import LETTERS
 
 Kind = Literal["bars", "confusion", "lines", "table"]
+BIN_QUESTIONS, MOST_BINS = 20, 15
+"""Fewest questions of a bin of a reliability diagram, and most bins."""
 MOST_ROWS = 1000
 """Questions in the table of predictions."""
 MOST_TOPICS = 20
@@ -35,6 +43,45 @@ class Chart:
     rows: list[tuple[Any, ...]]
 
 
+def reliability(confidence: ArrayLike, correct: ArrayLike, clusters: Clusters = None) -> list[tuple[float, Metric]]:
+    """Points of a reliability diagram: mean confidence and share right of bins of equally many questions.
+
+    Args:
+        confidence: (N,) probability of the chosen option.
+        correct: (N,) bool.
+    """
+    values, hits = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.bool_)
+    places = equal_mass_bins(values, max(1, min(MOST_BINS, values.size // BIN_QUESTIONS)))
+    points = []
+    for number in np.unique(places):
+        inside = places == number
+        own = None if clusters is None else np.asarray(clusters)[inside]
+        points.append((float(values[inside].mean()), share_metric(f"bin_{number}", hits[inside], own)))
+    return points
+
+
+def by_topic(rows: Sequence[Prediction], correct: BoolArray, clusters: Clusters = None) -> list[Metric]:
+    """Share right of each topic, the one with the most questions first; none where no question states its topic.
+
+    A topic `Cryptography: Broadcast attack` counts as `Cryptography`.
+    """
+    topics = np.array([row.topic.partition(": ")[0] for row in rows])
+    names, counts = np.unique(topics[topics != ""], return_counts=True)
+    found = []
+    for place in np.lexsort((names, -counts)):
+        inside = topics == names[place]
+        own = None if clusters is None else np.asarray(clusters)[inside]
+        found.append(share_metric(str(names[place]), correct[inside], own))
+    return found
+
+
+def letter_counts(rows: Sequence[Prediction]) -> IntArray:
+    """Counts (K, K) of questions by right letter (row) and chosen letter (column)."""
+    counts = np.zeros((max(row.n_options for row in rows),) * 2, dtype=np.int64)
+    np.add.at(counts, (golds(rows), choices(rows)), 1)
+    return counts
+
+
 def charts_of(eval_set: EvalSet, models: Mapping[str, Predictions]) -> Iterator[Chart]:
     """Yields confusion of letters and accuracy by topic of each model, reliability and predictions of all.
 
@@ -44,8 +91,7 @@ def charts_of(eval_set: EvalSet, models: Mapping[str, Predictions]) -> Iterator[
     answered = {name: given for name, given in models.items() if given.test[0].n_options > 1}
     for name, given in answered.items():
         rows, correct = given.test, right(given.test)
-        counts = letter_counts(choices(rows), golds(rows), max(row.n_options for row in rows)).tolist()
-        cells = [(LETTERS[i], LETTERS[j], n) for i, row in enumerate(counts) for j, n in enumerate(row)]
+        cells = [(LETTERS[i], LETTERS[j], int(n)) for (i, j), n in np.ndenumerate(letter_counts(rows))]
         yield Chart(f"confusion_of_letters/{name}", "confusion", ("right", "chosen", "questions"), cells)
         topics = [(topic.name, topic.value, topic.n) for topic in by_topic(rows, correct)[:MOST_TOPICS]]
         if topics:

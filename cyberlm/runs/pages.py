@@ -12,7 +12,6 @@ import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from platformdirs import user_cache_path
-from scipy.special import softmax
 
 from cyberlm.config.commands import SCHEMAS, register_schemas
 from cyberlm.config.compose import conf_folder
@@ -48,17 +47,12 @@ def write_run_page(folder: Path, results: Results, eval_set: EvalSet, models: Ma
     """
     with _said_where_it_fails(folder, f"python -m cyberlm recompute {folder}"):
         from cyberlm.evaluation.pages.learning_curves import read_curves  # here: they import matplotlib, or torch
-        from cyberlm.evaluation.pages.run_page import Answers, Origin, run_page
-        from cyberlm.evaluation.scores import scores_of
+        from cyberlm.evaluation.pages.run_page import Origin, run_page
 
-        rows = {name: given.test for name, given in models.items()}
-        probabilities = {
-            name: softmax(scores_of(given, eval_set.option_score).numpy(), axis=1) for name, given in rows.items()
-        }
         origin = Origin(
             folder.name, command_of(folder, results), changed_settings(eval_set.config), read_curves(folder)
         )
-        write_text(folder / REPORT, run_page(results, eval_set, Answers(rows, probabilities), origin))
+        write_text(folder / REPORT, run_page(results, eval_set, models, origin))
 
 
 def write_sweep_page(

@@ -12,8 +12,7 @@ from cyberlm.config.study import StudyConfig
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.outcomes import FloatArray
 from cyberlm.evaluation.pages.learning_curves import read_curves
-from cyberlm.evaluation.pages.study_figures import CAPTIONS, write_study_figures
-from cyberlm.evaluation.pages.study_page import study_page
+from cyberlm.evaluation.pages.study_page import study_page, write_study_figures
 from cyberlm.evaluation.pages.table import write_table
 from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.results import read_models, read_results
@@ -106,7 +105,7 @@ def conclude_study(
     write_study(found, folder)
     write_table(found, folder)
     figures = write_study_figures(found, folder)
-    write_text(folder / "study.html", study_page(found, figures, CAPTIONS))
+    write_text(folder / "study.html", study_page(found, figures))
     for sentence in (*found.findings, *found.power, *found.notes):
         say(sentence, wrap=True)
     say(f"Files: {folder}")

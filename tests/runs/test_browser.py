@@ -12,8 +12,7 @@ from pages_support import a_study, page
 from support import evaluation_of
 
 from cyberlm.evaluation.pages.figures import to_svg
-from cyberlm.evaluation.pages.study_figures import CAPTIONS, study_figures
-from cyberlm.evaluation.pages.study_page import study_page
+from cyberlm.evaluation.pages.study_page import study_figures, study_page
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.leaderboard import show_leaderboard
 
@@ -45,7 +44,7 @@ def pages(
     show_leaderboard(folder / "sweep")
     study = a_study()
     drawn = {name: to_svg(figure, name) for name, figure in study_figures(study).items()}
-    (folder / "study.html").write_text(study_page(study, drawn, CAPTIONS), "utf-8")
+    (folder / "study.html").write_text(study_page(study, drawn), "utf-8")
     (folder / "script.html").write_text(page(), "utf-8")
     return {
         "run": lora_run / "report.html",

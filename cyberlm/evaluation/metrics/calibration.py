@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from scipy.stats import rankdata
 
-from cyberlm.evaluation.breakdowns import equal_mass_bins
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, chance_metric
-from cyberlm.evaluation.outcomes import Clusters, FloatArray, golds, has_candidates
+from cyberlm.evaluation.outcomes import Clusters, FloatArray, IntArray, golds, has_candidates
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.scores import scores_of
 
@@ -112,6 +112,12 @@ def option_nll(scores: Scores, gold: Golds) -> FloatArray:
     """Negative log-probability (N,) of each right option among the options (nats)."""
     log_probs, right = log_softmax(np.asarray(scores, dtype=np.float64), axis=1), np.asarray(gold)
     return -log_probs[np.arange(right.size), right]
+
+
+def equal_mass_bins(values: FloatArray, bins: int) -> IntArray:
+    """Bin of each value (N,), from the smallest on, of equally many values each; equals share a bin."""
+    # rankdata counts from 1 and gives equals their mean rank.
+    return np.minimum((rankdata(values) - 0.5) * bins / values.size, bins - 1).astype(np.int64)
 
 
 def expected_calibration_error(confidence: Confidence, correct: ArrayLike, bins: int = BINS) -> float:

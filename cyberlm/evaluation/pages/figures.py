@@ -9,8 +9,8 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -49,16 +49,8 @@ STYLE: Any = {
 Arguments = ParamSpec("Arguments")
 Points = tuple[Sequence[float], Sequence[float]]
 """x and y."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A row of a forest plot: a difference and its 95% interval."""
-
-    label: str
-    value: float
-    low: float
-    high: float
+Interval = tuple[str, float, float, float]
+"""Label, difference and its 95% limits."""
 
 
 def themed(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
@@ -110,20 +102,18 @@ def forest(rows: Sequence[Interval], xlabel: str, band: float | None = None) -> 
     Args:
         band: Half width of the margin around 0 within which a difference counts as none.
     """
-    labels = [textwrap.fill(row.label, LABEL_WIDTH) for row in rows]
+    labels = [textwrap.fill(label, LABEL_WIDTH) for label, *_ in rows]
     lines = sum(label.count("\n") + 1 for label in labels)
     figure = Figure((WIDTH, 0.7 + 0.12 * len(rows) + 0.18 * lines))
     axes = figure.add_subplot()
     if band is not None:
         axes.axvspan(-band, band, color=COLOURS[0], alpha=0.18, linewidth=0)
     axes.axvline(0, color=INK, linewidth=0.8)
-    for place, row in enumerate(rows):
-        colour = COLOURS[1] if row.low > 0 else COLOURS[5] if row.high < 0 else COLOURS[0]
-        axes.plot([row.low, row.high], [place, place], color=colour, linewidth=1.8, solid_capstyle="round")
-        axes.plot(row.value, place, "o", color=colour, markersize=5)
-    axes.set_yticks(range(len(rows)), labels)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.grid(axis="y", visible=False)
+    for place, (_, value, low, high) in enumerate(rows):
+        colour = COLOURS[1] if low > 0 else COLOURS[5] if high < 0 else COLOURS[0]
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.8, solid_capstyle="round")
+        axes.plot(value, place, "o", color=colour, markersize=5)
+    name_rows(axes, labels)
     axes.set_xlabel(xlabel)
     return figure
 
@@ -136,22 +126,16 @@ def curves(panels: Mapping[str, Mapping[str, Points]], xlabel: str = "optimizer 
         panels: By the panel's title, then by the curve's name.
     """
     figure = Figure((WIDTH, 0.4 + 1.35 * len(panels)))
-    for axes, (title, lines) in zip(_stacked(figure, len(panels)), panels.items(), strict=True):
+    stacked: list[Axes] = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0].tolist()
+    for axes, (title, lines) in zip(stacked, panels.items(), strict=True):
         for place, (name, (x, y)) in enumerate(lines.items()):
             colour, few = COLOURS[(place + 1) % len(COLOURS)], len(x) <= 12
             every = len(x) // MOST_POINTS + 1
             if len(x) > 60:  # what a reader follows is the mean of near steps
                 axes.plot(x[::every], y[::every], color=colour, linewidth=0.6, alpha=0.35)
                 x, y = _running_mean(x, y, len(x) // 20)
-            axes.plot(
-                x[::every],
-                y[::every],
-                color=colour,
-                linewidth=1.4,
-                marker="o" if few else "",
-                markersize=3.5,
-                label=name,
-            )
+            marker = "o" if few else ""
+            axes.plot(x[::every], y[::every], color=colour, linewidth=1.4, marker=marker, markersize=3.5, label=name)
         axes.set_title(title, loc="left")
         axes.margins(x=0.02)
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -160,11 +144,6 @@ def curves(panels: Mapping[str, Mapping[str, Points]], xlabel: str = "optimizer 
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlabel(xlabel)
     return figure
-
-
-def _stacked(figure: Figure, count: int) -> list[Axes]:
-    found = figure.subplots(count, 1, sharex=True, squeeze=False)
-    return [axes for row in found for axes in row]
 
 
 def _running_mean(x: Sequence[float], y: Sequence[float], width: int) -> Points:
@@ -178,19 +157,19 @@ def reliability(points: Mapping[str, Sequence[tuple[float, Metric]]]) -> Figure:
     """Reliability diagram: share right by confidence, with 95% intervals, beside the diagonal of a calibrated model.
 
     Args:
-        points: By model, from `breakdowns.reliability`.
+        points: By model, from `charts.reliability`.
     """
     figure = Figure((WIDTH, 3.4))
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    for colour, (name, bins) in zip(_colours(len(points)), points.items(), strict=True):
+    for colour, (name, bins) in zip(cycle(COLOURS), points.items(), strict=False):
         values = np.array([[x, m.value, *(m.interval or (m.value, m.value))] for x, m in bins], dtype=np.float64)
         x, share, low, high = values.T
         axes.vlines(x, low, high, color=colour, linewidth=1, alpha=0.55)
         axes.plot(x, share, "o-", color=colour, markersize=4, linewidth=1.2, label=name)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share right")
-    _percent(axes, "xy")
-    _legend_above(axes)
+    percent(axes, "xy")
+    legend_above(axes)
     return figure
 
 
@@ -199,7 +178,7 @@ def letters(counts: Mapping[str, IntArray]) -> Figure:
     """Bars for each letter: how often each model chooses it, beside how often it is right.
 
     Args:
-        counts: By model, (K, K) from `breakdowns.letter_counts`.
+        counts: By model, (K, K) from `charts.letter_counts`.
     """
     first = next(iter(counts.values()))
     shares = {"right answers": first.sum(axis=1), **{name: table.sum(axis=0) for name, table in counts.items()}}
@@ -214,8 +193,8 @@ def letters(counts: Mapping[str, IntArray]) -> Figure:
     axes.set_xticks(range(len(first)), list(LETTERS[: len(first)]))
     axes.grid(axis="x", visible=False)
     axes.set_ylabel("share of questions")
-    _percent(axes, "y")
-    _legend_above(axes)
+    percent(axes, "y")
+    legend_above(axes)
     return figure
 
 
@@ -227,7 +206,7 @@ def shares(rows: Mapping[str, Mapping[str, Metric]]) -> Figure:
         rows: By the row's label, then by model.
     """
     models = list(dict.fromkeys(model for row in rows.values() for model in row))
-    colours = dict(zip(models, _colours(len(models)), strict=True))
+    colours = dict(zip(models, cycle(COLOURS), strict=False))
     figure = Figure((WIDTH, 0.8 + (0.22 + 0.13 * len(models)) * len(rows)))
     axes = figure.add_subplot()
     for place, row in enumerate(rows.values()):
@@ -235,15 +214,14 @@ def shares(rows: Mapping[str, Mapping[str, Metric]]) -> Figure:
             value, (low, high) = metric.value or 0.0, metric.interval or (0.0, 0.0)
             axes.plot([low, high], [place + shift] * 2, color=colours[model], linewidth=1.4, alpha=0.6)
             axes.plot(value, place + shift, "o", color=colours[model], markersize=4, label="" if place else model)
-    axes.set_yticks(range(len(rows)), [textwrap.fill(label, LABEL_WIDTH) for label in rows])
-    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
-    axes.grid(axis="y", visible=False)
-    _percent(axes, "x")
-    _legend_above(axes)
+    name_rows(axes, [textwrap.fill(label, LABEL_WIDTH) for label in rows])
+    axes.set_xlim(0, 1)
+    percent(axes, "x")
+    legend_above(axes)
     return figure
 
 
-def _legend_above(axes: Axes) -> None:
+def legend_above(axes: Axes) -> None:
     """Legend over the axes, in as many columns as fit; the figure grows by its further rows."""
     handles, labels = axes.get_legend_handles_labels()
     labels = [textwrap.fill(label, 2 * LABEL_WIDTH) for label in labels]
@@ -254,10 +232,14 @@ def _legend_above(axes: Axes) -> None:
     axes.legend(handles, labels, ncols=columns, handlelength=1, columnspacing=1, **place)
 
 
-def _colours(count: int) -> list[str]:
-    return [COLOURS[place % len(COLOURS)] for place in range(count)]
+def name_rows(axes: Axes, labels: Sequence[str]) -> None:
+    """Labels of rows at 0, 1, ... from top to bottom."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
 
 
-def _percent(axes: Axes, which: str) -> None:
+def percent(axes: Axes, which: str) -> None:
+    """Percentages on the axes `x`, `y` or `xy`."""
     for name in which:
         getattr(axes, f"{name}axis").set_major_formatter(PercentFormatter(1, decimals=0))

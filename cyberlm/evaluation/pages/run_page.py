@@ -3,19 +3,25 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from cyberlm.evaluation.breakdowns import by_topic, letter_counts, reliability
+from scipy.special import softmax
+
+from cyberlm.evaluation.charts import by_topic, letter_counts, reliability
 from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.calibration import confidence_of
 from cyberlm.evaluation.metrics.metric import Metric, Place
-from cyberlm.evaluation.outcomes import FloatArray, choices, golds, right
+from cyberlm.evaluation.outcomes import FloatArray, right
 from cyberlm.evaluation.pages import figures
 from cyberlm.evaluation.pages.learning_curves import panels_of
-from cyberlm.evaluation.pages.questions import ShownQuestion, informative_questions
 from cyberlm.evaluation.pages.rendering import Cell, Picture, Table, picture, render
-from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, OUTCOMES, Prediction
+from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, OUTCOMES, Prediction, Predictions
 from cyberlm.evaluation.records import PairComparison, Results
 from cyberlm.evaluation.report import cost_rows, notes
+from cyberlm.evaluation.scores import scores_of
 from cyberlm.evaluation.verdict import difference_tables, main_comparison, power, primary_comparisons, verdict
+from cyberlm.tasks.task import LETTERS
 
+MOST_SHOWN = 20
+"""Questions."""
 MOST_TOPICS = 12
 """In the figure; the table has all."""
 MOST_CARDS = 5
@@ -41,38 +47,27 @@ class Origin:
     curves: Mapping[str, figures.Points] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Answers of the models to the test questions; empty where none was asked.
+def run_page(results: Results, eval_set: EvalSet, models: Mapping[str, Predictions], origin: Origin) -> str:
+    """Renders report.html of a run or an evaluation.
 
-    Attributes:
-        rows: By model, in the order of the questions.
-        probabilities: Of the options, (N, K), by model; 0 for options that a question does not have.
+    Args:
+        models: By name; empty where no test question was answered.
     """
-
-    rows: Mapping[str, Sequence[Prediction]]
-    probabilities: Mapping[str, FloatArray]
-
-    @property
-    def shown(self) -> Mapping[str, Sequence[Prediction]]:
-        """Those of the models in figures."""
-        return dict(list(self.rows.items())[:MOST_MODELS])
-
-    @property
-    def first(self) -> Sequence[Prediction]:
-        return next(iter(self.rows.values()), ())
-
-
-def run_page(results: Results, eval_set: EvalSet, answers: Answers, origin: Origin) -> str:
-    """Renders report.html of a run or an evaluation."""
-    topics = _topics(results, eval_set, answers)
-    tuned = "" if results.method == "none" else f", {results.method}"
+    rows = {name: given.test for name, given in models.items()}
+    scores = {name: scores_of(given, eval_set.option_score).numpy() for name, given in rows.items()}
+    topics = _topics(results, eval_set, rows)
+    asked = list(next(iter(rows.values()), ()))
+    probabilities = {
+        name: dict(zip((row.id for row in asked), softmax(found, axis=1), strict=True))
+        for name, found in scores.items()
+    }
+    by_id = {name: {row.id: row for row in given} for name, given in rows.items()}
+    pair = _pair(results)
     return render(
         "run.html",
-        title=f"{results.model}{tuned} on {results.data}",
-        kind="Training run" if results.kind == "train" else "Evaluation",
+        title=f"{results.model}{'' if results.method == 'none' else f', {results.method}'} on {results.data}",
+        results=results,
         origin=origin,
-        facts=_facts(results),
         findings=[*verdict(results.comparisons), *power(results.comparisons)],
         cards=_cards(results),
         headline=_metric_table(results, "headline"),
@@ -81,36 +76,19 @@ def run_page(results: Results, eval_set: EvalSet, answers: Answers, origin: Orig
         evidence=_metric_table(results, "evidence"),
         evidence_notes=notes(results, "evidence", "note"),
         details=_metric_table(results, "detail"),
-        pictures=_pictures(results, eval_set, answers, origin, topics),
-        omitted=len(answers.rows) - len(answers.shown),
-        topics=_topic_table(topics, list(answers.rows)),
+        pictures=_pictures(results, eval_set, dict(list(rows.items())[:MOST_MODELS]), scores, origin, topics),
+        omitted=max(0, len(rows) - MOST_MODELS),
+        topics=_topic_table(topics, list(rows)),
         cost=cost_rows(results, results.cost) if results.cost else {},
-        questions=_questions(results, eval_set, answers),
-        licence=eval_set.config.data.licence,
-        shows_text=eval_set.shows_text,
+        questions=informative_questions(by_id, probabilities, pair),
+        compared=(pair.first, pair.second) if pair else list(rows)[-1:],
+        rows=by_id,
+        probabilities=probabilities,
+        texts={row.id: question for row, question in zip(asked, eval_set.questions, strict=True)},
+        eval_set=eval_set,
+        letters=LETTERS,
         settings=Table(["setting", "here", "default"], origin.changed),
-        provenance=results.provenance,
     )
-
-
-def _facts(results: Results) -> dict[str, str]:
-    """Model, method, data and choice of the weights."""
-    facts = {
-        "model": results.model,
-        "method": "none: nothing was trained" if results.method == "none" else results.method,
-        "base weights": "as they are" if results.quant == "none" else results.quant,
-        "prompt": results.prompt,
-        "data": results.data,
-        "questions": ", ".join(f"{count:,} {part}" for part, count in results.questions.items()),
-    }
-    if results.kind == "train":
-        facts["optimizer steps"] = f"{results.steps:,}"
-    if results.objective is not None:
-        figures_of = {name: value for name, value in results.validation.items() if value is not None}
-        listed = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in figures_of.items())
-        by = (results.monitor or "accuracy").replace("_", " ")
-        facts["weights chosen by"] = f"{by} on the validation questions ({listed or f'{results.objective:.4f}'})"
-    return facts
 
 
 def _pair(results: Results) -> PairComparison | None:
@@ -175,10 +153,12 @@ def _outcome(results: Results) -> str:
     return GENERATION if pair is not None and pair.outcome == GENERATION else LIKELIHOOD
 
 
-def _topics(results: Results, eval_set: EvalSet, answers: Answers) -> dict[str, dict[str, Metric]]:
+def _topics(
+    results: Results, eval_set: EvalSet, models: Mapping[str, Sequence[Prediction]]
+) -> dict[str, dict[str, Metric]]:
     """Accuracy by topic, then by model."""
     found: dict[str, dict[str, Metric]] = {}
-    for model, rows in answers.rows.items():
+    for model, rows in models.items():
         correct = right(rows, generated=_outcome(results) == GENERATION)
         for metric in by_topic(rows, correct, eval_set.clusters):
             found.setdefault(metric.name, {})[model] = metric
@@ -194,21 +174,41 @@ def _topic_table(topics: Mapping[str, Mapping[str, Metric]], models: Sequence[st
 
 
 def _pictures(
-    results: Results, eval_set: EvalSet, answers: Answers, origin: Origin, topics: Mapping[str, Mapping[str, Metric]]
+    results: Results,
+    eval_set: EvalSet,
+    models: Mapping[str, Sequence[Prediction]],
+    scores: Mapping[str, FloatArray],
+    origin: Origin,
+    topics: Mapping[str, Mapping[str, Metric]],
 ) -> list[Picture]:
-    """Every figure that the results allow."""
+    """Every figure that the results allow.
+
+    Args:
+        models: Those that are shown.
+    """
     found = []
     if results.comparisons:
         found.append(_forest(results.comparisons))
     if origin.curves:
         caption = "From metrics.csv. Pale: each row; bold: the mean of neighbouring rows."
         found.append(picture(figures.curves(panels_of(origin.curves)), "Learning curves", caption))
-    if answers.first and all(row.n_options > 1 for row in answers.first):
-        found += [_reliability(answers, eval_set), _letters(answers)]
+    if models and all(row.n_options > 1 for row in next(iter(models.values()))):
+        points = {
+            name: reliability(confidence_of(scores[name]), right(rows), eval_set.clusters)
+            for name, rows in models.items()
+        }
+        caption = (
+            "Share of right answers by the probability of the chosen option, in bins of equally many questions, with "
+            "95% intervals. Below the dashed line a model is surer than it is right."
+        )
+        found.append(picture(figures.reliability(points), "Reliability", caption))
+        caption = "How often each letter is right, and how often each model chooses it, by likelihood."
+        counts = {name: letter_counts(rows) for name, rows in models.items()}
+        found.append(picture(figures.letters(counts), "Letters", caption))
     if len(topics) > 1:
         most = f" The {MOST_TOPICS} topics with the most questions." if len(topics) > MOST_TOPICS else ""
         shown = {
-            topic: {name: metric for name, metric in shares.items() if name in answers.shown}
+            topic: {name: metric for name, metric in shares.items() if name in models}
             for topic, shares in list(topics.items())[:MOST_TOPICS]
         }
         caption = f"Accuracy by {_outcome(results)}, with 95% intervals.{most}"
@@ -223,41 +223,56 @@ def _forest(pairs: Sequence[PairComparison]) -> Picture:
     rows = []
     for pair in chosen[:MOST_PAIRS]:
         label = OUTCOMES[pair.outcome].strip() if one else f"{pair.second} minus {pair.first}"
-        rows.append(figures.Interval(label, 100 * pair.difference, 100 * pair.ci_lo, 100 * pair.ci_hi))
+        rows.append((label, 100 * pair.difference, 100 * pair.ci_lo, 100 * pair.ci_hi))
     what = f"{pairs[0].second} minus {pairs[0].first}" if one else OUTCOMES[chosen[0].outcome]
     most = f" The first {MOST_PAIRS} of {len(chosen)} pairs." if len(chosen) > MOST_PAIRS else ""
     caption = f"Of {what}, with 95% intervals. Grey: 0 lies within.{most}"
     return picture(figures.forest(rows, "points"), "Differences", caption)
 
 
-def _reliability(answers: Answers, eval_set: EvalSet) -> Picture:
-    points = {
-        name: reliability(answers.probabilities[name].max(axis=1), right(rows), eval_set.clusters)
-        for name, rows in answers.shown.items()
+def informative_questions(
+    rows: Mapping[str, Mapping[str, Prediction]],
+    probabilities: Mapping[str, Mapping[str, FloatArray]],
+    pair: PairComparison | None,
+) -> dict[str, list[str]]:
+    """Ids of the questions that tell the most, by kind: gained, lost, and answered wrong with confidence.
+
+    At most `MOST_SHOWN`, each kind having its share. Gained and lost are sorted by how far the right option's
+    probability moved.
+
+    Args:
+        rows, probabilities: By model, then by the question's id; probabilities (K,) of the options.
+        pair: Comparison that says what was gained and lost; None for a single model.
+    """
+    if not rows:
+        return {}
+    shown = (pair.first, pair.second) if pair else tuple(rows)[-1:]
+    last = shown[-1]
+
+    def moved(name: str) -> float:
+        first, second = (float(probabilities[model][name][rows[model][name].gold]) for model in shown)
+        return second - first
+
+    lost = set(pair.lost) if pair else set()
+    wrong = [name for name, row in rows[last].items() if not row.correct and row.n_options > 1 and name not in lost]
+    waiting = {
+        "gained": sorted(pair.gained, key=moved, reverse=True) if pair else [],
+        "lost": sorted(pair.lost, key=moved) if pair else [],
+        "confidently wrong": sorted(wrong, key=lambda name: -probabilities[last][name].max()),
     }
-    caption = (
-        "Share of right answers by the probability of the chosen option, in bins of equally many questions, with 95% "
-        "intervals. Below the dashed line a model is surer than it is right."
-    )
-    return picture(figures.reliability(points), "Reliability", caption)
+    kinds = _in_turn(waiting)
+    return {kind: [name for name in kinds if kinds[name] == kind] for kind in waiting if kind in kinds.values()}
 
 
-def _letters(answers: Answers) -> Picture:
-    width = max(row.n_options for row in answers.first)
-    counts = {name: letter_counts(choices(rows), golds(rows), width) for name, rows in answers.shown.items()}
-    caption = "How often each letter is right, and how often each model chooses it, by likelihood."
-    return picture(figures.letters(counts), "Letters", caption)
-
-
-def _questions(results: Results, eval_set: EvalSet, answers: Answers) -> list[ShownQuestion]:
-    """The most informative ones; a completion is read as a letter only where the options were shown."""
-    if not answers.rows:
-        return []
-    texts = {row.id: question for row, question in zip(answers.first, eval_set.questions, strict=True)}
-    rows = {name: {row.id: row for row in given} for name, given in answers.rows.items()}
-    probabilities = {
-        name: {row.id: own for row, own in zip(given, answers.probabilities[name], strict=True)}
-        for name, given in answers.rows.items()
-    }
-    shown = texts if eval_set.shows_text else None
-    return informative_questions(shown, rows, probabilities, _pair(results), reads_letters=eval_set.options_shown)
+def _in_turn(waiting: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Kind of each chosen id: one of each kind in turn, until there are enough or none is left."""
+    kinds: dict[str, str] = {}
+    queues = {kind: iter(names) for kind, names in waiting.items()}
+    while queues and len(kinds) < MOST_SHOWN:
+        for kind, queue in list(queues.items()):
+            name = next((name for name in queue if name not in kinds), None)
+            if name is None:
+                del queues[kind]
+            elif len(kinds) < MOST_SHOWN:
+                kinds[name] = kind
+    return kinds

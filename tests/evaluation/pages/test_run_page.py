@@ -11,13 +11,13 @@ from pages_support import SCRIPT, Reader, page, prediction
 from results_support import COST, PAIR, named, results, share
 from support import config_of
 
-from cyberlm.evaluation.breakdowns import by_topic, letter_counts, reliability
+from cyberlm.evaluation.charts import by_topic, letter_counts, reliability
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import wilson
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.pages import figures
 from cyberlm.evaluation.pages.learning_curves import panels_of, read_curves
-from cyberlm.evaluation.pages.run_page import Answers, Origin, run_page
+from cyberlm.evaluation.pages.run_page import Origin, run_page
 from cyberlm.evaluation.records import Results
 
 
@@ -90,7 +90,7 @@ def test_free_licences(licence: str) -> None:
 def test_a_run_without_test_questions_has_a_page() -> None:
     config = config_of("data=sample")
     found = results(metrics={}, models={}, comparisons=(), differences=())
-    text = Reader(run_page(found, EvalSet(config, ()), Answers({}, {}), Origin("run", "python train.py"))).text
+    text = Reader(run_page(found, EvalSet(config, ()), {}, Origin("run", "python train.py"))).text
     assert "option nll on the validation questions" in text and "Results on the test" not in text
 
 
@@ -113,8 +113,8 @@ def test_accuracy_by_topic_puts_topics_of_one_domain_together() -> None:
 
 
 def test_letters_are_counted_by_right_and_chosen() -> None:
-    counts = letter_counts(np.array([1, -1, 0, 1]), np.array([0, 0, 2, 1]), 3)
-    assert counts.tolist() == [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
+    rows = [replace(prediction(k, choice), gold=gold) for k, (choice, gold) in enumerate([(1, 0), (0, 2), (1, 1)])]
+    assert letter_counts(rows).tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0] * 4]
 
 
 def test_learning_curves_are_read_by_column(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_learning_curves_are_read_by_column(tmp_path: Path) -> None:
 
 
 DRAWN = {
-    "forest": lambda: figures.forest([figures.Interval("a $b_1$ <i>", 0.1, -0.1, 0.3)], "points", band=0.02),
+    "forest": lambda: figures.forest([("a $b_1$ <i>", 0.1, -0.1, 0.3)], "points", band=0.02),
     "curves": lambda: figures.curves({"loss": {"x": (list(range(100)), list(range(100))), "y": ([1.0], [2.0])}}),
     "reliability": lambda: figures.reliability({"<i>": reliability(np.linspace(0.2, 1, 60), np.arange(60) % 2 == 0)}),
     "letters": lambda: figures.letters({"base": np.eye(4, dtype=np.int64), "tuned": np.ones((4, 4), np.int64)}),

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 from study_support import made_up_study
 
-from cyberlm.evaluation.pages.study_figures import CAPTIONS, colours, study_figures, write_study_figures
+from cyberlm.evaluation.pages.study_page import FIGURES, colours, study_figures, write_study_figures
 
 STUDY = made_up_study()
 
@@ -20,7 +20,7 @@ def drawn() -> dict[str, Figure]:
 
 def test_every_figure_is_written_as_svg_and_png(tmp_path: Path) -> None:
     found = write_study_figures(STUDY, tmp_path)
-    assert list(found) == list(CAPTIONS)
+    assert list(found) == list(FIGURES)
     for name, svg in found.items():
         assert ElementTree.fromstring(svg).tag.endswith("svg")
         assert (tmp_path / "figures" / f"{name}.svg").stat().st_size > 1000

@@ -11,8 +11,7 @@ from pages_support import SCRIPT, Reader, a_study, a_sweep
 
 from cyberlm.evaluation.pages import sweep_figures
 from cyberlm.evaluation.pages.figures import INK, to_svg
-from cyberlm.evaluation.pages.study_figures import CAPTIONS, study_figures
-from cyberlm.evaluation.pages.study_page import study_page
+from cyberlm.evaluation.pages.study_page import FIGURES, study_figures, study_page
 from cyberlm.evaluation.pages.sweep_page import sweep_page
 
 
@@ -64,7 +63,7 @@ def test_parallel_coordinates_of_any_settings(settings: dict[str, list[str]]) ->
 def test_the_page_of_a_study() -> None:
     study = a_study()
     drawn = {name: to_svg(figure, name) for name, figure in study_figures(study).items()}
-    text = study_page(study, drawn, CAPTIONS)
+    text = study_page(study, drawn)
     read = Reader(text)
     assert read.open == [] and read.tags.count("script") == 1 and "img" not in read.tags
     words = " ".join(read.text.split())
@@ -79,4 +78,4 @@ def test_the_page_of_a_study() -> None:
     assert "28.0%lora: accuracy by generation. 95%: 24.0% to 32.0%" in words
     assert "lora minus base" in words and "+16.0" in words and "+6.0 to +26.0" in words and "not tested" in words
     assert re.findall(r'<td><a href="([^"]*)"', text) == ["tune/lora_0.0001/report.html", "lora_seed1/report.html"]
-    assert all(caption in words for name, caption in CAPTIONS.items() if name in drawn)
+    assert all(FIGURES[name][1] in words for name in drawn)

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import mean_estimate
+from cyberlm.evaluation.intervals import Clusters, IntArray, mean_estimate
 from cyberlm.evaluation.metrics.calibration import option_nll
 from cyberlm.evaluation.metrics.rouge import ROUGE, rouge_of, short_references
-from cyberlm.evaluation.outcomes import NO_CHOICE, Clusters, IntArray, choices, golds, has_candidates, right
 from cyberlm.evaluation.paired_tests import (
     design_effect,
     detectable_difference,
@@ -21,7 +20,19 @@ from cyberlm.evaluation.paired_tests import (
     holm,
     mcnemar,
 )
-from cyberlm.evaluation.predictions import LIKELIHOOD, NAMED, NAMED_BY_BOTH, OUTCOMES, Prediction, Predictions
+from cyberlm.evaluation.predictions import (
+    LIKELIHOOD,
+    NAMED,
+    NAMED_BY_BOTH,
+    NO_CHOICE,
+    OUTCOMES,
+    Prediction,
+    Predictions,
+    choices,
+    golds,
+    has_candidates,
+    right,
+)
 from cyberlm.evaluation.records import MeanDifference, ModelSpec, PairComparison
 from cyberlm.evaluation.scores import scores_of
 from cyberlm.runtime.errors import Problem, RunError

@@ -8,8 +8,7 @@ from cyberlm.config.schema import EvaluationConfig
 from cyberlm.data.batches import collate_scoring, plan_batches
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.rotations import rotations, safe_to_permute
-from cyberlm.evaluation.outcomes import NO_CHOICE
-from cyberlm.evaluation.predictions import Prediction, Predictions
+from cyberlm.evaluation.predictions import NO_CHOICE, Prediction, Predictions
 from cyberlm.evaluation.scores import choose
 from cyberlm.evaluation.scoring import answering, generate, option_log_probs
 from cyberlm.models.loaded import LoadedModel

@@ -4,16 +4,30 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from cyberlm.evaluation.outcomes import Clusters, FloatArray, cluster_sums
-
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+Clusters = ArrayLike | None
+"""Number of each question's near-duplicate cluster, (N,) int; None where all are independent."""
 Z95 = float(norm.ppf(0.975))
 """Two-sided 95% quantile of the normal distribution, 1.95996."""
 ROUNDING = 1e-12
 """Sums of deviations no larger than this, relative to what was summed, are 0 but for rounding."""
+
+
+def cluster_sums(values: ArrayLike, clusters: Clusters = None) -> FloatArray:
+    """Sums (G, ...) of the values (N, ...) of each near-duplicate cluster; without clusters, the values."""
+    each = np.asarray(values, dtype=np.float64)
+    if clusters is None:
+        return each
+    members = np.unique(np.asarray(clusters), return_inverse=True)[1]
+    sums = np.zeros((members.max() + 1, *each.shape[1:]))
+    np.add.at(sums, members, each)
+    return sums
 
 
 @dataclass(frozen=True)

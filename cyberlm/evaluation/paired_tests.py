@@ -7,8 +7,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-from cyberlm.evaluation.intervals import Z95
-from cyberlm.evaluation.outcomes import Clusters, FloatArray, cluster_sums
+from cyberlm.evaluation.intervals import Z95, Clusters, FloatArray, cluster_sums
 
 Changes = ArrayLike
 """(N,) int: -1 for a question that only the first model got right, 1 for one that only the second did, else 0."""

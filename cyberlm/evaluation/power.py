@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from scipy.special import nctdtrinc
 from scipy.stats import t as student
 
-from cyberlm.evaluation.intervals import Estimate
-from cyberlm.evaluation.outcomes import Clusters, FloatArray
+from cyberlm.evaluation.intervals import Clusters, Estimate, FloatArray
 from cyberlm.evaluation.paired_tests import design_effect
 from cyberlm.evaluation.seeds import seed_variances
 

@@ -1,7 +1,12 @@
-"""Predictions: one model's answers to the questions of an evaluation."""
+"""Predictions: one model's answers to the questions of an evaluation, and arrays of what they chose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+
+from cyberlm.evaluation.intervals import BoolArray, IntArray
+from cyberlm.runtime.errors import Problem, RunError
 
 LIKELIHOOD, GENERATION, NAMED, NAMED_BY_BOTH = "likelihood", "generation", "option_named", "named_by_both"
 OUTCOMES = {
@@ -12,6 +17,10 @@ OUTCOMES = {
 }
 """Outcomes by question, with their labels: right by likelihood; right by generation; the completion names an option
 (format); right by generation where both models' completions name one (knowledge)."""
+NO_CHOICE = -1
+"""Choice of a completion that names no option."""
+OTHER_ANSWER = -2
+"""Choice of a completion that holds a free answer other than the target."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +86,44 @@ class Predictions:
     rotated: Sequence[Sequence[Prediction]] = ()
     without_question: Sequence[Prediction] = ()
     validation: Sequence[Prediction] = ()
+
+
+def has_candidates(predictions: Sequence[Prediction]) -> bool:
+    """True if there is anything to choose by likelihood; of free answers the target alone is scored."""
+    return any(row.n_options > 1 for row in predictions)
+
+
+def choices(predictions: Sequence[Prediction], generated: bool = False) -> IntArray:
+    """Indices of the chosen options, (N,) int64; `NO_CHOICE` where a completion names none.
+
+    Args:
+        generated: Whether to take the parsed completion instead of the option chosen by likelihood.
+
+    Raises:
+        RunError: If completions are asked for and some predictions hold none.
+    """
+    if not generated:
+        return np.array([prediction.choice for prediction in predictions], dtype=np.int64)
+    without = sum(prediction.generated is None for prediction in predictions)
+    if without:
+        raise RunError(
+            "Accuracy by generation cannot be measured.",
+            [Problem(f"{without} of {len(predictions)} predictions hold no generated answer", "a completion for each")],
+            hint="Score the model again with evaluation.generate=true.",
+        )
+    named = [NO_CHOICE if p.parsed is None else p.parsed for p in predictions]
+    return np.array([OTHER_ANSWER if isinstance(choice, str) else choice for choice in named], dtype=np.int64)
+
+
+def golds(predictions: Sequence[Prediction]) -> IntArray:
+    """Indices of the right options, (N,) int64."""
+    return np.array([prediction.gold for prediction in predictions], dtype=np.int64)
+
+
+def right(predictions: Sequence[Prediction], generated: bool = False) -> BoolArray:
+    """Questions answered right, (N,) bool; a completion that names no option is wrong.
+
+    Raises:
+        RunError: As `choices`.
+    """
+    return choices(predictions, generated) == golds(predictions)

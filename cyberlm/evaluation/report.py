@@ -128,12 +128,12 @@ def _print_metrics(title: str, results: Results, place: Place) -> None:
         if place == "headline":
             rows.append([label, *("-" if m is None else replace(m, interval=None).text() for m in metrics)])
             if any(m and m.interval for m in metrics):
-                rows.append(["  95% interval", *map(_interval, metrics)])
-                rows.append(["  questions", *map(_count, metrics)])
+                rows.append(["  95% interval", *((m and m.limits()) or "-" for m in metrics)])
+                rows.append(["  questions", *((m and m.count()) or "-" for m in metrics)])
         else:
             rows.append([label, *("-" if m is None else m.text() for m in metrics)])
             if numbers - {results.questions.get("test")}:
-                rows.append(["  questions", *map(_count, metrics)])
+                rows.append(["  questions", *((m and m.count()) or "-" for m in metrics)])
     if rows:
         labels, *columns = zip(*rows, strict=True)
         _print_stacked(title, {"": labels, **dict(zip(results.metrics, columns, strict=True))}, justify="right")
@@ -147,19 +147,6 @@ def notes(results: Results, *places: Place) -> list[str]:
             about.setdefault(note, []).append(model)
     everyone = len(results.metrics)
     return [note if len(models) == everyone else f"{', '.join(models)}: {note}" for note, models in about.items()]
-
-
-def _interval(metric: Metric | None) -> str:
-    if metric is None or metric.interval is None:
-        return "-"
-    return " to ".join(format(limit, metric.format_spec) for limit in metric.interval)
-
-
-def _count(metric: Metric | None) -> str:
-    """Questions that a metric rests on; of a share, how many of them."""
-    if metric is None or metric.n is None or metric.value is None:
-        return "-"
-    return f"{round(metric.value * metric.n)} of {metric.n}" if metric.is_share else str(metric.n)
 
 
 def _cost_table(results: Results, cost: Cost) -> Table:

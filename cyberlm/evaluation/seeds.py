@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import t as student
 
-from cyberlm.evaluation.intervals import Z95, Estimate, mean_estimate, wilson
-from cyberlm.evaluation.outcomes import Clusters, FloatArray, cluster_sums
+from cyberlm.evaluation.intervals import Z95, Clusters, Estimate, FloatArray, cluster_sums, mean_estimate, wilson
 from cyberlm.evaluation.paired_tests import mcnemar
 from cyberlm.evaluation.study import Figure
 

@@ -119,7 +119,7 @@ def difference_tables(results: Results) -> list[tuple[str, dict[str, list[str]]]
     for family in dict.fromkeys(pair.family for pair in main):
         asked = [pair for pair in main if pair.family == family]
         columns = _columns([_names(pair) for pair in asked], asked)
-        columns["Holm p"] = [_p(pair.p_holm) for pair in asked]
+        columns["Holm p"] = [p_cell(pair.p_holm) for pair in asked]
         columns["gained, lost"] = [f"{pair.only_second_right}, {pair.only_first_right}" for pair in asked]
         tables.append((f"{labels[asked[0].outcome]}: {family or 'all pairs'} (Holm over {len(asked)})", columns))
     return tables
@@ -144,7 +144,7 @@ def _columns(labels: list[str], rows: Sequence[PairComparison | MeanDifference])
         "": labels,
         "change": [_change(row, row.difference) for row in rows],
         "95% interval": [_limits(row) for row in rows],
-        "p": [_p(row.p) for row in rows],
+        "p": [p_cell(row.p) for row in rows],
     }
 
 
@@ -152,18 +152,19 @@ def _names(pair: PairComparison | MeanDifference) -> str:
     return f"{pair.second} minus {pair.first}"
 
 
-def _change(row: PairComparison | MeanDifference, value: float) -> str:
+def _change(row: PairComparison | MeanDifference, value: float | None) -> str:
     """In points for shares of questions."""
+    if value is None:
+        return "-"
     return f"{100 * value:+.1f}" if isinstance(row, PairComparison) else f"{value:+.4f}"
 
 
 def _limits(row: PairComparison | MeanDifference) -> str:
-    if row.ci_lo is None or row.ci_hi is None:
-        return "-"
-    return f"{_change(row, row.ci_lo)} to {_change(row, row.ci_hi)}"
+    return "-" if row.ci_lo is None else f"{_change(row, row.ci_lo)} to {_change(row, row.ci_hi)}"
 
 
-def _p(value: float | None) -> str:
+def p_cell(value: float | None) -> str:
+    """`< 0.001` or `0.031`; `-` for none."""
     if value is None:
         return "-"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

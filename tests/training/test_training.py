@@ -28,7 +28,7 @@ from cyberlm.config.schema import Monitor, OptimizerName, OptionScore
 from cyberlm.data.batches import AnswerCollator, plan_epoch
 from cyberlm.evaluation.inference import predict
 from cyberlm.evaluation.metrics.calibration import option_nll
-from cyberlm.evaluation.outcomes import golds
+from cyberlm.evaluation.predictions import golds
 from cyberlm.evaluation.scores import scores_of
 from cyberlm.models.loaded import trainable_names
 from cyberlm.models.loading import load_tokenizer

@@ -6,10 +6,9 @@ import numpy as np
 
 from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import effective_questions
+from cyberlm.evaluation.intervals import BoolArray, effective_questions
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
-from cyberlm.evaluation.outcomes import BoolArray, golds, has_candidates, right
-from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.predictions import Predictions, golds, has_candidates, right
 from cyberlm.evaluation.scores import choose
 
 

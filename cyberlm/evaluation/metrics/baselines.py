@@ -13,9 +13,8 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import skill_interval
+from cyberlm.evaluation.intervals import Clusters, skill_interval
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
-from cyberlm.evaluation.outcomes import Clusters
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.tasks.task import LETTERS, Example
 

@@ -14,8 +14,7 @@ import numpy as np
 from cyberlm.data.near_duplicates import alike_between, number_words, words_of
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
-from cyberlm.evaluation.outcomes import has_candidates, right
-from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.predictions import Predictions, has_candidates, right
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.task import Example
 

@@ -13,8 +13,7 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
-from cyberlm.evaluation.outcomes import choices, golds
-from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.predictions import Predictions, choices, golds
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import read_json
 from cyberlm.runtime.validation import from_json

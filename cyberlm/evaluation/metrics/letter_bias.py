@@ -12,11 +12,10 @@ from scipy.special import softmax
 from scipy.stats import chi2
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import effective_questions
+from cyberlm.evaluation.intervals import BoolArray, Clusters, FloatArray, IntArray, cluster_sums, effective_questions
 from cyberlm.evaluation.metrics.metric import Metric, chance_metric, share_metric
 from cyberlm.evaluation.metrics.rotations import prior_sample
-from cyberlm.evaluation.outcomes import BoolArray, Clusters, FloatArray, IntArray, choices, cluster_sums, golds
-from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.predictions import Predictions, choices, golds
 from cyberlm.tasks.task import LETTERS
 
 DRAWS = 10_000

@@ -16,8 +16,7 @@ from hydra.utils import get_method
 from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import effective_questions, mean_estimate, wilson
-from cyberlm.evaluation.outcomes import Clusters, FloatArray
+from cyberlm.evaluation.intervals import Clusters, FloatArray, effective_questions, mean_estimate, wilson
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 
@@ -53,6 +52,21 @@ class Metric:
     @property
     def is_share(self) -> bool:
         return self.format_spec.endswith("%")
+
+    @property
+    def title(self) -> str:
+        """Label in tables without its indent."""
+        return (self.label or self.name).strip()
+
+    def limits(self) -> str:
+        """`30.0% to 45.3%`; empty without an interval."""
+        return " to ".join(format(limit, self.format_spec) for limit in self.interval or ())
+
+    def count(self) -> str:
+        """Questions that it rests on, of a share how many of them: `56 of 150`; empty where it is undefined."""
+        if self.n is None or self.value is None:
+            return ""
+        return f"{round(self.value * self.n)} of {self.n}" if self.is_share else str(self.n)
 
     def text(self) -> str:
         """Value with its interval: `41.2% (37-46%)`, `0.12 (0.05, 0.20)`; `-` where it is undefined."""

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
-from cyberlm.evaluation.outcomes import choices, golds
-from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.predictions import Predictions, choices, golds
 from cyberlm.tasks.task import LETTERS, Example
 
 _QUANTITY = r"\b(?:all|any|both|each|either|most|neither|none|one|some|three|two)(?:\s+of)?(?:\s+(?:the|these|those))?"

@@ -7,13 +7,13 @@ from scipy.special import softmax
 
 from cyberlm.evaluation.charts import by_topic, letter_counts, reliability
 from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.intervals import FloatArray
 from cyberlm.evaluation.metrics.calibration import confidence_of
 from cyberlm.evaluation.metrics.metric import Metric, Place
-from cyberlm.evaluation.outcomes import FloatArray, right
 from cyberlm.evaluation.pages import figures
 from cyberlm.evaluation.pages.learning_curves import panels_of
 from cyberlm.evaluation.pages.rendering import Cell, Picture, Table, picture, render
-from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, OUTCOMES, Prediction, Predictions
+from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, OUTCOMES, Prediction, Predictions, right
 from cyberlm.evaluation.records import PairComparison, Results
 from cyberlm.evaluation.report import cost_rows, notes
 from cyberlm.evaluation.scores import scores_of
@@ -56,12 +56,9 @@ def run_page(results: Results, eval_set: EvalSet, models: Mapping[str, Predictio
     rows = {name: given.test for name, given in models.items()}
     scores = {name: scores_of(given, eval_set.option_score).numpy() for name, given in rows.items()}
     topics = _topics(results, eval_set, rows)
-    asked = list(next(iter(rows.values()), ()))
-    probabilities = {
-        name: dict(zip((row.id for row in asked), softmax(found, axis=1), strict=True))
-        for name, found in scores.items()
-    }
-    by_id = {name: {row.id: row for row in given} for name, given in rows.items()}
+    ids = [row.id for row in next(iter(rows.values()), ())]
+    by_id = {name: dict(zip(ids, given, strict=True)) for name, given in rows.items()}
+    probabilities = {name: dict(zip(ids, softmax(found, axis=1), strict=True)) for name, found in scores.items()}
     pair = _pair(results)
     return render(
         "run.html",
@@ -84,7 +81,7 @@ def run_page(results: Results, eval_set: EvalSet, models: Mapping[str, Predictio
         compared=(pair.first, pair.second) if pair else list(rows)[-1:],
         rows=by_id,
         probabilities=probabilities,
-        texts={row.id: question for row, question in zip(asked, eval_set.questions, strict=True)},
+        texts=dict(zip(ids, eval_set.questions, strict=False)),
         eval_set=eval_set,
         letters=LETTERS,
         settings=Table(["setting", "here", "default"], origin.changed),
@@ -121,15 +118,12 @@ def _metric_cell(metric: Metric | None, usual: int | None = None) -> Cell:
     """
     if metric is None or metric.value is None:
         return Cell("-")
-    words = []
-    if metric.interval is not None:
-        low, high = (format(limit, metric.format_spec) for limit in metric.interval)
-        words.append(f"{low} to {high}" if metric.label.endswith("%)") else f"95%: {low} to {high}")
-    if metric.n is not None and metric.is_share:
-        words.append(f"{round(metric.value * metric.n)} of {metric.n}")
-    elif metric.n not in (None, usual):
-        words.append(f"{metric.n} questions")
-    return Cell(replace(metric, interval=None).text(), metric.value, ", ".join(words))
+    limits = metric.limits()
+    if limits and not metric.label.endswith("%)"):
+        limits = f"95%: {limits}"
+    count = metric.count() if metric.is_share else f"{metric.n} questions" if metric.n not in (None, usual) else ""
+    small = ", ".join(filter(None, (limits, count)))
+    return Cell(replace(metric, interval=None).text(), metric.value, small)
 
 
 def _metric_table(results: Results, place: Place) -> Table:

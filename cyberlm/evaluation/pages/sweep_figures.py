@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from cyberlm.evaluation.outcomes import FloatArray
+from cyberlm.evaluation.intervals import FloatArray
 from cyberlm.evaluation.pages.figures import COLOURS, HALO, INK, WIDTH, themed
 
 MOST_TICKS = 8

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cyberlm.evaluation.metrics.rouge import ROUGE
 from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD
-from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, Study, StudyCost, StudyRow
+from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, Study, StudyComparison, StudyCost, StudyRow
+from cyberlm.evaluation.verdict import p_cell
 from cyberlm.runtime.files import write_text
 from cyberlm.runtime.progress import clock
 
@@ -29,10 +30,12 @@ def table_columns(study: Study) -> dict[str, list[str]]:
     for outcome in (GENERATION, LIKELIHOOD):
         columns[f"accuracy, {outcome}, %"] = [_share(row, outcome) for row in rows]
         for family, other in ((AGAINST_BASE, "base"), (AGAINST_REFERENCE, study.reference)):
-            columns[f"minus {other}, {outcome}, points"] = [_difference(study, row, family, outcome) for row in rows]
-            columns[f"Holm p, {other}, {outcome}"] = [_p(study, row, family, outcome) for row in rows]
-    columns |= {label: [_score(row, name) for row in rows] for name, label in ROUGE.items()}
-    columns |= {heading: [_of_cost(row, text) for row in rows] for heading, text in COSTS.items()}
+            pairs = [study.comparison(row.name, family, outcome) for row in rows]
+            columns[f"minus {other}, {outcome}, points"] = [_difference(pair) if pair else NONE for pair in pairs]
+            columns[f"Holm p, {other}, {outcome}"] = [p_cell(pair.p_holm) if pair else NONE for pair in pairs]
+    for name, label in ROUGE.items():
+        columns[label] = [f"{row.figures[name].value:.3f}" if name in row.figures else NONE for row in rows]
+    columns |= {heading: [text(row.cost) if row.cost else NONE for row in rows] for heading, text in COSTS.items()}
     columns["published accuracy, %"] = [NONE if row.published is None else _percent(row.published) for row in rows]
     return {heading: cells for heading, cells in columns.items() if set(cells) != {NONE}}
 
@@ -88,26 +91,8 @@ def _share(row: StudyRow, outcome: str) -> str:
     return f"{_percent(figure.value)} ({_percent(figure.ci_lo)} to {_percent(figure.ci_hi)})"
 
 
-def _difference(study: Study, row: StudyRow, family: str, outcome: str) -> str:
-    pair = study.comparison(row.name, family, outcome)
-    if pair is None:
-        return NONE
+def _difference(pair: StudyComparison) -> str:
     return f"{100 * pair.difference:+.1f} ({100 * pair.ci_lo:+.1f} to {100 * pair.ci_hi:+.1f})"
-
-
-def _p(study: Study, row: StudyRow, family: str, outcome: str) -> str:
-    pair = study.comparison(row.name, family, outcome)
-    if pair is None:
-        return NONE
-    return "< 0.001" if pair.p_holm < 0.001 else f"{pair.p_holm:.3f}"
-
-
-def _score(row: StudyRow, name: str) -> str:
-    return f"{row.figures[name].value:.3f}" if name in row.figures else NONE
-
-
-def _of_cost(row: StudyRow, text: Callable[[StudyCost], str]) -> str:
-    return NONE if row.cost is None else text(row.cost)
 
 
 COSTS: dict[str, Callable[[StudyCost], str]] = {

@@ -3,15 +3,15 @@
 import pytest
 from statistics_support import answered, question
 
-from cyberlm.evaluation import outcomes as module
-from cyberlm.evaluation.outcomes import choices, cluster_sums, golds, right
+from cyberlm.evaluation.intervals import cluster_sums
+from cyberlm.evaluation.predictions import NO_CHOICE, choices, golds, right
 from cyberlm.runtime.errors import RunError
 
 
 def test_likelihood_and_generation_are_told_apart() -> None:
     rows = [answered(question(i, 0), choice=0, parsed=parsed) for i, parsed in enumerate((0, 2, -1))]
     assert choices(rows).tolist() == [0, 0, 0]
-    assert choices(rows, generated=True).tolist() == [0, 2, module.NO_CHOICE]
+    assert choices(rows, generated=True).tolist() == [0, 2, NO_CHOICE]
     assert golds(rows).tolist() == [0, 0, 0]
     assert right(rows).tolist() == [True, True, True]
     assert right(rows, generated=True).tolist() == [True, False, False]  # unparseable is wrong, and counted

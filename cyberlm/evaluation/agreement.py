@@ -9,7 +9,7 @@ from cyberlm.tasks.task import LETTERS
 
 @dataclass(frozen=True)
 class Flip:
-    """A question that the second model answers otherwise: letters of the right option and of the two answers.
+    """A question that the second model answers otherwise, by letters.
 
     `margin` is by how much the first model preferred its answer to the other, in nats a token.
     """
@@ -22,20 +22,17 @@ class Flip:
 
     def sentence(self) -> str:
         """`cybermetric:12: A before, C after (right: A); preferred by 0.003 nats a token`."""
-        return (
-            f"{self.id}: {self.before} before, {self.after} after (right: {self.gold}); preferred by "
-            f"{self.margin:.3g} nats a token"
-        )
+        answers = f"{self.before} before, {self.after} after (right: {self.gold})"
+        return f"{self.id}: {answers}; preferred by {self.margin:.3g} nats a token"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two models' answers by likelihood agree.
+    """Agreement of two models' answers by likelihood.
 
     Attributes:
-        largest_logprob_difference: Over all options of all questions, in nats (sums over an option's tokens).
-        largest_logit_difference: Over the whole vocabulary, at the first token of every answer; None where the logits
-            of one of them are not known.
+        largest_logprob_difference: Of all options of all questions, in nats (sums over an option's tokens).
+        largest_logit_difference: Of the whole vocabulary, at the first token of every answer; None where not known.
     """
 
     before: str

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import Clusters, IntArray, mean_estimate
+from cyberlm.evaluation.intervals import Clusters, IntArray, design_effect, mean_estimate
 from cyberlm.evaluation.metrics.calibration import option_nll
 from cyberlm.evaluation.metrics.rouge import ROUGE, rouge_of, short_references
 from cyberlm.evaluation.paired_tests import (
-    design_effect,
     detectable_difference,
     difference_interval,
     holm,
@@ -72,24 +71,20 @@ def compare_all(
 def question_figures(rows: Predicted, context: EvalSet, completed: bool) -> dict[str, Figure]:
     """By the names of metrics: NLL in nats; the task's figures and ROUGE where all models have generated answers."""
 
-    def rouge_figure(name: str) -> Figure:
-        return lambda rows: [rouge_of(row.generated or "", row.reference)[name] for row in rows]
-
-    def task_figure(figure: Callable[[str, str], float]) -> Figure:
+    def of_texts(figure: Callable[[str, str], float]) -> Figure:
         return lambda rows: [figure(row.generated or "", row.reference) for row in rows]
 
-    figures: dict[str, Figure] = {
-        "gold_nll": lambda rows: [row.gold_nll for row in rows],
-        "option_nll": lambda rows: option_nll(scores_of(rows, context.option_score), golds(rows)),
-    }
-    if not has_candidates(rows):
-        del figures["option_nll"]
+    def rouge_figure(name: str) -> Callable[[str, str], float]:
+        return lambda answer, reference: rouge_of(answer, reference)[name]
+
+    figures: dict[str, Figure] = {"gold_nll": lambda rows: [row.gold_nll for row in rows]}
+    if has_candidates(rows):
+        figures["option_nll"] = lambda rows: option_nll(scores_of(rows, context.option_score), golds(rows))
     if completed:
-        own = figures_of(make_task(context.config))
-        figures |= {name: task_figure(figure) for name, figure in own.items()}
-        figures |= {name: rouge_figure(name) for name in ROUGE}
+        own = {**figures_of(make_task(context.config)), **{name: rouge_figure(name) for name in ROUGE}}
         if short_references([row.reference for row in rows]) == len(rows):
-            del figures["rouge2"]  # undefined
+            del own["rouge2"]  # undefined
+        figures |= {name: of_texts(figure) for name, figure in own.items()}
     return figures
 
 

@@ -40,8 +40,8 @@ class Estimate:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Two-sided interval by t."""
-        low, high = student.interval(level, self.freedom, loc=self.value, scale=self.error)
-        return float(low), float(high)
+        half = self.error * float(student.ppf((1 + level) / 2, self.freedom))
+        return self.value - half, self.value + half
 
     def p_above(self, bound: float) -> float:
         """One-sided p-value of the hypothesis that the true value is at most `bound`."""
@@ -88,26 +88,25 @@ def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:
     return max(0.0, min(share, (centre - half) / scale)), min(1.0, max(share, (centre + half) / scale))
 
 
-def effective_questions(correct: ArrayLike, clusters: ArrayLike) -> float:
-    """Independent questions that would give accuracy the same variance: p(1-p)/v, in (0, n].
+def design_effect(values: ArrayLike, clusters: Clusters = None) -> float:
+    """Factor by which near-duplicates raise the variance of a mean of values (N,), at least 1 (Kish 1965).
 
-    v = (1/n²) Σ_c (Σ_{i in c} (x_i - p))² is the cluster-robust variance of a mean (Liang and Zeger 1986, Biometrika
-    73:13, doi 10.1093/biomet/73.1.13; for evaluations Miller 2024, arXiv 2411.00640), without a correction for few
-    clusters, so that clusters of one question each give n exactly.
-
-    At most n, for a duplicate never tells more than a fresh question; where all answers are right, or all wrong, and in
-    a single cluster, v is unknown, and each cluster counts as one question.
-
-    Args:
-        correct: (N,) bool or 0 and 1.
+    The cluster-robust variance (Liang and Zeger 1986, Biometrika 73:13, doi 10.1093/biomet/73.1.13; for evaluations
+    Miller 2024, arXiv 2411.00640) over that of independent questions, without a correction for few clusters, so that
+    clusters of one question each give 1. Where all values are alike, and in a single cluster, it is unknown, and each
+    cluster counts as one question.
     """
-    values = np.asarray(correct, dtype=np.float64)
-    share, n = float(values.mean()), values.size
-    sums = cluster_sums(values - share, clusters)  # (G,)
-    if sums.size in (1, n) or share in (0.0, 1.0):
-        return float(sums.size)
-    variance, binomial = float((sums**2).sum() / n**2), share * (1 - share)
-    return float(n) if variance * n <= binomial else binomial / variance
+    each = np.asarray(values, dtype=np.float64)
+    deviations = each - each.mean()
+    sums = cluster_sums(deviations, clusters)  # (G,)
+    if not deviations.any() or sums.size == 1:
+        return float(each.size / sums.size)
+    return max(1.0, float((sums**2).sum() / (deviations**2).sum()))
+
+
+def effective_questions(correct: ArrayLike, clusters: Clusters) -> float:
+    """Independent questions that would give accuracy the same variance, in (0, n]."""
+    return float(np.size(correct) / design_effect(correct, clusters))
 
 
 def skill_interval(

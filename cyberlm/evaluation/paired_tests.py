@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-from cyberlm.evaluation.intervals import Z95, Clusters, FloatArray, cluster_sums
+from cyberlm.evaluation.intervals import Z95, Clusters, FloatArray, cluster_sums, design_effect
 
 Changes = ArrayLike
 """(N,) int: -1 for a question that only the first model got right, 1 for one that only the second did, else 0."""
@@ -85,20 +85,6 @@ def _upper_limit(b: float, c: float, n: float) -> float:
 
     start = found + 1e-9  # at `found` itself the equation is 0 where nothing changed
     return 1.0 if start >= 1 else float(brentq(excess, start, 1.0, xtol=1e-14))
-
-
-def design_effect(changes: Changes, clusters: Clusters = None) -> float:
-    """Design effect of near-duplicates: factor of the variance of the mean change, at least 1 (Kish 1965).
-
-    The cluster-robust variance (as `intervals.effective_questions`) over that of independent questions. Where nothing
-    changed, and in a single cluster, it is unknown, and each cluster counts as one question.
-    """
-    values = np.asarray(changes, dtype=np.float64)
-    deviations = values - values.mean()
-    sums = cluster_sums(deviations, clusters)
-    if not deviations.any() or sums.size == 1:
-        return float(values.size / sums.size)
-    return max(1.0, float((sums**2).sum() / (deviations**2).sum()))
 
 
 def detectable_difference(only_first: int, only_second: int, n: int, effect: float = 1.0) -> float:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from scipy.special import nctdtrinc
 from scipy.stats import t as student
 
-from cyberlm.evaluation.intervals import Clusters, Estimate, FloatArray
-from cyberlm.evaluation.paired_tests import design_effect
+from cyberlm.evaluation.intervals import Clusters, Estimate, FloatArray, design_effect
 from cyberlm.evaluation.seeds import seed_variances
 
 LEVELS_AND_POWERS = {"non-inferior": (0.025, 0.90), "equivalent": (0.05, 0.80)}

@@ -28,19 +28,16 @@ class Prediction:
     """Answer of one model to one question: everything that a metric needs, so that any number can be recomputed.
 
     Attributes:
-        gold: Index of the right option.
-        option_logprobs: Summed log-probability (natural log) of each option's answer tokens, given the prompt.
-        option_tokens: Answer tokens of each option (1 each in the letter protocol).
-        option_chars: Characters of each option's answer text.
-        choice: Index of the option chosen by likelihood.
+        gold, choice: Indices of the right option, and of the one chosen by likelihood.
+        option_logprobs: Summed log-probability (nats) of each option's answer tokens, given the prompt.
+        option_tokens, option_chars: Answer tokens and characters of each option.
         gold_nll: Mean negative log-likelihood a token of the right answer, end of turn left out (nats).
         generated: Greedy completion, or None where generation was not asked for.
         parsed: Option that the completion names, the text of a free answer, or None where it has neither.
         reference: The text that ROUGE compares the completion with.
         prompt_hash: SHA-256 (first 16 hex digits) of the rendered prompt.
-        tied: Whether another option had the same score as the chosen one (`cyberlm.evaluation.scores.pick_best`).
-        finish_reason: Why the completion ended: `stop`, or `length` where `max_new_tokens` cut it off. None where
-            nothing was generated, and in older files.
+        tied: True if another option had the same score as the chosen one.
+        finish_reason: `stop`, or `length` where `max_new_tokens` cut the completion off; None in older files.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Records of results.json. No torch here."""
+"""Records of results.json, of which docs/results.md documents every field. No torch here."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +19,7 @@ class ModelSpec:
     """A model of an evaluation: what was asked for and, once it is loaded, what it is.
 
     Attributes:
-        source: What was typed for it, or the name of its `model` option.
         kind: `base`, `adapter`, or `weights` (merged or fully tuned).
-        base: Name of the weights that were loaded: hub id or path.
-        quant: `none` or `nf4`.
-        weights: Hash of these weights.
-        adapter: SHA-256 of the adapter's files; None without one.
-        prompt: Fingerprint of the prompt with this model's tokenizer.
-        tuned_from: Name of its base among the scored models; None for a base, and where its base is not one of them.
         name: In tables and files; in results.json the key.
         model, quant_config: The weights to load; for an adapter, those of its base. Not in results.json.
         folder: Of the adapter, or of the whole weights; None for a base model. Not in results.json.
@@ -52,19 +45,7 @@ class ModelSpec:
 class PairComparison:
     """Comparison of two models by one outcome, the second minus the first.
 
-    Attributes:
-        n: Questions; of `named_by_both`, those on which both completions name an option.
-        difference: Of the shares right.
-        ci_lo, ci_hi: 95%, Tango's score interval, widened where near-duplicates make the variance larger; (-1, 1)
-            where all questions are one cluster.
-        p_value: Exact McNemar test, two-sided, near-duplicate clusters changing sides as one.
-        p_holm: `p_mid` after Holm's correction over the family.
-        detectable: Smallest difference that so many questions would show at 80% power.
-        lost, gained: Ids of the questions that only the first, and only the second, got right, sorted.
-        outcome: One of `OUTCOMES`.
-        p_mid: Mid-p of the same test, which decides whether a difference is significant; None in older files.
-        family: Comparisons over which Holm corrects; empty in older files, which correct over all pairs.
-        first_right, second_right: Questions that each got right; None in older files.
+    `p_mid`, `first_right` and `second_right` are None in older files, and `family` is empty.
     """
 
     first: str
@@ -96,11 +77,7 @@ class PairComparison:
 class MeanDifference:
     """Comparison of two models by the mean of a figure that each question has, the second minus the first.
 
-    Attributes:
-        outcome: The figure: `gold_nll`, `option_nll`, `rouge1`, `rouge2`, `rougeL`.
-        ci_lo, ci_hi: 95% interval by t, near-duplicates counted as one; None where all differ alike or not at all, or
-            are one cluster, as is `p_value` (two-sided).
-        p_holm: After Holm's correction over the family.
+    Without interval and p-values where all differ alike or not at all, or are one cluster.
     """
 
     first: str
@@ -126,14 +103,9 @@ class Cost:
 
     Attributes:
         seconds: Wall time by phase, for example `{"load": 6.1, "train": 120.3}`.
-        processed_tokens: Places computed: padding included, what a batch's prompts begin with once.
-        nonpadding_tokens, label_tokens: Of the prompts and answers, in full; of the answers alone.
-        nonpadding_tokens_per_second: Effective tokens over the wall time of training steps: what a batch's prompts
-            begin with counts in each of them, though it is computed once.
-        computed_tokens_per_second: `processed_tokens` over the same time; None in older files.
-        adapter_bytes: On disk; for full fine-tuning, of the whole model.
-        peak_host_bytes, peak_device_bytes: Largest resident memory; largest GPU memory (None on CPU).
-        predicted_peak_bytes: What was planned before the run: of the GPU where there is one, else of the host.
+        peak_device_bytes: None on CPU.
+        predicted_peak_bytes: Planned before the run: of the GPU where there is one, else of the host.
+        computed_tokens_per_second: None in older files.
     """
 
     trainable_parameters: int
@@ -157,16 +129,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Results:
-    """results.json: everything a run found. docs/results.md documents every field.
+    """results.json: everything a run found.
 
     Attributes:
-        schema_version: That it was written in.
-        models: What was scored, by name: `base` and `tuned` (either may be missing), or the models of an evaluation.
+        models: By name: `base` and `tuned` (either may be missing), or the models of an evaluation.
         metrics: By model, then by the metric's name.
-        objective: The validation figure that chose the weights (train only) and ranks a sweep's jobs. Never of the
-            test set.
-        monitor: What `objective` is: `option_nll` (lower is better) or `accuracy`. None in an evaluation, and in runs
-            of a time when it was always accuracy.
+        objective: The validation figure that chose the weights (train only).
+        monitor: Name of that figure; None in an evaluation, and in older runs, whose figure was accuracy.
         validation: Every validation figure of the weights that were chosen, by name (train only).
     """
 

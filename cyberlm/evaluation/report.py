@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cyberlm.evaluation.metrics.metric import Metric, Place
+from cyberlm.evaluation.metrics.metric import Place
 from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.verdict import difference_tables, power, verdict, verdict_in_brief
 from cyberlm.runtime import progress
@@ -27,7 +27,8 @@ def print_summary(results: Results, files: Path) -> None:
     say(f"{results.model}, {results.method}, {results.data}: {questions} questions")
     shown = MOST_MODELS if len(results.metrics) <= MOST_MODELS else MOST_MODELS - 1
     for name, metrics in list(results.metrics.items())[:shown]:
-        say(_fitting(f"{name}:", [f"{m.label or m.name} {m.text()}" for m in metrics.values() if _leads(m)]))
+        heads = [m for m in metrics.values() if m.place == "headline" and m.value is not None]
+        say(_fitting(f"{name}:", [f"{m.label or m.name} {m.text()}" for m in heads]))
     if len(results.metrics) > shown:
         say(f"and {len(results.metrics) - shown} more models")
     for line in verdict_in_brief(results.comparisons):
@@ -39,10 +40,6 @@ def print_summary(results: Results, files: Path) -> None:
     page = "report.html, " if (files / "report.html").is_file() else ""
     say(f"All tables, {len(notes(results, 'headline', 'evidence', 'note'))} notes: {page}results.json, or report=full")
     say(f"Files: {files}")
-
-
-def _leads(metric: Metric) -> bool:
-    return metric.place == "headline" and metric.value is not None
 
 
 def _fitting(start: str, parts: Sequence[str]) -> str:
@@ -73,16 +70,13 @@ def print_results(results: Results, files: Path) -> None:
     for sentence in (*(f"{note}." for note in notes(results, "evidence", "note")), *power(results.comparisons)):
         say(sentence, wrap=True)
     if results.cost is not None:
-        say(_cost_table(results, results.cost), wrap=True)
+        cost = cost_rows(results, results.cost)
+        _print_stacked("Cost", {"": list(cost), " ": list(cost.values())}, justify="right")
     say(f"Files: {files}")
 
 
 def print_leaderboard(rows: Sequence[dict[str, str]]) -> None:
-    """Prints the jobs of a sweep; what does not fit beside one another stands below, with the first column repeated.
-
-    Args:
-        rows: At least one; columns are the keys of the first, in its order, without those that are empty in every row.
-    """
+    """Prints the jobs of a sweep, at least one, without columns that are empty in every row."""
     columns = [name for name in rows[0] if any(row.get(name) for row in rows)]
     _print_stacked("Leaderboard", {name: [row.get(name, "") for row in rows] for name in columns})
 
@@ -90,10 +84,9 @@ def print_leaderboard(rows: Sequence[dict[str, str]]) -> None:
 def _print_stacked(
     title: str, columns: Mapping[str, Sequence[str]], justify: Literal["left", "right"] = "left"
 ) -> None:
-    """A table; columns that do not fit beside one another stand below, with the first repeated.
+    """Prints a table; columns that do not fit beside one another stand below, with the first repeated.
 
     Args:
-        title: Above the first part.
         columns: By heading, the cells from top to bottom.
         justify: Of all columns but the first.
     """
@@ -127,13 +120,14 @@ def _print_metrics(title: str, results: Results, place: Place) -> None:
         numbers = {metric.n for metric in metrics if metric and metric.n is not None}
         if place == "headline":
             rows.append([label, *("-" if m is None else replace(m, interval=None).text() for m in metrics)])
-            if any(m and m.interval for m in metrics):
+            counted = any(m and m.interval for m in metrics)
+            if counted:
                 rows.append(["  95% interval", *((m and m.limits()) or "-" for m in metrics)])
-                rows.append(["  questions", *((m and m.count()) or "-" for m in metrics)])
         else:
             rows.append([label, *("-" if m is None else m.text() for m in metrics)])
-            if numbers - {results.questions.get("test")}:
-                rows.append(["  questions", *((m and m.count()) or "-" for m in metrics)])
+            counted = bool(numbers - {results.questions.get("test")})
+        if counted:
+            rows.append(["  questions", *((m and m.count()) or "-" for m in metrics)])
     if rows:
         labels, *columns = zip(*rows, strict=True)
         _print_stacked(title, {"": labels, **dict(zip(results.metrics, columns, strict=True))}, justify="right")
@@ -147,15 +141,6 @@ def notes(results: Results, *places: Place) -> list[str]:
             about.setdefault(note, []).append(model)
     everyone = len(results.metrics)
     return [note if len(models) == everyone else f"{', '.join(models)}: {note}" for note, models in about.items()]
-
-
-def _cost_table(results: Results, cost: Cost) -> Table:
-    table = Table(title="Cost", title_justify="left", box=box.SIMPLE, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for label, value in cost_rows(results, cost).items():
-        table.add_row(label, value)
-    return table
 
 
 def cost_rows(results: Results, cost: Cost) -> dict[str, str]:

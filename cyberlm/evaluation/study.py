@@ -22,8 +22,7 @@ class Figure:
 
     Attributes:
         value: Mean over the seeds.
-        ci_lo, ci_hi: 95%; None where no interval is made.
-        by_seed: Of each run, in the order of the seeds.
+        ci_lo, ci_hi: None where no interval is made.
     """
 
     value: float
@@ -59,11 +58,9 @@ class StudyRow:
 
     Attributes:
         kind: `base` or `method`.
-        seeds: Runs that the row rests on.
-        figures: By outcome: `likelihood`, `generation`, `option_named`, `right_where_named`, `rouge1`, `rouge2`,
-            `rougeL`, `gold_nll`, `option_nll`, as far as they were measured.
-        cost: None for a base.
-        published: Published accuracy; None where there is none.
+        seeds: Number of runs.
+        figures: By outcome, as far as they were measured.
+        published: Published accuracy.
     """
 
     name: str
@@ -81,9 +78,8 @@ class StudyComparison:
     """Two rows of the table by one outcome, the second minus the first.
 
     Attributes:
-        ci_lo, ci_hi: 95%, variance components over seeds and questions with Satterthwaite's t.
-        boot_lo, boot_hi: 95%, crossed bootstrap: the check.
-        p_holm: After Holm's correction over the family.
+        ci_lo, ci_hi: By variance components over seeds and questions, with Satterthwaite's t.
+        boot_lo, boot_hi: By the crossed bootstrap, a check: too narrow for few seeds.
         words: Against the reference: `equivalent within N points`, `differs` or `not shown to differ`.
         mcnemar: Mid-p of McNemar's test of each seed; empty where outcomes are not right or wrong.
     """
@@ -109,11 +105,8 @@ class Claim:
 
     Attributes:
         name: `above base`, `non-inferior`, `equivalent` or `superior`.
-        against: The base, or the reference.
         p_value: None where it was not tested, for an earlier claim does not hold.
-        p_holm: After Holm's correction over the methods.
         level: The claim holds where `p_holm` is at most this.
-        reason: One sentence.
     """
 
     name: str
@@ -146,9 +139,7 @@ class StudyJob:
     Attributes:
         stage: `tune` or `confirm`.
         state: `finished`, `failed`, `stopped`, `killed` or `not started`.
-        folder: Within the study's.
         figures: Of the tuned model on the test questions, by outcome.
-        train_seconds, seconds, peak_bytes: None where it has not finished.
     """
 
     name: str
@@ -182,18 +173,15 @@ class Study:
 
     Attributes:
         state: `finished`, or `unfinished` where jobs are missing.
-        command: Makes the study, or goes on with it.
-        outcome: Accuracy that the claims are about, named before any result.
-        margin: As a share, named before any result.
+        outcome: Accuracy that the claims are about, named before any result, as is `margin` (a share).
         questions: By part of the split.
         clusters: Of near-duplicates among the test questions.
         split: SHA-256 of the split manifest, the same of all jobs.
-        claims: In the order in which they are tested; by `outcome`.
+        claims: In the order in which they are tested.
         supported_margin: Margin that such a study shows 90 times in 100 where there is no difference.
-        findings: What a person reads first.
-        power: What so many questions and seeds can show.
+        power: Sentences on what so many questions and seeds can show.
         floors: Accuracies of what needs no model, by name.
-        notes: What limits the figures: failed jobs, costs of jobs that shared a machine.
+        notes: Limits of the figures: failed jobs, costs of jobs that shared a machine.
     """
 
     schema_version: int
@@ -225,10 +213,8 @@ class Study:
 
     def comparison(self, second: str, family: str, outcome: str) -> StudyComparison | None:
         """That of one row; None where there is none."""
-        found = (
-            pair for pair in self.comparisons if (pair.second, pair.family, pair.outcome) == (second, family, outcome)
-        )
-        return next(found, None)
+        found = {(pair.second, pair.family, pair.outcome): pair for pair in self.comparisons}
+        return found.get((second, family, outcome))
 
     def methods(self) -> Sequence[StudyRow]:
         return [row for row in self.rows if row.kind == "method"]

@@ -22,10 +22,9 @@ from cyberlm.evaluation.comparison import (
     compare_means,
     compare_models,
 )
-from cyberlm.evaluation.intervals import Estimate, mean_estimate
+from cyberlm.evaluation.intervals import Estimate, design_effect, mean_estimate
 from cyberlm.evaluation.paired_tests import (
     POWER_FACTOR,
-    design_effect,
     detectable_difference,
     difference_interval,
     holm,

@@ -6,7 +6,7 @@ last two is a suspicion and no proof: look at the pair before you believe it.
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 
 import numpy as np
@@ -110,19 +110,11 @@ def _same_text(test: Sequence[Example], train: Sequence[Example]) -> dict[str, M
     }
     found = {}
     for check, key in keys.items():
-        asked = list(map(key, test))
-        rows = _rows_of(set(asked), map(key, train))
-        found[check] = {i: rows[value] for i, value in enumerate(asked) if value in rows}
+        rows: dict[str, list[int]] = {}
+        for row, question in enumerate(train):
+            rows.setdefault(key(question), []).append(row)
+        found[check] = {i: rows[key(question)] for i, question in enumerate(test) if key(question) in rows}
     return found
-
-
-def _rows_of(wanted: Set[str], keys: Iterable[str]) -> dict[str, list[int]]:
-    """Rows that hold each of the wanted keys."""
-    rows: dict[str, list[int]] = {}
-    for row, key in enumerate(keys):
-        if key in wanted:
-            rows.setdefault(key, []).append(row)
-    return rows
 
 
 def _alike(test: Sequence[Example], train: Sequence[Example]) -> Matches:
@@ -144,11 +136,8 @@ def _share_ngram(test: Sequence[Example], train: Sequence[Example]) -> Matches:
             texts = holders[ngram]
             if words in texts or len(texts) <= COMMON_NGRAM:  # one more than that says enough
                 texts.setdefault(words, []).append(row)  # equal texts count once
-    leaked = {
-        ngram: list(chain.from_iterable(texts.values()))
-        for ngram, texts in holders.items()
-        if len(texts) <= COMMON_NGRAM
-    }
+    rare = {ngram: texts for ngram, texts in holders.items() if len(texts) <= COMMON_NGRAM}
+    leaked = {ngram: list(chain.from_iterable(texts.values())) for ngram, texts in rare.items()}
     found = {}
     for i, question in enumerate(test):
         rows = {row for ngram in _ngrams(_all_words(question)) & leaked.keys() for row in leaked[ngram]}

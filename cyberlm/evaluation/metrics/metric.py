@@ -102,8 +102,8 @@ def share_metric(
     if not values.size:
         raise RunError("There are no questions to score.", [Problem(f"{name}: a share of 0 questions is undefined")])
     share = math.fsum(values.tolist()) / values.size
-    effective = values.size if clusters is None else effective_questions(values, clusters)
-    return Metric(name, share, wilson(share, effective), values.size, note, label, ".1%", place)
+    limits = wilson(share, effective_questions(values, clusters))
+    return Metric(name, share, limits, values.size, note, label, ".1%", place)
 
 
 def mean_metric(

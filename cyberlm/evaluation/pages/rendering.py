@@ -23,13 +23,11 @@ class Cell:
     Attributes:
         value: That a table is sorted by, where it is not the text.
         small: Second line.
-        link: Address, relative to the page.
     """
 
     text: str
     value: float | None = None
     small: str = ""
-    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,6 @@ def render(template: str, **values: Any) -> str:
     folder = importlib.resources.files(HERE) / "templates"
     style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    loader = PackageLoader(HERE)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    own = {"style": Markup(style), "script": Markup(script), "script_hash": digest}
-    return environment.get_template(template).render(**own, **values)
+    strict: Any = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    found = Environment(loader=PackageLoader(HERE), **strict).get_template(template)
+    return found.render(style=Markup(style), script=Markup(script), script_hash=digest, **values)

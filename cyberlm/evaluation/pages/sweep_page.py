@@ -6,12 +6,13 @@ from itertools import combinations
 
 import numpy as np
 
-from cyberlm.evaluation.pages.rendering import Cell, Picture, Table, picture, render
+from cyberlm.evaluation.pages.rendering import Picture, picture, render
 from cyberlm.evaluation.pages.sweep_figures import heat_map, parallel, short_name
 
 MOST_LINES = 300
 """Jobs in the parallel coordinates, the best ones."""
-MOST_MAPS = 6
+MOST_MAPS, MOST_CELLS = 6, 8
+"""Heat maps, and cells of a map in a row or a column."""
 
 Row = Mapping[str, str]
 
@@ -22,11 +23,10 @@ class Sweep:
 
     Attributes:
         name: Of its folder.
-        rows: The best first; columns that tell nothing are left out.
+        rows: The best first.
         swept: Columns of the settings that differ between jobs.
         figure: Column that the jobs are ranked by; None where no job has finished.
         links: From a job's name to its page, relative to the sweep's.
-        commands: From a job's name to what makes it again.
     """
 
     name: str
@@ -40,45 +40,18 @@ class Sweep:
 def sweep_page(sweep: Sweep) -> str:
     """Renders report.html of a sweep."""
     finished = [row for row in sweep.rows if row["state"] == "finished"]
+    rows = sweep.rows
+    usual = {"state"} if len(finished) == len(rows) else set()
+    columns = [name for name in rows[0] if name not in usual and any(row.get(name) for row in rows)]
     return render(
         "sweep.html",
-        title=f"Sweep of {len(sweep.rows)} jobs",
-        name=sweep.name,
-        cards=_cards(sweep, finished),
-        leaderboard=_leaderboard(sweep),
-        figure=sweep.figure,
+        title=f"Sweep of {len(rows)} jobs",
+        sweep=sweep,
+        finished=finished,
+        columns={name: "place" if name == "rank" else short_name(name) for name in columns},
         pictures=_pictures(sweep, finished),
-        command=sweep.command,
+        short_name=short_name,
     )
-
-
-def _lower_is_better(figure: str) -> bool:
-    return "nll" in figure
-
-
-def _cards(sweep: Sweep, finished: Sequence[Row]) -> list[Cell]:
-    cards = [Cell(f"{len(finished)} of {len(sweep.rows)}", small="jobs have finished")]
-    if sweep.figure is not None:
-        best, worst = finished[0], finished[-1]
-        settings = ", ".join(f"{short_name(key)} {best[key]}" for key in sweep.swept)
-        cards.append(Cell(best[sweep.figure], small=f"{sweep.figure} of the best, job {best['job']}"))
-        cards.append(Cell(worst[sweep.figure], small=f"{sweep.figure} of the last, job {worst['job']}"))
-        cards.append(Cell(f"job {best['job']}", small=settings, link=sweep.links.get(best["job"], "")))
-    return cards
-
-
-def _leaderboard(sweep: Sweep) -> Table:
-    empty = {name for name in sweep.rows[0] if not any(row.get(name) for row in sweep.rows)}
-    usual = {"state"} if all(row["state"] == "finished" for row in sweep.rows) else set()
-    columns = [name for name in sweep.rows[0] if name not in empty | usual]
-    rows = [
-        [
-            Cell(row["job"], link=sweep.links.get(row["job"], "")) if name == "job" else row.get(name, "")
-            for name in columns
-        ]
-        for row in sweep.rows
-    ]
-    return Table(["place" if name == "rank" else short_name(name) for name in columns], rows)
 
 
 def _pictures(sweep: Sweep, finished: Sequence[Row]) -> list[Picture]:
@@ -87,21 +60,15 @@ def _pictures(sweep: Sweep, finished: Sequence[Row]) -> list[Picture]:
     shown = finished[:MOST_LINES]
     values = np.array([float(row[sweep.figure]) for row in shown])
     settings = {key: [row[key] for row in shown] for key in sweep.swept}
-    lower = _lower_is_better(sweep.figure)
+    lower = "nll" in sweep.figure
     most = f" The best {MOST_LINES} jobs." if len(finished) > MOST_LINES else ""
-    better = "lower" if lower else "higher"
-    caption = (
-        f"A line for each job; the bluer, the better by {sweep.figure} ({better} is better); orange: the best.{most}"
-    )
+    by = f"{sweep.figure} ({'lower' if lower else 'higher'} is better)"
+    caption = f"A line for each job; the bluer, the better by {by}; orange: the best.{most}"
     found = [picture(parallel(settings, sweep.figure, values, lower), "Parallel coordinates", caption)]
-    pairs = [pair for pair in combinations(sweep.swept, 2) if all(_fits_a_map(settings[key]) for key in pair)]
-    for x, y in pairs[:MOST_MAPS]:
+    mapped = [key for key in sweep.swept if 1 < len(set(settings[key])) <= MOST_CELLS]
+    for x, y in list(combinations(mapped, 2))[:MOST_MAPS]:
         title = f"{short_name(x)} × {short_name(y)}"
-        others = len(sweep.swept) > 2
-        caption = f"{sweep.figure}{', the mean over the jobs of a cell' if others else ''}. The bluer, the better."
+        mean = ", the mean over the jobs of a cell" if len(sweep.swept) > 2 else ""
+        caption = f"{sweep.figure}{mean}. The bluer, the better."
         found.append(picture(heat_map(settings[x], settings[y], (x, y), values, lower), title, caption))
     return found
-
-
-def _fits_a_map(texts: Sequence[str]) -> bool:
-    return 1 < len(set(texts)) <= 8

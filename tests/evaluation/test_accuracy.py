@@ -5,20 +5,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from statistics_support import answered, eval_set, predictions, question
+from statistics_support import answered, measured, predictions, question
 
 from cyberlm.evaluation.intervals import wilson
 from cyberlm.evaluation.metrics.accuracy import accuracy, by_option_score
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.metrics.nll import nll
-from cyberlm.evaluation.predictions import Prediction, Predictions
+from cyberlm.evaluation.predictions import Prediction
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.task import LETTERS
 
 
-def measured(rows: Sequence[Prediction], *overrides: str) -> dict[str, Metric]:
-    asked = [question(int(row.id[2:]), row.gold) for row in rows]
-    return {metric.name: metric for metric in accuracy(Predictions(rows), eval_set(asked, *overrides))}
+def accuracy_of(rows: Sequence[Prediction], *overrides: str) -> dict[str, Metric]:
+    return measured(accuracy, [question(int(row.id[2:]), row.gold) for row in rows], rows, *overrides)
 
 
 def completed(texts_and_parsed: Sequence[tuple[str, int | None, str | None]]) -> list[Prediction]:
@@ -29,18 +28,13 @@ def completed(texts_and_parsed: Sequence[tuple[str, int | None, str | None]]) ->
     ]
 
 
-def test_no_questions_is_an_error() -> None:
-    with pytest.raises(RunError):
-        measured([])
-
-
 def test_accuracy_counts_questions_with_its_interval() -> None:
     rng = random.Random(0)
     golds, choices = ("".join(rng.choices("ABCD", k=1018)) for _ in range(2))
     hits = sum(gold == choice for gold, choice in zip(golds, choices, strict=True))
     rows = predictions(golds, choices)
     rng.shuffle(rows)
-    found = measured(rows)["accuracy"]
+    found = accuracy_of(rows)["accuracy"]
     assert (found.value, found.n) == (hits / 1018, 1018)
     assert found.interval == pytest.approx(wilson(hits / 1018, 1018))
 
@@ -49,7 +43,7 @@ def test_near_duplicates_count_once_in_the_interval() -> None:
     rows = predictions("AAAA", "AABB")
     asked = [replace(question(k, 0), question=text) for k, text in enumerate(("one", "one", "two", "two"))]
     rows = [replace(row, hash=q.hash) for row, q in zip(rows, asked, strict=True)]
-    found = {metric.name: metric for metric in accuracy(Predictions(rows), eval_set(asked))}
+    found = measured(accuracy, asked, rows)
     assert (found["n_eff"].value, found["n_eff"].n) == (2.0, 4)
     assert found["accuracy"].interval == pytest.approx(wilson(0.5, 2))
 
@@ -64,30 +58,30 @@ def test_unparseable_is_wrong_and_counted_apart_from_what_was_cut_off() -> None:
             ("To begin", None, "length"),
         ]
     )
-    found = measured(rows)
+    found = accuracy_of(rows)
     names = ("accuracy_generation", "no_option_named", "cut_off", "agreement")
     assert [found[name].value for name in names] == [0.4, 0.2, 0.4, 0.4]
     assert found["cut_off"].place == "headline"
-    older = measured([replace(row, finish_reason=None) for row in rows])
+    older = accuracy_of([replace(row, finish_reason=None) for row in rows])
     assert older["no_option_named"].value == 0.6 and "cut_off" not in older
 
 
 def test_what_generation_cannot_say_is_explained() -> None:
-    found = measured(predictions("AB", "AB"))["accuracy_generation"]
+    found = accuracy_of(predictions("AB", "AB"))["accuracy_generation"]
     assert (found.value, found.note) == (None, "no accuracy by generation: no answers were generated")
     rows = completed([("a firewall", None, "stop")])
-    hidden = measured(rows, "prompt=text")
+    hidden = accuracy_of(rows, "prompt=text")
     assert hidden["accuracy_generation"].value is None and "not shown" in hidden["accuracy_generation"].note
     assert "no_option_named" not in hidden
-    assert measured(rows)["accuracy_generation"].value == 0.0
+    assert accuracy_of(rows)["accuracy_generation"].value == 0.0
     with pytest.raises(RunError, match="1 of 2"):
-        measured([rows[0], *predictions("AB", "AB")[1:]])
+        accuracy_of([rows[0], *predictions("AB", "AB")[1:]])
 
 
 def test_ties_are_told() -> None:
-    assert "ties" not in measured(predictions("AB", "AB"))
+    assert "ties" not in accuracy_of(predictions("AB", "AB"))
     rows = [replace(row, tied=row.gold == 0) for row in predictions("AB", "AB")]
-    assert measured(rows)["ties"].note.startswith("two or more options are equally likely in 1 of 2 questions")
+    assert accuracy_of(rows)["ties"].note.startswith("two or more options are equally likely in 1 of 2 questions")
 
 
 def test_option_scores_are_compared_in_the_text_protocol() -> None:
@@ -98,19 +92,17 @@ def test_option_scores_are_compared_in_the_text_protocol() -> None:
         option_chars=(12, 4, 6),
     )
     asked = [question(0, 2, ("x", "y", "z"))]
-    given = Predictions([replace(row, hash=asked[0].hash)])
-    by = {metric.name: metric.value for metric in by_option_score(given, eval_set(asked, "prompt=text"))}
+    by = {name: metric.value for name, metric in measured(by_option_score, asked, [row], "prompt=text").items()}
     assert by == {"accuracy_by_sum": 0.0, "accuracy_by_per_token": 1.0, "accuracy_by_per_char": 0.0}
-    assert list(by_option_score(given, eval_set(asked))) == []
+    assert measured(by_option_score, asked, [row]) == {}
 
 
 def test_nll_and_letter_mass_are_means_over_questions() -> None:
     logs = [(-0.5, -1.5, -3.0, -4.0), (-2.0, -1.0, -3.0, -4.0)]
     asked = [question(k, LETTERS.index("AB"[k])) for k in range(2)]
-    rows = Predictions([answered(q, 0, log) for q, log in zip(asked, logs, strict=True)])
-    found = {metric.name: metric.value for metric in nll(rows, eval_set(asked))}
-    assert found["gold_nll"] == 0.75
-    assert found["letter_mass"] == pytest.approx(
-        (0.6065 + 0.2231 + 0.1353 + 0.3679 + 2 * (0.0498 + 0.0183)) / 2, abs=1e-3
-    )
-    assert [metric.name for metric in nll(rows, eval_set(asked, "prompt=text"))] == ["gold_nll"]
+    rows = [answered(q, 0, log) for q, log in zip(asked, logs, strict=True)]
+    found = measured(nll, asked, rows)
+    assert found["gold_nll"].value == 0.75
+    mass = (0.6065 + 0.2231 + 0.1353 + 0.3679 + 2 * (0.0498 + 0.0183)) / 2
+    assert found["letter_mass"].value == pytest.approx(mass, abs=1e-3)
+    assert list(measured(nll, asked, rows, "prompt=text")) == ["gold_nll"]

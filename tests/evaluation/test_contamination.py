@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from unittest import mock
 
 import pytest
@@ -244,28 +243,6 @@ def test_no_pair_of_word_sets_is_missed_or_guessed(
     with mock.patch.object(near_duplicates, "CROWD", crowd):
         assert alike(number_words(left), threshold) == within
         assert alike_between(number_words([*left, *right]), len(left), threshold) == between
-
-
-def natural(count: int) -> list[str]:
-    """Texts of a few frames and of words of which a few are common and ever more are rare."""
-    rng = random.Random(0)
-    frames = ("Which of the following best describes the", "What is the main difference between", "Why is it that")
-    words = (f"word{int(50 * (rng.paretovariate(0.6) - 1))}" for _ in range(6 * count))
-    return [" ".join([rng.choice(frames), *islice(words, 6)]) for _ in range(count)]
-
-
-def test_comparisons_per_text_do_not_grow_with_the_texts() -> None:
-    def comparisons(count: int) -> float:
-        groups = near_duplicates._groups(number_words(map(words_of, natural(count))), JACCARD, count)
-        return sum(len(rows) * (len(rows) - 1) / 2 for rows in groups) / count
-
-    assert comparisons(16_000) < 2 * comparisons(4_000)
-
-
-def test_words_of_a_text() -> None:
-    assert words_of("What\u2019s TLS\u00a01.3, \ufb01nally?") == ("what", "s", "tls", "1", "3", "finally")
-    assert words_of(" ?  ! ") == ("? !",)
-    assert words_of("") == ("",)
 
 
 # --- the real files ---

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
-from statistics_support import answered, eval_set, question
+from statistics_support import answered, measured, question
 
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.metrics.rouge import ROUGE, rouge
-from cyberlm.evaluation.predictions import Predictions
 
 TEXTS = [
     ("Encrypt data at rest", "Encrypt the data at rest and in transit"),
@@ -26,13 +25,12 @@ TEXTS = [
 ]
 
 
-def measured(texts: list[tuple[str | None, str]]) -> dict[str, Metric]:
+def rouge_of(texts: list[tuple[str | None, str]]) -> dict[str, Metric]:
     asked = [question(k, 0) for k in range(len(texts))]
-    rows = [
-        replace(answered(q, 0), generated=text, reference=reference)
-        for q, (text, reference) in zip(asked, texts, strict=True)
-    ]
-    return {metric.name: metric for metric in rouge(Predictions(rows), eval_set(asked))}
+    given = zip(asked, texts, strict=True)
+    return measured(
+        rouge, asked, [replace(answered(q, 0), generated=own, reference=right) for q, (own, right) in given]
+    )
 
 
 @pytest.mark.parametrize("texts", [*([text, ("two words", "two words")] for text in TEXTS), TEXTS])
@@ -41,22 +39,22 @@ def test_rouge_equals_rouge_score(texts: list[tuple[str | None, str]]) -> None:
     expected = [scorer.score(reference, generated) for generated, reference in texts]
     for name in ROUGE:
         mean = sum(row[name].fmeasure for row in expected) / len(texts)
-        assert measured(texts)[name].value == pytest.approx(mean, abs=1e-6)
+        assert rouge_of(texts)[name].value == pytest.approx(mean, abs=1e-6)
 
 
 def test_short_references_are_told() -> None:
-    found = measured(list(TEXTS))
+    found = rouge_of(list(TEXTS))
     assert found["rouge2"].note == "2 of 12 references have fewer than two tokens and count 0 in ROUGE-2"
-    letters = measured([("B", "B)"), ("A", "B)"), ("b", "B)")])
+    letters = rouge_of([("B", "B)"), ("A", "B)"), ("b", "B)")])
     assert letters["rouge1"].value == letters["rougeL"].value == pytest.approx(2 / 3)
     assert letters["rouge2"].value is None and "undefined" in letters["rouge2"].note
 
 
 def test_the_scale_is_that_of_right_and_of_wrong_answers() -> None:
-    found = measured([("A", "A"), ("B", "A")])
+    found = rouge_of([("A", "A"), ("B", "A")])
     assert (found["rouge1_oracle"].value, found["rouge1_always_wrong"].value) == (1.0, 0.0)
     assert found["rouge_short_references"].note == (
         "ROUGE-1/2/L of the right answers themselves: 1.0000, undefined, 1.0000; of always a wrong option: 0.0000, "
         "undefined, 0.0000 (2 references, 100.0% with fewer than two tokens)"
     )
-    assert measured([(None, "A")]) == {}
+    assert rouge_of([(None, "A")]) == {}

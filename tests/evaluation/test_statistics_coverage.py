@@ -23,11 +23,6 @@ def test_rates_are_what_is_claimed(name: str) -> None:
     assert not wrong, wrong
 
 
-def test_simulations_are_reproducible() -> None:
-    name = next(iter(SIMULATIONS))
-    assert run(name, share=0.05) == run(name, share=0.05)
-
-
 @pytest.mark.parametrize(("hits", "right"), [(940, True), (921, True), (900, False), (990, False)])
 def test_a_rate_has_three_standard_errors_to_spare(hits: int, right: bool) -> None:
     # √(0.95 · 0.05 / 1000) = 0.0069

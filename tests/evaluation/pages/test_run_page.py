@@ -11,7 +11,7 @@ from pages_support import SCRIPT, Reader, page, prediction
 from results_support import COST, PAIR, named, results, share
 from support import config_of
 
-from cyberlm.evaluation.charts import by_topic, letter_counts, reliability
+from cyberlm.evaluation.charts import by_topic, reliability
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.intervals import wilson
 from cyberlm.evaluation.metrics.metric import Metric
@@ -110,11 +110,6 @@ def test_accuracy_by_topic_puts_topics_of_one_domain_together() -> None:
     shares = by_topic(rows, np.array([True, True, False, True, False]))
     assert [(m.name, m.value, m.n) for m in shares] == [("Cloud", 1 / 3, 3), ("Web", 1.0, 1)]
     assert by_topic([prediction(0, 0)], np.array([True])) == []
-
-
-def test_letters_are_counted_by_right_and_chosen() -> None:
-    rows = [replace(prediction(k, choice), gold=gold) for k, (choice, gold) in enumerate([(1, 0), (0, 2), (1, 1)])]
-    assert letter_counts(rows).tolist() == [[0, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0] * 4]
 
 
 def test_learning_curves_are_read_by_column(tmp_path: Path) -> None:

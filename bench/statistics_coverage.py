@@ -20,13 +20,12 @@ import measure
 import numpy as np
 from scipy.stats import norm
 
-from cyberlm.evaluation.intervals import mean_estimate
 from cyberlm.evaluation.metrics.baselines import Baseline, skill_limits
 from cyberlm.evaluation.metrics.letter_bias import preference_test
 from cyberlm.evaluation.metrics.metric import share_metric
-from cyberlm.evaluation.paired_tests import detectable_difference, difference_interval, mcnemar
 from cyberlm.evaluation.power import LEVELS_AND_POWERS, measured_variability, supported_margin
 from cyberlm.evaluation.seeds import bootstrap_means, estimate, method_mean
+from cyberlm.evaluation.statistics import detectable_difference, difference_interval, mcnemar, mean_estimate
 from cyberlm.evaluation.study_analysis import EQUIVALENT, NON_INFERIOR, SUPERIOR, analyse, tost
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import BoolArray, Clusters, IntArray
 from cyberlm.evaluation.metrics.calibration import confidence_of, equal_mass_bins
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Prediction, Predictions, choices, golds, right
 from cyberlm.evaluation.scores import scores_of
+from cyberlm.evaluation.statistics import BoolArray, Clusters, IntArray
 from cyberlm.tasks.task import LETTERS
 
 Kind = Literal["bars", "confusion", "lines", "table"]

@@ -10,15 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import Clusters, IntArray, design_effect, mean_estimate
 from cyberlm.evaluation.metrics.calibration import option_nll
 from cyberlm.evaluation.metrics.rouge import ROUGE, rouge_of, short_references
-from cyberlm.evaluation.paired_tests import (
-    detectable_difference,
-    difference_interval,
-    holm,
-    mcnemar,
-)
 from cyberlm.evaluation.predictions import (
     LIKELIHOOD,
     NAMED,
@@ -34,6 +27,16 @@ from cyberlm.evaluation.predictions import (
 )
 from cyberlm.evaluation.records import MeanDifference, ModelSpec, PairComparison
 from cyberlm.evaluation.scores import scores_of
+from cyberlm.evaluation.statistics import (
+    Clusters,
+    IntArray,
+    design_effect,
+    detectable_difference,
+    difference_interval,
+    holm,
+    mcnemar,
+    mean_estimate,
+)
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.task import figures_of, make_task
 

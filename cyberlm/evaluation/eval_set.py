@@ -9,7 +9,7 @@ import numpy as np
 
 from cyberlm.config.schema import OptionScore, Protocol, RootConfig
 from cyberlm.data.splits import near_duplicate_clusters
-from cyberlm.evaluation.intervals import IntArray
+from cyberlm.evaluation.statistics import IntArray
 from cyberlm.tasks.task import Example
 
 FREE_LICENCE = re.compile(r"(?i)(apache|mit|bsd|cc0|cc[- ]by(?!.*\b(nc|nd)\b)|odc|odbl|pddl|unlicense|public domain)\b")

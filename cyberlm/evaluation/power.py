@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from scipy.special import nctdtrinc
 from scipy.stats import t as student
 
-from cyberlm.evaluation.intervals import Clusters, Estimate, FloatArray, design_effect
 from cyberlm.evaluation.seeds import seed_variances
+from cyberlm.evaluation.statistics import Clusters, Estimate, FloatArray, design_effect
 
 LEVELS_AND_POWERS = {"non-inferior": (0.025, 0.90), "equivalent": (0.05, 0.80)}
 """By claim: level of each one-sided test, and chance that the claim is made where the methods are equally good."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cyberlm.evaluation.intervals import BoolArray, IntArray
+from cyberlm.evaluation.statistics import BoolArray, IntArray
 from cyberlm.runtime.errors import Problem, RunError
 
 LIKELIHOOD, GENERATION, NAMED, NAMED_BY_BOTH = "likelihood", "generation", "option_named", "named_by_both"

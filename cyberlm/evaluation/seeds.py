@@ -15,8 +15,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.stats import t as student
 
-from cyberlm.evaluation.intervals import Z95, Clusters, Estimate, FloatArray, cluster_sums, mean_estimate, wilson
-from cyberlm.evaluation.paired_tests import mcnemar
+from cyberlm.evaluation.statistics import (
+    Z95,
+    Clusters,
+    Estimate,
+    FloatArray,
+    cluster_sums,
+    mcnemar,
+    mean_estimate,
+    wilson,
+)
 from cyberlm.evaluation.study import Figure
 
 RESAMPLES_AT_ONCE = 500
@@ -28,7 +36,7 @@ def estimate(methods: Sequence[FloatArray], weights: Sequence[float], clusters: 
 
     V = V_q + max(0, Σ w² (V_s - V_e)). V_q is the cluster-robust variance of the mean over questions of the weighted
     sum; V_s and V_e are those of `seed_variances`: V_q holds V_e already. Degrees of freedom are Satterthwaite's (1946,
-    Biometrics Bulletin 2:110): V² / (V_q²/f_q + Σ w⁴ V_s²/(S - 1)), f_q that of `intervals.mean_estimate`;
+    Biometrics Bulletin 2:110): V² / (V_q²/f_q + Σ w⁴ V_s²/(S - 1)), f_q that of `statistics.mean_estimate`;
     seeds count in them where they add to V, and they are no fewer than the fewest of the parts'. A method with one run
     has no V_s: the error is then of this run alone.
 

@@ -10,11 +10,10 @@ import numpy as np
 
 from cyberlm.evaluation.comparison import question_figures
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import Clusters, Estimate, FloatArray, IntArray
-from cyberlm.evaluation.paired_tests import holm
 from cyberlm.evaluation.power import measured_variability, needed_questions, powered_margin
 from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, NAMED, NO_CHOICE, Prediction, choices, right
 from cyberlm.evaluation.seeds import bootstrap_means, estimate, mcnemar_by_seed, method_mean
+from cyberlm.evaluation.statistics import Clusters, Estimate, FloatArray, IntArray, holm
 from cyberlm.evaluation.study import (
     AGAINST_BASE,
     AGAINST_REFERENCE,

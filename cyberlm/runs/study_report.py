@@ -10,12 +10,12 @@ import numpy as np
 from cyberlm.config.saved import config_of
 from cyberlm.config.study import StudyConfig
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import FloatArray
 from cyberlm.evaluation.pages.learning_curves import read_curves
 from cyberlm.evaluation.pages.study_page import study_page, write_study_figures
 from cyberlm.evaluation.pages.table import write_table
 from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.results import read_models, read_results
+from cyberlm.evaluation.statistics import FloatArray
 from cyberlm.evaluation.study import (
     SCHEMA_VERSION,
     Curve,

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from statistics_support import answered, measured, predictions, question
 
-from cyberlm.evaluation.intervals import wilson
 from cyberlm.evaluation.metrics.accuracy import accuracy, by_option_score
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.metrics.nll import nll
 from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.statistics import wilson
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.task import LETTERS
 

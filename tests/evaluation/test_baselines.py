@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statistics_support import answered, cybermetric, eval_set, measured, needs_files
 
-from cyberlm.evaluation.intervals import skill_interval
 from cyberlm.evaluation.metrics.baselines import (
     Baseline,
     baselines,
@@ -21,6 +20,7 @@ from cyberlm.evaluation.metrics.baselines import (
     skill_limits,
 )
 from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.statistics import skill_interval
 from cyberlm.tasks.task import LETTERS, Example
 
 

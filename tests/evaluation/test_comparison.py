@@ -22,16 +22,18 @@ from cyberlm.evaluation.comparison import (
     compare_means,
     compare_models,
 )
-from cyberlm.evaluation.intervals import Estimate, design_effect, mean_estimate
-from cyberlm.evaluation.paired_tests import (
+from cyberlm.evaluation.predictions import Prediction
+from cyberlm.evaluation.statistics import (
     POWER_FACTOR,
+    Estimate,
+    design_effect,
     detectable_difference,
     difference_interval,
     holm,
     mcnemar,
+    mean_estimate,
     score_interval,
 )
-from cyberlm.evaluation.predictions import Prediction
 from cyberlm.runtime.errors import RunError
 
 COUNTS = st.one_of(st.integers(0, 6), st.integers(0, 400))

@@ -5,7 +5,6 @@ import pytest
 from scipy.stats import norm
 from statsmodels.stats.power import TTestPower
 
-from cyberlm.evaluation.intervals import Estimate
 from cyberlm.evaluation.power import (
     LEVELS_AND_POWERS,
     Variability,
@@ -15,6 +14,7 @@ from cyberlm.evaluation.power import (
     powered_margin,
     supported_margin,
 )
+from cyberlm.evaluation.statistics import Estimate
 
 SMALL = Variability(0.08, 0.05, 0.004)
 

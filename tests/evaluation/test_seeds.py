@@ -13,7 +13,6 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from cyberlm.evaluation.intervals import Estimate, mean_estimate
 from cyberlm.evaluation.seeds import (
     bootstrap_means,
     estimate,
@@ -21,6 +20,7 @@ from cyberlm.evaluation.seeds import (
     method_mean,
     seed_variances,
 )
+from cyberlm.evaluation.statistics import Estimate, mean_estimate
 
 Array = NDArray[np.float64]
 LAYOUT = np.array([[1.0, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]])

@@ -6,9 +6,8 @@ from numpy.typing import NDArray
 from statsmodels.stats.weightstats import ttost_paired
 from study_support import answers
 
-from cyberlm.evaluation.intervals import Estimate
-from cyberlm.evaluation.paired_tests import holm
 from cyberlm.evaluation.seeds import estimate
+from cyberlm.evaluation.statistics import Estimate, holm
 from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE
 from cyberlm.evaluation.study_analysis import (
     ABOVE_BASE,

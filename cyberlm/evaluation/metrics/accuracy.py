@@ -6,10 +6,10 @@ import numpy as np
 
 from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import BoolArray, effective_questions
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Predictions, golds, has_candidates, right
 from cyberlm.evaluation.scores import choose
+from cyberlm.evaluation.statistics import BoolArray, effective_questions
 
 
 def accuracy(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:

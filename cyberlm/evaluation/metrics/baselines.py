@@ -13,9 +13,9 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import Clusters, skill_interval
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Prediction, Predictions
+from cyberlm.evaluation.statistics import Clusters, skill_interval
 from cyberlm.tasks.task import LETTERS, Example
 
 HASHED_FEATURES = 2**18  # columns for the words and word pairs of an option

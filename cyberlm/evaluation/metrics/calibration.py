@@ -10,10 +10,10 @@ from scipy.special import log_softmax
 from scipy.stats import rankdata
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import Clusters, FloatArray, IntArray
 from cyberlm.evaluation.metrics.metric import Metric, chance_metric
 from cyberlm.evaluation.predictions import Predictions, golds, has_candidates
 from cyberlm.evaluation.scores import scores_of
+from cyberlm.evaluation.statistics import Clusters, FloatArray, IntArray
 
 Scores = ArrayLike
 """(N, K) float, -inf for options that a question does not have."""

@@ -14,10 +14,10 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import Clusters, FloatArray, IntArray
 from cyberlm.evaluation.metrics.baselines import Baseline, above_baselines
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Predictions, has_candidates, right
+from cyberlm.evaluation.statistics import Clusters, FloatArray, IntArray
 from cyberlm.tasks.classification import Classification
 from cyberlm.tasks.task import Example, make_task
 

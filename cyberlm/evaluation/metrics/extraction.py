@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import Clusters, cluster_sums
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.statistics import Clusters, cluster_sums
 from cyberlm.tasks.extraction import labels_of
 
 DRAWS = 2000

@@ -12,10 +12,10 @@ from scipy.special import softmax
 from scipy.stats import chi2
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import BoolArray, Clusters, FloatArray, IntArray, cluster_sums, effective_questions
 from cyberlm.evaluation.metrics.metric import Metric, chance_metric, share_metric
 from cyberlm.evaluation.metrics.rotations import prior_sample
 from cyberlm.evaluation.predictions import Predictions, choices, golds
+from cyberlm.evaluation.statistics import BoolArray, Clusters, FloatArray, IntArray, cluster_sums, effective_questions
 from cyberlm.tasks.task import LETTERS
 
 DRAWS = 10_000

@@ -16,8 +16,8 @@ from hydra.utils import get_method
 from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import Clusters, FloatArray, effective_questions, mean_estimate, wilson
 from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.statistics import Clusters, FloatArray, effective_questions, mean_estimate, wilson
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 
 Place = Literal["headline", "evidence", "note", "detail"]

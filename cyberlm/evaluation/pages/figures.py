@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cyberlm.evaluation.intervals import IntArray
 from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.statistics import IntArray
 from cyberlm.runtime.files import write_whole
 from cyberlm.tasks.task import LETTERS
 

@@ -7,7 +7,6 @@ from scipy.special import softmax
 
 from cyberlm.evaluation.charts import by_topic, letter_counts, reliability
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import FloatArray
 from cyberlm.evaluation.metrics.calibration import confidence_of
 from cyberlm.evaluation.metrics.metric import Metric, Place
 from cyberlm.evaluation.pages import figures
@@ -17,6 +16,7 @@ from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, OUTCOMES, Pre
 from cyberlm.evaluation.records import PairComparison, Results
 from cyberlm.evaluation.report import cost_rows, notes
 from cyberlm.evaluation.scores import scores_of
+from cyberlm.evaluation.statistics import FloatArray
 from cyberlm.evaluation.verdict import difference_tables, main_comparison, power, primary_comparisons, verdict
 from cyberlm.tasks.task import LETTERS
 

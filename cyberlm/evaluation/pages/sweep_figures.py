@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from cyberlm.evaluation.intervals import FloatArray
 from cyberlm.evaluation.pages.figures import COLOURS, HALO, INK, WIDTH, themed
+from cyberlm.evaluation.statistics import FloatArray
 
 MOST_TICKS = 8
 """Values of a setting that have a place of their own; of more, the axis is one of numbers."""

@@ -13,12 +13,12 @@ from support import config_of
 
 from cyberlm.evaluation.charts import by_topic, reliability
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.intervals import wilson
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.pages import figures
 from cyberlm.evaluation.pages.learning_curves import panels_of, read_curves
 from cyberlm.evaluation.pages.run_page import Origin, run_page
 from cyberlm.evaluation.records import Results
+from cyberlm.evaluation.statistics import wilson
 
 
 def test_a_page_is_whole_and_needs_no_network() -> None:

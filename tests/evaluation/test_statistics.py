@@ -9,8 +9,8 @@ from statistics_support import calmly
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.proportion import proportion_confint
 
-from cyberlm.evaluation.intervals import effective_questions, skill_interval, wilson
 from cyberlm.evaluation.metrics.metric import share_metric
+from cyberlm.evaluation.statistics import effective_questions, skill_interval, wilson
 from cyberlm.runtime.errors import RunError
 
 

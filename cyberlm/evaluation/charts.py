@@ -29,13 +29,7 @@ MOST_TOPICS = 20
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart as a table.
-
-    Attributes:
-        kind: `bars` (label, value), `confusion` (right, chosen, count), `lines` (x, line, y), or a plain `table`.
-        columns: Their names, in this order.
-        rows: From top to bottom.
-    """
+    """Table to draw as `bars` (label, value), `confusion` (right, chosen, count) or `lines` (x, line, y), or to show."""
 
     name: str
     kind: Kind

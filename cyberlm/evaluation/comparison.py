@@ -55,11 +55,7 @@ Figure = Callable[[Predicted], ArrayLike]
 def compare_all(
     models: Mapping[str, Predictions], specs: Mapping[str, ModelSpec], context: EvalSet
 ) -> tuple[tuple[PairComparison, ...], tuple[MeanDifference, ...]]:
-    """Every two models on the test questions; of one model alone, nothing.
-
-    Args:
-        models, specs: By the model's name.
-    """
+    """Every two models on the test questions; of one model alone, nothing."""
     if len(models) < 2:  # figures of many questions take time
         return (), ()
     tuned_from = {name: spec.tuned_from for name, spec in specs.items() if spec.kind != "base"}
@@ -104,7 +100,6 @@ def compare_models(
         clusters: In the order of the first model's predictions.
         tuned_from: From each tuned model to its base among `models`, None where that is not one of them; other models
             are bases. p-values are corrected over pairs that ask the same.
-        generated: Whether the generated answers are compared too.
 
     Returns:
         For each of `OUTCOMES`, one comparison for each pair in the order of `models`, a tuned model behind a base.

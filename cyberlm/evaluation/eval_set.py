@@ -23,9 +23,8 @@ class EvalSet:
     Compared and hashed by identity, so that `functools.lru_cache` keeps what is the same for all models.
 
     Attributes:
-        config: Of the training run or the evaluation.
         questions: Test questions, in the order of every model's predictions.
-        validation: Validation questions, for what is fitted (`evaluation.validation`).
+        validation: For what is fitted (`evaluation.validation`).
         seen: Questions that a model was trained on or validated on.
     """
 
@@ -62,5 +61,4 @@ class EvalSet:
 
     @property
     def option_score(self) -> OptionScore:
-        """Score that the options are compared by."""
         return OptionScore.sum if self.asks_letters else self.config.evaluation.option_score

@@ -38,7 +38,7 @@ def run_inference(
 
     Args:
         encoded: The `test` questions of the set, and its `validation` questions where there are any.
-        label: Whose answers they are, for the progress bar.
+        label: Name of the model in the progress bar.
     """
     wanted, tokens = eval_set.config.evaluation, eval_set.config.data.max_batch_tokens
 
@@ -81,10 +81,7 @@ def predict(
     Args:
         encoded: Of the same questions in the same order.
         max_batch_tokens: Most tokens (padding included) in one forward pass.
-        label: Whose answers they are, for the progress bar.
-
-    Returns:
-        Predictions in the order of `questions`.
+        label: Name of the model in the progress bar.
     """
     rows = distributed.share(len(questions))
     mine, encoded = [questions[row] for row in rows], [encoded[row] for row in rows]
@@ -134,10 +131,7 @@ def generated_tokens(question: EncodedQuestion, config: EvaluationConfig) -> int
 
 
 def _score(
-    loaded: LoadedModel,
-    encoded: Sequence[EncodedQuestion],
-    max_batch_tokens: int,
-    advance: Advance,
+    loaded: LoadedModel, encoded: Sequence[EncodedQuestion], max_batch_tokens: int, advance: Advance
 ) -> list[tuple[float, ...]]:
     """Summed log-probability of each option of every question."""
     lengths = list(map(scored_tokens, encoded))

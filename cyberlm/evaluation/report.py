@@ -1,7 +1,6 @@
 """Report at the end of a run or a sweep, no wider than the terminal (80 columns where there is none)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cyberlm.evaluation.metrics.metric import Place
+from cyberlm.evaluation.metrics.metric import Metric, Place
 from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.verdict import difference_tables, power, verdict, verdict_in_brief
 from cyberlm.runtime import progress
@@ -71,7 +70,7 @@ def print_results(results: Results, files: Path) -> None:
         say(sentence, wrap=True)
     if results.cost is not None:
         cost = cost_rows(results, results.cost)
-        _print_stacked("Cost", {"": list(cost), " ": list(cost.values())}, justify="right")
+        _print_stacked("Cost", {"": list(cost), "run": list(cost.values())}, justify="right")
     say(f"Files: {files}")
 
 
@@ -109,25 +108,27 @@ def _print_stacked(
         say(table, wrap=True)
 
 
+def metric_rows(results: Results, place: Place) -> list[tuple[str, list[Metric | None]]]:
+    """Label of each metric of a place, with that metric of each model."""
+    every = [metric for found in results.metrics.values() for metric in found.values() if metric.place == place]
+    labels = {metric.name: metric.label or metric.name for metric in every}
+    return [(label, [found.get(name) for found in results.metrics.values()]) for name, label in labels.items()]
+
+
 def _print_metrics(title: str, results: Results, place: Place) -> None:
     """A row for each metric of a place, a column for each model; below, what the value rests on."""
-    shown = {
-        m.name: m.label or m.name for found in results.metrics.values() for m in found.values() if m.place == place
-    }
     rows: list[list[str]] = []
-    for name, label in shown.items():
-        metrics = [found.get(name) for found in results.metrics.values()]
-        numbers = {metric.n for metric in metrics if metric and metric.n is not None}
+    for label, metrics in metric_rows(results, place):
         if place == "headline":
-            rows.append([label, *("-" if m is None else replace(m, interval=None).text() for m in metrics)])
-            counted = any(m and m.interval for m in metrics)
+            rows.append([label, *(metric.shown() if metric else "-" for metric in metrics)])
+            counted = any(metric and metric.interval for metric in metrics)
             if counted:
-                rows.append(["  95% interval", *((m and m.limits()) or "-" for m in metrics)])
+                rows.append(["  95% interval", *((metric and metric.limits()) or "-" for metric in metrics)])
         else:
-            rows.append([label, *("-" if m is None else m.text() for m in metrics)])
-            counted = bool(numbers - {results.questions.get("test")})
+            rows.append([label, *(metric.text() if metric else "-" for metric in metrics)])
+            counted = bool({metric.n for metric in metrics if metric} - {None, results.questions.get("test")})
         if counted:
-            rows.append(["  questions", *((m and m.count()) or "-" for m in metrics)])
+            rows.append(["  questions", *((metric and metric.count()) or "-" for metric in metrics)])
     if rows:
         labels, *columns = zip(*rows, strict=True)
         _print_stacked(title, {"": labels, **dict(zip(results.metrics, columns, strict=True))}, justify="right")

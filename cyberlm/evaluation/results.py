@@ -41,12 +41,7 @@ _DEFAULTS = {field.name: field.default for field in fields(Metric)}
 
 @dataclass(frozen=True)
 class Status:
-    """How far a run is.
-
-    Attributes:
-        objective: The validation figure that chose the weights (`trainer.monitor`), once the run has finished.
-        reason: Why it failed or stopped.
-    """
+    """State of a run, its objective once it has finished, and the reason why it failed or stopped."""
 
     state: State
     objective: float | None

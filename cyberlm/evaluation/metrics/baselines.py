@@ -29,10 +29,8 @@ class Baseline:
     """Answers of one shortcut to the test questions.
 
     Attributes:
-        name: `majority_letter`, `longest_option`, `options_only` or `no_question`.
         credits: For each test question, in order: 1 where the shortcut is right, 0 where it is wrong, 1/m where it
             names m options with the right one among them.
-        note: Basis of the answers, in words.
     """
 
     name: str

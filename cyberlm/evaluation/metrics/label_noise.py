@@ -28,7 +28,6 @@ class Suspect:
 
     Attributes:
         hash: Of the question with the key as published (`Example.hash`).
-        reason: Doubt about the key, in words.
         corrected: Letter that is right instead; None where no option is, or it is not known.
     """
 

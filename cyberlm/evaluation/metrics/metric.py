@@ -53,10 +53,9 @@ class Metric:
     def is_share(self) -> bool:
         return self.format_spec.endswith("%")
 
-    @property
-    def title(self) -> str:
-        """Label in tables without its indent."""
-        return (self.label or self.name).strip()
+    def shown(self) -> str:
+        """Value alone: `41.2%`; `-` where it is undefined."""
+        return "-" if self.value is None else format(self.value, self.format_spec)
 
     def limits(self) -> str:
         """`30.0% to 45.3%`; empty without an interval."""
@@ -68,17 +67,24 @@ class Metric:
             return ""
         return f"{round(self.value * self.n)} of {self.n}" if self.is_share else str(self.n)
 
+    def basis(self, usual: int | None = None) -> str:
+        """Interval and questions: `95%: 30.0% to 45.3%, 56 of 150`.
+
+        Args:
+            usual: Number of questions that goes without saying, where the value is no share of them.
+        """
+        limits = f"95%: {self.limits()}" if self.interval and not self.label.endswith("%)") else self.limits()
+        count = self.count() if self.is_share else f"{self.n} questions" if self.n not in (None, usual) else ""
+        return ", ".join(filter(None, (limits, count)))
+
     def text(self) -> str:
         """Value with its interval: `41.2% (37-46%)`, `0.12 (0.05, 0.20)`; `-` where it is undefined."""
-        if self.value is None:
-            return "-"
-        shown = format(self.value, self.format_spec)
-        if self.interval is None:
-            return shown
+        if self.value is None or self.interval is None:
+            return self.shown()
         low, high = self.interval
         if self.is_share:
-            return f"{shown} ({100 * low:.0f}-{high:.0%})"
-        return f"{shown} ({low:{self.format_spec}}, {high:{self.format_spec}})"
+            return f"{self.shown()} ({100 * low:.0f}-{high:.0%})"
+        return f"{self.shown()} ({low:{self.format_spec}}, {high:{self.format_spec}})"
 
 
 def share_metric(

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import importlib.resources
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,28 +13,6 @@ from matplotlib.figure import Figure
 from cyberlm.evaluation.pages.figures import to_svg
 
 HERE = "cyberlm.evaluation.pages"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table, or a card.
-
-    Attributes:
-        value: That a table is sorted by, where it is not the text.
-        small: Second line.
-    """
-
-    text: str
-    value: float | None = None
-    small: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that is sorted by a click on a heading."""
-
-    headings: Sequence[str]
-    rows: Sequence[Sequence[Cell | str]]
 
 
 @dataclass(frozen=True)

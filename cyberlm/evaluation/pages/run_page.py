@@ -1,20 +1,21 @@
 """Page of a training run or an evaluation."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import zip_longest
 
 from scipy.special import softmax
 
 from cyberlm.evaluation.charts import by_topic, letter_counts, reliability
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.calibration import confidence_of
-from cyberlm.evaluation.metrics.metric import Metric, Place
+from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.pages import figures
 from cyberlm.evaluation.pages.learning_curves import panels_of
-from cyberlm.evaluation.pages.rendering import Cell, Picture, Table, picture, render
+from cyberlm.evaluation.pages.rendering import Picture, picture, render
 from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, OUTCOMES, Prediction, Predictions, right
 from cyberlm.evaluation.records import PairComparison, Results
-from cyberlm.evaluation.report import cost_rows, notes
+from cyberlm.evaluation.report import cost_rows, metric_rows, notes
 from cyberlm.evaluation.scores import scores_of
 from cyberlm.evaluation.statistics import FloatArray
 from cyberlm.evaluation.verdict import difference_tables, main_comparison, power, primary_comparisons, verdict
@@ -67,15 +68,15 @@ def run_page(results: Results, eval_set: EvalSet, models: Mapping[str, Predictio
         origin=origin,
         findings=[*verdict(results.comparisons), *power(results.comparisons)],
         cards=_cards(results),
-        headline=_metric_table(results, "headline"),
+        headline=metric_rows(results, "headline"),
         headline_notes=notes(results, "headline"),
-        differences=[(title, _plain_table(columns)) for title, columns in difference_tables(results)],
-        evidence=_metric_table(results, "evidence"),
+        differences=difference_tables(results),
+        evidence=metric_rows(results, "evidence"),
         evidence_notes=notes(results, "evidence", "note"),
-        details=_metric_table(results, "detail"),
+        details=metric_rows(results, "detail"),
         pictures=_pictures(results, eval_set, dict(list(rows.items())[:MOST_MODELS]), scores, origin, topics),
         omitted=max(0, len(rows) - MOST_MODELS),
-        topics=_topic_table(topics, list(rows)),
+        topics=topics,
         cost=cost_rows(results, results.cost) if results.cost else {},
         questions=informative_questions(by_id, probabilities, pair),
         compared=(pair.first, pair.second) if pair else list(rows)[-1:],
@@ -84,7 +85,6 @@ def run_page(results: Results, eval_set: EvalSet, models: Mapping[str, Predictio
         texts=dict(zip(ids, eval_set.questions, strict=False)),
         eval_set=eval_set,
         letters=LETTERS,
-        settings=Table(["setting", "here", "default"], origin.changed),
     )
 
 
@@ -93,52 +93,19 @@ def _pair(results: Results) -> PairComparison | None:
     return main_comparison(results.comparisons) or next(iter(primary_comparisons(results.comparisons)), None)
 
 
-def _cards(results: Results) -> list[Cell]:
-    """The main figure of each model, and the main difference."""
+def _cards(results: Results) -> list[tuple[str, str]]:
+    """The main figure of each model, and the main difference; below each, what it rests on."""
     pair, cards = _pair(results), []
     label = OUTCOMES[pair.outcome] if pair else ""
     for model, metrics in list(results.metrics.items())[:MOST_CARDS]:
         heads = [m for m in metrics.values() if m.place == "headline" and m.value is not None]
         metric = next((m for m in heads if m.label == label), heads[0] if heads else None)
         if metric is not None:
-            cell = _metric_cell(metric)
-            cards.append(replace(cell, small=f"{model}: {metric.label or metric.name}. {cell.small}"))
+            cards.append((metric.shown(), f"{model}: {metric.label or metric.name}. {metric.basis()}"))
     if pair is not None:
         limits = f"95%: {100 * pair.ci_lo:+.1f} to {100 * pair.ci_hi:+.1f}"
-        small = f"{pair.second} minus {pair.first}. {limits}"
-        cards.append(Cell(f"{100 * pair.difference:+.1f} points", pair.difference, small))
+        cards.append((f"{100 * pair.difference:+.1f} points", f"{pair.second} minus {pair.first}. {limits}"))
     return cards
-
-
-def _metric_cell(metric: Metric | None, usual: int | None = None) -> Cell:
-    """Value, below it the interval and the questions in words: `95%: 30.0% to 45.3%, 56 of 150`.
-
-    Args:
-        usual: Number of questions that goes without saying, where the value is no share of them.
-    """
-    if metric is None or metric.value is None:
-        return Cell("-")
-    limits = metric.limits()
-    if limits and not metric.label.endswith("%)"):
-        limits = f"95%: {limits}"
-    count = metric.count() if metric.is_share else f"{metric.n} questions" if metric.n not in (None, usual) else ""
-    small = ", ".join(filter(None, (limits, count)))
-    return Cell(replace(metric, interval=None).text(), metric.value, small)
-
-
-def _metric_table(results: Results, place: Place) -> Table:
-    """A row for each metric of a place, a column for each model."""
-    every = [m for found in results.metrics.values() for m in found.values() if m.place == place]
-    labels = {m.name: (m.label or m.name).strip() for m in every}
-    usual = results.questions.get("test")
-    rows: list[list[Cell | str]] = []
-    for name, label in labels.items():
-        rows.append([label, *(_metric_cell(found.get(name), usual) for found in results.metrics.values())])
-    return Table(["metric", *results.metrics], rows)
-
-
-def _plain_table(columns: Mapping[str, Sequence[str]]) -> Table:
-    return Table(list(columns), [[cell.strip() for cell in row] for row in zip(*columns.values(), strict=True)])
 
 
 def _outcome(results: Results) -> str:
@@ -157,14 +124,6 @@ def _topics(
         for metric in by_topic(rows, correct, eval_set.clusters):
             found.setdefault(metric.name, {})[model] = metric
     return found
-
-
-def _topic_table(topics: Mapping[str, Mapping[str, Metric]], models: Sequence[str]) -> Table:
-    rows = []
-    for topic, shares in topics.items():
-        count = next(iter(shares.values())).n
-        rows.append([Cell(topic, small=f"{count} questions"), *(_metric_cell(shares.get(name)) for name in models)])
-    return Table(["topic", *models], rows)
 
 
 def _pictures(
@@ -247,26 +206,13 @@ def informative_questions(
         first, second = (float(probabilities[model][name][rows[model][name].gold]) for model in shown)
         return second - first
 
-    lost = set(pair.lost) if pair else set()
-    wrong = [name for name, row in rows[last].items() if not row.correct and row.n_options > 1 and name not in lost]
-    waiting = {
+    changed = {*pair.gained, *pair.lost} if pair else set()
+    wrong = [name for name, row in rows[last].items() if not row.correct and row.n_options > 1 and name not in changed]
+    kinds = {
         "gained": sorted(pair.gained, key=moved, reverse=True) if pair else [],
         "lost": sorted(pair.lost, key=moved) if pair else [],
         "confidently wrong": sorted(wrong, key=lambda name: -probabilities[last][name].max()),
     }
-    kinds = _in_turn(waiting)
-    return {kind: [name for name in kinds if kinds[name] == kind] for kind in waiting if kind in kinds.values()}
-
-
-def _in_turn(waiting: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Kind of each chosen id: one of each kind in turn, until there are enough or none is left."""
-    kinds: dict[str, str] = {}
-    queues = {kind: iter(names) for kind, names in waiting.items()}
-    while queues and len(kinds) < MOST_SHOWN:
-        for kind, queue in list(queues.items()):
-            name = next((name for name in queue if name not in kinds), None)
-            if name is None:
-                del queues[kind]
-            elif len(kinds) < MOST_SHOWN:
-                kinds[name] = kind
-    return kinds
+    in_turn = [name for names in zip_longest(*kinds.values()) for name in names if name is not None][:MOST_SHOWN]
+    shown_of = {kind: [name for name in names if name in in_turn] for kind, names in kinds.items()}
+    return {kind: names for kind, names in shown_of.items() if names}

@@ -29,7 +29,7 @@ MOST_TOPICS = 20
 
 @dataclass(frozen=True)
 class Chart:
-    """Table to draw as `bars` (label, value), `confusion` (right, chosen, count) or `lines` (x, line, y), or to show."""
+    """Table to draw as `bars` (label, value), `confusion` (right, chosen, count) or `lines` (x, line, y); or plain."""
 
     name: str
     kind: Kind

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from results_support import BASE, COST, PAIR, TUNED, named, results, share
+from results_support import BASE, COST, PAIR, TUNED, results
 from rich.console import Console
 
 from cyberlm.evaluation import report
-from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.runs.reporting import flat_figures
 from cyberlm.runtime import progress
 
@@ -100,14 +99,6 @@ def test_a_summary_of_many_models_is_as_short(console: Console) -> None:
     assert len(lines) == 8
 
 
-def test_a_metric_of_a_user_is_shown_under_its_name(console: Console) -> None:
-    alone = results(metrics={"mine": named(Metric("my_metric", 1.5))}, comparisons=(), cost=None)
-    report.print_results(alone, Path("outputs/x"))
-    text = console.export_text()
-    assert row(text, "my_metric") == ["1.5000"]
-    assert "Evidence" not in text and "Cost" not in text and "tuned" not in text
-
-
 @pytest.mark.parametrize(("outcome", "suffix"), [("generation", "_generation"), ("likelihood", "")])
 def test_loggers_get_every_metric_and_the_accuracy_that_is_compared(outcome: str, suffix: str) -> None:
     named_too = replace(PAIR, outcome="option_named")
@@ -125,12 +116,6 @@ def test_a_whole_model_is_saved_on_a_gpu(console: Console) -> None:
     text = console.export_text()
     assert row(text, "size of what is saved") == ["0.9", "KiB"]
     assert row(text, "peak memory, GPU") == ["17.00", "GiB", "(planned", "1.00", "GiB)"]
-
-
-def test_notes_of_some_models_name_them(console: Console) -> None:
-    told = named(share("accuracy", 1, 2, 0.1, 0.9, note="something of one"))
-    report.print_results(results(metrics={"base": BASE, "tuned": BASE, "third": BASE | told}), Path("outputs/x"))
-    assert "Note: third: something of one." in console.export_text()
 
 
 def test_leaderboard_fits_and_hides_nothing(console: Console) -> None:

@@ -118,13 +118,6 @@ def test_results_that_are_torn_or_of_another_shape_are_refused(
         read_results(tmp_path)
 
 
-def test_whole_number_is_read_as_a_float(tmp_path: Path) -> None:
-    write_results(results(), tmp_path)
-    text = (tmp_path / "results.json").read_text()
-    (tmp_path / "results.json").write_text(text.replace('"objective": 0.5', '"objective": 1'))
-    assert type(read_results(tmp_path).objective) is float
-
-
 def test_predictions_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     by_model = {

@@ -1,4 +1,4 @@
-"""Pages of sweeps and of studies."""
+"""Pages of sweeps."""
 
 import itertools
 import re
@@ -7,11 +7,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from pages_support import SCRIPT, Reader, a_study, a_sweep
+from pages_support import SCRIPT, Reader, a_sweep
 
 from cyberlm.evaluation.pages import sweep_figures
 from cyberlm.evaluation.pages.figures import INK, to_svg
-from cyberlm.evaluation.pages.study_page import FIGURES, study_figures, study_page
 from cyberlm.evaluation.pages.sweep_page import sweep_page
 
 
@@ -58,24 +57,3 @@ def test_parallel_coordinates_of_any_settings(settings: dict[str, list[str]]) ->
     assert INK not in text and "<script" not in text
     many = {"rate": [str(10.0 ** -(k / 10)) for k in range(40)]}
     assert to_svg(sweep_figures.parallel(many, "val", np.linspace(0, 1, 40), lower_is_better=False), "lines")
-
-
-def test_the_page_of_a_study() -> None:
-    study = a_study()
-    drawn = {name: to_svg(figure, name) for name, figure in study_figures(study).items()}
-    text = study_page(study, drawn)
-    read = Reader(text)
-    assert read.open == [] and read.tags.count("script") == 1 and "img" not in read.tags
-    words = " ".join(read.text.split())
-    for shown in (
-        *study.findings,
-        *study.power,
-        *study.notes,
-        *(claim.reason for claim in study.claims),
-        study.command,
-    ):
-        assert shown in words
-    assert "28.0%lora: accuracy by generation. 95%: 24.0% to 32.0%" in words
-    assert "lora minus base" in words and "+16.0" in words and "+6.0 to +26.0" in words and "not tested" in words
-    assert re.findall(r'<td><a href="([^"]*)"', text) == ["tune/lora_0.0001/report.html", "lora_seed1/report.html"]
-    assert all(FIGURES[name][1] in words for name in drawn)

@@ -23,48 +23,19 @@ from cyberlm.evaluation.pages.figures import (
     themed,
     write_figure,
 )
-from cyberlm.evaluation.pages.rendering import Picture, render
+from cyberlm.evaluation.pages.rendering import render
 from cyberlm.evaluation.pages.table import table_columns, table_notes
 from cyberlm.evaluation.predictions import GENERATION, NAMED, OUTCOMES
 from cyberlm.evaluation.study import Study, StudyJob
 from cyberlm.evaluation.verdict import p_text
 from cyberlm.runtime.progress import clock
 
-FIGURES = {
-    "differences": (
-        "Differences",
-        "Differences of accuracy, each with its 95% interval over seeds and questions. The band is the margin that was "
-        "named before any result.",
-    ),
-    "accuracy": (
-        "Accuracy",
-        "Accuracy of each model with its 95% interval, a light dot a seed. Dotted: what needs no model.",
-    ),
-    "cost_hours": (
-        "Accuracy against time",
-        "Accuracy against the wall time of training, a dot a seed.",
-    ),
-    "cost_memory": (
-        "Accuracy against memory",
-        "Accuracy against peak memory, a dot a seed.",
-    ),
-    "format_and_knowledge": (
-        "Format and knowledge",
-        "Of all test questions: right, an option named that is wrong, and no option named.",
-    ),
-    "learning_curves": (
-        "Learning curves",
-        "Validation by optimizer step: the mean over the seeds, and the band between the lowest and the highest.",
-    ),
-}
-"""Title and caption by the figure's name."""
-
 
 def study_page(study: Study, figures: Mapping[str, str]) -> str:
     """Renders study.html.
 
     Args:
-        figures: SVG elements by name, in the order to be shown.
+        figures: SVG elements by name.
     """
     outcomes = {name: label.strip() for name, label in OUTCOMES.items()}
     return render(
@@ -73,7 +44,7 @@ def study_page(study: Study, figures: Mapping[str, str]) -> str:
         study=study,
         columns=table_columns(study),
         notes=table_notes(study),
-        pictures=[Picture(FIGURES[name][0], Markup(svg), FIGURES[name][1]) for name, svg in figures.items()],
+        figures={name: Markup(svg) for name, svg in figures.items()},
         outcomes=outcomes,
         measured={name: outcomes[name] for name in outcomes if any(name in job.figures for job in study.jobs)},
         clock=clock,
@@ -85,7 +56,7 @@ def write_study_figures(study: Study, folder: Path) -> dict[str, str]:
     """Writes each figure as SVG and PNG into `figures/`; returns them as SVG elements, by name."""
     (folder / "figures").mkdir(exist_ok=True)
     return {
-        name: write_figure(figure, folder / "figures", name, FIGURES[name][1])
+        name: write_figure(figure, folder / "figures", name, name.replace("_", " "))
         for name, figure in study_figures(study).items()
     }
 

@@ -1,22 +1,25 @@
-"""Figures of answers that have no options beside them: CVSS vectors and extracted labels, by hand and in runs."""
+"""Metrics of tasks other than multiple choice: by hand, against scikit-learn, and in runs from file to results."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from statistics_support import answered
+from sklearn.metrics import f1_score
+from statistics_support import answered, eval_set
 from support import compose, config_of
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import EvaluateConfig
 from cyberlm.evaluation.comparison import compare_all
 from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.classification import class_floors, macro_f1
 from cyberlm.evaluation.metrics.metric import compute_metrics
 from cyberlm.evaluation.predictions import Prediction, Predictions
-from cyberlm.evaluation.records import ModelSpec
+from cyberlm.evaluation.records import ModelSpec, Results
 from cyberlm.evaluation.results import read_results
 from cyberlm.runs.train import train
-from cyberlm.tasks.task import make_task
+from cyberlm.tasks.task import Example, make_task
 
 HIGHEST = "AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H"  # 9.8
 LOCAL = HIGHEST.replace("AV:N", "AV:L")  # 8.4
@@ -85,6 +88,56 @@ def test_two_models_are_paired_by_the_figures_of_the_task() -> None:
     assert change["accuracy_AV"] == 0.5 and "option_nll" not in change and "gold_nll" in change
 
 
+def test_macro_f1_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(3)
+    gold, given = (rng.choice(list("abcde"), 200).tolist() for _ in range(2))
+    given[:20] = ["no class"] * 20
+    value, (low, high) = macro_f1(gold, given)
+    expected = f1_score(gold, given, labels=sorted(set(gold)), average="macro")
+    assert value == pytest.approx(expected) and low < value < high
+    wide = macro_f1(gold, given, clusters=np.arange(200) // 20)[1]
+    assert macro_f1(gold, gold) == (1.0, (1.0, 1.0)) and wide != (low, high)
+
+
+def test_floors_learn_from_the_seen_questions() -> None:
+    words = {"CWE-79": "script injected in page", "CWE-89": "sql query in database"}
+
+    def asked(count: int, start: int) -> list[Example]:
+        names = [list(words)[k % 3 // 2] for k in range(count)]  # two of three are CWE-79
+        return [Example(f"q:{k}", f"{words[name]} {start + k}", (name,), 0) for k, name in enumerate(names)]
+
+    context = eval_set(asked(9, 0), seen=asked(30, 100))
+    (majority, _), (svm, given) = class_floors(context)
+    assert majority.accuracy == pytest.approx(6 / 9) and "always CWE-79" in majority.note
+    assert svm.accuracy == 1 and given == [question.answer for question in context.questions]
+    assert [floor.name for floor, _ in class_floors(eval_set(asked(9, 0)))] == ["majority_class"]
+
+
+def trained(folder: Path, task: str, answers: tuple[str, str], *settings: str) -> Results:
+    """Results of a run on texts of two kinds, each with its own answer."""
+    rows = [f"{('typo', 'crash')[k % 2]} {k} in {k * 7 % 31}\t{answers[k % 2]}\treport {k // 4}" for k in range(80)]
+    file = folder / "q.tsv"
+    file.write_text("question\tanswer\tgroup\n" + "\n".join(rows))
+    asked = (*task.split(), "task.instruction='{text}:'", "data=file", f"data.path={file}", "prompt=text")
+    train(config_of(*asked, "prompt.system=", *settings), folder / "run")
+    return read_results(folder / "run")
+
+
+@pytest.mark.parametrize("labels", ["task.labels=[low,high]", "task.form=low|high"])
+def test_a_run_of_classes(labels: str, tmp_path: Path) -> None:
+    fast = ("trainer.max_steps=60", "optim.learning_rate=1e-2", "data.micro_batch_size=4")
+    results = trained(tmp_path, f"task=classification {labels}", ("low", "high"), *fast, "evaluation.max_new_tokens=8")
+    found = results.metrics["tuned"]
+    assert ("macro_f1" in found) == ("accuracy" in found) == (labels == "task.labels=[low,high]")
+    for name in ("macro_f1_generation", "accuracy_last_line", "accuracy_generation", "baseline_tfidf_svm", "leaks"):
+        assert found[name].value is not None, name
+    recall = found["recall_low" if "recall_low" in found else "recall_LOW"]
+    assert found["macro_f1_generation"].interval and recall.interval
+    outcomes = [pair.outcome for pair in results.comparisons]
+    assert ("likelihood" in outcomes) == ("accuracy" in found) and "generation" in outcomes
+    assert found["accuracy_generation"].value > 0.3
+
+
 @pytest.mark.parametrize(
     ("task", "answers", "named"),
     [
@@ -92,13 +145,8 @@ def test_two_models_are_paired_by_the_figures_of_the_task() -> None:
         ("extraction", ("T1059", "T1071, T1083"), ("micro_f1", "macro_f1", "baseline_frequent_labels")),
     ],
 )
-def test_a_run(task: str, answers: tuple[str, str], named: tuple[str, ...], tmp_path: Path) -> None:
-    rows = [f"{('typo', 'crash')[k % 2]} {k} in {k * 7 % 31}\t{answers[k % 2]}" for k in range(60)]
-    file = tmp_path / "q.tsv"
-    file.write_text("question\tanswer\n" + "\n".join(rows))
-    asked = (f"task={task}", "task.instruction='{text}:'", "data=file", f"data.path={file}", "prompt=text")
-    train(config_of(*asked, "prompt.system=", "trainer.max_steps=2", "evaluation.max_new_tokens=4"), tmp_path / "run")
-    results = read_results(tmp_path / "run")
+def test_a_run_of_free_answers(task: str, answers: tuple[str, str], named: tuple[str, ...], tmp_path: Path) -> None:
+    results = trained(tmp_path, f"task={task}", answers, "trainer.max_steps=2", "evaluation.max_new_tokens=4")
     found = results.metrics["tuned"]
     assert all(found[name].value is not None for name in (*named, "accuracy_generation", "leaks", "gold_nll"))
     assert "accuracy" not in found and results.objective is not None and results.objective > 0

@@ -3,16 +3,16 @@
 Text stays text, in the reader's own font; the ink takes the colour of the text around it.
 """
 
-import functools
+import contextlib
 import io
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import cycle
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -46,23 +46,18 @@ STYLE: Any = {
     **{"xtick.major.size": 0, "ytick.major.size": 0, "figure.facecolor": "none", "axes.facecolor": "none"},
     **{"legend.frameon": False, "legend.fontsize": 8.5, "axes.titlesize": 9, "figure.constrained_layout.use": True},
 }
-Arguments = ParamSpec("Arguments")
 Points = tuple[Sequence[float], Sequence[float]]
 """x and y."""
 Interval = tuple[str, float, float, float]
 """Label, difference and its 95% limits."""
 
 
-def themed(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
-    """Decorator: draws in the style of the pages, whatever the user's matplotlibrc says."""
-
-    @functools.wraps(draw)
-    def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
-        style: Any = {**matplotlib.rcParamsDefault, **STYLE}
-        with matplotlib.rc_context(style):
-            return draw(*args, **kwargs)
-
-    return drawn
+@contextlib.contextmanager
+def themed() -> Iterator[None]:
+    """Style of the pages, whatever the user's matplotlibrc says; also a decorator of what draws."""
+    style: Any = {**matplotlib.rcParamsDefault, **STYLE}
+    with matplotlib.rc_context(style):
+        yield
 
 
 def to_svg(figure: Figure, title: str) -> str:
@@ -95,7 +90,7 @@ def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-@themed
+@themed()
 def forest(rows: Sequence[Interval], xlabel: str, band: float | None = None) -> Figure:
     """Forest plot: values with their intervals against 0, from top to bottom.
 
@@ -118,7 +113,7 @@ def forest(rows: Sequence[Interval], xlabel: str, band: float | None = None) -> 
     return figure
 
 
-@themed
+@themed()
 def curves(panels: Mapping[str, Mapping[str, Points]], xlabel: str = "optimizer step") -> Figure:
     """Learning curves, a panel each, one above the other on one x axis.
 
@@ -152,7 +147,7 @@ def _running_mean(x: Sequence[float], y: Sequence[float], width: int) -> Points:
     return tuple(np.convolve(values, kernel, "valid").tolist() for values in (x, y))  # type: ignore[return-value]
 
 
-@themed
+@themed()
 def reliability(points: Mapping[str, Sequence[tuple[float, Metric]]]) -> Figure:
     """Reliability diagram: share right by confidence, with 95% intervals, beside the diagonal of a calibrated model.
 
@@ -173,7 +168,7 @@ def reliability(points: Mapping[str, Sequence[tuple[float, Metric]]]) -> Figure:
     return figure
 
 
-@themed
+@themed()
 def letters(counts: Mapping[str, IntArray]) -> Figure:
     """Bars for each letter: how often each model chooses it, beside how often it is right.
 
@@ -198,7 +193,7 @@ def letters(counts: Mapping[str, IntArray]) -> Figure:
     return figure
 
 
-@themed
+@themed()
 def shares(rows: Mapping[str, Mapping[str, Metric]]) -> Figure:
     """Shares with their 95% intervals: a row for each topic, a dot for each model.
 

@@ -19,19 +19,17 @@ LABELS = {
 
 def read_curves(folder: Path) -> dict[str, Points]:
     """Every figure of metrics.csv by optimizer step, by the column's name; none where there is no such file."""
-    file = folder / METRICS_FILE
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    if not file.is_file():
+    if not (folder / METRICS_FILE).is_file():
         return {}
-    with file.open(encoding="utf-8", newline="") as stream:
-        for row in csv.DictReader(stream):
-            step = float(row.get("step") or "nan")
-            for name, text in row.items():
-                value = float(text) if text else math.nan
-                if name not in ("step", "epoch") and math.isfinite(value) and math.isfinite(step):
-                    steps, values = found.setdefault(name, ([], []))
-                    steps.append(step)
-                    values.append(value)
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for row in csv.DictReader((folder / METRICS_FILE).read_text("utf-8").splitlines()):
+        step = float(row.pop("step", "") or "nan")
+        for name, text in row.items():
+            value = float(text or "nan")
+            if name != "epoch" and math.isfinite(value + step):
+                steps, values = found.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(value)
     return dict(found)
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import importlib.resources
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +10,6 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from cyberlm.evaluation.pages.figures import to_svg
-
-HERE = "cyberlm.evaluation.pages"
 
 
 @dataclass(frozen=True)
@@ -30,9 +27,8 @@ def picture(figure: Figure, title: str, caption: str = "") -> Picture:
 
 def render(template: str, **values: Any) -> str:
     """A page of a template. Texts are escaped, and the browser runs no script but the page's own."""
-    folder = importlib.resources.files(HERE) / "templates"
-    style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     strict: Any = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    found = Environment(loader=PackageLoader(HERE), **strict).get_template(template)
-    return found.render(style=Markup(style), script=Markup(script), script_hash=digest, **values)
+    environment = Environment(loader=PackageLoader("cyberlm.evaluation.pages"), **strict)
+    script = environment.get_template("page.js").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(script_hash=digest, **values)

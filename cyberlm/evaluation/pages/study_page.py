@@ -96,7 +96,7 @@ def differences(study: Study) -> Figure:
     return forest(rows, f"points of accuracy by {study.outcome}", 100 * study.margin)
 
 
-@themed
+@themed()
 def accuracy(study: Study) -> Figure:
     """Accuracy of each row with its interval, seeds as dots, floors as lines."""
     rows = [row for row in study.rows if study.outcome in row.figures]
@@ -124,7 +124,7 @@ def cost_hours(study: Study) -> Figure:
     return _pareto(study, f"training, {unit}", lambda job: (job.train_seconds or 0) / size)
 
 
-@themed
+@themed()
 def _pareto(study: Study, xlabel: str, cost: Callable[[StudyJob], float]) -> Figure:
     jobs = [job for job in study.jobs if study.outcome in job.figures]
     figure = Figure((WIDTH, 2.8))
@@ -144,7 +144,7 @@ def _pareto(study: Study, xlabel: str, cost: Callable[[StudyJob], float]) -> Fig
     return figure
 
 
-@themed
+@themed()
 def format_and_knowledge(study: Study) -> Figure:
     """Bars of each row: right, wrong though an option is named, and no option named."""
     rows = [row for row in study.rows if NAMED in row.figures]
@@ -167,7 +167,7 @@ def format_and_knowledge(study: Study) -> Figure:
     return figure
 
 
-@themed
+@themed()
 def learning_curves(study: Study) -> Figure:
     """Validation option NLL and accuracy by step: the mean over seeds in a band from the lowest to the highest."""
     figure = Figure((WIDTH, 3.4))

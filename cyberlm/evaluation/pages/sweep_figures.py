@@ -15,7 +15,7 @@ MOST_TICKS = 8
 FROM_BAD_TO_GOOD = LinearSegmentedColormap.from_list("quality", ["#c3c9d4", "#7fa8ee", "#1d4ed8"])
 
 
-@themed
+@themed()
 def parallel(
     settings: Mapping[str, Sequence[str]], figure_name: str, values: FloatArray, lower_is_better: bool
 ) -> Figure:
@@ -46,7 +46,7 @@ def parallel(
     return figure
 
 
-@themed
+@themed()
 def heat_map(
     x: Sequence[str], y: Sequence[str], names: tuple[str, str], values: FloatArray, lower_is_better: bool
 ) -> Figure:

@@ -6,23 +6,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 from results_support import results
+from study_support import made_up_study
 from support import config_of
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.pages.run_page import Origin, run_page
 from cyberlm.evaluation.pages.sweep_page import Sweep
 from cyberlm.evaluation.predictions import Prediction, Predictions
-from cyberlm.evaluation.study import (
-    Claim,
-    Curve,
-    Figure,
-    Study,
-    StudyComparison,
-    StudyCost,
-    StudyJob,
-    StudyRow,
-    TunedRate,
-)
+from cyberlm.evaluation.study import Claim, Study
 from cyberlm.tasks.task import Example
 
 SCRIPT = "<script>document.title = 'owned'</script><img src=x onerror=alert(1)>"
@@ -111,53 +102,15 @@ def a_sweep() -> Sweep:
 
 
 def a_study() -> Study:
-    """Of a base and one method, two seeds, of which the second has not finished."""
-
-    def figure(value: float) -> Figure:
-        return Figure(value, value - 0.04, value + 0.04, (value,))
-
-    cost = StudyCost(1000, 100_000, 2**30, "host", 211.0, 260.0, 812.0, 640.0, 2**20)
-    outcomes = {"likelihood": 0.4, "generation": 0.28, "option_named": 0.9}
-    base = {name: figure(value - 0.16) for name, value in outcomes.items()}
-    tuned = {name: figure(value) for name, value in outcomes.items()}
-    interval = (0.16, 0.06, 0.26, 0.05, 0.27)
-    pair = StudyComparison("base", "lora", "generation", "against base", *interval, 0.003, 0.009, "", (0.004,))
-    claims = (
-        Claim("above base", "lora", "base", 0.003, 0.009, 0.05, True, "lora is above base."),
-        Claim("non-inferior", "lora", "sft", None, None, 0.05, False, f"An earlier claim: {SCRIPT}."),
-    )
-    done = StudyJob(
-        *("lora_seed1", "confirm", "lora", 1, 2e-4, "finished", "", "lora_seed1"), outcomes, 200, 260, 2**30
-    )
-    failed = replace(done, name="lora_seed2", seed=2, state="failed", reason=SCRIPT, figures={}, seconds=None)
-    return Study(
-        schema_version=1,
-        name="paper",
-        state="unfinished",
-        command="python train.py -m study=paper",
-        model="smollm2_135m",
+    """`made_up_study` with scripts for texts, a claim that was not tested, and a job that has not finished."""
+    study = made_up_study()
+    unfinished = {"figures": {}, "train_seconds": None, "seconds": None, "peak_bytes": None}
+    failed = replace(study.jobs[-1], state="failed", reason=SCRIPT, **unfinished)
+    untested = Claim("non-inferior", "lora", "sft", None, None, 0.05, False, f"An earlier claim: {SCRIPT}.")
+    return replace(
+        study,
         data=f"sample {SCRIPT}",
-        prompt="text",
-        outcome="generation",
-        margin=0.02,
-        reference="sft",
-        seeds=(1, 2),
-        questions={"train": 480, "validation": 64, "test": 400},
-        clusters=396,
-        split="5a",
-        tuning=(TunedRate("lora", 1e-4, 1.31, 0.4, True, "tune/lora_0.0001"),),
-        rows=(
-            StudyRow("base", "base", "none", None, 1, base),
-            StudyRow("lora", "method", "none", 2e-4, 2, tuned, cost, 0.84),
-        ),
-        comparisons=(pair,),
-        claims=claims,
-        supported_margin=0.03,
-        findings=("lora: 28.0% right.",),
-        power=("400 questions show 3 points.",),
-        floors={"majority letter": 0.26},
-        notes=("lora_seed2 has not finished.",),
-        jobs=(done, replace(failed, train_seconds=None, peak_bytes=None)),
-        curves=(Curve("lora", 1, (10, 20), (1.4, 1.3), (0.3, 0.4)),),
-        provenance={"weights": "0f"},
+        notes=(f"{failed.name} has not finished.",),
+        claims=(*study.claims, untested),
+        jobs=(*study.jobs[:-1], failed),
     )

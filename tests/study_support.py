@@ -1,5 +1,7 @@
 """A study with answers made up, for tests of what is said, drawn and written of one."""
 
+import functools
+
 import numpy as np
 
 from cyberlm.evaluation.study import (
@@ -49,6 +51,7 @@ def answers() -> list[Answers]:
     return rows
 
 
+@functools.cache
 def made_up_study() -> Study:
     """Three methods with three seeds each on 400 questions; decided by generation."""
     rows, clusters = answers(), np.arange(QUESTIONS)

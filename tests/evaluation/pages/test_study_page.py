@@ -86,9 +86,13 @@ def test_the_page_of_a_study() -> None:
         study.command,
     ):
         assert shown in words
-    assert "28.0%lora: accuracy by generation. 95%: 24.0% to 32.0%" in words
-    assert "lora minus base" in words and "+16.0" in words and "+6.0 to +26.0" in words and "not tested" in words
-    assert re.findall(r'<td><a href="([^"]*)"', text) == ["tune/lora_0.0001/report.html", "lora_seed1/report.html"]
+    lora = next(row for row in study.rows if row.name == "lora").figures["generation"]
+    assert f"{lora.value:.1%}lora: accuracy by generation. 95%: {lora.ci_lo:.1%} to {lora.ci_hi:.1%}" in words
+    pair = study.comparison("lora", "against base", "generation")
+    assert pair is not None and f"{100 * pair.ci_lo:+.1f} to {100 * pair.ci_hi:+.1f}" in words
+    assert "lora minus base" in words and f"{100 * pair.difference:+.1f}" in words and "not tested" in words
+    links = [f"{leads.folder}/report.html" for leads in (*study.tuning, *study.jobs[:-1])]
+    assert re.findall(r'<td><a href="([^"]*)"', text) == links
     assert text.count("<figure>") == len(drawn) == 6
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from pages_support import SCRIPT, Reader, a_sweep
 
-from cyberlm.evaluation.pages import sweep_figures
 from cyberlm.evaluation.pages.figures import INK, to_svg
-from cyberlm.evaluation.pages.sweep_page import sweep_page
+from cyberlm.evaluation.pages.sweep_page import heat_map, parallel, sweep_page
 
 
 def test_each_job_leads_to_its_page() -> None:
@@ -42,18 +41,18 @@ def test_a_sweep_of_which_nothing_has_finished_has_a_page() -> None:
 def test_cells_of_a_heat_map_are_means_of_their_jobs() -> None:
     ranks, alphas = zip(*itertools.product(["16", "2", "16"], ["8", "x"]), strict=True)
     values = np.array([1.0, 2.0, 3.0, 4.0, 2.0, 6.0])  # 16: 8 has 1 and 2, x has 2 and 6; 2: 3 and 4
-    text = to_svg(sweep_figures.heat_map(ranks, alphas, ("lora.rank", "a"), values, lower_is_better=True), "map")
+    text = to_svg(heat_map(ranks, alphas, ("lora.rank", "a"), values, lower_is_better=True), "map")
     root = ElementTree.fromstring(text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
     words = [node.text for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert words == ["2", "16", "rank", "8", "x", "a", "3", "1.5", "4", "4"]  # numbers by value, then texts
-    holed = sweep_figures.heat_map(["1", "2"], ["a", "b"], ("x", "y"), np.array([1.0, 2.0]), lower_is_better=False)
+    holed = heat_map(["1", "2"], ["a", "b"], ("x", "y"), np.array([1.0, 2.0]), lower_is_better=False)
     assert to_svg(holed, "map").count("–") == 2
 
 
 @pytest.mark.parametrize("settings", [{"rank": ["2", "2"]}, {"rate": ["1e-5", "1e-2"], "method": ["lora", SCRIPT]}])
 def test_parallel_coordinates_of_any_settings(settings: dict[str, list[str]]) -> None:
-    drawn = sweep_figures.parallel(settings, "val", np.array([1.0, 1.0]), lower_is_better=True)
+    drawn = parallel(settings, "val", np.array([1.0, 1.0]), lower_is_better=True)
     text = to_svg(drawn, "lines")
     assert INK not in text and "<script" not in text
     many = {"rate": [str(10.0 ** -(k / 10)) for k in range(40)]}
-    assert to_svg(sweep_figures.parallel(many, "val", np.linspace(0, 1, 40), lower_is_better=False), "lines")
+    assert to_svg(parallel(many, "val", np.linspace(0, 1, 40), lower_is_better=False), "lines")

@@ -66,7 +66,12 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     eval_set, sources = build_eval_set(config, trained, own_data="data" in given)
     assert isinstance(eval_set.config, EvaluateConfig)
     config = eval_set.config
-    _announce(config, specs, folder)
+    if config.runs:
+        for spec in specs:
+            say(f"Model {spec.name}: {spec.kind} {spec.source}, base weights {spec.quant}")
+        say(f"Folder {folder}")
+    else:
+        announce(config, folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
 
     entrants = [_entrant(spec, eval_set.questions, config) for spec in specs]  # all, before any is loaded
@@ -205,15 +210,6 @@ def _with_bases(
         found = {"base": None, "adapter": next(under, None), "weights": own}[spec.kind]
         known[name] = replace(spec, tuned_from=found)
     return known
-
-
-def _announce(config: EvaluateConfig, specs: Sequence[ModelSpec], folder: Path) -> None:
-    if not config.runs:
-        announce(config, folder)
-        return
-    for spec in specs:
-        say(f"Model {spec.name}: {spec.kind} {spec.source}, base weights {spec.quant}")
-    say(f"Folder {folder}")
 
 
 def _list_of(words: Iterable[str]) -> str:

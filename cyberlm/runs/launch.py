@@ -30,7 +30,7 @@ from cyberlm.runtime.cache import keep_home
 from cyberlm.runtime.errors import ConfigError, Problem, RunError, UserError
 from cyberlm.runtime.progress import keep_output, show
 from cyberlm.runtime.redaction import guard_output
-from cyberlm.runtime.world import World, find_world
+from cyberlm.runtime.world import find_world
 
 STOPPABLE = ("train", "evaluate")
 """Commands that a signal asks to stop; the others answer to Ctrl-C themselves."""
@@ -81,15 +81,11 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
         if world.rank:
             follow()
         elif {"-m", "--multirun"} & set(sys.argv[1:]):
-            raise SystemExit(show(_sweep_in_world(world)))
+            what = f"-m under {world.launcher}, which has started {world.size} processes"
+            allowed = f"python train.py -m ..., with trainer.devices={world.size} or a launcher of Hydra's for its jobs"
+            raise ConfigError("A sweep starts the processes of its jobs itself:", [Problem(what, allowed)])
         else:
             _compose_and_run(command, schema, run)
-
-
-def _sweep_in_world(world: World) -> UserError:
-    what = f"-m under {world.launcher}, which has started {world.size} processes"
-    allowed = f"python train.py -m ..., with trainer.devices={world.size} or a launcher of Hydra's for its jobs"
-    return ConfigError("A sweep starts the processes of its jobs itself:", [Problem(what, allowed)])
 
 
 def _compose_and_run(command: str, schema: type[Config], run: Callable[[Config, Path], float | None]) -> None:

@@ -39,7 +39,11 @@ def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
         RunError: If one was killed.
         SystemExit: With the code of the processes, if they fail or are stopped.
     """
-    _check_gpus(trainer)
+    found = torch.cuda.device_count() if pick_device(trainer.accelerator).type == "cuda" else trainer.devices
+    if found < trainer.devices:
+        allowed = f"at most {found}, or processes on the CPU with trainer.accelerator=cpu"
+        problem = Problem(f"trainer.devices={trainer.devices}", allowed, f"trainer.devices={found}")
+        raise ConfigError(f"Only {found} GPU{'s are' if found > 1 else ' is'} available:", [problem])
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what went wrong
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.getenv("PYTHONPATH")]))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // trainer.devices)))
@@ -72,14 +76,6 @@ def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
             raise RunError("A process of this run was killed:", problems, hint) from None
         except SignalException:
             raise SystemExit(signals.EXIT_STOPPED) from None
-
-
-def _check_gpus(trainer: TrainerConfig) -> None:
-    found = torch.cuda.device_count() if pick_device(trainer.accelerator).type == "cuda" else trainer.devices
-    if found < trainer.devices:
-        allowed = f"at most {found}, or processes on the CPU with trainer.accelerator=cpu"
-        problem = Problem(f"trainer.devices={trainer.devices}", allowed, f"trainer.devices={found}")
-        raise ConfigError(f"Only {found} GPU{'s are' if found > 1 else ' is'} available:", [problem])
 
 
 def follow() -> None:

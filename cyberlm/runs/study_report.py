@@ -132,10 +132,13 @@ def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, t
     """Findings of the finished jobs; the list of jobs and what is missing come later."""
     answers = _answers(study, finished)
     rows = tuple(_row(row, study, finished, context) for row in answers)
-    analyses = _analyses(study, answers, context)
+    analyses: dict[str, StudyAnalysis] = {}
+    if answers and answers[0].kind == "base" and study.reference in {row.name for row in answers}:
+        analyses = analyse_all(answers, study.reference, context.clusters, study.margin)
     comparisons = tuple(pair for analysis in analyses.values() for pair in analysis.comparisons)
     outcome, results, floors = study.outcome.name, finished[0].results, _floors(finished[0].results)
     main = analyses.get(outcome)
+    first, *others = (run.results.provenance for run in finished)
     claims = main.claims if main is not None else ()
     return Study(
         schema_version=SCHEMA_VERSION,
@@ -163,7 +166,7 @@ def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, t
         notes=(),
         jobs=(),
         curves=(),
-        provenance=_shared(finished),
+        provenance={key: value for key, value in first.items() if all(other.get(key) == value for other in others)},
     )
 
 
@@ -179,13 +182,6 @@ def _answers(study: StudyConfig, finished: Sequence[Finished]) -> list[Answers]:
         if len(runs) > 1:
             rows.append(Answers(method, "method", runs[0].results.quant, stacked([run.tuned for run in runs])))
     return rows
-
-
-def _analyses(study: StudyConfig, answers: Sequence[Answers], context: EvalSet) -> dict[str, StudyAnalysis]:
-    """Comparisons by outcome; none where the base or the reference is missing."""
-    if not answers or answers[0].kind != "base" or study.reference not in {row.name for row in answers}:
-        return {}
-    return analyse_all(answers, study.reference, context.clusters, study.margin)
 
 
 def _row(row: Answers, study: StudyConfig, finished: Sequence[Finished], context: EvalSet) -> StudyRow:
@@ -241,9 +237,3 @@ def _curve(job: Job, folder: Path) -> Curve:
     curves = read_curves(folder / job.name)
     (steps, nll), accuracy = curves["val/option_nll"], dict(zip(*curves["val/accuracy"], strict=True))
     return Curve(job.method, job.seed, tuple(map(int, steps)), tuple(nll), tuple(map(accuracy.__getitem__, steps)))
-
-
-def _shared(finished: Sequence[Finished]) -> dict[str, str]:
-    """Provenance that all jobs have alike."""
-    first, *others = (run.results.provenance for run in finished)
-    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}

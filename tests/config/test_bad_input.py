@@ -35,17 +35,6 @@ def test_bad_input(case: bad_input.Case, tmp_path: Path) -> None:
     assert not (tmp_path / "opened").exists(), "a pickle was opened"
 
 
-@pytest.mark.slow
-def test_the_same_in_a_process_of_its_own(tmp_path: Path) -> None:
-    case = next(case for case in EVALUATIONS if case.name == "a truncated adapter")
-    case.make(tmp_path)
-    done = typed(case, tmp_path)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    for part in case.expected:
-        assert part in done.stderr
-
-
 def typed(case: bad_input.Case, folder: Path, before: Callable[[], object] | None = None) -> CompletedProcess[str]:
     own = {"CYBERLM_CACHE_DIR": str(folder / "cache"), "HOME": str(folder)}
     return run_python(folder, "-m", "cyberlm", *case.line, before=before, **own)

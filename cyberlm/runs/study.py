@@ -1,7 +1,6 @@
 """A study, from top to bottom: methods × seeds on one split, compared on a test set that is opened once."""
 
 import datetime
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -142,7 +141,8 @@ def tune(study: StudyConfig, folder: Path, run: Callable[[Sequence[Job]], None])
         problems = [Problem(f"{rate.folder}: {rate.reason}") for rate in failed]
         hint = "The test set stays closed. The same command tries these jobs again."
         raise RunError("No learning rate can be chosen, for no tuning job of a method has finished:", problems, hint)
-    best = {method: min((rate for rate in rates if not rate.reason), key=_by_nll) for method, rates in tried.items()}
+    ranked = sorted(found, key=lambda rate: (rate.option_nll is None, rate.option_nll or 0, rate.learning_rate))
+    best = {rate.method: rate for rate in reversed(ranked) if not rate.reason}
     marked = [replace(rate, chosen=rate is best[rate.method]) for rate in found]
     marked += [
         TunedRate(method, rates[0], None, None, chosen=True, folder="", reason="the only one given")
@@ -154,10 +154,6 @@ def tune(study: StudyConfig, folder: Path, run: Callable[[Sequence[Job]], None])
         if rate.chosen:
             say(f"Learning rate of {rate.method}: {rate.learning_rate:g}")
     return marked
-
-
-def _by_nll(rate: TunedRate) -> tuple[float, float]:
-    return (math.inf if rate.option_nll is None else rate.option_nll, rate.learning_rate)
 
 
 def _tried(job: Job, folder: Path) -> TunedRate:

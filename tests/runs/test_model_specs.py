@@ -196,6 +196,7 @@ def test_names_are_short_and_unique() -> None:
         (("local",), "names no weights"),
         (("outputs",), "outputs holds no run, no adapter and no model"),
         (("outputs/unfinished",), "trainer.resume=outputs/unfinished"),
+        ((str(ROOT / "tests/saved_runs/evaluation"),), "is not the folder of a training run"),
         ((LOW, "./" + LOW), "are the same model"),
         ((LOW, f"{LOW}/adapter"), "are the same model"),
         (("tiny_random", "tiny_random"), "are the same model"),
@@ -214,12 +215,6 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(ConfigError) as raised:
         find_models(scoring("nowhere", LOW, f"{LOW}/adapter", "outputs/unfinished"))
     assert len(raised.value.problems) == 3
-
-
-def test_an_evaluation_is_no_run(tmp_path: Path) -> None:
-    evaluate(scoring("merged", more=("data.max_test=4", "prompt=letter")), tmp_path / "e")
-    with pytest.raises(ConfigError, match="is not the folder of a training run"):
-        find_models(scoring(str(tmp_path / "e")))
 
 
 def test_an_adapter_from_elsewhere_stands_on_the_configured_model(tmp_path: Path) -> None:

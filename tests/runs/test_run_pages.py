@@ -1,6 +1,5 @@
 """report.html of finished runs and evaluations: written by each command, never at the cost of its results."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +12,7 @@ from cyberlm.evaluation.pages import run_page
 from cyberlm.evaluation.results import read_results
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.pages import changed_settings, command_of
-from cyberlm.runs.recompute import recompute, show_recomputed
-
-SAVED = Path(__file__).parents[1] / "saved_runs"
+from cyberlm.runs.recompute import recompute
 
 
 def text_of(folder: Path) -> str:
@@ -36,17 +33,6 @@ def test_an_evaluation_of_several_models_writes_its_page(lora_run: Path, sft_run
     names = read_results(tmp_path / "both").metrics
     assert "Evaluation<" in text and len(names) == 3 and all(f">{name} " in text for name in names)
     assert text.count("minus") >= 3  # every two models
-
-
-@pytest.mark.parametrize("run", ["lora", "evaluation"])
-def test_recompute_gives_a_run_of_an_older_version_its_page(
-    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    outputs = Path(shutil.copytree(SAVED, "outputs"))
-    show_recomputed(outputs / run)
-    assert "accuracy, likelihood" in text_of(outputs / run)
-    assert "was not written" not in capsys.readouterr().out
 
 
 def test_a_page_that_cannot_be_made_costs_no_result(

@@ -19,7 +19,7 @@ from cyberlm.evaluation.results import read_predictions, read_results
 from cyberlm.evaluation.verdict import verdict
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.export import export
-from cyberlm.runs.recompute import recompute
+from cyberlm.runs.recompute import show_recomputed
 from cyberlm.runs.train import train
 from cyberlm.training.callbacks.resuming import EarlyStopping
 
@@ -49,11 +49,13 @@ def test_a_saved_run_answers_as_it_did(run: str, outputs: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["lora", "qlora", "sft", "evaluation"])
-def test_saved_figures_are_read(folder: str, outputs: Path) -> None:
+def test_saved_figures_are_read(folder: str, outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = read_results(outputs / folder)
     assert set(results.metrics) == set(results.models) == {"base", "tuned"}
-    assert recompute(outputs / folder) == []
     assert results.comparisons[0].n == 8 and verdict(results.comparisons)
+    show_recomputed(outputs / folder)
+    assert "accuracy, likelihood" in (outputs / folder / "report.html").read_text("utf-8")
+    assert "was not written" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("run", ["lora", "sft"])

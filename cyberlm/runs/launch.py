@@ -57,11 +57,6 @@ def main(command: str, schema: type[Config], run: Callable[[Config, Path], float
     """Composes and checks the configuration of `command`, and runs it.
 
     A user's error is one screen and exit code 1, without a traceback.
-
-    Args:
-        command: `train`, `export` or another: the primary configuration, and the command that a sweep's jobs repeat.
-        schema: Dataclass of the primary configuration.
-        run: Called with the checked configuration and the run's folder.
     """
     world = find_world()
     if world is not None and world.rank and command not in STOPPABLE:

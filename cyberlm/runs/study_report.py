@@ -67,11 +67,6 @@ def conclude_study(
 ) -> Study:
     """Writes the files of a study and prints its findings.
 
-    Args:
-        jobs: Of the confirmation.
-        opened: Time at which the test set was opened.
-        side_by_side: Jobs of one machine ran at the same time.
-
     Raises:
         RunError: If no job has finished, or jobs have split the questions differently.
     """

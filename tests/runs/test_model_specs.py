@@ -115,8 +115,10 @@ def test_everything_that_can_be_scored_in_one_command(tmp_path: Path) -> None:
     assert against == {("base", "low"), ("base", "whole")}
     assert set(read_predictions(tmp_path / "e" / "predictions.jsonl")) == set(results.metrics)
     assert recompute(tmp_path / "e") == []
+    page = (tmp_path / "e" / "report.html").read_text("utf-8")
+    assert "Evaluation<" in page and page.count("minus") >= 6  # every two models
     for name in results.metrics:
-        assert name in done.stdout
+        assert name in done.stdout and f">{name} " in page
     assert "low minus base" in done.stdout and "each tuned model against its base (Holm over 2)" in done.stdout
     tables = done.stdout[done.stdout.index("Test questions") : done.stdout.index("Files:")]
     assert max(map(len, tables.splitlines())) <= 80

@@ -4,35 +4,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import compose, config_of, evaluation_of, train_tiny
+from support import compose, config_of, train_tiny
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.evaluation.pages import run_page
 from cyberlm.evaluation.results import read_results
-from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.pages import changed_settings, command_of
 from cyberlm.runs.recompute import recompute
 
 
-def text_of(folder: Path) -> str:
-    return (folder / "report.html").read_text("utf-8")
-
-
 def test_a_run_writes_its_page(lora_run: Path) -> None:
-    text = text_of(lora_run)
+    text = (lora_run / "report.html").read_text("utf-8")
     for heading in ("What ran", "Results on the test questions", "Learning curves", "Reliability", "Letters", "Cost"):
         assert f"{heading}<" in text
     assert len(text) < 600_000
     assert "optim.learning_rate" in text and "0.01" in text  # not the default
-
-
-def test_an_evaluation_of_several_models_writes_its_page(lora_run: Path, sft_run: Path, tmp_path: Path) -> None:
-    evaluate(evaluation_of(f"runs=[{lora_run},{sft_run}]", "evaluation.max_new_tokens=4"), tmp_path / "both")
-    text = text_of(tmp_path / "both")
-    names = read_results(tmp_path / "both").metrics
-    assert "Evaluation<" in text and len(names) == 3 and all(f">{name} " in text for name in names)
-    assert text.count("minus") >= 3  # every two models
 
 
 def test_a_page_that_cannot_be_made_costs_no_result(

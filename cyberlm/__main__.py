@@ -9,8 +9,8 @@ from cyberlm.config.bounds import AUTO
 from cyberlm.config.commands import SCHEMAS
 from cyberlm.runs.launch import main as launch
 from cyberlm.runs.launch import prepare_process
-from cyberlm.runtime.errors import ConfigError, UserError
-from cyberlm.runtime.progress import show
+from cyberlm.runtime.errors import ConfigError
+from cyberlm.runtime.progress import one_screen, show
 from cyberlm.runtime.world import find_world
 
 COMMANDS = {
@@ -41,18 +41,17 @@ def run_command(command: str) -> None:
         if not in_folder and {"-m", "--multirun"} & set(sys.argv[1:]):
             raise SystemExit(show(ConfigError(f"{command} does one thing at a time: leave -m out.")))
 
-        def run(config: Any, folder: Path) -> float | None:
-            shows = in_folder and config.only_shows
-            if in_folder and not shows and find_world() is None:
+        def run(config: Any, folder: Path) -> Any:
+            if not in_folder:
+                return _story(STORIES[command])(config)
+            if config.only_shows:
+                return _story("preview.show_preview" if config.data.preview else "memory.show_plan")(config, folder)
+            if find_world() is None:
                 began = config.trainer.resume in (None, AUTO)
                 started = config if began else _story("resume.resumed_config")(config, folder)
                 if started.trainer.devices > 1:
-                    _story("processes.start_processes")(command, started.trainer, folder)
-                    return None
-            shown = "preview.show_preview" if shows and config.data.preview else "memory.show_plan"
-            story = _story(shown if shows else STORIES[command])
-            result: float | None = story(config, folder) if in_folder else story(config)
-            return result
+                    return _story("processes.start_processes")(command, started.trainer, folder)
+            return _story(STORIES[command])(config, folder)
 
         launch(command, SCHEMAS[command], run)
         return
@@ -60,10 +59,8 @@ def run_command(command: str) -> None:
         folder = {"leaderboard": "outputs/SWEEP", "recompute": "outputs/RUN"}[command]
         raise SystemExit(f"usage: cyberlm {command} {folder}")
     prepare_process()
-    try:
+    with one_screen():
         _story(STORIES[command])(Path(sys.argv[1]))
-    except UserError as error:
-        raise SystemExit(show(error)) from None
 
 
 def _story(name: str) -> Any:

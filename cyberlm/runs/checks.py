@@ -4,7 +4,7 @@ import atexit
 import contextlib
 import functools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from cyberlm.config.commands import SCHEMAS
 from cyberlm.config.rules import WRITTEN_TO, Config, build_config, without_hydra
 from cyberlm.runs.resume import check_folder_is_named, check_settings, goes_on, restarted
 from cyberlm.runs.run_folder import claim_folder, refuse_results, seen_from_here, sole_owner, typed_overrides
-from cyberlm.runtime.errors import ConfigError, Problem, UserError
-from cyberlm.runtime.progress import show
+from cyberlm.runtime.errors import ConfigError, Problem
+from cyberlm.runtime.progress import one_screen
 from cyberlm.runtime.redaction import refuse_typed
 
 PROMPT_TEXTS = ("question", "option", "system", "plain_cue")
@@ -36,7 +36,7 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Ends the process with one screen where no job of the sweep could be run."""
-        with _one_screen():
+        with one_screen():
             _check_hydra(config)
             check_folder_is_named(config, "sweep")
             subdir = config.hydra.sweep._get_node("subdir")._value()
@@ -53,7 +53,7 @@ class CheckFirst(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Ends the process with one screen: Hydra would turn any other exception into a warning."""
-        with _one_screen(), contextlib.suppress(OmegaConfBaseException):  # shown as any that Hydra's composition raises
+        with one_screen(), contextlib.suppress(OmegaConfBaseException):  # shown as any that Hydra's composition raises
             _check_hydra(config)
             check_folder_is_named(config, "run")
             claim_folder(config, "hydra.run.dir", functools.partial(self._check, config))
@@ -68,14 +68,6 @@ class CheckFirst(Callback):
             check_settings(built, folder)
         elif not built.only_shows and built.trainer.resume in (None, AUTO):
             refuse_results(folder, ("results.json", "checkpoints/*.ckpt"), "hydra.run.dir")
-
-
-@contextlib.contextmanager
-def _one_screen() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise SystemExit(show(error)) from None
 
 
 def _check_hydra(config: DictConfig) -> None:

@@ -79,6 +79,15 @@ def show(error: UserError) -> int:
     return 1
 
 
+@contextlib.contextmanager
+def one_screen() -> Iterator[None]:
+    """Ends the process with the screen of a user's error."""
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(show(error)) from None
+
+
 def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:
     """Prints what a person reads, as it is: brackets and colons in it are never read as rich's markup or emoji.
 

@@ -38,12 +38,7 @@ class Chart:
 
 
 def reliability(confidence: ArrayLike, correct: ArrayLike, clusters: Clusters = None) -> list[tuple[float, Metric]]:
-    """Points of a reliability diagram: mean confidence and share right of bins of equally many questions.
-
-    Args:
-        confidence: (N,) probability of the chosen option.
-        correct: (N,) bool.
-    """
+    """Points of a reliability diagram: mean confidence and share right, of (N,), in bins of equally many questions."""
     values, hits = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.bool_)
     places = equal_mass_bins(values, max(1, min(MOST_BINS, values.size // BIN_QUESTIONS)))
     points = []

@@ -125,15 +125,7 @@ def compare_means(
     clusters: Clusters = None,
     tuned_from: Mapping[str, str | None] | None = None,
 ) -> tuple[MeanDifference, ...]:
-    """Compares the means of figures that every question has.
-
-    Args:
-        models, clusters, tuned_from: As `compare_models`.
-        figures: By name, from N predictions to their figures, (N,) float.
-
-    Raises:
-        RunError: As `compare_models`.
-    """
+    """Compares the means of figures of N questions, (N,) each by name; else as `compare_models`."""
     aligned, numbers = _aligned(models, clusters)
     found = []
     for outcome, figure in figures.items():

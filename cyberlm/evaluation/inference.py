@@ -38,7 +38,6 @@ def run_inference(
 
     Args:
         encoded: The `test` questions of the set, and its `validation` questions where there are any.
-        label: Name of the model in the progress bar.
     """
     wanted, tokens = eval_set.config.evaluation, eval_set.config.data.max_batch_tokens
 
@@ -79,9 +78,7 @@ def predict(
     Where several processes work together, each answers its share of the questions, and all get all answers.
 
     Args:
-        encoded: Of the same questions in the same order.
         max_batch_tokens: Most tokens (padding included) in one forward pass.
-        label: Name of the model in the progress bar.
     """
     rows = distributed.share(len(questions))
     mine, encoded = [questions[row] for row in rows], [encoded[row] for row in rows]

@@ -72,9 +72,6 @@ def powered_margin(difference: Estimate, claim: str) -> float:
 
     One-sided t-tests, by the noncentral t (Phillips 1990, doi 10.1007/BF01063556); of the two of an equivalence test
     each is passed as often as the other, so that each needs (1 + power) / 2.
-
-    Args:
-        claim: A key of `LEVELS_AND_POWERS`.
     """
     level, power = LEVELS_AND_POWERS[claim]
     each = power if claim == "non-inferior" else (1 + power) / 2

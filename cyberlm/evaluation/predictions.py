@@ -73,10 +73,8 @@ class Predictions:
     """One model's predictions; what was not asked for is empty.
 
     Attributes:
-        test: Of the test questions, in their order.
         rotated: Of every rotation of each question that may be rotated (`metrics.rotations`), the unrotated one first.
         without_question: Of the options alone, without the text of the test questions.
-        validation: Of the validation questions.
     """
 
     test: Sequence[Prediction]
@@ -91,10 +89,7 @@ def has_candidates(predictions: Sequence[Prediction]) -> bool:
 
 
 def choices(predictions: Sequence[Prediction], generated: bool = False) -> IntArray:
-    """Indices of the chosen options, (N,) int64; `NO_CHOICE` where a completion names none.
-
-    Args:
-        generated: Whether to take the parsed completion instead of the option chosen by likelihood.
+    """Indices of the options chosen by likelihood, or named by the completions (`NO_CHOICE` for none), (N,) int64.
 
     Raises:
         RunError: If completions are asked for and some predictions hold none.
@@ -118,9 +113,5 @@ def golds(predictions: Sequence[Prediction]) -> IntArray:
 
 
 def right(predictions: Sequence[Prediction], generated: bool = False) -> BoolArray:
-    """Questions answered right, (N,) bool; a completion that names no option is wrong.
-
-    Raises:
-        RunError: As `choices`.
-    """
+    """Questions answered right, (N,) bool; a completion that names no option is wrong."""
     return choices(predictions, generated) == golds(predictions)

@@ -86,7 +86,6 @@ def _print_stacked(
     """Prints a table; columns that do not fit beside one another stand below, with the first repeated.
 
     Args:
-        columns: By heading, the cells from top to bottom.
         justify: Of all columns but the first.
     """
     widths = {name: min(WIDEST_CELL, max(map(len, [name, *cells]))) for name, cells in columns.items()}

@@ -141,9 +141,6 @@ def write_predictions(path: Path, rows_by_model: Mapping[str, Sequence[Predictio
 
     Args:
         path: `.jsonl` gets one JSON object a line, `.parquet` the same rows and columns.
-
-    Raises:
-        RunError: If a number is infinite or not a number.
     """
     rows = [
         {

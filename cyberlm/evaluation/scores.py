@@ -13,11 +13,7 @@ from cyberlm.tasks.task import LETTERS
 
 
 def validation_metrics(*, over_processes: bool = False) -> MetricCollection:
-    """Accuracy over a validation pass: update with `choice` and `gold`, each (N,) int64 option indices.
-
-    Args:
-        over_processes: Whether each process has its share of the questions, so that theirs count together.
-    """
+    """Accuracy over a validation pass, of one process or all: update with `choice` and `gold`, (N,) int64 each."""
     # Micro: every question counts once. The default, macro, weighs rare gold letters up.
     return MetricCollection(
         {"accuracy": MulticlassAccuracy(num_classes=len(LETTERS), average="micro", sync_on_compute=over_processes)}

@@ -140,12 +140,9 @@ def _continued(loaded: LoadedModel, batch: ScoringBatch, cache: DynamicCache) ->
 def generate(
     loaded: LoadedModel, prompts: Sequence[tuple[int, ...]], stop_ids: Sequence[int], max_new_tokens: int
 ) -> list[list[int]]:
-    """Greedy completions, batched with left padding; each stops before the first of `stop_ids`.
+    """Token ids of greedy completions, batched with left padding; each stops before the first of `stop_ids`.
 
     Rows that have stopped leave the batch, so that short answers do not wait for long ones.
-
-    Returns:
-        New token ids of each prompt, without the stop token.
     """
     if max(map(len, prompts)) + max_new_tokens > loaded.reach:
         return _generate_unpadded(loaded, prompts, stop_ids, max_new_tokens)

@@ -18,12 +18,7 @@ RIGHT_WHERE_NAMED = "right_where_named"
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a model, over seeds and questions.
-
-    Attributes:
-        value: Mean over the seeds.
-        ci_lo, ci_hi: None where no interval is made.
-    """
+    """Mean of a figure over seeds and questions; without limits where no interval is made."""
 
     value: float
     ci_lo: float | None
@@ -58,9 +53,7 @@ class StudyRow:
 
     Attributes:
         kind: `base` or `method`.
-        seeds: Number of runs.
         figures: By outcome, as far as they were measured.
-        published: Published accuracy.
     """
 
     name: str
@@ -139,7 +132,6 @@ class StudyJob:
     Attributes:
         stage: `tune` or `confirm`.
         state: `finished`, `failed`, `stopped`, `killed` or `not started`.
-        figures: Of the tuned model on the test questions, by outcome.
     """
 
     name: str
@@ -174,10 +166,8 @@ class Study:
     Attributes:
         state: `finished`, or `unfinished` where jobs are missing.
         outcome: Accuracy that the claims are about, named before any result, as is `margin` (a share).
-        questions: By part of the split.
         clusters: Of near-duplicates among the test questions.
         split: SHA-256 of the split manifest, the same of all jobs.
-        claims: In the order in which they are tested.
         supported_margin: Margin that such a study shows 90 times in 100 where there is no difference.
         power: Sentences on what so many questions and seeds can show.
         floors: Accuracies of what needs no model, by name.
@@ -226,10 +216,6 @@ def write_study(study: Study, folder: Path) -> None:
 
 
 def read_study(folder: Path) -> Study:
-    """Reads study.json.
-
-    Raises:
-        RunError: If there is none, or it has unknown, missing or mistyped fields.
-    """
+    """Reads study.json."""
     hint = "A study's folder is outputs/study_NAME; the command that made it writes the file again."
     return from_json(Study, read_json(folder / STUDY_FILE, hint), str(folder / STUDY_FILE), hint)

@@ -41,11 +41,7 @@ The base has one row; S may differ between methods.
 
 @dataclass(frozen=True)
 class Answers:
-    """Outcomes of one row of the table.
-
-    Attributes:
-        by_outcome: (S, Q) each: a row a run, the same questions in one order.
-    """
+    """Outcomes of one row of the table, (S, Q) each: a row a run, the same questions in one order."""
 
     name: str
     kind: str
@@ -154,8 +150,6 @@ def analyse(
         base, reference: Keys of `outcomes`: the untuned model, and the method that others are held against.
         clusters: Near-duplicate cluster of each question, (Q,) int.
         margin: In the outcome's units, for accuracy in shares: 0.02 is two points.
-        outcome: Name that the comparisons bear.
-        resamples: Of the crossed bootstrap.
     """
     tuned = [method for method in outcomes if method != base]
     others = [method for method in tuned if method != reference]
@@ -201,11 +195,7 @@ def _compared(
     outcome: str,
     clusters: Clusters,
 ) -> list[StudyComparison]:
-    """A family of comparisons with Holm's correction.
-
-    Args:
-        means: From `bootstrap_means`.
-    """
+    """A family of comparisons with Holm's correction, with the means of `bootstrap_means`."""
     found = []
     for second in seconds:
         pair = _difference(outcomes, first, second, clusters)

@@ -79,9 +79,6 @@ def label_noise(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """Accuracy by likelihood without the suspects of `evaluation.suspects`, and on all questions with corrected keys.
 
     Suspects without a corrected letter keep the published key.
-
-    Raises:
-        RunError: As `read_suspects`.
     """
     if context.config.evaluation.suspects is None:
         return

@@ -30,8 +30,6 @@ class Metric:
     Attributes:
         name: Key in results.json, loggers and leaderboard.csv.
         value: None where it is undefined; `note` says why.
-        interval: 95% interval.
-        n: Questions that it rests on.
         note: Sentence without a full stop: a warning, or the reason why the value is None.
         label: Name in tables; `name` where empty.
         format_spec: Of value and interval in tables, as `format()` takes it; one that ends with % is of a share.
@@ -68,11 +66,7 @@ class Metric:
         return f"{round(self.value * self.n)} of {self.n}" if self.is_share else str(self.n)
 
     def basis(self, usual: int | None = None) -> str:
-        """Interval and questions: `95%: 30.0% to 45.3%, 56 of 150`.
-
-        Args:
-            usual: Number of questions that goes without saying, where the value is no share of them.
-        """
+        """`95%: 30.0% to 45.3%, 56 of 150`; of what is no share, questions only where their number is not usual."""
         limits = f"95%: {self.limits()}" if self.interval and not self.label.endswith("%)") else self.limits()
         count = self.count() if self.is_share else f"{self.n} questions" if self.n not in (None, usual) else ""
         return ", ".join(filter(None, (limits, count)))
@@ -122,11 +116,7 @@ def mean_metric(
 
 
 def chance_metric(name: str, draws: FloatArray, n: int, label: str) -> Metric:
-    """Mean of a figure by chance alone, with what lies below it 5 times and 95 times in 100.
-
-    Args:
-        draws: Of the figure's law where the model has no fault.
-    """
+    """Mean of draws of a figure by chance alone, with what lies below it 5 times and 95 times in 100."""
     low, high = np.quantile(draws, 0.05), np.quantile(draws, 0.95)
     return Metric(name, float(draws.mean()), (float(low), float(high)), n, "", label, ".3f", "evidence")
 
@@ -161,7 +151,6 @@ def compute_metrics(
     """All metrics of all models: by model, then by the metric's name, in the order of the entries.
 
     Raises:
-        ConfigError: As `metric_functions`.
         RunError: If two metrics have one name.
     """
     functions = metric_functions(entries)

@@ -115,11 +115,7 @@ def forest(rows: Sequence[Interval], xlabel: str, band: float | None = None) -> 
 
 @themed()
 def curves(panels: Mapping[str, Mapping[str, Points]], xlabel: str = "optimizer step") -> Figure:
-    """Learning curves, a panel each, one above the other on one x axis.
-
-    Args:
-        panels: By the panel's title, then by the curve's name.
-    """
+    """Learning curves, by panel and name: a panel each, one above the other on one x axis."""
     figure = Figure((WIDTH, 0.4 + 1.35 * len(panels)))
     stacked: list[Axes] = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0].tolist()
     for axes, (title, lines) in zip(stacked, panels.items(), strict=True):
@@ -149,11 +145,7 @@ def _running_mean(x: Sequence[float], y: Sequence[float], width: int) -> Points:
 
 @themed()
 def reliability(points: Mapping[str, Sequence[tuple[float, Metric]]]) -> Figure:
-    """Reliability diagram: share right by confidence, with 95% intervals, beside the diagonal of a calibrated model.
-
-    Args:
-        points: By model, from `charts.reliability`.
-    """
+    """Reliability diagram: share right by confidence with 95% intervals, beside the diagonal of a calibrated model."""
     figure = Figure((WIDTH, 3.4))
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -170,11 +162,7 @@ def reliability(points: Mapping[str, Sequence[tuple[float, Metric]]]) -> Figure:
 
 @themed()
 def letters(counts: Mapping[str, IntArray]) -> Figure:
-    """Bars for each letter: how often each model chooses it, beside how often it is right.
-
-    Args:
-        counts: By model, (K, K) from `charts.letter_counts`.
-    """
+    """Bars for each letter, of `charts.letter_counts`: how often a model chooses it, beside how often it is right."""
     first = next(iter(counts.values()))
     shares = {"right answers": first.sum(axis=1), **{name: table.sum(axis=0) for name, table in counts.items()}}
     figure = Figure((WIDTH, 2.3))
@@ -195,11 +183,7 @@ def letters(counts: Mapping[str, IntArray]) -> Figure:
 
 @themed()
 def shares(rows: Mapping[str, Mapping[str, Metric]]) -> Figure:
-    """Shares with their 95% intervals: a row for each topic, a dot for each model.
-
-    Args:
-        rows: By the row's label, then by model.
-    """
+    """Shares by topic and model, with their 95% intervals: a row for each topic, a dot for each model."""
     models = list(dict.fromkeys(model for row in rows.values() for model in row))
     colours = dict(zip(models, cycle(COLOURS), strict=False))
     figure = Figure((WIDTH, 0.8 + (0.22 + 0.13 * len(models)) * len(rows)))

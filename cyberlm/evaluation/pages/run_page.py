@@ -36,7 +36,6 @@ class Origin:
     """How a run was made, and how to make it again.
 
     Attributes:
-        name: Of its folder.
         command: To type; without secrets.
         changed: Settings that differ from the defaults: key, this run's value, default.
         curves: Figures of metrics.csv by optimizer step, by the column's name.
@@ -49,11 +48,7 @@ class Origin:
 
 
 def run_page(results: Results, eval_set: EvalSet, models: Mapping[str, Predictions], origin: Origin) -> str:
-    """Renders report.html of a run or an evaluation.
-
-    Args:
-        models: By name; empty where no test question was answered.
-    """
+    """Renders report.html of a run or an evaluation; without models where no test question was answered."""
     rows = {name: given.test for name, given in models.items()}
     scores = {name: scores_of(given, eval_set.option_score).numpy() for name, given in rows.items()}
     topics = _topics(results, eval_set, rows)
@@ -134,11 +129,7 @@ def _pictures(
     origin: Origin,
     topics: Mapping[str, Mapping[str, Metric]],
 ) -> list[Picture]:
-    """Every figure that the results allow.
-
-    Args:
-        models: Those that are shown.
-    """
+    """Every figure of the models that are shown, as far as the results allow."""
     found = []
     if results.comparisons:
         found.append(_forest(results.comparisons))

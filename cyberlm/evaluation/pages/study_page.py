@@ -32,11 +32,7 @@ from cyberlm.runtime.progress import clock
 
 
 def study_page(study: Study, figures: Mapping[str, str]) -> str:
-    """Renders study.html.
-
-    Args:
-        figures: SVG elements by name.
-    """
+    """Renders study.html, with figures as SVG elements by name."""
     outcomes = {name: label.strip() for name, label in OUTCOMES.items()}
     return render(
         "study.html",

@@ -31,8 +31,6 @@ class Sweep:
     """Jobs of a sweep, as leaderboard.csv has them.
 
     Attributes:
-        name: Of its folder.
-        rows: The best first.
         swept: Columns of the settings that differ between jobs.
         figure: Column that the jobs are ranked by; None where no job has finished.
         links: From a job's name to its page, relative to the sweep's.
@@ -122,7 +120,6 @@ def heat_map(
 
     Args:
         x, y: Settings of J jobs.
-        names: Of x and of y.
         values: (J,) figures that the jobs are ranked by.
     """
     columns, rows = sorted(set(x), key=_order), sorted(set(y), key=_order)

@@ -9,7 +9,7 @@ from statistics_support import answered, question
 
 from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.predictions import Prediction
-from cyberlm.evaluation.scores import choose, pick_best, scores_of, validation_metrics
+from cyberlm.evaluation.scores import choose, scores_of, validation_metrics
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.task import short_hash
 
@@ -51,14 +51,6 @@ def test_equal_options_are_chosen_by_the_question_and_counted() -> None:
     assert set(best.tolist()) == {3}
     assert counts[1] == 0 and all(abs(counts[option] - 1000) < 100 for option in (0, 2, 3))
     assert choose(rows[7:8], OptionScore.sum)[0] == chosen[7]
-
-
-def test_validation_picks_as_the_test_does() -> None:
-    inf = float("inf")
-    scores = torch.tensor([[-1.0, -1.0, -3.0], [-1.0, -1.0, -inf], [-2.0, -1.0, -inf], [-5.0, -5.0, -5.0]])
-    chosen, count = pick_best(scores, torch.tensor([0, 5, 9, 5]))
-    assert chosen.tolist() == [0, 1, 1, 2]
-    assert count.tolist() == [2, 2, 1, 3]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf"), float("inf")])

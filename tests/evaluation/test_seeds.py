@@ -33,15 +33,6 @@ def drawn(seeds: int, questions: int, seed: int = 0) -> Array:
     return (ability + rng.normal(0, 0.4, (seeds, questions)) > -0.5).astype(np.float64)
 
 
-def test_variances_of_a_layout_worked_by_hand() -> None:
-    # The table of squares: total = seeds + questions + interaction.
-    total = float(((LAYOUT - 0.5) ** 2).sum())  # 3
-    of_seeds, of_questions = 4 * 2 / 16, 3 * (2 / 4 + 2 / 36)  # 1/2 and 5/3
-    assert (total, of_seeds, of_questions) == pytest.approx((3, 1 / 2, 5 / 3))
-    interaction = (total - of_seeds - of_questions) / (2 * 3)  # 5/36, with 2 x 3 degrees of freedom
-    assert seed_variances(LAYOUT) == pytest.approx((1 / 48, interaction / 12))
-
-
 def test_estimate_of_a_layout_worked_by_hand() -> None:
     # V_q = (5/9)/3/4 = 5/108, V_s = 1/48, V_e = 5/432: V = 5/108 + 1/48 - 5/432 = 1/18. The fourth moments of the
     # questions' means, 2 (1/2)^4 + 2 (1/6)^4 = 41/324, give kurtosis 4 (41/324) / (5/9)^2 = 1.64: f_q = 3.

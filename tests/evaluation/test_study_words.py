@@ -1,28 +1,14 @@
-"""A study's records and sentences."""
+"""A study's sentences."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
 from study_support import made_up_study
 
 from cyberlm.config.study import StudyConfig
-from cyberlm.evaluation.study import Claim, read_study, write_study
+from cyberlm.evaluation.study import Claim
 from cyberlm.evaluation.study_words import findings, floor_sentence, plan_lines, planned_power
-from cyberlm.runtime.errors import RunError
 
 STUDY = made_up_study()
-
-
-def test_unknown_field_is_refused(tmp_path: Path) -> None:
-    write_study(STUDY, tmp_path)
-    file = tmp_path / "study.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"more": 1}))
-    with pytest.raises(RunError, match="more"):
-        read_study(tmp_path)
-    with pytest.raises(RunError, match=r"study\.json cannot be read"):
-        read_study(tmp_path / "nowhere")
 
 
 def test_findings_say_what_is_shown_and_the_first_claim_that_is_not() -> None:

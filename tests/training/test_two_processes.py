@@ -210,6 +210,19 @@ def test_process_that_fails_tells_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_step_has_one_collective_beside_its_gradients(tmp_path: Path) -> None:
+    """Of three micro-batches in two processes; DDP's own reduction of gradients is not called from Python."""
+    steps_of_three = ("data.max_train=40", "data.micro_batch_size=2", "trainer.accumulate_grad_batches=3")
+    code, said = run_two(tmp_path, *callback("CountCollectives"), *steps_of_three, "trainer.max_epochs=1")
+    assert code == 0, said
+    for rank in (0, 1):
+        _, *batches = json.loads((tmp_path / f"collectives_{rank}.json").read_text())
+        assert len(batches) == 10  # 20 micro-batches, 10 in each process
+        steps = [[name for batch in batches[k : k + 3] for name in batch] for k in range(0, 9, 3)]
+        assert steps == [["all_reduce"]] * 3
+
+
+@pytest.mark.slow
 def test_evaluation_by_two_processes_is_that_of_one(lora_run: Path, tmp_path: Path) -> None:
     """By likelihood and by generation."""
     for devices in (1, 2):

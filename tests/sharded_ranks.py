@@ -1,7 +1,7 @@
-"""One of several processes that train sharded models (FSDP2): `torchrun ... sharded_ranks.py FOLDER`.
+"""One of several processes that train together, sharded models unless a case says auto: `torchrun sharded_ranks.py`.
 
-FOLDER/cases.json holds cases by name; what came of each is in FOLDER/NAME. With a model's folder as second argument,
-the memory that each process takes is measured.
+The first argument is a FOLDER: cases.json holds cases by name; what came of each is in FOLDER/NAME. With a model's
+folder as second argument, the memory that each process takes is measured.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ COMMON = [
 
 
 def trained(overrides: Sequence[str], stopped_at: int | None, resumed: bool, folder: Path) -> None:
-    """Trains and answers as a run does, and writes logits of the base, answers, and the tuned model into `folder`.
+    """Trains and answers as a run does; writes logits of the base, answers, tokens and the tuned model into `folder`.
 
     Args:
         stopped_at: Micro-batch before which training ends by an error.
@@ -53,22 +53,26 @@ def trained(overrides: Sequence[str], stopped_at: int | None, resumed: bool, fol
     method, prompt = method_of(config.method), Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
     torch.manual_seed(config.seed)
     loaded = prepare(load_for_training(config, CPU), config)
-    encoded = prompt.encode(QUESTIONS)
+    encoded, meter = prompt.encode(QUESTIONS), CostMeter()
+    saves = loaded.sharded or distributed.rank() == 0
     if not resumed:
         with answering(loaded.model):
             logits = loaded.within(next_logits, loaded, [item.prompt_ids for item in encoded])
-        try_saving(method, loaded, prompt.tokenizer, prompt.identity(), folder)
+        if saves:
+            try_saving(method, loaded, prompt.tokenizer, prompt.identity(), folder)
         if distributed.rank() == 0:
             save_file({"logits": logits}, folder / "logits.safetensors")
     if stopped_at is not None:
         config = with_callback(config, "Fail", batch=stopped_at)
     config.trainer.resume = str(folder) if resumed else None
     with contextlib.suppress(ConnectionAbortedError):
-        fit(config, folder, loaded, prompt, {"train": encoded, "validation": encoded}, [], CostMeter())
-        save_tuned(method, loaded, prompt.tokenizer, prompt.identity(), saved_folder(config.method, folder))
+        fit(config, folder, loaded, prompt, {"train": encoded, "validation": encoded}, [], meter)
+        if saves:
+            save_tuned(method, loaded, prompt.tokenizer, prompt.identity(), saved_folder(config.method, folder))
         answers = predict(loaded, prompt, QUESTIONS, encoded, config.evaluation, 512, "it")
         if distributed.rank() == 0:
             (folder / "answers.json").write_text(json.dumps([asdict(answer) for answer in answers]))
+            (folder / "tokens.json").write_text(json.dumps([meter.nonpadding, meter.label]))
 
 
 # -------------------------------------------------------------------------------------------------- memory
@@ -137,7 +141,7 @@ def main(folder: Path, *models: str) -> None:
             found = measured(folder / name, devices, *overrides, "model=local", f"model.path={models[0]}")
             (folder / name / f"memory_{dist.get_rank()}.json").write_text(json.dumps(found))
         else:
-            trained([*overrides, devices, "trainer.strategy=fsdp2"], stopped_at, resumed, folder / name)
+            trained([devices, "trainer.strategy=fsdp2", *overrides], stopped_at, resumed, folder / name)
         dist.barrier()
     dist.destroy_process_group()
 

@@ -100,7 +100,6 @@ LARGER = (
 def saved_bytes(config: TrainConfig, batches: Batches, device: torch.device) -> int:
     """What autograd saves in a forward pass, each storage once, parameters and buffers left out."""
     loaded, _ = tiny(config)
-    loaded.causal.set_attn_implementation(config.model.attention.value)
     loaded.model.train()
     if device.type == "cuda":  # the set-up of a run there; the numbers are computed here
         keep_inputs_narrow(loaded.model)

@@ -1,4 +1,4 @@
-"""Sharded models (FSDP2): they train and answer as one process does, none holds the base, any number resumes."""
+"""Models sharded over processes (FSDP2), or whole in each (DDP): they train and answer as one; any number resumes."""
 
 import csv
 import json
@@ -20,12 +20,18 @@ from cyberlm.evaluation.results import read_predictions
 from cyberlm.models.methods.method import load_for_training
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runtime.errors import ModelError
+from cyberlm.training.callbacks.resuming import RandomState
 from cyberlm.training.checkpointing import MANIFEST, damage, resume_point, seal
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINTED = "trainer.gradient_checkpointing=true"
+DDP = "trainer.strategy=auto"
+DROPOUT = ["method=lora", "method.lora.dropout=0.2", DDP, "data.batch_size=16"]
 EQUAL = {
     "sft": ["method=sft", CHECKPOINTED, "data.batch_size=16"],
+    "sft ddp": ["method=sft", DDP, "data.batch_size=8"],
+    "lora ddp": ["method=lora", DDP, "data.batch_size=8"],
+    "qlora ddp": ["method=qlora", DDP, "data.batch_size=16"],
     "tied": ["method=sft", "model.tiny.tie_word_embeddings=true", "data.batch_size=8"],
     "lora": ["method=lora", CHECKPOINTED, "data.batch_size=16"],
     "qlora": ["method=qlora", CHECKPOINTED, "data.batch_size=8"],
@@ -34,20 +40,14 @@ STOPPED_AT = 8
 """Micro-batch of each of two processes, which have 5 an epoch: in the second epoch, after its first optimizer step."""
 
 
-@pytest.fixture(autouse=True)
-def _path_of_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-
-
 def run_ranks(count: int, folder: Path, cases: dict[str, object], *arguments: str) -> str:
     """Runs `sharded_ranks.py` in several processes; returns what they said."""
     folder.mkdir(exist_ok=True)
     (folder / "cases.json").write_text(json.dumps(cases))
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, *torchrun, str(ROOT / "tests" / "sharded_ranks.py"), str(folder), *arguments],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -64,6 +64,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases: dict[str, object] = {name: (overrides, None, False) for name, overrides in EQUAL.items()}
     cases["bf16"] = ([*EQUAL["sft"], "trainer.precision=bf16-mixed"], None, False)
     cases["stopped"] = (EQUAL["sft"], STOPPED_AT, False)
+    cases |= {"dropout": (DROPOUT, None, False), "dropout stopped": (DROPOUT, STOPPED_AT, False)}
     run_ranks(2, folder, cases)
     return folder
 
@@ -92,13 +93,14 @@ def assert_equal_runs(folder: Path, other: Path, tolerance: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EQUAL)
 def test_shards_are_as_one_process(name: str, two: Path, tmp_path: Path) -> None:
-    """Bit-equal logits of the base, 4-bit ones too; then losses, validation, tuned weights and answers."""
+    """Bit-equal logits of the base, 4-bit ones too; then losses, validation, tuned weights, tokens and answers."""
     one = tmp_path / "one"
     one.mkdir()
     trained(EQUAL[name], None, False, one)
     logits, expected = (load_file(run / "logits.safetensors")["logits"] for run in (two / name, one))
     assert torch.equal(logits, expected)
     assert_equal_runs(two / name, one, 1e-5)
+    assert (two / name / "tokens.json").read_text() == (one / "tokens.json").read_text()
     files = {file.name for folder in ("model", "adapter") for file in (one / folder).glob("*")}
     assert files == {file.name for folder in ("model", "adapter") for file in (two / name / folder).glob("*")}
     answers, plain = (json.loads((run / "answers.json").read_text()) for run in (two / name, one))
@@ -117,15 +119,26 @@ def test_weights_are_gathered_in_bfloat16(two: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2, 3])
-def test_any_number_of_processes_goes_on(count: int, two: Path, tmp_path: Path) -> None:
-    """From the shards of two, with the same optimizer steps: bit-identical with two, and said not to be with others."""
-    shutil.copytree(two / "stopped", tmp_path / "stopped")
-    assert len(losses(tmp_path / "stopped", "train/loss")) == 4
-    said = run_ranks(count, tmp_path, {"stopped": (EQUAL["sft"], None, True)})
-    assert len(losses(tmp_path / "stopped", "train/loss")) == 6
-    assert_equal_runs(tmp_path / "stopped", two / "sft", 0 if count == 2 else 1e-5)
+@pytest.mark.parametrize(("name", "count"), [("stopped", 1), ("stopped", 2), ("stopped", 3), ("dropout stopped", 2)])
+def test_any_number_of_processes_goes_on(name: str, count: int, two: Path, tmp_path: Path) -> None:
+    """From what two have left, with the same optimizer steps: bit-identical with two, and said not to be otherwise."""
+    whole, overrides = ("sft", EQUAL["sft"]) if name == "stopped" else ("dropout", DROPOUT)
+    shutil.copytree(two / name, tmp_path / name)
+    assert len(losses(tmp_path / name, "train/loss")) == 4
+    said = run_ranks(count, tmp_path, {name: (overrides, None, True)})
+    assert len(losses(tmp_path / name, "train/loss")) == 6
+    assert_equal_runs(tmp_path / name, two / whole, 0 if count == 2 else 1e-5)
     assert (f"The checkpoint is of 2 processes, now there are {count}" in said) == (count != 2)
+
+
+@pytest.mark.slow
+def test_processes_draw_numbers_of_their_own(two: Path, caplog: pytest.LogCaptureFixture) -> None:
+    newest = max((two / "dropout" / "checkpoints").glob("step_*.ckpt"))
+    state = torch.load(newest, weights_only=True)["callbacks"]["RandomState"]
+    first, second = state["by_rank"]
+    assert not torch.equal(first["torch"], second["torch"])
+    RandomState(0).load_state_dict(state)
+    assert "The checkpoint is of 2 processes, now there are 1" in caplog.text
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """Two processes train and score one run as one process does: DDP on the CPU, alone and in a sweep."""
 
-import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from support import SHORT, config_of
-from two_ranks import trained
+from test_fsdp2 import losses
 
 from cyberlm.data.batches import count_batches, part_of, plan_epoch
 from cyberlm.evaluation.results import read_predictions, read_results, read_status
@@ -22,103 +20,8 @@ from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError
 from cyberlm.runtime.signals import EXIT_STOPPED
 from cyberlm.training.callbacks.numbers import BAD_BATCH
-from cyberlm.training.callbacks.resuming import RandomState
 
 ROOT = Path(__file__).parents[2]
-QUESTIONS = 33
-"""Odd, and in micro-batches of 4 no multiple of two processes: the last step has a process without a question."""
-
-COMMON = ["trainer.max_epochs=2", "optim.learning_rate=1e-3", "data.micro_batch_size=4", *SHORT]
-EQUAL = {
-    "sft_ddp": (["method=sft"], 1),
-    "lora_ddp": (["method=lora"], 1),
-    "qlora_ddp": (["method=qlora"], 2),
-}
-"""Overrides, and micro-batches of each process in an optimizer step."""
-
-DROPOUT = ["method=lora", "method.lora.dropout=0.2"]
-
-
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case, trained by two processes."""
-    folder = tmp_path_factory.mktemp("two")
-    two = [*COMMON, "trainer.devices=2", "trainer.checkpoint_every_n_steps=1"]
-    cases: dict[str, object] = {
-        name: ([*two, *overrides, f"trainer.accumulate_grad_batches={each}"], QUESTIONS, None)
-        for name, (overrides, each) in EQUAL.items()
-    }
-    cases |= {"whole": ([*two, *DROPOUT], QUESTIONS, None), "killed": ([*two, *DROPOUT], QUESTIONS, 9)}
-    (folder / "cases.json").write_text(json.dumps(cases))
-    script = str(ROOT / "tests" / "two_ranks.py")
-    processes = []
-    for rank in (0, 1):
-        with (folder / f"said_{rank}").open("w") as said:
-            line = [sys.executable, script, str(rank), str(folder)]
-            environment = {**os.environ, "LOCAL_RANK": str(rank)}
-            processes.append(subprocess.Popen(line, env=environment, stdout=said, stderr=said))
-    try:
-        codes = [process.wait(timeout=400) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], (folder / "said_0").read_text() + (folder / "said_1").read_text()
-    return folder
-
-
-def column(folder: Path, name: str) -> list[float]:
-    """A metric of a run by time, those of a resumed run behind those before."""
-    values = []
-    for file in sorted(folder.glob("**/metrics.csv"), key=lambda path: len(path.parts)):
-        with file.open(newline="") as stream:
-            values += [float(row[name]) for row in csv.DictReader(stream) if row.get(name)]
-    return values
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", EQUAL)
-def test_two_processes_are_as_one(name: str, both: Path, tmp_path: Path) -> None:
-    """Loss of every step, validation, weights, token counts and answers: those of one process with the same steps."""
-    overrides, each = EQUAL[name]
-    trained([*COMMON, *overrides, f"trainer.accumulate_grad_batches={2 * each}"], QUESTIONS, None, tmp_path / "one")
-    one, two = tmp_path / "one", both / name
-    steps = 2 * -(-9 // (2 * each))
-    assert len(column(two, "train/loss")) == steps
-    for metric in ("train/loss", "val/nll", "val/option_nll", "val/accuracy"):
-        assert column(two, metric) == pytest.approx(column(one, metric), abs=1e-5), metric
-    assert json.loads((two / "tokens.json").read_text()) == json.loads((one / "tokens.json").read_text())
-    weights, expected = torch.load(two / "weights.pt"), torch.load(one / "weights.pt")
-    assert set(weights) == set(expected)
-    for key, value in expected.items():
-        torch.testing.assert_close(weights[key], value, atol=1e-4, rtol=0, msg=key)
-    answers, plain = (json.loads((folder / "answers.json").read_text()) for folder in (two, one))
-    assert [answer["id"] for answer in answers] == [f"short:{k}" for k in range(QUESTIONS)]
-    for answer, right in zip(answers, plain, strict=True):
-        assert answer["option_logprobs"] == pytest.approx(right["option_logprobs"], abs=2e-3)
-        assert (answer["hash"], answer["choice"]) == (right["hash"], right["choice"])
-
-
-@pytest.mark.slow
-def test_resumed_run_of_two_processes_ends_the_same(both: Path) -> None:
-    """Killed inside epoch 1 and resumed: bit-identical weights, with each process's own dropout."""
-    killed, whole = (
-        torch.load(both / which / "checkpoints" / "step_000010.ckpt", weights_only=True)
-        for which in ("killed", "whole")
-    )
-    assert killed["global_step"] == whole["global_step"] == 10
-    assert set(killed["state_dict"]) == set(whole["state_dict"])
-    assert all(torch.equal(killed["state_dict"][key], value) for key, value in whole["state_dict"].items())
-    assert column(both / "killed", "train/loss") == column(both / "whole", "train/loss")
-
-
-@pytest.mark.slow
-def test_processes_draw_numbers_of_their_own(both: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = both / "whole" / "checkpoints" / "step_000010.ckpt"
-    state = torch.load(file, weights_only=True)["callbacks"]["RandomState"]
-    first, second = state["by_rank"]
-    assert not torch.equal(first["torch"], second["torch"])
-    RandomState(0).load_state_dict(state)
-    assert "The checkpoint is of 2 processes, now there are 1" in caplog.text
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -154,7 +57,7 @@ def assert_as_one(run: Path, alone: Path, *overrides: str) -> None:
     """A run of two processes has the losses, the objective and the answers of one process with the same steps."""
     objective = train(config_of(*SMALL, *overrides, "trainer.accumulate_grad_batches=2"), alone)
     assert read_results(run).objective == pytest.approx(objective, abs=1e-5)  # a mean over processes
-    assert column(run, "train/loss") == pytest.approx(column(alone, "train/loss"), abs=1e-5)
+    assert losses(run, "train/loss") == pytest.approx(losses(alone, "train/loss"), abs=1e-5)
     assert answered(run) == answered(alone)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import hydra
@@ -15,6 +14,7 @@ from cyberlm.config.compose import conf_folder, group_files, own_folder
 from cyberlm.config.question_rules import data_problems
 from cyberlm.config.schema import DataConfig
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
+from cyberlm.runtime.validation import shown
 
 OF_A_SOURCE = (
     *("name", "path", "address", "commit", "sha256", "size", "files", "dir", "answer_address", "answer_sha256"),
@@ -81,8 +81,10 @@ def mixture_problems(data: DataConfig) -> Iterator[Problem]:
         return
     for name, source in sources.items():
         for problem in (*bound_problems(source, "data."), *data_problems(source)):
-            told = {key: text.replace("data.", f"data.sources.{name}.") for key, text in vars(problem).items()}
-            yield replace(problem, **told)
+            what, allowed, fix = (
+                text.replace("data.", f"data.sources.{name}.") for text in (problem.what, problem.allowed, problem.fix)
+            )
+            yield Problem(what, allowed, f"+{fix}" if fix.startswith("data.") else fix)
 
 
 def _refuse(found: Any) -> None:
@@ -107,12 +109,11 @@ def _task_problems(composed: DictConfig, alone: Mapping[str, DictConfig]) -> Ite
     tasks: dict[str, Any] = {name: OmegaConf.to_container(its.task) for name, its in alone.items()}
     (first, expected), *others = tasks.items()
     for name, task in others:
-        differing = [key for key in dict.fromkeys([*expected, *task]) if task.get(key) != expected.get(key)]
-        if differing:
-            shown = (
-                f"task.{key} is {expected.get(key)} with {first}, {task.get(key)} with {name}" for key in differing
-            )
-            yield Problem("; ".join(shown), "sources of one task, asked in the same words")
+        for key in dict.fromkeys([*expected, *task]):
+            if task.get(key) != expected.get(key):
+                ours, theirs = (shown(str(its.get(key))) for its in (expected, task))
+                what = f"task.{key} is {ours} with {first}, {theirs} with {name}"
+                yield Problem(what, "sources of one task, asked in the same words")
     if expected["_target_"] != composed.task._target_:
         what = f"{first} is of task {expected['_target_']}, the run of {composed.task._target_}"
         yield Problem(what, f"the options that {first} chooses", f"data={first} 'data.mix=[{','.join(alone)}]'")
@@ -132,5 +133,5 @@ def _misplaced(own: dict[str, Any], names: list[str], alone: Mapping[str, DictCo
         its: Any = OmegaConf.to_container(alone[chosen].data, resolve=True, enum_to_str=True)
         for key in OF_A_SOURCE:
             if own[key] != its[key]:
-                fix = f"data.sources.{names[0]}.{key}={own[key]}"
+                fix = f"+data.sources.{names[0]}.{key}={own[key]}"
                 yield Problem(f"data.{key}={own[key]} with data.mix", "a key of one of the sources", fix)

@@ -59,13 +59,13 @@ def test_a_source_of_a_users_own_folder(tmp_path: Path, monkeypatch: pytest.Monk
         ),
         (
             ("data.mix=[sample,cti_rcm]",),
-            ("task._target_ is", "MultipleChoice with sample", "Classification with cti_rcm"),
+            ("task._target_ is", "MultipleChoice' with sample", "Classification' with cti_rcm"),
         ),
-        (("data=tram", "data.mix=[tram,cti_rcm]"), ("task.form is T", "with tram, CWE-", "asked in the same words")),
+        (("data=tram", "data.mix=[tram,cti_rcm]"), ("task.form is 'T", "with tram, 'CWE-", "asked in the same words")),
         (("data=mal_api", "data.mix=[sample,cti_mcq]"), ("data=mal_api is not in data.mix",)),
         (
             ("data=cybermetric", "data.size=80", "data.mix=[cybermetric,cti_mcq]"),
-            ("data.size=80", "data.sources.cybermetric.size=80"),
+            ("data.size=80", "type:    +data.sources.cybermetric.size=80"),
         ),
         (("data.mix=[sample]",), ("two sources or more",)),
         (("data.mix=[sample,sample]",), ("two sources or more, each once",)),
@@ -76,7 +76,10 @@ def test_a_source_of_a_users_own_folder(tmp_path: Path, monkeypatch: pytest.Monk
         (("data.mix=[sample,cti_mcq]", "+data.sources.tram.size=9"), ("data.sources.tram: it is not in data.mix",)),
         (
             ("data.mix=[sample,cybermetric]", "+data.sources.cybermetric.size=9"),
-            ("data.sources.cybermetric.size=9: cybermetric has no such file", "data.sources.cybermetric.size=2000"),
+            (
+                "data.sources.cybermetric.size=9: cybermetric has no such file",
+                "type:    +data.sources.cybermetric.size=2000",
+            ),
         ),
         (("data.mix=[sample,cybermetric]", "+data.sources.cybermetric.size=many"), ("data.sources: ", "many")),
     ],

@@ -109,7 +109,7 @@ def _task_problems(composed: DictConfig, alone: Mapping[str, DictConfig]) -> Ite
     tasks: dict[str, Any] = {name: OmegaConf.to_container(its.task) for name, its in alone.items()}
     (first, expected), *others = tasks.items()
     for name, task in others:
-        for key in dict.fromkeys([*expected, *task]):
+        for key in ["_target_"] if task["_target_"] != expected["_target_"] else list(expected | task):
             if task.get(key) != expected.get(key):
                 ours, theirs = (shown(str(its.get(key))) for its in (expected, task))
                 what = f"task.{key} is {ours} with {first}, {theirs} with {name}"

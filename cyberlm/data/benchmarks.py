@@ -1,7 +1,7 @@
 """Known benchmarks in the cache: how many of their questions a run is trained on, whatever its own files are."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,28 @@ from cyberlm.runtime.files import sha256_of
 from cyberlm.tasks.task import Example
 
 
-def trained_on_benchmarks(trained: Sequence[Example], jaccard: float) -> dict[str, tuple[int, int]]:
+def trained_on_benchmarks(
+    trained: Sequence[Example], jaccard: float, own: Collection[str] = ()
+) -> dict[str, tuple[int, int]]:
     """Counts the questions of each benchmark that are near-duplicates of training questions.
+
+    Args:
+        jaccard: `data.near_duplicate_jaccard`.
+        own: SHA-256 of the run's own files, which are left out.
 
     Returns:
         By the name of the benchmark's file: such questions, and all of it.
     """
     texts = [question.question for question in trained]
     found = {}
-    for name, questions in _at_hand():
+    for name, questions in _at_hand(own):
         sets = number_words(map(words_of, chain(questions, texts)))
         found[name] = len({asked for asked, _ in alike_between(sets, len(questions), jaccard)}), len(questions)
     return found
 
 
-def _at_hand() -> Iterator[tuple[str, list[str]]]:
-    """Question texts of every pinned file that lies in the cache as it is pinned."""
+def _at_hand(own: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """Question texts of every other pinned file that lies in the cache as it is pinned."""
     for file in group_files("data").values():
         loaded: Any = OmegaConf.load(file)
         given = loaded.get("data", loaded)
@@ -46,7 +52,9 @@ def _at_hand() -> Iterator[tuple[str, list[str]]]:
         for size in (*config.files,) or (None,):
             pinned = pinned_file(config, size)
             path = cache_folder() / pinned.file_name
-            if pinned.address.startswith("http") and path.is_file() and sha256_of([path]) == pinned.sha256:
+            if pinned.sha256 in own or not pinned.address.startswith("http") or not path.is_file():
+                continue
+            if sha256_of([path]) == pinned.sha256:
                 yield pinned.name, list(_texts(config, path))
 
 

@@ -108,7 +108,8 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         split, encoded = encode_split(split, prompt, config.data, cache_folder() / "tokenised")
         split_hash = write_manifest(split, config.data, folder / (SPLIT_AGAIN if resumed else SPLIT_MANIFEST))
         announce_split(split)
-        benchmarks = trained_on_benchmarks((*split.train, *split.validation), config.data.near_duplicate_jaccard)
+        own, jaccard = {file.sha256 for file in split.sources}, config.data.near_duplicate_jaccard
+        benchmarks = trained_on_benchmarks((*split.train, *split.validation), jaccard, own)
         announce_benchmarks(benchmarks)
         check_reads(read_shape(config.model), prompt, chain(*encoded.values()), config.evaluation)
         lint_labels(split.train, encoded["train"], prompt)

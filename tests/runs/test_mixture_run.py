@@ -73,5 +73,6 @@ def test_benchmarks_in_the_cache_are_compared_with_what_is_trained_on(
     )
     assert trained_on_benchmarks(asked, 0.8) == {"known": (4, 5)}
     assert trained_on_benchmarks(asked[5:], 0.8) == {"known": (0, 5)}
+    assert trained_on_benchmarks(asked, 0.8, {sha256_of([cache_folder() / "known.tsv"])}) == {}, "the run's own file"
     (cache_folder() / "known.tsv").write_text("another file")
     assert trained_on_benchmarks(asked, 0.8) == {}

@@ -40,7 +40,7 @@ def config_of(*overrides: str) -> TrainConfig:
 def cybermetric(count: int, size: int = 2000) -> tuple[Example, ...]:
     """The first questions of a CyberMetric file (CYBERLM_DATA_DIR, or downloaded)."""
     config = config_of("data=cybermetric", f"data.size={size}")
-    main, _ = load_sources(config.data, make_task(config))
+    (main,) = load_sources(config.data, make_task(config))
     return main.questions[:count]
 
 

@@ -193,7 +193,7 @@ def cluster(config: Any, prompt: Any, folder: Path, given: Any) -> None:
 def split(config: Any, prompt: Any, folder: Path, given: Any) -> Any:
     from cyberlm.data.splits import split_questions, write_manifest
 
-    made = split_questions(config.data, given, None)
+    made = split_questions(config.data, [given])
     write_manifest(made, config.data, folder / "split_manifest.json")
     return made
 

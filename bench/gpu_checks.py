@@ -56,7 +56,7 @@ def small_config(options: Any, *overrides: str) -> TrainConfig:
 
 def questions(config: TrainConfig, count: int) -> tuple[Prompt, list[EncodedQuestion]]:
     prompt = Prompt(config.prompt, load_tokenizer(config.model))
-    main, _ = load_sources(config.data, make_task(config))
+    (main,) = load_sources(config.data, make_task(config))
     return prompt, list(prompt.encode(main.questions[:count]))
 
 

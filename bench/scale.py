@@ -118,9 +118,9 @@ def train(channel: measure.Channel) -> None:
         now = time.perf_counter()
         seconds[phase], clock = now - clock, now
 
-    source, held_out = load_sources(config.data, make_task(config))
+    sources = load_sources(config.data, make_task(config))
     took("read")
-    split = split_questions(config.data, source, held_out)
+    split = split_questions(config.data, sources)
     took("split")
     prompt = Prompt(config.prompt, load_tokenizer(config.model))
     encoded = {n: encode_questions(p, prompt, config.data.max_length) for n, p in split.parts().items()}

@@ -59,7 +59,8 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.head.weight.device  # type: ignore[return-value]
+        """That it computes on; a sharded model's weights may lie in host memory."""
+        return self.head.weight.device if self.root is None else self.root.device  # type: ignore[return-value]
 
     @property
     def sharded(self) -> bool:

@@ -30,7 +30,7 @@ from cyberlm.models.fast_layers import align_weights, use_fast_layers
 from cyberlm.models.liger import choose_kernels
 from cyberlm.models.loaded import LoadedModel, check_causal, open_causal
 from cyberlm.models.model_files import ModelFiles, explained, locate, tensor_files
-from cyberlm.models.sharding import shard
+from cyberlm.models.sharding import Sharding, shard
 from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_shape, tiny_tokenizer
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem
@@ -118,15 +118,14 @@ def load_sharded(
     quant: QuantConfig,
     device: torch.device,
     attach: Callable[[LoadedModel], LoadedModel],
+    sharding: Sharding,
     *,
     trains_all_weights: bool = False,
-    compute_dtype: torch.dtype | None = None,
 ) -> LoadedModel:
     """Loads a base model of which each process keeps its share; none ever holds all of it.
 
     Args:
         attach: Makes trainable what a method trains, in a model that has its layers and no weights yet.
-        compute_dtype: Type that weights are gathered and computed in; None for the type that they are kept in.
 
     Raises:
         ModelError: If it cannot be had, or not be read tensor by tensor.
@@ -135,7 +134,7 @@ def load_sharded(
         causal = explained(config, lambda: _skeleton(config, files, quant, device, trains_all_weights))
         tensors = explained(config, lambda: tensor_files(files))
         bare = LoadedModel(causal, causal, files.name, _digest(files, causal.config))
-        loaded = explained(config, lambda: shard(bare, attach, tensors, device, compute_dtype))
+        loaded = explained(config, lambda: shard(bare, attach, tensors, device, sharding))
     with torch.no_grad():
         loaded.within(check_causal, loaded)
     return loaded
@@ -202,18 +201,18 @@ class BaseModel:
 
     Attributes:
         check: Called with the hash of its weights; raises where they are not those that were tuned.
-        sharded: Each process holds its share (FSDP2), and all ask for it together.
+        sharding: Of a model of which each process holds its share (FSDP2), and all ask for it together.
     """
 
     model: ModelConfig
     quant: QuantConfig
     device: torch.device
     check: Callable[[str], None]
-    sharded: bool = False
+    sharding: Sharding | None = None
 
     @cached_property
     def loaded(self) -> LoadedModel:
-        if self.sharded:
+        if self.sharding is not None:
             return self.attached(lambda bare: bare)
         loaded = load_base(self.model, self.quant, self.device)
         self.check(loaded.weights_hash)
@@ -221,10 +220,10 @@ class BaseModel:
 
     def attached(self, attach: Callable[[LoadedModel], LoadedModel]) -> LoadedModel:
         """Attaches to the base, which may be changed in place; to a sharded one, before its weights are read."""
-        if not self.sharded:
+        if self.sharding is None:
             return attach(self.loaded)
         self.__dict__.pop("loaded", None)  # so that its memory can be had again
-        loaded = load_sharded(self.model, self.quant, self.device, attach)
+        loaded = load_sharded(self.model, self.quant, self.device, attach, self.sharding)
         self.check(loaded.weights_hash)
         return loaded
 

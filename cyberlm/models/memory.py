@@ -22,14 +22,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from cyberlm.config.method_rules import LORA
 from cyberlm.config.rules import device_problems
-from cyberlm.config.schema import (
-    Attention,
-    LoraConfig,
-    OptimizerName,
-    QuantName,
-    Strategy,
-    TrainConfig,
-)
+from cyberlm.config.schema import Attention, LoraConfig, OptimizerName, QuantName, Strategy, TrainConfig
 from cyberlm.config.shapes import ShapeConfig
 from cyberlm.models.loaded import LoadedModel, quiet
 from cyberlm.models.loading import weights_dtype
@@ -108,9 +101,10 @@ class ModelSizes:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Predicted bytes of one process: by phase, then by part, at the phase's own peak."""
+    """Predicted bytes of one process: by phase, then by part, at the phase's own peak; besides, `host` beside a GPU."""
 
     phases: Mapping[str, Mapping[str, int]]
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -285,7 +279,8 @@ def estimate_memory(
     """Estimates what a process of a run takes while it loads the model, trains, and scores.
 
     A step holds the gradients of the step before until its own backward pass; validation scores beside them. FSDP2
-    spreads weights, gradients and optimizer states over the processes, and gathers a layer at a time.
+    spreads weights, gradients and optimizer states over the processes, keeps them in host memory where
+    `trainer.cpu_offload` says so, and gathers a layer at a time.
 
     Args:
         runtime: Bytes that a host holds before a model is loaded.
@@ -296,10 +291,15 @@ def estimate_memory(
     per_weight = STATE_BYTES if config.optim.name is OptimizerName.adamw else STATE_BYTES_8BIT
     weights = dict(sizes.weights)
     states = {"gradients": sizes.gradients, "optimizer states": round(sizes.trained * per_weight)}
+    host = 0
     if trainer.strategy is Strategy.fsdp2:
-        weights = {name: size if name == SCALES else -(-size // trainer.devices) for name, size in weights.items()}
+        shards = trainer.devices
+        states = {name: -(-size // shards) for name, size in states.items()}
+        weights = {name: size if name == SCALES else -(-size // shards) for name, size in weights.items()}
+        if trainer.cpu_offload and on_gpu:
+            host = sum(weights.values()) - weights[SCALES] + sum(states.values())
+            weights, states = {SCALES: weights[SCALES], "shards on their way": -(-sizes.loading // shards)}, {}
         weights["gathered layers"] = sizes.gathered
-        states = {name: -(-size // trainer.devices) for name, size in states.items()}
     gaps = 1.0 if on_gpu else HEAP_GAPS
     start = {"CUDA context": CUDA_CONTEXT} if on_gpu else {"python and libraries": runtime}
     warm = start if on_gpu else {**start, "kernels": KERNEL_BUFFERS}
@@ -327,7 +327,7 @@ def estimate_memory(
             ),
         },
     }
-    return MemoryEstimate(phases)
+    return MemoryEstimate(phases, host)
 
 
 def overrides_that_fit(

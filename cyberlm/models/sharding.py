@@ -7,7 +7,8 @@ the block that it stands in.
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -36,6 +37,19 @@ M_MMAP_THRESHOLD, MMAP_THRESHOLD = -3, 2**17
 Attach = Callable[[LoadedModel], LoadedModel]
 
 
+@dataclass(frozen=True)
+class Sharding:
+    """How a model is spread over the processes.
+
+    Attributes:
+        compute_dtype: Type that weights are gathered and computed in; None for the type that they are kept in.
+        cpu_offload: Shards, their gradients and optimizer states are kept in host memory.
+    """
+
+    compute_dtype: torch.dtype | None = None
+    cpu_offload: bool = False
+
+
 class Root(nn.Module):
     """Runs what uses parts of a model within one call of the whole.
 
@@ -43,12 +57,14 @@ class Root(nn.Module):
     the other; what belongs to neither a layer nor a part alone (tied embeddings) is gathered by this call.
 
     Attributes:
+        device: That the model computes on.
         stays_whole: What was gathered by a call without gradients is kept for the next one (`equal_calls`).
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
         super().__init__()
         self.model = model
+        self.device = device
         self.stays_whole = False
 
     def forward(self, compute: Callable[..., Any], *arguments: Any) -> Any:
@@ -60,7 +76,7 @@ def shard(
     attach: Attach,
     files: Mapping[str, Path],
     device: torch.device,
-    compute_dtype: torch.dtype | None = None,
+    sharding: Sharding,
 ) -> LoadedModel:
     """Attaches what a method trains, then reads and shards a model: each decoder layer on its own, the rest together.
 
@@ -68,7 +84,6 @@ def shard(
         bare: Its parameters are on the meta device, its buffers are real.
         attach: Called while every parameter has its shape and device, but no memory: it must not read the base.
         files: Safetensors file of each tensor of the base, by its name.
-        compute_dtype: Type that weights are gathered and computed in; None for the type that they are kept in.
 
     Raises:
         ModelError: If the files do not hold the model's tensors under its own names.
@@ -83,23 +98,28 @@ def shard(
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(compute_dtype, torch.float32 if compute_dtype else None)
+    spread = partial(fully_shard, mesh=mesh, offload_policy=_offload_policy(device, sharding))
+    policy = MixedPrecisionPolicy(sharding.compute_dtype, torch.float32 if sharding.compute_dtype else None)
     embeddings = loaded.causal.get_input_embeddings()
     blocks: list[nn.Module] = [*_layers(loaded)]
     if embeddings.weight is not loaded.head.weight:
         blocks.append(embeddings)
     for block in blocks:
         _fill(block, names, files, device)
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    root = Root(loaded.model)
+        spread(block, mp_policy=policy)
+    root = Root(loaded.model, device)
     _fill(root, names, files, device)
     # what the halves are called with (token ids, scores) keeps its types
-    fully_shard(root, mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
+    spread(root, mp_policy=replace(policy, cast_forward_inputs=False))
     loaded = replace(loaded, root=root)
     loaded.model.eval()
     with torch.no_grad():  # FSDP2 makes its buffers now: those that are made in inference mode cannot be trained with
         loaded.within(loaded.backbone, torch.zeros(1, 1, dtype=torch.long, device=device))
     return loaded
+
+
+def _offload_policy(device: torch.device, sharding: Sharding) -> OffloadPolicy:
+    return CPUOffloadPolicy(pin_memory=device.type == "cuda") if sharding.cpu_offload else OffloadPolicy()
 
 
 def _return_memory_at_once() -> None:

@@ -27,6 +27,7 @@ from cyberlm.models.methods.adapters import open_adapter
 from cyberlm.models.methods.method import method_of
 from cyberlm.models.model_files import fetch
 from cyberlm.models.saving import read_prompt
+from cyberlm.models.sharding import Sharding
 from cyberlm.runs.eval_set import build_eval_set
 from cyberlm.runs.model_specs import find_models, loaded_spec, trained_runs
 from cyberlm.runs.open_run import check_prompt, check_weights
@@ -158,7 +159,8 @@ class _Bench:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self._device = pick_device(config.trainer.accelerator)
-        self._sharded = config.trainer.strategy is Strategy.fsdp2
+        spread = Sharding(cpu_offload=config.trainer.cpu_offload)
+        self._sharding = spread if config.trainer.strategy is Strategy.fsdp2 else None
         self._held: BaseModel | None = None
 
     def base_under(self, spec: ModelSpec) -> BaseModel:
@@ -170,7 +172,7 @@ class _Bench:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             check = partial(check_weights, runs=() if spec.kind == "weights" else spec.runs)
-            self._held = held = BaseModel(spec.model, spec.quant_config, self._device, check, sharded=self._sharded)
+            self._held = held = BaseModel(spec.model, spec.quant_config, self._device, check, self._sharding)
         return held
 
     def weights_of(self, spec: ModelSpec) -> LoadedModel:

@@ -119,7 +119,9 @@ class RunMemory:
         where = "host memory" if self.device.type == "cpu" else "GPU"
         each = f" {'of' if self.device.type == 'cpu' else 'in each of'} {devices} processes" if devices > 1 else ""
         word = "fits" if fits else "does not fit"
-        return fits, f"Peak {needed / GIB:.2f} GiB{each}; {where} {self.capacity / GIB:.2f} GiB: {word}."
+        host = self.estimate(self.config).host
+        besides = f" Each also holds {host / GIB:.2f} GiB of host memory." if host else ""
+        return fits, f"Peak {needed / GIB:.2f} GiB{each}; {where} {self.capacity / GIB:.2f} GiB: {word}.{besides}"
 
     def command_that_fits(self) -> str:
         """The typed command with overrides that fit in place of what they replace; empty where none is known."""

@@ -29,6 +29,13 @@ OPTIMIZER = "optimizer."
 class ShardedStrategy(ModelParallelStrategy):
     """Lightning's FSDP2, with these checkpoints. Every method is called by all processes."""
 
+    def model_to_device(self) -> None:
+        """Moves the metrics alone: the model lies where it was loaded to, which may be host memory."""
+        assert self.lightning_module is not None
+        for name, part in self.lightning_module.named_children():
+            if name != "model":
+                part.to(self.root_device)
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.lightning_module is not None
         return trained_shards(self.lightning_module)

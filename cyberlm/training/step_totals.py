@@ -40,12 +40,13 @@ class StepTotals:
 
     def reduce(self, gradient_norm: Tensor) -> None:
         """Sums over the processes, which all call it; a loss or norm is not finite where one process's is not."""
-        read = torch.stack([*self._shares, gradient_norm.float()]).tolist()
+        norm = gradient_norm.float().to(self._shares[0].device)  # of gradients that may lie in host memory
+        read = torch.stack([*self._shares, norm]).tolist()
         flags = (self.due, signals.requested() is not None)
-        *losses, norm, questions, computed, tokens, labels, due, stopping = distributed.all_reduce(
+        *losses, norms, questions, computed, tokens, labels, due, stopping = distributed.all_reduce(
             *read, *self._counts, *flags
         )
-        self.losses, self.loss, self.gradient_norm = losses, sum(losses), norm / distributed.world_size()
+        self.losses, self.loss, self.gradient_norm = losses, sum(losses), norms / distributed.world_size()
         self.questions, self.computed_tokens = int(questions), int(computed)
         self.tokens, self.label_tokens = int(tokens), int(labels)
         self.due, self.stopping = due > 0, stopping > 0

@@ -33,6 +33,7 @@ ONLY_FILE = "data.{} only with data=file, else data.{}=null"
 ONLY_CYBERMETRIC = "data.{} only with data=cybermetric, else data.{}=null"
 PLACEHOLDERS = "a template with {} and no other placeholder"
 DDP = ("trainer.strategy=ddp", "trainer.strategy=ddp")
+FSDP2 = ("fsdp2", "trainer.strategy=fsdp2")
 
 BAD: list[tuple[str, str, str, str]] = [
     # overrides, what is wrong, what is allowed, what to type
@@ -162,6 +163,7 @@ BAD: list[tuple[str, str, str, str]] = [
             ("method.lora.use_dora=true", "method.lora.use_dora=true", *DDP),
         )
     ),
+    ("trainer.cpu_offload=true", "trainer.cpu_offload=true with trainer.strategy=auto", *FSDP2),
     ("+logger.mine.level=3", "logger.mine has no _target_", "the dotted name of the class to make", ""),
     ("~task._target_", "task has no _target_", "the dotted name of the class to make", ""),
     ("+nothing=1", "there is no key 'nothing'.", "", ""),

@@ -235,6 +235,24 @@ def test_full_fine_tuning_is_spread_over_processes() -> None:
     assert parts["gathered layers"] == head + max(2 * layer, head) + head
 
 
+def test_offloaded_shards_are_in_host_memory() -> None:
+    """A GPU holds what is gathered for a moment, and what FSDP2 does not spread; a host holds all in any case."""
+    line = ("model=llama3_8b", "method=qlora", "trainer.devices=2", "trainer.strategy=fsdp2")
+    config = config_of(*line, "trainer.cpu_offload=true")
+    there, offloaded = estimate_of(config_of(*line)), estimate_of(config)
+    assert there.host == 0
+    train, less = there.phases["train"], offloaded.phases["train"]
+    moved = ("weights, nf4", "weights, bfloat16", "adapter weights", "gradients", "optimizer states")
+    assert not set(moved) & less.keys()
+    assert offloaded.host == sum(train[name] for name in moved)
+    assert {name: less[name] for name in (SCALES, "gathered layers")} == {
+        name: train[name] for name in (SCALES, "gathered layers")
+    }
+    batches = Batches(8, 512, 0, 16, 512, 512, 1)
+    on_host = [estimate_memory(sizes_of(c, CPU), c, batches, CPU, runtime=0) for c in (config, config_of(*line))]
+    assert on_host[0] == on_host[1]
+
+
 def test_scales_of_four_bits_are_in_every_process() -> None:
     config = config_of("model=llama3_70b_instruct", "method=qlora", *FSDP2)
     parts = estimate_of(config).phases["train"]

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from sharded_ranks import trained
 from support import SHORT, TINY, config_of
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cyberlm.evaluation.results import read_predictions
@@ -36,6 +37,7 @@ EQUAL = {
     "lora": ["method=lora", CHECKPOINTED, "data.batch_size=16"],
     "qlora": ["method=qlora", CHECKPOINTED, "data.batch_size=8"],
 }
+OFFLOADED = "trainer.cpu_offload=true"
 STOPPED_AT = 8
 """Micro-batch of each of two processes, which have 5 an epoch: in the second epoch, after its first optimizer step."""
 
@@ -65,6 +67,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases["bf16"] = ([*EQUAL["sft"], "trainer.precision=bf16-mixed"], None, False)
     cases["stopped"] = (EQUAL["sft"], STOPPED_AT, False)
     cases |= {"dropout": (DROPOUT, None, False), "dropout stopped": (DROPOUT, STOPPED_AT, False)}
+    cases |= {f"{name} offloaded": ([*EQUAL[name], OFFLOADED], None, False) for name in ("sft", "qlora")}
     run_ranks(2, folder, cases)
     return folder
 
@@ -108,6 +111,26 @@ def test_shards_are_as_one_process(name: str, two: Path, tmp_path: Path) -> None
     for answer, right in zip(answers, plain, strict=True):
         assert answer["option_logprobs"] == pytest.approx(right["option_logprobs"], abs=2e-3)
         assert (answer["choice"], answer["generated"]) == (right["choice"], right["generated"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sft", "qlora"])
+def test_offloaded_shards_are_the_same_arithmetic(name: str, two: Path) -> None:
+    assert_equal_runs(two / f"{name} offloaded", two / name, 0)
+
+
+def test_shards_are_offloaded() -> None:
+    """On a CPU nothing moves: the policy that FSDP2 was given tells."""
+    config = config_of(*EQUAL["lora"], "trainer.strategy=fsdp2", OFFLOADED)
+    try:
+        loaded = load_for_training(config, torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
+    groups = [
+        module._get_fsdp_state()._fsdp_param_group for module in loaded.root.modules() if isinstance(module, FSDPModule)
+    ]
+    assert len(groups) > 2
+    assert all(isinstance(group.offload_policy, CPUOffloadPolicy) for group in groups)
 
 
 @pytest.mark.slow

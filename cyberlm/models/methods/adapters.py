@@ -119,7 +119,7 @@ def open_adapter(base: BaseModel, folder: Path) -> LoadedModel:
         ModelError: If there is none, it does not fit the base, or it computes elsewhere.
     """
     loaded = base.attached(lambda bare: load_adapter(bare, folder))
-    if not base.sharded:
+    if base.sharding is None:
         _check_computes_in_layers(loaded, folder)
     return loaded
 

@@ -19,6 +19,7 @@ from cyberlm.config.schema import MethodConfig, QuantName, Strategy, TrainConfig
 from cyberlm.models.loaded import LoadedModel, on_one_line
 from cyberlm.models.loading import BaseModel, load_base, load_sharded
 from cyberlm.models.methods.adapters import keep_inputs_narrow
+from cyberlm.models.sharding import Sharding
 from cyberlm.runtime.errors import ConfigError, Problem
 
 
@@ -96,10 +97,11 @@ def load_for_training(config: TrainConfig, device: torch.device) -> LoadedModel:
     if not (method.keeps_base or method.trains_all_weights):
         what = f"method={config.method.name} trainer.strategy=fsdp2: this method changes the base, which it needs whole"
         raise ConfigError("This cannot be trained:", [Problem(what, "trainer.strategy=ddp", "trainer.strategy=ddp")])
+    compute_dtype = torch.bfloat16 if precision(config, device) == "bf16-mixed" else None
+    sharding = Sharding(compute_dtype, config.trainer.cpu_offload)
     return load_sharded(
-        *(config.model, config.quant, device, lambda bare: attach(bare, config)),
+        *(config.model, config.quant, device, lambda bare: attach(bare, config), sharding),
         trains_all_weights=method.trains_all_weights,
-        compute_dtype=torch.bfloat16 if precision(config, device) == "bf16-mixed" else None,
     )
 
 

@@ -214,10 +214,12 @@ def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
         what = f"trainer.val_check_interval={every} with trainer.accumulate_grad_batches={accumulate}"
         fix = f"trainer.val_check_interval={max(1, round(every / accumulate)) * accumulate}"
         yield Problem(f"{what}: validation would fall inside an optimizer step", f"a multiple of {accumulate}", fix)
-    if trainer.strategy is not Strategy.fsdp2 and trainer.cpu_offload:
-        yield Problem(
-            f"trainer.cpu_offload=true with trainer.strategy={trainer.strategy.name}", "fsdp2", "trainer.strategy=fsdp2"
-        )
+    if trainer.strategy is not Strategy.fsdp2 and (trainer.cpu_offload or trainer.replicas > 1):
+        key = "trainer.cpu_offload=true" if trainer.cpu_offload else f"trainer.replicas={trainer.replicas}"
+        yield Problem(f"{key} with trainer.strategy={trainer.strategy.name}", "fsdp2", "trainer.strategy=fsdp2")
+    if trainer.replicas >= 1 and trainer.devices % trainer.replicas:
+        what = f"trainer.replicas={trainer.replicas} with trainer.devices={trainer.devices}"
+        yield Problem(what, f"a divisor of {trainer.devices}: each has as many processes")
     world = find_world()
     if world is not None and trainer.devices != world.size:
         what = f"trainer.devices={trainer.devices} under {world.launcher}, which has started {world.size}"

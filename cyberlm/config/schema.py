@@ -279,6 +279,8 @@ class TrainerConfig:
     strategy: Strategy = Strategy.auto
     """How several processes work: ddp (each holds the whole model; auto), or fsdp2 (each holds its share of weights,
     gradients and optimizer states, from loading to saving)."""
+    replicas: int = at_least(1, 1)
+    """With fsdp2: groups of processes that hold a whole model each, such as one for each node (HSDP)."""
     cpu_offload: bool = False
     """With fsdp2: weights, gradients and optimizer states stay in host memory, and a GPU is given a layer at a time."""
     precision: str = one_of("auto", "32-true", "bf16-mixed", "16-mixed")

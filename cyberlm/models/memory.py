@@ -279,7 +279,7 @@ def estimate_memory(
     """Estimates what a process of a run takes while it loads the model, trains, and scores.
 
     A step holds the gradients of the step before until its own backward pass; validation scores beside them. FSDP2
-    spreads weights, gradients and optimizer states over the processes, keeps them in host memory where
+    spreads weights, gradients and optimizer states over the processes of a replica, keeps them in host memory where
     `trainer.cpu_offload` says so, and gathers a layer at a time.
 
     Args:
@@ -293,7 +293,7 @@ def estimate_memory(
     states = {"gradients": sizes.gradients, "optimizer states": round(sizes.trained * per_weight)}
     host = 0
     if trainer.strategy is Strategy.fsdp2:
-        shards = trainer.devices
+        shards = trainer.devices // trainer.replicas
         states = {name: -(-size // shards) for name, size in states.items()}
         weights = {name: size if name == SCALES else -(-size // shards) for name, size in weights.items()}
         if trainer.cpu_offload and on_gpu:

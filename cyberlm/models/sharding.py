@@ -19,7 +19,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -43,10 +43,12 @@ class Sharding:
 
     Attributes:
         compute_dtype: Type that weights are gathered and computed in; None for the type that they are kept in.
+        replicas: Groups of processes that hold a whole model each, spread within the group (HSDP).
         cpu_offload: Shards, their gradients and optimizer states are kept in host memory.
     """
 
     compute_dtype: torch.dtype | None = None
+    replicas: int = 1
     cpu_offload: bool = False
 
 
@@ -97,8 +99,9 @@ def shard(
     if not dist.is_initialized():  # one process can shard, too, as when it goes on with what several began
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    spread = partial(fully_shard, mesh=mesh, offload_policy=_offload_policy(device, sharding))
+    spread = partial(
+        fully_shard, mesh=_mesh(device, sharding.replicas), offload_policy=_offload_policy(device, sharding)
+    )
     policy = MixedPrecisionPolicy(sharding.compute_dtype, torch.float32 if sharding.compute_dtype else None)
     embeddings = loaded.causal.get_input_embeddings()
     blocks: list[nn.Module] = [*_layers(loaded)]
@@ -116,6 +119,14 @@ def shard(
     with torch.no_grad():  # FSDP2 makes its buffers now: those that are made in inference mode cannot be trained with
         loaded.within(loaded.backbone, torch.zeros(1, 1, dtype=torch.long, device=device))
     return loaded
+
+
+def _mesh(device: torch.device, replicas: int) -> DeviceMesh:
+    """All processes in a row, or, of several replicas, one row for each."""
+    size = dist.get_world_size()
+    if replicas == 1:
+        return init_device_mesh(device.type, (size,))
+    return init_device_mesh(device.type, (replicas, size // replicas), mesh_dim_names=("replica", "shard"))
 
 
 def _offload_policy(device: torch.device, sharding: Sharding) -> OffloadPolicy:

@@ -159,8 +159,9 @@ class _Bench:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self._device = pick_device(config.trainer.accelerator)
-        spread = Sharding(cpu_offload=config.trainer.cpu_offload)
-        self._sharding = spread if config.trainer.strategy is Strategy.fsdp2 else None
+        trainer = config.trainer
+        spread = Sharding(replicas=trainer.replicas, cpu_offload=trainer.cpu_offload)
+        self._sharding = spread if trainer.strategy is Strategy.fsdp2 else None
         self._held: BaseModel | None = None
 
     def base_under(self, spec: ModelSpec) -> BaseModel:

@@ -36,7 +36,7 @@ from cyberlm.runtime.world import find_world
 RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 SPLIT_AGAIN = "split_again.json"
 OF_PROCESSES = (
-    *("data.batch_size", "trainer.devices", "trainer.strategy"),
+    *("data.batch_size", "trainer.devices", "trainer.strategy", "trainer.replicas"),
     *("trainer.accumulate_grad_batches", "trainer.val_check_interval"),
 )
 """Settings that are others where a run goes on in another number of processes."""
@@ -119,6 +119,8 @@ def _change_processes(config: TrainConfig, devices: int) -> None:
         return
     accumulate = trainer.accumulate_grad_batches
     data.batch_size = data.batch_size or data.micro_batch_size * accumulate * trainer.devices
+    shards = trainer.devices // trainer.replicas
+    trainer.replicas = devices // shards if trainer.replicas > 1 and devices % shards == 0 else 1
     trainer.devices = devices
     trainer.accumulate_grad_batches = accumulated(config)
     if trainer.val_check_interval is not None:

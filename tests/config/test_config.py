@@ -164,6 +164,11 @@ BAD: list[tuple[str, str, str, str]] = [
         )
     ),
     ("trainer.cpu_offload=true", "trainer.cpu_offload=true with trainer.strategy=auto", *FSDP2),
+    ("trainer.replicas=2 trainer.devices=4", "trainer.replicas=2 with trainer.strategy=auto", *FSDP2),
+    (
+        "trainer.replicas=3 trainer.devices=4 trainer.strategy=fsdp2",
+        *("trainer.replicas=3 with trainer.devices=4", "a divisor of 4: each has as many processes", ""),
+    ),
     ("+logger.mine.level=3", "logger.mine has no _target_", "the dotted name of the class to make", ""),
     ("~task._target_", "task has no _target_", "the dotted name of the class to make", ""),
     ("+nothing=1", "there is no key 'nothing'.", "", ""),

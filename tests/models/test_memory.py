@@ -235,6 +235,14 @@ def test_full_fine_tuning_is_spread_over_processes() -> None:
     assert parts["gathered layers"] == head + max(2 * layer, head) + head
 
 
+def test_replicas_hold_a_whole_model_each() -> None:
+    line = ("model=llama3_8b", "method=sft", "trainer.devices=8", "trainer.strategy=fsdp2")
+    one, two = (estimate_of(config_of(*line, f"trainer.replicas={number}")).phases["train"] for number in (1, 2))
+    for name in ("weights, float32", "gradients", "optimizer states"):
+        assert two[name] == 2 * one[name]
+    assert two["activations"] == one["activations"]
+
+
 def test_offloaded_shards_are_in_host_memory() -> None:
     """A GPU holds what is gathered for a moment, and what FSDP2 does not spread; a host holds all in any case."""
     line = ("model=llama3_8b", "method=qlora", "trainer.devices=2", "trainer.strategy=fsdp2")

@@ -8,6 +8,7 @@ from support import TINY, config_of, evaluation_of
 from typed import type_line
 
 from cyberlm.config.saved import save_config
+from cyberlm.runs import resume
 from cyberlm.runs.resume import goes_on
 from cyberlm.runs.train import train
 
@@ -85,3 +86,11 @@ def test_an_evaluation_begins_again(begun: Path) -> None:
     config.trainer.resume = "auto"
     assert not goes_on(config, begun)
     assert goes_on(config_of("trainer.resume=auto"), begun)
+
+
+@pytest.mark.parametrize(("devices", "then", "now"), [(8, 2, 2), (4, 2, 1), (12, 2, 3), (6, 2, 1), (12, 1, 1)])
+def test_other_processes_keep_the_shards_of_a_replica_where_they_can(devices: int, then: int, now: int) -> None:
+    """Of eight processes in two replicas, a weight is spread over four."""
+    config = config_of("trainer.strategy=fsdp2", "trainer.devices=8", f"trainer.replicas={then}")
+    resume._change_processes(config, devices)
+    assert (config.trainer.devices, config.trainer.replicas) == (devices, now)

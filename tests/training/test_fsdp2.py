@@ -37,7 +37,8 @@ EQUAL = {
     "lora": ["method=lora", CHECKPOINTED, "data.batch_size=16"],
     "qlora": ["method=qlora", CHECKPOINTED, "data.batch_size=8"],
 }
-OFFLOADED = "trainer.cpu_offload=true"
+REPLICATED = ("sft", "tied", "qlora")
+REPLICAS, OFFLOADED = "trainer.replicas=2", "trainer.cpu_offload=true"
 STOPPED_AT = 8
 """Micro-batch of each of two processes, which have 5 an epoch: in the second epoch, after its first optimizer step."""
 
@@ -69,6 +70,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases |= {"dropout": (DROPOUT, None, False), "dropout stopped": (DROPOUT, STOPPED_AT, False)}
     cases |= {f"{name} offloaded": ([*EQUAL[name], OFFLOADED], None, False) for name in ("sft", "qlora")}
     run_ranks(2, folder, cases)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cases that four processes have trained, two for each of two replicas."""
+    folder = tmp_path_factory.mktemp("replicas")
+    stopped = {"stopped": ([*EQUAL["sft"], REPLICAS], 4, False)}  # of 3 an epoch: after the second one's first step
+    run_ranks(4, folder, {name: ([*EQUAL[name], REPLICAS], None, False) for name in REPLICATED} | stopped)
     return folder
 
 
@@ -111,6 +121,20 @@ def test_shards_are_as_one_process(name: str, two: Path, tmp_path: Path) -> None
     for answer, right in zip(answers, plain, strict=True):
         assert answer["option_logprobs"] == pytest.approx(right["option_logprobs"], abs=2e-3)
         assert (answer["choice"], answer["generated"]) == (right["choice"], right["generated"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REPLICATED)
+def test_replicas_are_as_one_process(name: str, replicas: Path, tmp_path: Path) -> None:
+    trained(EQUAL[name], None, False, tmp_path)
+    assert_equal_runs(replicas / name, tmp_path, 1e-5)
+
+
+@pytest.mark.slow
+def test_one_replica_goes_on_with_the_shards_of_two(replicas: Path, tmp_path: Path) -> None:
+    shutil.copytree(replicas / "stopped", tmp_path / "stopped")
+    run_ranks(2, tmp_path, {"stopped": (EQUAL["sft"], None, True)})
+    assert_equal_runs(tmp_path / "stopped", replicas / "sft", 1e-5)
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def load_for_training(config: TrainConfig, device: torch.device) -> LoadedModel:
         what = f"method={config.method.name} trainer.strategy=fsdp2: this method changes the base, which it needs whole"
         raise ConfigError("This cannot be trained:", [Problem(what, "trainer.strategy=ddp", "trainer.strategy=ddp")])
     compute_dtype = torch.bfloat16 if precision(config, device) == "bf16-mixed" else None
-    sharding = Sharding(compute_dtype, config.trainer.cpu_offload)
+    sharding = Sharding(compute_dtype, config.trainer.replicas, config.trainer.cpu_offload)
     return load_sharded(
         *(config.model, config.quant, device, lambda bare: attach(bare, config), sharding),
         trains_all_weights=method.trains_all_weights,

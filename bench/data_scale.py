@@ -4,12 +4,13 @@
     python bench/data_scale.py --threads 1 --folder /tmp/scale --sizes 1000000 --stages cluster,split   # in parts
 
 The questions are made up: frames such as "Which of the following best describes ...?" filled with made-up words, of
-which a few are common and ever more are rare, as in real text (a word of rank r has the share (r + 50)^-1.6). Every
-twentieth is an earlier one with a word changed, every fiftieth an earlier one as it is. Stages are cyberlm's own
-functions, with the embedded model's tokenizer and `prompt=text`, each in a process of its own. Seconds and peak memory
-are those above what a stage was given: that is loaded before, and then Linux's peak counter is reset. `kept` is what
-remains at its end. Exit status 1 where a stage takes more than `--limit` times as much per question at the largest size
-as at the smallest.
+which a few are common and ever more are rare, as in real text (a word of rank r has the share (r + 50)^-1.6), and with
+a name in each gap, ending in x, that no other question has. Every twentieth is an earlier one with a word changed,
+every fiftieth an earlier one as it is; these are taken of the others, so that a question has as many near-duplicates in
+a large file as in a small one. Stages are cyberlm's own functions, with the embedded model's tokenizer and
+`prompt=text`, each in a process of its own. Seconds, of the processor, and peak memory are those above what a stage was
+given: that is loaded before, and then Linux's peak counter is reset. `kept` is what remains at its end. Exit status 1
+where a stage takes more than `--limit` times as much per question at the largest size as at the smallest.
 """
 
 import argparse
@@ -115,23 +116,25 @@ def write_questions(count: int, file: Path) -> None:
         lengths = rng.integers(2, 5, size=rows).tolist()
         return [" ".join(map(word, row[:length])) for row, length in zip(ranks, lengths, strict=True)]
 
-    written: list[str] = []
+    originals: list[str] = []
     with file.open("w") as stream:
-        while len(written) < count:
+        for begin in range(0, count, 10_000):
             made = iter(phrases(8 * 10_000))
-            for number in range(min(10_000, count - len(written))):
-                place = len(written)
-                if place and number % 50 == 7:
-                    written.append(written[int(rng.integers(place))])
-                elif place and number % 20 == 3:
-                    words = written[int(rng.integers(place))].split()
+            for number in range(begin, min(begin + 10_000, count)):
+                if number % 20 == 3:
+                    words = originals[int(rng.integers(len(originals)))].split()
                     words[int(rng.integers(len(words)))] = word(int(rng.integers(1000)))
-                    written.append(" ".join(words))
+                    question = " ".join(words)
+                elif number % 50 == 7:
+                    question = originals[int(rng.integers(len(originals)))]
                 else:
                     frame = frames[int(rng.integers(len(frames)))]
-                    written.append(frame.format(*(next(made) for _ in range(frame.count("{}")))))
+                    slots = frame.count("{}")
+                    names = [f"{next(made)} {word(4 * number + slot)}x" for slot in range(slots)]
+                    question = frame.format(*names)
+                    originals.append(question)
                 options = [f"{next(made)} {letter}" for letter in "ruin"]
-                row = {"question": written[-1], "options": options, "answer": "ABCD"[int(rng.integers(4))]}
+                row = {"question": question, "options": options, "answer": "ABCD"[int(rng.integers(4))]}
                 stream.write(json.dumps(row) + "\n")
 
 
@@ -163,9 +166,9 @@ def work(channel: measure.Channel) -> None:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # else what imports have freed is used first, and not counted
     Path("/proc/self/clear_refs").write_text("5")
-    before, begun = memory("VmRSS"), time.perf_counter()
+    before, begun = memory("VmRSS"), time.process_time()
     made = run(config, prompt, folder, given)
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     channel.reply(seconds=seconds, peak=memory("VmHWM") - before, kept=memory("VmRSS") - before)
     if made is not None:
         (folder / order["stage"]).write_bytes(pickle.dumps(made))

@@ -30,7 +30,7 @@ def print_summary(results: Results, files: Path) -> None:
         say(_fitting(f"{name}:", [f"{m.label or m.name} {m.text()}" for m in heads]))
     if len(results.metrics) > shown:
         say(f"and {len(results.metrics) - shown} more models")
-    for line in verdict_in_brief(results.comparisons):
+    for line in verdict_in_brief(results.comparisons, results.differences):
         say(line)
     if (cost := results.cost) is not None:
         memory, saved = map(_size, (cost.peak_bytes, cost.adapter_bytes))
@@ -61,7 +61,7 @@ def print_results(results: Results, files: Path) -> None:
     _print_metrics("Test questions", results, "headline")
     for note in notes(results, "headline"):
         say(f"Note: {note}.", wrap=True)
-    for sentence in verdict(results.comparisons):
+    for sentence in verdict(results.comparisons, results.differences):
         say(sentence, wrap=True)
     _print_metrics("Evidence", results, "evidence")
     for title, columns in difference_tables(results):

@@ -20,11 +20,22 @@ def main_comparison(pairs: Sequence[PairComparison]) -> PairComparison | None:
     return next((pair for pair in primary_comparisons(pairs) if (pair.first, pair.second) == ("base", "tuned")), None)
 
 
-def verdict(pairs: Sequence[PairComparison]) -> list[str]:
-    """`Tuned against base: +2.7 points of accuracy by likelihood (95% -1.2 to +6.5), significantly better ...`."""
+def main_means(means: Sequence[MeanDifference]) -> list[MeanDifference]:
+    """Those that a report speaks of where no answer counts as right or wrong: ROUGE-L, or else NLL."""
+    outcome = "rougeL" if any(mean.outcome == "rougeL" for mean in means) else "gold_nll"
+    return [mean for mean in means if mean.outcome == outcome]
+
+
+def verdict(pairs: Sequence[PairComparison], means: Sequence[MeanDifference] = ()) -> list[str]:
+    """`Tuned against base: +2.7 points of accuracy by likelihood (95% -1.2 to +6.5), significantly better ...`.
+
+    Args:
+        means: Spoken of where there are no pairs.
+    """
     pair = main_comparison(pairs)
     if pair is None:
-        return []
+        listed = [_mean(mean) for mean in means if not pairs and (mean.first, mean.second) == ("base", "tuned")]
+        return [f"Tuned against base: {'; '.join(listed)}."] if listed else []
     said = (
         f"Tuned against base: {_points(pair)} of accuracy by {pair.outcome} ({_interval(pair)}), "
         f"{_finding(pair)} ({p_text(pair.p)}, exact {p_text(pair.p_value)}): {_changes(pair)}."
@@ -33,11 +44,11 @@ def verdict(pairs: Sequence[PairComparison]) -> list[str]:
     return [said, _moved(pair, by[NAMED], by.get(NAMED_BY_BOTH))] if pair.outcome == GENERATION else [said]
 
 
-def verdict_in_brief(pairs: Sequence[PairComparison]) -> list[str]:
+def verdict_in_brief(pairs: Sequence[PairComparison], means: Sequence[MeanDifference] = ()) -> list[str]:
     """At most two lines of 80 columns: the main difference, or how many of several differences are significant."""
     main = primary_comparisons(pairs)
     if not main:
-        return []
+        return [f"Difference: {_mean(mean)}" for mean in main_means(means)] if len(main_means(means)) == 1 else []
     pair = main_comparison(pairs) or main[0]
     if len(main) > 1 and main_comparison(pairs) is None:
         significant = sum(other.p_holm < SIGNIFICANCE for other in main)
@@ -56,6 +67,12 @@ def verdict_in_brief(pairs: Sequence[PairComparison]) -> list[str]:
 def _by_outcome(pair: PairComparison, pairs: Sequence[PairComparison]) -> dict[str, PairComparison]:
     """Comparisons of the same two models."""
     return {other.outcome: other for other in pairs if (other.first, other.second) == (pair.first, pair.second)}
+
+
+def _mean(mean: MeanDifference) -> str:
+    """`rougeL +0.0532 (95% +0.0104 to +0.0960, p = 0.0152)`."""
+    more = "" if mean.p is None else f" (95% {_limits(mean)}, {p_text(mean.p)})"
+    return f"{mean.outcome} {mean.difference:+.4f}{more}"
 
 
 def _points(pair: PairComparison) -> str:
@@ -110,17 +127,17 @@ def difference_tables(results: Results) -> list[tuple[str, dict[str, list[str]]]
     ask the same.
     """
     labels = OUTCOMES | {m.name: m.label or m.name for found in results.metrics.values() for m in found.values()}
-    pairs = results.comparisons
-    if len({(pair.first, pair.second) for pair in pairs}) <= 1:
-        rows: list[PairComparison | MeanDifference] = [*pairs, *results.differences]
+    rows: list[PairComparison | MeanDifference] = [*results.comparisons, *results.differences]
+    if len({(row.first, row.second) for row in rows}) <= 1:
         return [(_names(rows[0]), _columns([labels.get(r.outcome, r.outcome) for r in rows], rows))] if rows else []
-    main = primary_comparisons(pairs)
+    main = primary_comparisons(results.comparisons) or main_means(results.differences)
     tables = []
     for family in dict.fromkeys(pair.family for pair in main):
         asked = [pair for pair in main if pair.family == family]
         columns = _columns([_names(pair) for pair in asked], asked)
         columns["Holm p"] = [p_cell(pair.p_holm) for pair in asked]
-        columns["gained, lost"] = [f"{pair.only_second_right}, {pair.only_first_right}" for pair in asked]
+        moved = [(pair.only_second_right, pair.only_first_right) for pair in asked if isinstance(pair, PairComparison)]
+        columns |= {"gained, lost": [f"{gained}, {lost}" for gained, lost in moved]} if moved else {}
         tables.append((f"{labels[asked[0].outcome]}: {family or 'all pairs'} (Holm over {len(asked)})", columns))
     return tables
 

@@ -33,8 +33,11 @@ def _show_source(source: QuestionSet, task: Task) -> None:
     answers = Counter(
         task.target(example) if task.candidates(example) is None else example.letter for example in source.questions
     )
+    if len(answers) == len(source.questions):  # texts, no labels
+        return
     counts = [f"{answer} {count:,}" for answer, count in answers.most_common(MOST_ANSWERS)]
-    say(f"Right answers: {', '.join(counts)}{' and others' if len(answers) > MOST_ANSWERS else ''}")
+    apart = "; " if any("," in answer for answer in answers) else ", "
+    say(f"Right answers: {apart.join(counts)}{' and others' if len(answers) > MOST_ANSWERS else ''}")
 
 
 def _show_question(example: Example, task: Task, system: str) -> None:

@@ -4,15 +4,21 @@ import math
 from collections.abc import Iterator
 
 from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.figures import mean_metric
 from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.outcomes import has_candidates
 from cyberlm.evaluation.predictions import Predictions
 
 
 def nll(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
-    """Mean negative log-likelihood a token of the right answer (nats); mean probability of all option letters."""
+    """Mean negative log-likelihood a token of the right answer (nats); mean probability of all option letters.
+
+    Of free answers with its interval.
+    """
     rows, n = predictions.test, len(predictions.test)
-    mean = math.fsum(row.gold_nll for row in rows) / n
-    yield Metric("gold_nll", mean, n=n, label="gold answer NLL, nats/token")
+    each, label = [row.gold_nll for row in rows], "gold answer NLL, nats/token"
+    limits = None if has_candidates(rows) else mean_metric("gold_nll", each, context.clusters, label=label).interval
+    yield Metric("gold_nll", math.fsum(each) / n, limits, n, label=label)
     if context.asks_letters:
         mass = sum(sum(map(math.exp, row.option_logprobs)) for row in rows) / n
         label = "mean probability on letters"

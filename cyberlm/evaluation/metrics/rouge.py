@@ -4,11 +4,14 @@ import functools
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torchmetrics.functional.text import rouge_score
 
 from cyberlm.evaluation.eval_set import EvalSet
+from cyberlm.evaluation.metrics.figures import mean_metric
 from cyberlm.evaluation.metrics.metric import Metric
+from cyberlm.evaluation.outcomes import has_candidates
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.tasks.task import LETTERS
 
@@ -19,7 +22,8 @@ ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 def rouge(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """Mean F-measures of the generated answers, and of the right and of wrong answers in their place.
 
-    ROUGE-2 is undefined where every reference has fewer than two tokens.
+    Of free answers with intervals; a wrong answer is then that of the next question. ROUGE-2 is undefined where every
+    reference has fewer than two tokens.
     """
     rows, n = predictions.test, len(predictions.test)
     generated = [row.generated for row in rows if row.generated is not None]
@@ -30,21 +34,29 @@ def rouge(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     note = f"{short} of {n} references have fewer than two tokens and count 0 in ROUGE-2" if short else ""
     if short == n:
         note = "ROUGE-2 is undefined: every reference has fewer than two tokens"
+    free = not has_candidates(rows)
     for name, value in mean_rouge(generated, references).items():
-        yield Metric(name, value, n=n, note=note if name == "rouge2" else "", label=ROUGE[name])
+        shown = Metric(name, value, n=n, note=note if name == "rouge2" else "", label=ROUGE[name])
+        if free and value is not None:
+            each = [rouge_of(answer, its)[name] for answer, its in zip(generated, references, strict=True)]
+            shown = replace(shown, interval=mean_metric(name, each, context.clusters, label=name).interval)
+        yield shown
 
     behind = [(question.gold + 1) % len(question.options) for question in context.questions]
     wrong = [
         LETTERS[option] if context.asks_letters else question.options[option]
         for question, option in zip(context.questions, behind, strict=True)
     ]
+    if free:
+        wrong = [*references[1:], references[0]]
     ends = {"oracle": mean_rouge(references, references), "always_wrong": mean_rouge(wrong, references)}
     for end, values in ends.items():
         for name, value in values.items():
             yield Metric(f"{name}_{end}", value, n=n, place="detail")
     oracle, always_wrong = (_words(values) for values in ends.values())
+    other = "the next question's answer" if free else "always a wrong option"
     scale = (
-        f"ROUGE-1/2/L of the right answers themselves: {oracle}; of always a wrong option: {always_wrong} "
+        f"ROUGE-1/2/L of the right answers themselves: {oracle}; of {other}: {always_wrong} "
         f"({n} references, {short / n:.1%} with fewer than two tokens)"
     )
     yield Metric("rouge_short_references", short / n, n=n, note=scale, format_spec=".1%", place="note")

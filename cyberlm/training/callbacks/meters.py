@@ -87,8 +87,11 @@ class CostMeter(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         figures = validation_figures(trainer)
         self.validated = f", val {figures['accuracy']:.1%}"
-        nll = f"option NLL {figures['option_nll']:.3f}"
-        say(f"Validation after step {trainer.global_step}: accuracy {figures['accuracy']:.1%}, {nll}")
+        said = f"accuracy {figures['accuracy']:.1%}, option NLL {figures['option_nll']:.3f}"
+        if figures["option_nll"] == figures["nll"]:  # free answers: there is nothing to choose from
+            said = f"NLL {figures['nll']:.3f}"
+            self.validated = f", val {said}"
+        say(f"Validation after step {trainer.global_step}: {said}")
 
     def on_train_end(self, *_: Any) -> None:
         self.on_validation_start()

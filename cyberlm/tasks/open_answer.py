@@ -1,0 +1,43 @@
+"""Open answer: any question with a reference text, which the answer is compared with."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cyberlm.config.schema import PromptConfig
+from cyberlm.tasks.task import Example
+
+
+class OpenAnswer:
+    """The answer is free text; it is right only where it is the reference itself.
+
+    Args:
+        instruction: Text of the prompt, with {text}.
+    """
+
+    def __init__(self, prompt: PromptConfig, instruction: str = "{text}") -> None:
+        self.instruction = instruction
+
+    def read(self, row: Mapping[str, Any], example_id: str) -> Example:
+        """Make an example of the fields `question`, `answer` (the reference), and `group` and `topic`, if any.
+
+        Raises:
+            ValueError: One of the two is empty or no text.
+        """
+        for name in ("question", "answer"):
+            if not (isinstance(row[name], str) and row[name]):
+                raise ValueError(f"{name} is {row[name]!r}; allowed: a text")
+        group, topic = str(row.get("group", "")), str(row.get("topic", ""))
+        return Example(example_id, row["question"], (row["answer"],), 0, topic, group=group)
+
+    def prompt(self, example: Example) -> str:
+        return self.instruction.format(text=example.question)
+
+    def target(self, example: Example) -> str:
+        return example.answer
+
+    def candidates(self, example: Example) -> Sequence[str] | None:
+        return None
+
+    def parse(self, completion: str, example: Example) -> int | str | None:
+        answer = " ".join(completion.split())
+        return 0 if answer == example.answer else answer or None

@@ -1,5 +1,6 @@
 """The model card beside an adapter: what was trained on what, what it scored, what it cost, under which licence."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ def write_card(folder: Path, config: TrainConfig, base: str, results: Results, m
         "---",
         f"base_model: {base}",
         f"library_name: {next(name for file, name in LIBRARIES.items() if list(folder.glob(file)))}",
-        "tags: [cyberlm, cybersecurity, multiple-choice]",
+        f"tags: [cyberlm, cybersecurity, {_task_tag(config.task['_target_'])}]",
         "---",
         f"# {results.model} tuned on {results.data}",
         "",
@@ -40,7 +41,7 @@ def write_card(folder: Path, config: TrainConfig, base: str, results: Results, m
         "## Results on the test questions",
         *_table(results),
     ]
-    sentences = verdict(results.comparisons)
+    sentences = verdict(results.comparisons, results.differences)
     lines += ["", *sentences] if sentences else []
     if results.cost is not None:
         cost = results.cost
@@ -53,6 +54,11 @@ def write_card(folder: Path, config: TrainConfig, base: str, results: Results, m
     lines += more
     lines += ["", "## Provenance", *(f"- {name}: `{value}`" for name, value in results.provenance.items())]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _task_tag(target: str) -> str:
+    """`cyberlm.tasks.multiple_choice.MultipleChoice` -> `multiple-choice`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", target.rpartition(".")[2]).lower()
 
 
 def _table(results: Results) -> list[str]:

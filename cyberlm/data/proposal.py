@@ -15,6 +15,8 @@ from cyberlm.data.columns import ANSWER_IS, Columns, make_example, normalised
 from cyberlm.data.formats import Opened
 from cyberlm.runtime.signals import quoted
 from cyberlm.runtime.validation import shown
+from cyberlm.tasks.multiple_answer import MultipleAnswer
+from cyberlm.tasks.multiple_choice import MultipleChoice
 from cyberlm.tasks.task import Task
 
 Fields = dict[Any, Any]
@@ -33,19 +35,24 @@ PLAIN = re.compile(r"(?!(?:true|false|null|nan|inf)$)[a-z_][\w .-]*", re.IGNOREC
 
 @dataclass(frozen=True)
 class Trial:
-    """A mapping with the number of rows, of `rows`, that it reads."""
+    """A mapping with the number of rows, of `rows`, that it reads for a task."""
 
+    task: Task
     columns: Columns
     read: int
     rows: int
 
 
 def proposal(opened: Opened, task: Task) -> str:
-    """The columns and the first row of a file, and the overrides that would read it, where some do."""
+    """The columns and the first row of a file, and the overrides that would read it, where some do.
+
+    Where several answers are right to a question, these name the task of that.
+    """
     views = [_rows(opened, header) for header in ((True, False) if opened.is_table else (True,))]
     if not views[0]:
         return ""
-    trials = [trial for rows in views if (trial := _best(rows, task)) is not None]
+    tasks = [task, *([MultipleAnswer(task.config)] if isinstance(task, MultipleChoice) else [])]
+    trials = [trial for other in tasks for rows in views if (trial := _best(rows, other)) is not None]
     if not trials:
         typed = "data.columns.question=COLUMN 'data.columns.options=[COLUMN,COLUMN]' data.columns.answer=COLUMN"
         return f"{_first_row(views[0])}\nName the columns that hold what the task reads (docs/data.md):\n    {typed}"
@@ -54,9 +61,10 @@ def proposal(opened: Opened, task: Task) -> str:
     bad = trial.rows - trial.read
     lines = [_first_row(rows), f"These overrides read {trial.read:,} of its {trial.rows:,} rows:"]
     overrides = [*_overrides(trial.columns), *(["data.on_bad_row=skip"] if bad else [])]
+    overrides[:0] = [] if trial.task is task else ["task=multiple_answer"]
     lines.append("    " + " ".join(map(shlex.quote, overrides)))
     other = {"index0": "index1", "index1": "index0"}.get(str(trial.columns.answer_is))
-    if other and _trial(rows, replace(trial.columns, answer_is=other), task).read == trial.read:
+    if other and _trial(rows, replace(trial.columns, answer_is=other), trial.task).read == trial.read:
         lines.append(f"All answers fit data.columns.{ANSWER_IS}={other} as well: look which one is right.")
     return "\n".join(lines)
 
@@ -81,7 +89,7 @@ def _trial(rows: Sequence[Fields], columns: Columns, task: Task) -> Trial:
         except ValueError:
             continue
         read += 1
-    return Trial(columns, read, len(rows))
+    return Trial(task, columns, read, len(rows))
 
 
 def _best(rows: Sequence[Fields], task: Task) -> Trial | None:

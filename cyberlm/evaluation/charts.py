@@ -74,7 +74,7 @@ def letter_counts(rows: Sequence[Prediction]) -> IntArray:
 def charts_of(eval_set: EvalSet, models: Mapping[str, Predictions]) -> Iterator[Chart]:
     """Yields confusion of letters and accuracy by topic of each model, reliability and predictions of all.
 
-    Answers that are free have no options, and so only predictions.
+    Answers that are free have no options, and so only predictions: what was generated.
     """
     lines: list[tuple[Any, ...]] = [(0.0, "calibrated", 0.0), (1.0, "calibrated", 1.0)]
     answered = {name: given for name, given in models.items() if given.test[0].n_options > 1}
@@ -95,14 +95,17 @@ def charts_of(eval_set: EvalSet, models: Mapping[str, Predictions]) -> Iterator[
 def _predictions(eval_set: EvalSet, models: Mapping[str, Predictions]) -> Chart:
     """A row a question, and columns for each model: its choice, whether it is right, and its completion."""
     with_text = eval_set.shows_text
-    of_model = ("choice", "right", "generated") if with_text else ("choice", "right")
+    free = all(given.test[0].n_options == 1 for given in models.values())
+    of_model = (*(() if free else ("choice",)), "right", *(("generated",) if with_text else ()))
     columns = ["id", "topic", *(["question"] if with_text else []), "right answer"]
     rows = []
     for k, question in enumerate(eval_set.questions[:MOST_ROWS]):
         row: list[Any] = [next(iter(models.values())).test[k].id, question.topic]
-        row += [question.question, f"{question.letter}) {question.answer}"] if with_text else [question.letter]
+        right = question.answer if free else f"{question.letter}) {question.answer}"
+        row += [question.question, right] if with_text else ["" if free else question.letter]
         for given in models.values():
             answer = given.test[k]
-            row += [LETTERS[answer.choice], answer.correct, answer.generated][: len(of_model)]
+            cells = {"choice": LETTERS[answer.choice], "right": answer.correct, "generated": answer.generated}
+            row += [(cells | ({"right": answer.generated_correct} if free else {}))[name] for name in of_model]
         rows.append(tuple(row))
     return Chart("predictions", "table", (*columns, *(f"{name} {what}" for name in models for what in of_model)), rows)

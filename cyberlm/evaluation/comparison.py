@@ -110,7 +110,9 @@ def compare_models(
     """
     aligned, numbers = _aligned(models, clusters)
     found = []
-    by_likelihood = {LIKELIHOOD} if has_candidates(next(iter(models.values()))) else set()
+    rows = next(iter(models.values()))
+    chosen = has_candidates(rows) or any(row.option_log_odds for row in rows)
+    by_likelihood = {LIKELIHOOD} if chosen else set()
     for outcome in [name for name in OUTCOMES if name in by_likelihood or (generated and name != LIKELIHOOD)]:
         for first, second, family in _pairs(models, tuned_from or {}):
             pair = _compared((first, second), (aligned[first], aligned[second]), outcome, family, numbers)

@@ -8,13 +8,14 @@ from cyberlm.config.schema import EvaluationConfig
 from cyberlm.data.batches import collate_scoring, plan_batches
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.rotations import rotations, safe_to_permute
-from cyberlm.evaluation.predictions import NO_CHOICE, Prediction, Predictions
+from cyberlm.evaluation.predictions import NO_CHOICE, OTHER_ANSWER, Prediction, Predictions
 from cyberlm.evaluation.scores import choose
 from cyberlm.evaluation.scoring import answering, generate, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.sharding import equal_calls
 from cyberlm.runtime import distributed
 from cyberlm.runtime.progress import Advance, track
+from cyberlm.tasks.multiple_answer import MultipleAnswer
 from cyberlm.tasks.multiple_choice import MultipleChoice
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.task import Example, short_hash
@@ -46,6 +47,8 @@ def run_inference(
         return predict(loaded, prompt, questions, items, config, tokens, f"{label}, {what}")
 
     test = predict(loaded, prompt, eval_set.questions, encoded["test"], wanted, tokens, label)
+    if isinstance(prompt.task, MultipleAnswer):
+        test = _with_each_option(loaded, prompt, prompt.task, eval_set, test, label)
     rotated: list[list[Prediction]] = []
     # The order of options that are not shown, or that are classes, changes nothing.
     if wanted.rotations and eval_set.options_shown and isinstance(prompt.task, MultipleChoice):
@@ -62,6 +65,24 @@ def run_inference(
     if wanted.validation and eval_set.validation:
         validation = by_likelihood(eval_set.validation, encoded["validation"], "validation questions")
     return Predictions(test, rotated, without_question, validation)
+
+
+def _with_each_option(
+    loaded: LoadedModel, prompt: Prompt, task: MultipleAnswer, eval_set: EvalSet, test: list[Prediction], label: str
+) -> list[Prediction]:
+    """Predictions with the log-odds of each option's yes; right by likelihood where these make the right set."""
+    judge = Prompt(prompt.config, prompt.tokenizer, task.judge)
+    asked = [task.each_option(question) for question in eval_set.questions]
+    flat = [one for each in asked for one in each]
+    config, tokens = replace(eval_set.config.evaluation, generate=False), eval_set.config.data.max_batch_tokens
+    rows = iter(predict(loaded, judge, flat, judge.encode(flat), config, tokens, f"{label}, each option"))
+    found = []
+    for row, each in zip(test, asked, strict=True):
+        pairs = [next(rows).option_logprobs for _ in each]
+        judged = replace(row, option_log_odds=tuple(yes - no for yes, no in pairs))
+        right = judged.yes_letters == row.reference
+        found.append(replace(judged, choice=row.gold if right else OTHER_ANSWER))
+    return found
 
 
 def predict(

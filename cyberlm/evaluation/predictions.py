@@ -7,6 +7,7 @@ import numpy as np
 
 from cyberlm.evaluation.statistics import BoolArray, IntArray
 from cyberlm.runtime.errors import Problem, RunError
+from cyberlm.tasks.task import LETTERS
 
 LIKELIHOOD, GENERATION, NAMED, NAMED_BY_BOTH = "likelihood", "generation", "option_named", "named_by_both"
 OUTCOMES = {
@@ -38,6 +39,7 @@ class Prediction:
         prompt_hash: SHA-256 (first 16 hex digits) of the rendered prompt.
         tied: True if another option had the same score as the chosen one.
         finish_reason: `stop`, or `length` where `max_new_tokens` cut the completion off; None in older files.
+        option_log_odds: Of each option that was asked about alone, log P(yes) - log P(no) (nats); else empty.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Prediction:
     topic: str = ""
     tied: bool = False
     finish_reason: str | None = None
+    option_log_odds: tuple[float, ...] = ()
 
     @property
     def correct(self) -> bool:
@@ -66,6 +69,12 @@ class Prediction:
     def generated_correct(self) -> bool:
         """Right by generation; a completion that cannot be parsed is wrong."""
         return self.parsed == self.gold
+
+    @property
+    def yes_letters(self) -> str:
+        """Letters of the options of which yes is likelier than no, where each was asked about alone: `A, C`."""
+        odds = zip(LETTERS, self.option_log_odds, strict=False)
+        return ", ".join(letter for letter, value in odds if value > 0)
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,7 @@ def _as_letter(value: object, info: ValidationInfo) -> object:
         isinstance(value, list) or (isinstance(value, str) and _SEVERAL_LETTERS.fullmatch(value))
     ):
         found = shown(value) if isinstance(value, str) else "a list"
-        raise ValueError(f"is {found}: several right answers are not taken; allowed: one letter")
+        raise ValueError(f"is {found}: several right answers; allowed: one letter, or task=multiple_answer")
     if answer_is in (None, AnswerIs.letter) or options is None:
         return value
     letters = list(options)

@@ -19,7 +19,7 @@ from cyberlm.data import text_files
 from cyberlm.data.readers import QuestionSet, read_questions
 from cyberlm.data.sources import load_sources
 from cyberlm.runtime.errors import DataError
-from cyberlm.tasks.task import Example
+from cyberlm.tasks.task import Example, make_task
 
 PORTS = Example("q:1", "Which port does HTTPS use?", ("80", "443", "22"), 1)
 CTI = {"question": "Question", "options": ["Option A", "Option B", "Option C"], "answer": "GT"}
@@ -255,6 +255,17 @@ def test_what_would_read_a_file_is_proposed_and_reads_it(
     config = config_of("data=file", f"data.path={path}", *shlex.split(proposed))
     (found,) = load_sources(config.data, MULTIPLE_CHOICE)
     assert len(found.questions) == int(count[0]) and len({item.gold for item in found.questions}) == 3
+
+
+@pytest.mark.parametrize("answers", [("A", "B,C"), (["A"], ["B", "C"]), ("B", "AC")])
+def test_several_right_answers_propose_their_task(answers: tuple[Any, Any], tmp_path: Path) -> None:
+    lines = [json.dumps({"q": f"Number {k}?", "o": ["x", "y", "z"], "key": answers[k % 2]}) for k in range(6)]
+    path = write(tmp_path, "q.jsonl", "\n".join(lines))
+    typed = "task=multiple_answer data.columns.question=q data.columns.options=o data.columns.answer=key"
+    assert f"These overrides read 6 of its 6 rows:\n    {typed}\n" in refusal(path) + "\n"
+    config = config_of("data=file", f"data.path={path}", "prompt=text", *typed.split())
+    (found,) = load_sources(config.data, make_task(config))
+    assert len({item.answer for item in found.questions}) == 2
 
 
 def test_indices_that_may_count_from_0_or_1_are_left_to_the_reader(tmp_path: Path) -> None:

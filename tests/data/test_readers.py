@@ -154,9 +154,18 @@ BAD_ROWS = [
     (GOOD | {"solution": ""}, "solution is '', which names no option"),
     (GOOD | {"solution": "B)"}, "solution is 'B)', which names no option"),
     (GOOD | {"solution": 1}, "solution is the number 1, not text"),
-    (GOOD | {"solution": "A,C"}, "solution is 'A,C': several right answers are not taken"),
-    (GOOD | {"solution": "a and c"}, "solution is 'a and c': several right answers are not taken"),
-    (GOOD | {"solution": ["B"]}, "solution is a list: several right answers are not taken"),
+    (
+        GOOD | {"solution": "A,C"},
+        "solution is 'A,C': several right answers; allowed: one letter, or task=multiple_answer",
+    ),
+    (
+        GOOD | {"solution": "a and c"},
+        "solution is 'a and c': several right answers; allowed: one letter, or task=multiple_answer",
+    ),
+    (
+        GOOD | {"solution": ["B"]},
+        "solution is a list: several right answers; allowed: one letter, or task=multiple_answer",
+    ),
     (GOOD | {"topic": 3}, "topic is the number 3, not text"),
 ]
 
@@ -205,7 +214,7 @@ def test_a_bad_json_line_is_a_bad_row(tmp_path: Path, line: str, reason: str) ->
         ("x?,1,2,,A", "answers.C is empty"),
         (",1,2,3,A", "question is empty"),
         ("x?,1,2,3,D", "the solution is 'D', which names no option; allowed: one letter of A to C"),
-        ('x?,1,2,3,"A,B"', "solution is 'A,B': several right answers are not taken"),
+        ('x?,1,2,3,"A,B"', "solution is 'A,B': several right answers; allowed: one letter, or task=multiple_answer"),
     ],
 )
 def test_a_bad_csv_row(tmp_path: Path, line: str, reason: str) -> None:

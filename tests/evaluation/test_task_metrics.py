@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from pages_support import Reader
+from results_support import results
 from sklearn.metrics import f1_score
 from statistics_support import answered, eval_set
 from support import compose, config_of
@@ -15,9 +18,12 @@ from cyberlm.evaluation.comparison import compare_all
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.classification import class_floors, macro_f1
 from cyberlm.evaluation.metrics.metric import compute_metrics
+from cyberlm.evaluation.pages.run_page import Origin, run_page
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.records import ModelSpec, Results
-from cyberlm.evaluation.results import read_results
+from cyberlm.evaluation.results import read_predictions, read_results
+from cyberlm.evaluation.verdict import verdict, verdict_in_brief
+from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
 from cyberlm.tasks.task import Example, make_task
 
@@ -34,11 +40,18 @@ REPORTS = [  # right, completion: 11 labels are right, 9 are named, 5 of them ar
 """Micro-F1 = 2 * 5 / (11 + 9) = 0.5; macro-F1 = (2/3 + 1 + 0 + 0 + 2/3) / 5; exact 1 of 5."""
 
 
-def scored(task: str, pairs: list[tuple[str, str]]) -> tuple[EvalSet, Predictions]:
-    """Predictions of completions, each beside its right answer."""
+def scored(task: str, pairs: list[tuple[str, str]], **fields: Any) -> tuple[EvalSet, Predictions]:
+    """Predictions of completions, each beside its right answer.
+
+    Args:
+        fields: More fields of every row.
+    """
     config = build_config(compose(*task.split(), "logger=none", command="evaluate"), EvaluateConfig)
     judge = make_task(config)
-    asked = [judge.read({"question": f"text {k}", "answer": right}, f"q:{k}") for k, (right, _) in enumerate(pairs)]
+    asked = [
+        judge.read({"question": f"text {k} of {k}{k}", "answer": right, **fields}, f"q:{k}")
+        for k, (right, _) in enumerate(pairs)
+    ]
 
     def row(question, completion: str) -> Prediction:
         parsed = judge.parse(completion, question)
@@ -138,17 +151,106 @@ def test_a_run_of_classes(labels: str, tmp_path: Path) -> None:
     assert found["accuracy_generation"].value > 0.3
 
 
+SETS = [  # right, completion, log-odds of yes for each of four options
+    ("A, C", "A, C", (1.0, -1.0, 2.0, -0.5)),  # both right
+    ("A, C", "The answer: A", (1.0, 1.0, -2.0, -0.5)),  # strict: none; last line: A; by likelihood: A, B
+    ("B", "A, B", (-1.0, -1.0, -1.0, -1.0)),  # by likelihood: none
+    ("A, C", "B", (1.0, -1.0, 1.0, -1.0)),  # wrong, and right by likelihood
+]
+
+
+def test_sets_by_hand() -> None:
+    context, rows = scored("task=multiple_answer", [(right, text) for right, text, _ in SETS], options=list("wxyz"))
+    test = [replace(row, option_log_odds=odds) for row, (_, _, odds) in zip(rows.test, SETS, strict=True)]
+    found = compute_metrics(context.config.metrics, {"model": Predictions(test)}, context)["model"]
+    value = {name: metric.value for name, metric in found.items()}
+    assert (value["accuracy"], value["accuracy_generation"], value["accuracy_last_line"]) == (1 / 2, 1 / 4, 1 / 4)
+    assert value["jaccard"] == pytest.approx((1 + 1 / 3 + 0 + 1) / 4)
+    assert value["jaccard_generation"] == pytest.approx((1 + 0 + 1 / 2 + 0) / 4)
+    assert value["jaccard_last_line"] == pytest.approx((1 + 1 / 2 + 1 / 2 + 0) / 4)
+    assert value["micro_f1"] == pytest.approx(2 * (2 + 1 + 0 + 2) / ((2 + 2 + 0 + 2) + (2 + 2 + 1 + 2)))
+    assert value["micro_f1_generation"] == pytest.approx(2 * (2 + 0 + 1 + 0) / ((2 + 0 + 2 + 1) + (2 + 2 + 1 + 2)))
+    assert value["option_accuracy"] == pytest.approx((4 + 2 + 3 + 4) / 16)
+    assert (value["baseline_all_options"], value["baseline_frequent_set"]) == (0, 3 / 4)
+    assert "always A, C, which is right in 3 of 4 test questions" in found["baseline_frequent_set"].note
+    assert value["baseline_jaccard_all_options"] == pytest.approx((2 / 4 + 2 / 4 + 1 / 4 + 2 / 4) / 4)
+    assert value["skill"] == pytest.approx((1 / 4 - 3 / 4) / (1 - 3 / 4))
+    for name in ("accuracy", "jaccard", "micro_f1", "jaccard_generation", "micro_f1_generation"):
+        low, high = found[name].interval or (2, 2)
+        assert low < found[name].value < high
+
+
+def test_open_answers_by_hand() -> None:
+    pairs = [("a salt is random", "a salt is random"), ("a key is secret", "a key"), ("x y", "none")]
+    context, rows = scored("task=open_answer", pairs)
+    found = compute_metrics(context.config.metrics, {"model": rows}, context)["model"]
+    assert found["rougeL"].value == pytest.approx((1 + 2 / 3 + 0) / 3) and found["rougeL"].interval
+    wrong = found["rouge1_always_wrong"].value  # of the next reference: 2 of 4 words, none, none
+    assert wrong == pytest.approx((1 / 2 + 0 + 0) / 3)
+    _, tuned = scored("task=open_answer", [(right, right) for right, _ in pairs])
+    specs = {"base": ModelSpec("m", "base"), "tuned": ModelSpec("m", "adapter", tuned_from="base")}
+    pairs_, means = compare_all({"base": rows, "tuned": tuned}, specs, context)
+    assert not pairs_ and {mean.outcome for mean in means} == {"rouge1", "rouge2", "rougeL", "gold_nll"}
+    (sentence,), (line,) = verdict(pairs_, means), verdict_in_brief(pairs_, means)
+    assert sentence.startswith("Tuned against base: gold_nll +0.0000; rouge1 +0.4444 (95% ")
+    assert line.startswith("Difference: rougeL +0.4444 (95% -0.")
+
+
+def test_the_page_shows_sets_and_hides_right_ones_where_the_licence_does() -> None:
+    context, base = scored("task=multiple_answer", [("A, C", "B or not"), ("B", "A")], options=list("wxyz"))
+    _, tuned = scored("task=multiple_answer", [("A, C", "A, C"), ("B", "A")], options=list("wxyz"))
+    rows = {
+        name: {row.id: replace(row, option_log_odds=(1.0, -1.0, -1.0, 1.0)) for row in given.test}
+        for name, given in {"base": base, "tuned": tuned}.items()
+    }
+    specs = {"base": ModelSpec("m", "base"), "tuned": ModelSpec("m", "adapter", tuned_from="base")}
+    pairs, _ = compare_all({"base": base, "tuned": tuned}, specs, context)
+    models = {name: Predictions(list(own.values())) for name, own in rows.items()}
+    found = results(comparisons=pairs)
+    for licence, shown in (
+        ("CC0-1.0", ("C) y", "base: by likelihood A, D, generated -; right is A, C")),
+        ("unknown", ()),
+    ):
+        context.config.data.licence = licence
+        text = " ".join(Reader(run_page(found, context, models, Origin("run", "python train.py"))).text.split())
+        assert "Gained (1)" in text and all(part in text for part in shown)
+        assert ("A, C" in text) == bool(shown)
+    assert "base: by likelihood A, D, generated wrong" in text and "tuned: by likelihood A, D, generated right" in text
+
+
 @pytest.mark.parametrize(
     ("task", "answers", "named"),
     [
         ("cvss", (HIGHEST, LOCAL), ("deviation", "baseline_always_7.5", "deviation_above_floor", "accuracy_AV")),
         ("extraction", ("T1059", "T1071, T1083"), ("micro_f1", "macro_f1", "baseline_frequent_labels")),
+        ("open_answer", ("a flaw", "a way to stop it"), ("rougeL", "rouge1", "rouge2")),
     ],
 )
 def test_a_run_of_free_answers(task: str, answers: tuple[str, str], named: tuple[str, ...], tmp_path: Path) -> None:
     results = trained(tmp_path, f"task={task}", answers, "trainer.max_steps=2", "evaluation.max_new_tokens=4")
     found = results.metrics["tuned"]
-    assert all(found[name].value is not None for name in (*named, "accuracy_generation", "leaks", "gold_nll"))
+    assert all(found[name].value is not None for name in (*named, "leaks", "gold_nll"))
     assert "accuracy" not in found and results.objective is not None and results.objective > 0
-    assert {pair.outcome for pair in results.comparisons} >= {"generation"}
+    rated = task != "open_answer"
+    assert ("accuracy_generation" in found) == ("generation" in {pair.outcome for pair in results.comparisons}) == rated
+    tag = {"cvss": "cvss-vector", "open_answer": "open-answer"}.get(task, task)
+    assert f"tags: [cyberlm, cybersecurity, {tag}]" in (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert named[0] in {mean.outcome for mean in results.differences} or task == "extraction"
+
+
+def test_a_run_with_several_right_answers(tmp_path: Path) -> None:
+    rows = [f"{('typo', 'crash')[k % 2]} {k} in {k * 7 % 31},w,x,y,{('AB', 'C')[k % 2]}" for k in range(60)]
+    file, run = tmp_path / "q.csv", tmp_path / "run"
+    file.write_text("question,A,B,C,answer\n" + "\n".join(rows))
+    short = ("task.instruction='{text}:'", "task.option_instruction='{text} {letter}?'", "prompt.system=")
+    asked = ("task=multiple_answer", "data=file", f"data.path={file}", "prompt=text", *short)
+    train(config_of(*asked, "prompt.show_options=true", "trainer.max_steps=2", "evaluation.max_new_tokens=4"), run)
+    results, rows_of = read_results(run), read_predictions(run / "predictions.jsonl")
+    found = results.metrics["tuned"]
+    named = ("accuracy", "accuracy_generation", "jaccard", "micro_f1_last_line", "option_accuracy", "skill", "leaks")
+    assert all(found[name].value is not None for name in named)
+    assert {pair.outcome for pair in results.comparisons} >= {"likelihood", "generation"}
+    assert "jaccard_generation" in {mean.outcome for mean in results.differences}
+    assert {len(row.option_log_odds) for row in rows_of["tuned"]} == {3}
+    assert sum(row.correct for row in rows_of["tuned"]) / len(rows_of["tuned"]) == found["accuracy"].value
+    assert recompute(run) == []

@@ -242,7 +242,7 @@ def test_own_options_are_named_beside_ours(tmp_path: Path, own: str) -> None:
         "      allowed: full, ia3, ln_tuning, lora, mine, miss, oft, prompt_tuning, qlora, randlora, sft, shira",
         "      type:    method=mine",
         "  - task=min: there is no task 'min'",
-        "      allowed: classification, cvss, extraction, mine, multiple_choice",
+        "      allowed: classification, cvss, extraction, mine, multiple_answer, multiple_choice, open_answer",
         "      type:    task=mine",
         "  - seed=x: Value 'x' of type 'str' could not be converted to Integer",
     ]

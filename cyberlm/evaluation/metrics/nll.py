@@ -4,10 +4,8 @@ import math
 from collections.abc import Iterator
 
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.metrics.figures import mean_metric
-from cyberlm.evaluation.metrics.metric import Metric
-from cyberlm.evaluation.outcomes import has_candidates
-from cyberlm.evaluation.predictions import Predictions
+from cyberlm.evaluation.metrics.metric import Metric, mean_metric
+from cyberlm.evaluation.predictions import Predictions, has_candidates
 
 
 def nll(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:

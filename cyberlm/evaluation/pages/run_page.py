@@ -61,7 +61,7 @@ def run_page(results: Results, eval_set: EvalSet, models: Mapping[str, Predictio
         title=f"{results.model}{'' if results.method == 'none' else f', {results.method}'} on {results.data}",
         results=results,
         origin=origin,
-        findings=[*verdict(results.comparisons), *power(results.comparisons)],
+        findings=[*verdict(results.comparisons, results.differences), *power(results.comparisons)],
         cards=_cards(results),
         headline=metric_rows(results, "headline"),
         headline_notes=notes(results, "headline"),

@@ -18,11 +18,12 @@ from cyberlm.evaluation.comparison import compare_all
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.classification import class_floors, macro_f1
 from cyberlm.evaluation.metrics.metric import compute_metrics
+from cyberlm.evaluation.metrics.rouge import rouge
 from cyberlm.evaluation.pages.run_page import Origin, run_page
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.records import ModelSpec, Results
 from cyberlm.evaluation.results import read_predictions, read_results
-from cyberlm.evaluation.verdict import verdict, verdict_in_brief
+from cyberlm.evaluation.verdict import difference_tables, verdict, verdict_in_brief
 from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
 from cyberlm.tasks.task import Example, make_task
@@ -194,6 +195,20 @@ def test_open_answers_by_hand() -> None:
     (sentence,), (line,) = verdict(pairs_, means), verdict_in_brief(pairs_, means)
     assert sentence.startswith("Tuned against base: gold_nll +0.0000; rouge1 +0.4444 (95% ")
     assert line.startswith("Difference: rougeL +0.4444 (95% -0.")
+
+
+def test_several_models_of_open_answers_have_a_table_of_rouge() -> None:
+    context, rows = scored("task=open_answer", [("a salt is random", "a salt"), ("x y", "x"), ("z", "z")])
+    models = dict.fromkeys(("base", "one", "two"), rows)
+    found = {name: {metric.name: metric for metric in rouge(given, context)} for name, given in models.items()}
+    specs = {name: ModelSpec("m", "adapter", tuned_from="base") for name in models} | {"base": ModelSpec("m", "base")}
+    _, means = compare_all(models, specs, context)
+    tables = difference_tables(results(metrics=found, comparisons=(), differences=means))
+    assert [title for title, _ in tables] == [
+        "ROUGE-L: each tuned model against its base (Holm over 2)",
+        "ROUGE-L: tuned models among each other (Holm over 1)",
+    ]
+    assert tables[0][1][""] == ["one minus base", "two minus base"] and "gained, lost" not in tables[0][1]
 
 
 def test_the_page_shows_sets_and_hides_right_ones_where_the_licence_does() -> None:

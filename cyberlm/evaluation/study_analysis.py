@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cyberlm.evaluation.comparison import question_figures
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.power import measured_variability, needed_questions, powered_margin
 from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, NAMED, NO_CHOICE, Prediction, choices, right
@@ -71,6 +70,8 @@ class StudyAnalysis:
 
 def outcomes_of(rows: Sequence[Prediction], context: EvalSet) -> dict[str, FloatArray]:
     """Outcomes of one run's answers, by name: (Q,) each."""
+    from cyberlm.evaluation.comparison import question_figures  # here: it imports torch
+
     completed = all(row.generated is not None for row in rows)
     found = {LIKELIHOOD: right(rows).astype(np.float64)}
     if completed and context.options_shown:

@@ -97,7 +97,8 @@ def plain_pass(loaded: LoadedModel, encoded: Sequence[EncodedQuestion], end_ids:
     collator = AnswerCollator(end_ids, share_prefix=False)
     total, chosen, labels_seen = torch.zeros((), dtype=torch.float64), [], 0
     for question in encoded:
-        ids, labels = collator.example(question)
+        ids, trained = collator.example(question)
+        labels = len(trained)
         logits = model(input_ids=torch.tensor([ids])).logits[0, -labels - 1 : -1]
         total = total + torch.nn.functional.cross_entropy(logits, torch.tensor(ids[-labels:]), reduction="sum")
         chosen.append(logits.detach())

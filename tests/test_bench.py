@@ -146,7 +146,7 @@ def test_the_gpu_script_trains_on_the_tokens_that_it_drew() -> None:
     import gpu_training
 
     question = gpu_training.encode(gpu_training.Example([1, 2, 3, 4, 5, 9], 3), end=1)
-    assert AnswerCollator((9,), share_prefix=False).example(question) == ((1, 2, 3, 4, 5, 9), 3)
+    assert AnswerCollator((9,), share_prefix=False).example(question) == ((1, 2, 3, 4, 5, 9), [3, 4, 5])
 
 
 def test_a_pass_times_its_steps_and_ends_after_one_more() -> None:

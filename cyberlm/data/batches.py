@@ -227,7 +227,7 @@ class PlannedDataset(Dataset[Any]):
 
 
 class AnswerCollator:
-    """Makes an `AnswerBatch`: labels on the gold answer and the end of turn, nowhere else.
+    """Makes an `AnswerBatch`: labels on the gold answer, on a conversation's earlier ones, and on their ends of turn.
 
     Args:
         end_ids: Tokens that close an answer.
@@ -237,14 +237,18 @@ class AnswerCollator:
     def __init__(self, end_ids: Sequence[int], *, share_prefix: bool) -> None:
         self.end_ids, self.share_prefix = tuple(end_ids), share_prefix
 
-    def example(self, question: EncodedQuestion) -> tuple[tuple[int, ...], int]:
-        """Token ids of prompt, answer and end of turn; and how many of the last ones are trained on."""
-        answer = question.option_ids[question.gold] + self.end_ids
-        return question.prompt_ids + answer, len(answer)
+    def example(self, question: EncodedQuestion) -> tuple[tuple[int, ...], list[int]]:
+        """Token ids of prompt, answer and end of turn; and the places of those that are trained on."""
+        ids = question.prompt_ids + question.option_ids[question.gold] + self.end_ids
+        answers = (*question.turns, (len(question.prompt_ids), len(ids) - len(self.end_ids)))
+        return ids, [place for first, end in answers for place in range(first, end + len(self.end_ids))]
 
     def shared(self, questions: Sequence[EncodedQuestion]) -> int:
-        """Tokens that are set apart of a batch's prompts."""
-        return shared_length([question.prompt_ids for question in questions]) if self.share_prefix else 0
+        """Tokens that are set apart of a batch's prompts: none that predicts what is trained on."""
+        if not self.share_prefix:
+            return 0
+        first = [question.turns[0][0] - 1 for question in questions if question.turns]
+        return min([shared_length([question.prompt_ids for question in questions]), *first])
 
     def __call__(self, fetched: tuple[list[EncodedQuestion], int]) -> AnswerBatch:
         questions, step_label_tokens = fetched
@@ -257,11 +261,10 @@ class AnswerCollator:
         width = input_ids.shape[1]
         places: list[int] = []
         targets: list[int] = []
-        for row, (ids, labels) in enumerate(examples):
-            first = len(ids) - labels
+        for row, (ids, trained) in enumerate(examples):
             start = row * width - shared
-            places += range(start + first - 1, start + len(ids) - 1)
-            targets += ids[first:]
+            places += [start + place - 1 for place in trained]
+            targets += [ids[place] for place in trained]
         return AnswerBatch(
             *(prefix_ids, input_ids, attention_mask, torch.tensor(places), torch.tensor(targets), step_label_tokens),
             questions=len(questions),

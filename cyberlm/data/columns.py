@@ -81,8 +81,11 @@ def make_example(row: object, number: int, columns: Columns, task: Task, name: s
         raise ValueError(str(error)) from error
 
 
-def normalised(value: object) -> object:
+def normalised(value: object, *, keeps_white_space: bool = False) -> object:
     """The same value with every run of white space (no-break spaces and line breaks too) turned into one space.
+
+    Args:
+        keeps_white_space: Only check that it could be read.
 
     Raises:
         ValueError: It could not be read.
@@ -92,11 +95,11 @@ def normalised(value: object) -> object:
     if isinstance(value, RepeatedKeys):
         raise ValueError(f"an object gives {key_names(value)} more than once")
     if isinstance(value, str):
-        return " ".join(value.split())
+        return value if keeps_white_space else " ".join(value.split())
     if isinstance(value, list):
-        return [normalised(item) for item in value]
+        return [normalised(item, keeps_white_space=keeps_white_space) for item in value]
     if isinstance(value, dict):
-        return {key: normalised(item) for key, item in value.items()}
+        return {key: normalised(item, keeps_white_space=keeps_white_space) for key, item in value.items()}
     return value
 
 

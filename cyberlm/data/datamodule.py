@@ -34,6 +34,7 @@ from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.task import Example
 
 TOKENISED_AT_ONCE = 256
+IDS = datasets.List(datasets.Value("int64"))
 
 
 def encode_questions(
@@ -103,6 +104,7 @@ def _tokenised(questions: Sequence[Example], prompt: Prompt, cache: Path | None)
             tuple(map(numbers, row["option_ids"])),
             numbers(row["option_chars"]),
             row["gold"],
+            tuple((first, end) for first, end in row["turns"]),
         )
         for row in table
     ]
@@ -125,13 +127,18 @@ def _tokenise(questions: Sequence[Example], prompt: Prompt, key: str, file: Path
             remove_columns=["row"],
             cache_file_name=str(file) if file else None,
             new_fingerprint=key,
+            features=datasets.Features(
+                {"prompt_ids": IDS, "option_ids": datasets.List(IDS), "option_chars": IDS}
+                | {"gold": datasets.Value("int64"), "turns": datasets.List(IDS)}
+            ),
         )
 
 
 def _tokens_key(questions: Sequence[Example], prompt: Prompt) -> str:
     """SHA-256 of everything that the tokens of these questions depend on."""
-    versions = (transformers.__version__, tokenizers.__version__)
-    rendered = ([prompt.task.prompt(item), *prompt.answers(item), item.gold] for item in questions)
+    names = (field.name for field in fields(EncodedQuestion))
+    versions = (transformers.__version__, tokenizers.__version__, *names)
+    rendered = ([prompt.task.prompt(item), *prompt.answers(item), item.gold, *item.turns] for item in questions)
     made_of = map(json.dumps, chain([prompt.fingerprint(), prompt.tokenizer_hash, *versions], rendered))
     key = hashlib.sha256(f"[{next(made_of)}".encode())
     for text in made_of:  # one JSON list, which is never whole in memory
@@ -250,7 +257,8 @@ class QuestionData(L.LightningDataModule):
         super().__init__()
         self.config = config
         rows = distributed.share(len(validation)) if share_validation else range(len(validation))
-        self.train_questions, self.validation_questions = train, [validation[row] for row in rows]
+        self.train_questions = train
+        self.validation_questions = [turn for row in rows for turn in validation[row].each_turn()]
         self.collator = AnswerCollator(end_ids, share_prefix=share_prefix)
         self.accumulate, self.seed = accumulate, seed
         self.batches_done = 0
@@ -258,7 +266,7 @@ class QuestionData(L.LightningDataModule):
         self.batches: EpochBatches | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
-        lengths = [(len(ids), labels) for ids, labels in map(self.collator.example, self.train_questions)]
+        lengths = [(len(ids), len(trained)) for ids, trained in map(self.collator.example, self.train_questions)]
         self.batches = EpochBatches(
             [length for length, _ in lengths],
             [labels for _, labels in lengths],

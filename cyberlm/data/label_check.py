@@ -9,6 +9,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from rich.text import Text
 
@@ -17,7 +18,8 @@ from cyberlm.data.batches import AnswerBatch, AnswerCollator
 from cyberlm.runtime import progress
 from cyberlm.runtime.errors import DataError, Problem
 from cyberlm.runtime.progress import say
-from cyberlm.tasks.prompts import PROBE, EncodedQuestion, Prompt
+from cyberlm.tasks.chat_template import PROBE
+from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.task import Example
 
 CHECKED_AT_ONCE = 256
@@ -121,20 +123,22 @@ class _Rules:
         self.bos_wanted = self._bos_wanted()
         self.read = functools.cache(lambda answer: _canonical(_decoded(prompt, answer)))
 
-    def _bos_wanted(self) -> int:
+    def _bos_wanted(self, question: Example = PROBE) -> int:
         """One where the tokenizer puts one before a text; a template that opens each turn with it has its own count."""
         if self.bos is None:
             return 0
         bos = str(self.prompt.tokenizer.bos_token)
-        own = self.prompt.config.system + self.prompt.task.prompt(PROBE)
-        written = self.prompt.render(PROBE).count(bos) - own.count(bos)
+        own = [text for _, text in question.turns] or [self.prompt.task.prompt(question)]
+        written = self.prompt.render(question).count(bos) - "".join([self.prompt.config.system, *own]).count(bos)
         return max(written, int(self.prompt.adds_bos()))
 
     def broken(self, question: Example, item: EncodedQuestion, example: _Row) -> Iterator[Problem]:
-        labels = [*item.option_ids[question.gold], *self.end]
-        whole = [*item.prompt_ids, *labels]
-        answer = example.labels[: -len(self.end)]
-        if self.bos is not None and example.inputs.count(self.bos) != self.bos_wanted:
+        whole = [*item.prompt_ids, *item.option_ids[question.gold], *self.end]
+        trained = [place for first, end in item.turns for place in range(first, end + len(self.end))]
+        answer = example.labels[len(trained) : -len(self.end)]
+        trained += range(len(item.prompt_ids), len(whole))
+        bos_wanted = self._bos_wanted(question) if question.turns else self.bos_wanted
+        if self.bos is not None and example.inputs.count(self.bos) != bos_wanted:
             yield BOS
         if any(place >= len(example.inputs) for place in example.places):
             yield PADDING
@@ -145,12 +149,14 @@ class _Rules:
             return
         if not self.stops.isdisjoint(answer):
             yield END_INSIDE
-        places = list(range(len(whole) - 1 - len(labels), len(whole) - 1))
+        labels, places = [whole[place] for place in trained], [place - 1 for place in trained]
         if (example.inputs, example.labels, example.places) != (whole[:-1], labels, places):
             yield CUT
         if self.prompt.config.protocol is Protocol.letter and not _single_letters(item):
             yield LETTER
-        if self.read(tuple(answer)) != _canonical(self.prompt.task.target(question)):
+        answers = [*(item.prompt_ids[first:end] for first, end in item.turns), tuple(answer)]
+        said = [text for role, text in question.turns if role == "assistant"]
+        if list(map(self.read, answers)) != list(map(_canonical, [*said, self.prompt.task.target(question)])):
             yield DECODED
 
 
@@ -172,14 +178,17 @@ def _decoded(prompt: Prompt, ids: Sequence[int]) -> str:
 
 def _show(example: _Row, prompt: Prompt) -> None:
     """Prints a decoded example; what is trained on is coloured, or in [brackets] where there is no colour."""
-    first = example.places[0] + 1
-    before, trained = (visible(_decoded(prompt, ids)) for ids in (example.inputs[:first], example.labels))
     colour = progress.console.is_terminal and not progress.console.no_color
-    left_out = f"({len(before) - MOST_SHOWN} characters) ... " if len(before) > MOST_SHOWN else ""
-    told = "coloured" if colour else "in [brackets]"
-    say(f"First training example; what is trained on is {told}:")
-    text = Text().append(f"{left_out}{before[-MOST_SHOWN:]}", style="dim" if colour else "")
-    text.append(trained if colour else f"[{trained}]", style="bold black on green" if colour else "")
+    say(f"First training example; what is trained on is {'coloured' if colour else 'in [brackets]'}:")
+    ids, trained = [*example.inputs, example.labels[-1]], {place + 1 for place in example.places}
+    text = Text()
+    for is_trained, places in groupby(range(len(ids)), key=trained.__contains__):
+        part = visible(_decoded(prompt, [ids[place] for place in places]))
+        if is_trained:
+            text.append(part if colour else f"[{part}]", style="bold black on green" if colour else "")
+        else:
+            left_out = f"({len(part) - MOST_SHOWN} characters) ... " if len(part) > MOST_SHOWN else ""
+            text.append(f"{left_out}{part[-MOST_SHOWN:]}", style="dim" if colour else "")
     say(text)
 
 

@@ -109,6 +109,9 @@ def _best(rows: Sequence[Fields], task: Task) -> Trial | None:
 
 def _mappings(rows: Sequence[Fields]) -> Iterator[Columns]:
     names = list(rows[0])
+    for name in names:
+        if isinstance(rows[0][name], list) and any(isinstance(item, dict) for item in rows[0][name]):
+            yield from (Columns.of({shape: name}) for shape in ("messages", "conversations"))
     texts = [name for name in names if all(isinstance(row.get(name), str) and row[name] for row in rows)]
     texts.sort(key=lambda name: -sum(len(row[name]) for row in rows))
     for question in _likely(texts, QUESTION_WORDS)[:MOST_TRIED]:

@@ -82,7 +82,7 @@ def read_questions(
             if row.number > MAX_ROWS:
                 raise unreadable(path, f"it has more than {MAX_ROWS:,} rows", f"{MAX_ROWS:,} rows at most")
             try:
-                fields = normalised(row.fields)
+                fields = normalised(row.fields, keeps_white_space=getattr(task, "keeps_white_space", False))
                 example = make_example(fields, row.number, mapping, task, name)
                 if example.id in questions:
                     raise ValueError(f"another row has the id {example.id.removeprefix(f'{name}:')!r}")

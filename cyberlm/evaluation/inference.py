@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import NamedTuple
 
 from cyberlm.config.schema import EvaluationConfig
@@ -119,10 +120,10 @@ def predict(
             gold=question.gold,
             n_options=len(item.option_ids),
             option_logprobs=log_probs,
-            option_tokens=tuple(map(len, item.option_ids)),
+            option_tokens=answer_tokens(item),
             option_chars=item.option_chars,
             choice=NO_CHOICE,
-            gold_nll=-log_probs[question.gold] / len(item.option_ids[question.gold]),
+            gold_nll=-log_probs[question.gold] / answer_tokens(item)[question.gold],
             generated=completion.text,
             parsed=None if completion.text is None else prompt.task.parse(completion.text, question),
             reference=prompt.task.target(question),
@@ -138,6 +139,11 @@ def predict(
     return distributed.merge_shares(predictions, len(questions))
 
 
+def answer_tokens(question: EncodedQuestion) -> tuple[int, ...]:
+    """Tokens of each option, those of a conversation's earlier answers included."""
+    return tuple(len(ids) + sum(end - first for first, end in question.turns) for ids in question.option_ids)
+
+
 def scored_tokens(question: EncodedQuestion) -> int:
     """Tokens whose keys and values one question with all its options takes."""
     return len(question.prompt_ids) + sum(len(ids) for ids in question.option_ids)
@@ -151,17 +157,20 @@ def generated_tokens(question: EncodedQuestion, config: EvaluationConfig) -> int
 def _score(
     loaded: LoadedModel, encoded: Sequence[EncodedQuestion], max_batch_tokens: int, advance: Advance
 ) -> list[tuple[float, ...]]:
-    """Summed log-probability of each option of every question."""
-    lengths = list(map(scored_tokens, encoded))
+    """Summed log-probability of each option of every question; of a conversation, that of all its answers."""
+    turns = [list(item.each_turn()) for item in encoded]
+    flat, ends = [turn for own in turns for turn in own], set(accumulate(map(len, turns)))
+    lengths = list(map(scored_tokens, flat))
     scored: dict[int, tuple[float, ...]] = {}
     for rows in plan_batches(lengths, max_batch_tokens):
-        items = [encoded[row] for row in rows]
+        items = [flat[row] for row in rows]
         batch = collate_scoring(items).to_device(loaded.device)
         log_probs = option_log_probs(loaded, batch)
         for row, item, values in zip(rows, items, log_probs.tolist(), strict=True):
             scored[row] = tuple(values[: len(item.option_ids)])
-        advance(len(rows), sum(lengths[row] for row in rows))
-    return [scored[row] for row in range(len(encoded))]
+        advance(sum(row + 1 in ends for row in rows), sum(lengths[row] for row in rows))
+    each = iter(scored[row] for row in range(len(flat)))
+    return [tuple(map(sum, zip(*(next(each) for _ in own), strict=True))) for own in turns]
 
 
 def _complete(

@@ -16,7 +16,8 @@ from pathlib import Path
 from transformers import GenerationConfig
 
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.tasks.prompts import PROBE, TEMPLATE_DATE, Prompt
+from cyberlm.tasks.chat_template import PROBE, TEMPLATE_DATE
+from cyberlm.tasks.prompts import Prompt
 
 NEARLY_GREEDY = 1e-4
 """Temperature of a request that names none. Transformers' server samples at a request's temperature only where the

@@ -41,10 +41,11 @@ def _show_source(source: QuestionSet, task: Task) -> None:
 
 
 def _show_question(example: Example, task: Task, system: str) -> None:
-    if system:
-        say(f"system:    {system}")
-    say(f"user:      {task.prompt(example)}")
-    say(f"assistant: {task.target(example)}")
+    turns = example.turns or (("user", task.prompt(example)),)
+    if system and turns[0][0] != "system":
+        turns = (("system", system), *turns)
+    for role, text in (*turns, ("assistant", task.target(example))):
+        say(f"{role + ':':10} {text}")
     others = [text for text in task.candidates(example) or () if text != task.target(example)]
     if others:
         say(f"  compared with: {' | '.join(others)}")

@@ -12,35 +12,19 @@ import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from cyberlm.config.schema import PromptConfig, PromptStyle, Protocol
 from cyberlm.runtime.errors import ConfigError, DataError, ModelError, Problem
 from cyberlm.runtime.progress import say_once
+from cyberlm.tasks.chat_template import PROBE, ChatTemplate
 from cyberlm.tasks.multiple_choice import MultipleChoice
 from cyberlm.tasks.task import Example, Task, short_hash
-
-PROBE = Example("probe", "Which port does HTTPS use by default?", ("80", "443", "22", "8443"), 1)
-
-TEMPLATE_DATE = datetime(2024, 7, 26)
-"""Some chat templates print today's date: a prompt must not change overnight."""
-DATE_CODES = ("-d", "-m", "-H", "-I", "-M", "-S", *"aAbBcdDeFgGHIjmMpPrRSTuUVwWxXyYzZ")
-FROZEN_CLOCK = "".join(
-    [
-        "{% macro strftime_now(format) %}{{ format",
-        *(f" | replace('%{code}', '{TEMPLATE_DATE.strftime(f'%{code}')}')" for code in DATE_CODES),
-        " }}{% endmacro %}\n",
-    ]
-)
-"""Put before a template that asks for the time, in place of the function that transformers gives it."""
 
 BREAK = "\ufdd0"
 """Noncharacter put inside the text of a control token: its two sides are tokenised apart."""
@@ -55,98 +39,21 @@ class EncodedQuestion:
         option_ids: Answer tokens of each option, end of turn left out.
         option_chars: Characters of each option's answer.
         gold: Index of the right option.
+        turns: Places in `prompt_ids` of a conversation's earlier answers: of the first token, and behind the last one,
+            end of turn left out.
     """
 
     prompt_ids: tuple[int, ...]
     option_ids: tuple[tuple[int, ...], ...]
     option_chars: tuple[int, ...]
     gold: int
+    turns: tuple[tuple[int, int], ...] = ()
 
-
-class ChatTemplate:
-    """A tokenizer's chat template, and what it writes around an answer.
-
-    Attributes:
-        source: The template as the tokenizer has it.
-        timeless: The template with a fixed clock.
-        takes_system: Whether it writes system messages; where not, they are put before the first user message.
-        opening: Text between generation prompt and answer, a closed thought for example. It is part of the prompt.
-        space: Spaces before an answer, tokenised with it.
-        ending: Text behind an answer.
-
-    Raises:
-        ModelError: If it cannot be rendered, leaves out texts, or answers do not follow its generation prompt.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        try:
-            self.source = tokenizer.get_chat_template()
-        except ValueError as error:  # several named templates, none of them the default
-            raise _template_error(error) from error
-        self.timeless = FROZEN_CLOCK + self.source if "strftime_now" in self.source else self.source
-        self.takes_system = self._writes_system()
-        self.opening, self.space, self.ending = self._around_answer()
-
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """A conversation as text, up to where the next answer starts."""
-        first, *others = messages
-        if first["role"] == "system" and not self.takes_system and others and others[0]["role"] == "user":
-            texts = filter(None, (first["content"], others[0]["content"]))
-            messages = [{"role": "user", "content": "\n\n".join(texts)}, *others[1:]]
-        return self._begin(messages) + self.opening
-
-    def _begin(self, messages: Sequence[dict[str, str]]) -> str:
-        """Up to the generation prompt, without spaces at its end: they are tokenised with what follows."""
-        return self._write(messages, add_generation_prompt=True).rstrip(" ")
-
-    def _write(self, messages: Sequence[dict[str, str]], **options: Any) -> str:
-        try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages),
-                chat_template=self.timeless,
-                tokenize=False,
-                date_string=TEMPLATE_DATE.strftime("%d %b %Y"),
-                enable_thinking=False,  # in Qwen3, SmolLM3 and GLM; `thinking` in DeepSeek and Granite
-                thinking=False,
-                **options,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise _template_error(error) from error
-        assert isinstance(text, str)
-        return text
-
-    def _writes_system(self) -> bool:
-        system = "Answer briefly."
-        asked = [{"role": "system", "content": system}, {"role": "user", "content": PROBE.question}]
-        try:
-            return system in self._begin(asked)
-        except ModelError:
-            return False
-
-    def _around_answer(self) -> tuple[str, str, str]:
-        """Texts of a whole conversation between its generation prompt and the answer, and behind the answer."""
-        asked, answer = [{"role": "user", "content": PROBE.question}], PROBE.answer
-        prompt = self._begin(asked)
-        whole = self._write([*asked, {"role": "assistant", "content": answer}])
-        if PROBE.question not in prompt:
-            raise _template_error("it leaves out the user's message")
-        thought = None if whole.startswith(prompt) else re.search(r"<([\w:]+)>\s*$", prompt)
-        head = prompt[: thought.start()] if thought else prompt
-        between, found, ending = whole.removeprefix(head).partition(answer)
-        if not (whole.startswith(head) and found):
-            raise _template_error("in a conversation, answers do not follow its generation prompt")
-        if thought:  # opened for the next answer, and left out of the conversation afterwards
-            return ("\n" if prompt.endswith("\n") else "\n\n") + f"</{thought[1]}>\n\n", "", ending
-        opening = between.rstrip(" ")
-        return opening, between[len(opening) :], ending
-
-
-def _template_error(told: object) -> ModelError:
-    return ModelError(
-        "The model's chat template cannot be used for these messages:",
-        [Problem(str(told), "a template for system, user and assistant messages", "prompt.style=plain")],
-    )
+    def each_turn(self) -> Iterator["EncodedQuestion"]:
+        """Yields a question for each answer of a conversation, behind what comes before it; the last one last."""
+        for first, end in self.turns:
+            yield EncodedQuestion(self.prompt_ids[:first], (self.prompt_ids[first:end],), self.option_chars, 0)
+        yield replace(self, turns=())
 
 
 class Prompt:
@@ -198,7 +105,14 @@ class Prompt:
         return self._render(question).replace(BREAK, "")
 
     def _render(self, question: Example) -> str:
-        return self._render_messages([{"role": "user", "content": self.task.prompt(question)}])
+        return self._render_messages(self._messages(question))
+
+    def _messages(self, question: Example) -> list[dict[str, str]]:
+        if question.turns and not self.template:
+            problem = Problem("a plain prompt does not tell who speaks", "a model with a chat template, and its style")
+            raise ConfigError("Conversations need a chat template:", [problem])
+        turns = question.turns or [("user", self.task.prompt(question))]
+        return [{"role": role, "content": text} for role, text in turns]
 
     def _render_messages(self, messages: Sequence[dict[str, str]]) -> str:
         """A conversation up to where the next answer starts; it begins with the prompt's system text or its own."""
@@ -224,8 +138,9 @@ class Prompt:
         return replace(question, question=self._as_text(question.question), options=options)
 
     def holds_control_token(self, question: Example) -> bool:
-        """Test a question and its options for the text of a control token."""
-        return any(self._control_token.search(text) for text in (question.question, *question.options))
+        """Test a question, its options and the messages before it for the text of a control token."""
+        texts = (question.question, *question.options, *(text for _, text in question.turns))
+        return any(map(self._control_token.search, texts))
 
     # ------------------------------------------------------------------------------------------------ tokens
 
@@ -251,8 +166,30 @@ class Prompt:
                     "The letter protocol needs letters of one token each, and this tokenizer splits them:",
                     [Problem(f"{question.id}: {options}", fix="prompt=text")],
                 )
-            encoded.append(EncodedQuestion(tuple(prompt_ids), options, chars, question.gold))
+            turns = self._earlier_answers(question, prompt_ids)
+            encoded.append(EncodedQuestion(tuple(prompt_ids), options, chars, question.gold, turns))
         return encoded
+
+    def _earlier_answers(self, question: Example, prompt_ids: list[int]) -> tuple[tuple[int, int], ...]:
+        """Places of a conversation's earlier answers in its prompt: each as the model would have been asked for it.
+
+        Raises:
+            ModelError: If the template writes an earlier answer otherwise than it asks for one, so that what would be
+                trained on never follows what the model is given.
+        """
+        messages, places = self._messages(question) if question.turns else [], []
+        for k, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._render_messages(messages[:k])
+            before, whole = self._ids([prompt, f"{prompt}{self.space}{self._as_text(message['content'])}"])
+            self._behind(before, whole, question)
+            if prompt_ids[: len(whole) + len(self.end_ids)] != [*whole, *self.end_ids]:
+                what = f"{question.id}: message {k + 1} is not written as an answer to those before it"
+                problem = Problem(what, "a template that adds a message and changes none; or conversations of one turn")
+                raise ModelError("The model's chat template changes earlier messages of a conversation:", [problem])
+            places.append((len(before), len(whole)))
+        return tuple(places)
 
     def encode_messages(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation, up to where the next answer starts.

@@ -38,6 +38,7 @@ class Example:
         notes: What the task changed when it read the row, for the user: rows are counted by note.
         group: What the question comes from with others, a report for example: a split keeps it on one side.
         source: Name of the source in a mixture (`data.mix`); empty without one.
+        turns: Role and text of each message before the answer, of a conversation; empty where `Task.prompt` is all.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Example:
     notes: tuple[str, ...] = ()
     group: str = ""
     source: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
 
     @property
     def letter(self) -> str:
@@ -61,8 +63,8 @@ class Example:
 
     @property
     def hash(self) -> str:
-        """`short_hash` of the question, its options in order, and the gold index."""
-        return short_hash(json.dumps([self.question, list(self.options), self.gold], ensure_ascii=False))
+        """`short_hash` of the question, its options in order, the gold index, and a conversation's messages."""
+        return short_hash(json.dumps([self.question, list(self.options), self.gold, *self.turns], ensure_ascii=False))
 
 
 @runtime_checkable

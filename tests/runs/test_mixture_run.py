@@ -5,10 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import compose, short_questions, train_tiny
+from support import evaluation_of, short_questions, train_tiny
 
-from cyberlm.config.rules import build_config
-from cyberlm.config.schema import EvaluateConfig
 from cyberlm.data.benchmarks import trained_on_benchmarks
 from cyberlm.data.splits import read_manifest
 from cyberlm.evaluation.results import read_models, read_results
@@ -49,8 +47,7 @@ def test_accuracy_is_reported_by_source_and_over_all(mixed_run: Path) -> None:
 
 
 def test_a_mixture_is_scored_again_from_its_own_configuration(mixed_run: Path, tmp_path: Path) -> None:
-    overrides = (f"run={mixed_run}", "logger=none", "evaluation.generate=false", "trainer.accelerator=cpu")
-    evaluate(build_config(compose(*overrides, command="evaluate"), EvaluateConfig), tmp_path / "again")
+    evaluate(evaluation_of(f"run={mixed_run}", "evaluation.generate=false"), tmp_path / "again")
     before, after = (read_results(folder).metrics["tuned"] for folder in (mixed_run, tmp_path / "again"))
     assert after["accuracy_mine"] == before["accuracy_mine"]
 

@@ -183,7 +183,7 @@ def test_loss_and_gradient_equal_a_plain_reference(accumulate: int) -> None:
     size = 12 // accumulate
     batches = [encoded[k : k + size] for k in range(0, 12, size)]
     collator = AnswerCollator(prompt.end_ids, share_prefix=True)
-    labels = sum(collator.example(question)[1] for question in encoded)
+    labels = sum(len(collator.example(question)[1]) for question in encoded)
     total = 0.0
     for batch in batches:
         examples = collator((batch, labels))

@@ -62,7 +62,11 @@ def on_both(nodes: list[tuple[str, str, str]], *line: str) -> str:
         variables = environment(GLOO_SOCKET_IFNAME=interface)
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen(whole_line, cwd=ROOT, env=variables, **pipes))
-    said = [process.communicate(timeout=240)[0] for process in started]
+    try:
+        said = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:  # one that hangs would outlive the test
+            process.kill()
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
     return "\n".join(said)
 

@@ -55,7 +55,7 @@ test: lint types ## ruff, the type checker, the quick tests on every core
 test-slow: $(INSTALLED) ## the slow tests: child processes, kills, clusters, the embedded model
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m slow
 
-BENCHES := startup training_vs_trl scoring_vs_lm_eval lightning_overhead scale mfu_cpu
+BENCHES := startup training_vs_trl scoring_vs_lm_eval lightning_overhead scale mfu_cpu levers evidence_cost
 
 bench: $(INSTALLED) ## measure speed against TRL, lm-eval and the machine, on the CPU (an hour; bench/README.md)
 	@for name in $(BENCHES); do $(BIN)/python bench/$$name.py || exit 1; done

@@ -1,9 +1,9 @@
 """Estimates, on paper, of training Llama 3 8B and 70B on 8, 64 and 256 H100 GPUs: no figure of it was measured.
 
 A step's products take its operations over what a GPU achieves; a collective takes a latency for each hop of its ring
-and its bytes over the slowest link (bench/results/collectives.json holds a check of that form on two processes).
-Gathering and spreading run beside the products where there are any (FSDP2 prefetches, DDP sends while it goes
-backward): a step takes the longer of both. Not counted: optimizer step, validation, checkpoints, padding, stragglers.
+and its bytes over the slowest link (the form is checked by bench/collectives.py). Gathering and spreading run beside
+the products where there are any (FSDP2 prefetches, DDP sends while it goes backward): a step takes the longer of both.
+Not counted: optimizer step, validation, checkpoints, padding, stragglers.
 """
 
 import argparse

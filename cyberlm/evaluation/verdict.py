@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, NAMED, NAMED_BY_BOTH, OUTCOMES
 from cyberlm.evaluation.records import MeanDifference, PairComparison, Results
 
+NLLS = ("gold_nll", "option_nll")
 SIGNIFICANCE = 0.05
 """A difference with a smaller p-value is called significant."""
 
@@ -26,11 +27,17 @@ def main_means(means: Sequence[MeanDifference]) -> list[MeanDifference]:
     return [mean for mean in means if mean.outcome == outcome]
 
 
+def task_figure(pair: PairComparison, means: Sequence[MeanDifference]) -> MeanDifference | None:
+    """The first of the task's own figures, of the same models: what an answer that is right in part is worth."""
+    same = (mean for mean in means if (mean.first, mean.second) == (pair.first, pair.second))
+    return next((mean for mean in same if mean.outcome not in NLLS and not mean.outcome.startswith("rouge")), None)
+
+
 def verdict(pairs: Sequence[PairComparison], means: Sequence[MeanDifference] = ()) -> list[str]:
     """`Tuned against base: +2.7 points of accuracy by likelihood (95% -1.2 to +6.5), significantly better ...`.
 
     Args:
-        means: Spoken of where there are no pairs.
+        means: Spoken of where there are no pairs; of the others the task's own figure is.
     """
     pair = main_comparison(pairs)
     if pair is None:
@@ -40,8 +47,9 @@ def verdict(pairs: Sequence[PairComparison], means: Sequence[MeanDifference] = (
         f"Tuned against base: {_points(pair)} of accuracy by {pair.outcome} ({_interval(pair)}), "
         f"{_finding(pair)} ({p_text(pair.p)}, exact {p_text(pair.p_value)}): {_changes(pair)}."
     )
-    by = _by_outcome(pair, pairs)
-    return [said, _moved(pair, by[NAMED], by.get(NAMED_BY_BOTH))] if pair.outcome == GENERATION else [said]
+    by, figure = _by_outcome(pair, pairs), task_figure(pair, means)
+    moved = [_moved(pair, by[NAMED], by.get(NAMED_BY_BOTH))] if pair.outcome == GENERATION else []
+    return [said, *moved, *([f"Answers that are right in part count in {_mean(figure)}."] if figure else [])]
 
 
 def verdict_in_brief(pairs: Sequence[PairComparison], means: Sequence[MeanDifference] = ()) -> list[str]:
@@ -53,14 +61,16 @@ def verdict_in_brief(pairs: Sequence[PairComparison], means: Sequence[MeanDiffer
     if len(main) > 1 and main_comparison(pairs) is None:
         significant = sum(other.p_holm < SIGNIFICANCE for other in main)
         return [f"Differences by {pair.outcome}: {significant} of {len(main)} significant (Holm, {SIGNIFICANCE:.0%})"]
-    moved = ""
-    if pair.outcome == GENERATION:
+    moved, figure = "", task_figure(pair, means)
+    if figure is not None:
+        moved = f"; {_mean(figure)}"
+    elif pair.outcome == GENERATION:
         knowledge = _knowledge(pair, _by_outcome(pair, pairs).get(NAMED_BY_BOTH))
         moved = f"; format {100 * (pair.difference - knowledge):+.1f}, knowledge {100 * knowledge:+.1f}"
-    finding = _finding(pair).capitalize()
+    finding = "" if figure else f"{_finding(pair).capitalize()}: "
     return [
         f"Difference: {_points(pair)} by {pair.outcome} ({_interval(pair)}), {p_text(pair.p)}",
-        f"  {finding}: {pair.only_second_right} gained, {pair.only_first_right} lost{moved}",
+        f"  {finding}{pair.only_second_right} gained, {pair.only_first_right} lost{moved}",
     ]
 
 

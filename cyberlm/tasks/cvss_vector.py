@@ -42,10 +42,10 @@ def deviation(completion: str, reference: str) -> float:
     return max(right, 10 - right) if vector is None else abs(base_score(vector) - right)
 
 
-def _same(metric: str) -> Callable[[str, str], float]:
-    def same(completion: str, reference: str) -> float:
+def _same(metric: str) -> Callable[[str, str], bool]:
+    def same(completion: str, reference: str) -> bool:
         answer, right = vector_in(completion) or "", reference
-        return float(_values(answer).get(metric) == _values(right)[metric])
+        return _values(answer).get(metric) == _values(right)[metric]
 
     return same
 

@@ -253,6 +253,12 @@ def test_a_run_of_free_answers(task: str, answers: tuple[str, str], named: tuple
     assert named[0] in {mean.outcome for mean in results.differences} or task == "extraction"
 
 
+def test_free_answers_without_completions_have_their_nll(tmp_path: Path) -> None:
+    results = trained(tmp_path, "task=cvss", (HIGHEST, LOCAL), "trainer.max_steps=2", "evaluation.generate=false")
+    assert {mean.outcome for mean in results.differences} == {"gold_nll"} and not results.comparisons
+    assert results.metrics["tuned"]["leaks"].value is not None
+
+
 def test_a_run_with_several_right_answers(tmp_path: Path) -> None:
     rows = [f"{('typo', 'crash')[k % 2]} {k} in {k * 7 % 31},w,x,y,{('AB', 'C')[k % 2]}" for k in range(60)]
     file, run = tmp_path / "q.csv", tmp_path / "run"

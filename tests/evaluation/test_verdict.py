@@ -1,6 +1,7 @@
 """Comparisons in words and tables: what is said of a tuned model and its base, and of several pairs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from statistics_support import answered, eval_set, predictions, question
 from cyberlm.evaluation.comparison import compare_all, compare_models
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.predictions import Prediction, Predictions
-from cyberlm.evaluation.records import ModelSpec, Results
+from cyberlm.evaluation.records import MeanDifference, ModelSpec, Results
 from cyberlm.evaluation.verdict import difference_tables, main_comparison, power, verdict, verdict_in_brief
 
 
@@ -55,6 +56,20 @@ def test_generation_speaks_first_with_format_apart_from_knowledge() -> None:
         "Difference: +16.0 points by generation (95% +5.6 to +26.6), p = 0.00333",
         "  Significantly better: 23 gained, 7 lost; format +13.0, knowledge +3.0",
     ]
+
+
+def test_what_is_right_in_part_is_said_by_the_figure_of_the_task() -> None:
+    pairs = compare_models({"base": completions(-1, -1, 1), "tuned": completions(1, 1, 1)}, generated=True)
+    one = MeanDifference("base", "tuned", "gold_nll", 3, -0.4, -0.8, -0.1, 0.03, 0.03, "")
+    means = (
+        one,
+        replace(one, outcome="rougeL"),
+        replace(one, outcome="macro_f1", difference=0.25, ci_lo=0.1, ci_hi=0.4),
+    )
+    figure = "macro_f1 +0.2500 (95% +0.1000 to +0.4000, p = 0.03)"
+    assert verdict_in_brief(pairs, means)[1] == f"  0 gained, 0 lost; {figure}"
+    assert verdict(pairs, means)[-1] == f"Answers that are right in part count in {figure}."
+    assert verdict(pairs, means[:2]) == verdict(pairs)
 
 
 def test_completions_that_are_never_both_read_say_nothing_of_knowledge() -> None:

@@ -57,7 +57,10 @@ def contamination(predictions: Predictions, context: EvalSet) -> Iterator[Metric
         pairs = _pairs(matches, context.questions, context.seen)
         named = ", ".join(f"{test_id} is {train_id}" for test_id, train_id in pairs)
         yield Metric(f"leaks_{check}", len(matches), n=n, note=named, format_spec=".0f", place="detail")
-    correct = right(predictions.test, generated=not has_candidates(predictions.test))
+    chosen = has_candidates(predictions.test)
+    if not chosen and any(row.generated is None for row in predictions.test):
+        return
+    correct = right(predictions.test, generated=not chosen)
     for name, asked in (("accuracy_flagged", flagged), ("accuracy_clean", ~flagged)):
         if flagged.any() and asked.any():
             label = f"accuracy, {'not ' if asked is not flagged else ''}flagged by a leak check"

@@ -11,7 +11,7 @@ from cyberlm.tasks.task import figures_of, make_task
 def figures(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """Mean of each figure of the task, over all test questions; nothing where no answers were generated.
 
-    Figures that are 0 or 1 are shares, with Wilson's interval; others have an interval by t, near-duplicates as one.
+    Figures that are True or False are shares, with Wilson's interval; others have one by t, near-duplicates as one.
     """
     rows = predictions.test
     if any(row.generated is None for row in rows):
@@ -19,7 +19,7 @@ def figures(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     for name, figure in figures_of(make_task(context.config)).items():
         values = [figure(row.generated or "", row.reference) for row in rows]
         label = name.replace("_", " ")
-        if set(values) <= {0.0, 1.0}:
+        if isinstance(values[0], bool):
             yield share_metric(name, values, context.clusters, label=label)
         else:
             yield mean_metric(name, values, context.clusters, label=label)

@@ -11,7 +11,8 @@ from cyberlm.runtime.errors import Problem
 
 NAME = re.compile(r"\w[\w .+\-]{0,63}")
 """Names that become part of a folder's name: no separator, no leading dot."""
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_ID = re.compile(r"\w[\w.-]*/(?!.*\.(?:jsonl?|csv|tsv|parquet)(?:\.gz)?$)\w[\w.-]*")
+"""owner/name; a name that ends as a question file does is a path."""
 
 
 def at_least(least: float, default: Any) -> Any:

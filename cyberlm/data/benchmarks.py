@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.compose import group_files
 from cyberlm.config.schema import DataConfig
@@ -45,12 +46,14 @@ def _at_hand(own: Collection[str]) -> Iterator[tuple[str, list[str]]]:
         loaded: Any = OmegaConf.load(file)
         given = loaded.get("data", loaded)
         kept = OmegaConf.masked_copy(given, [key for key in given if key in DataConfig.__dataclass_fields__])
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), kept))
-        assert isinstance(config, DataConfig)
-        if config.address is None or config.answer_address is not None:
+        try:
+            config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), kept))
+            if config.address is None or config.answer_address is not None:
+                continue
+            files = [pinned_file(config, size) for size in (*config.files,) or (None,)]
+        except (OmegaConfBaseException, KeyError):  # a source of the user's own that this run does not use
             continue
-        for size in (*config.files,) or (None,):
-            pinned = pinned_file(config, size)
+        for pinned in files:
             path = cache_folder() / pinned.file_name
             if pinned.sha256 in own or not pinned.address.startswith("http") or not path.is_file():
                 continue

@@ -104,7 +104,9 @@ def _load_source(config: DataConfig, task: Task) -> Iterator[QuestionSet]:
     test_path = config.test_path or path
     # Ids begin with the name, so two files of one name in two folders must not share it.
     name = stem_of(Path(test_path)) if stem_of(Path(test_path)) != main.name else f"{main.name}-test"
-    held_out = _read_own(test_path, name, replace(config, split=config.test_split or config.split), task)
+    plain = config.test_path is not None and Path(config.test_path).is_file()  # which has no subsets and splits
+    subset, split = (None, config.test_split) if plain else (config.subset, config.test_split or config.split)
+    held_out = _read_own(test_path, name, replace(config, subset=subset, split=split), task)
     yield replace(held_out, held_out=True)
 
 

@@ -120,7 +120,8 @@ def split_questions(config: DataConfig, sources: Sequence[QuestionSet]) -> Split
     _check_parts(config, parts, len(usable), dropped)
     if config.weights:
         drawn = _draw(config, questions, parts["train"])
-        dropped["not drawn, by data.weights"] = len(parts["train"]) - len(drawn)
+        what = "not drawn, by data.weights" + (" and data.max_train" if config.max_train else "")
+        dropped[what] = len(parts["train"]) - len(drawn)
         parts["train"] = drawn
     _check_sources(config, questions, parts)
     for name, limit in (("train", config.max_train), ("validation", config.max_validation), ("test", config.max_test)):

@@ -58,6 +58,7 @@ def check_settings(config: RootConfig, folder: Path) -> None:
 
     The number of processes may, too, where `data.batch_size` keeps the optimizer steps.
     """
+    keep_commits(config, folder)
     then, now = settings_of(saved_as(folder, type(config))), settings_of(config)
     free = {"trainer.devices", "trainer.accumulate_grad_batches"} if config.data.batch_size is not None else set()
     if problems := setting_changes(then, now, sorted({*then, *now} - free)):
@@ -65,6 +66,17 @@ def check_settings(config: RootConfig, folder: Path) -> None:
         raise RunError(
             f"{seen_from_here(str(folder))} holds a run with other settings, so it cannot go on:", problems, hint
         )
+
+
+def keep_commits(config: RootConfig, folder: Path) -> None:
+    """Fills in the commits of hub datasets that the run in the folder has read, where none is typed."""
+    then = saved_as(folder, type(config)).data
+    if config.data.commit is None and config.data.path == then.path:
+        config.data.commit = then.commit
+    for name, source in config.data.sources.items():
+        saved = then.sources.get(name, {})
+        if source.get("commit") is None and saved.get("commit") and source.get("path") == saved.get("path"):
+            source["commit"] = saved["commit"]
 
 
 def check_folder_is_named(composed: DictConfig, kind: str) -> None:

@@ -45,7 +45,7 @@ from cyberlm.runs.reporting import (
     results_of,
     status_of,
 )
-from cyberlm.runs.resume import SPLIT_AGAIN, begin, goes_on, resumed_config
+from cyberlm.runs.resume import SPLIT_AGAIN, begin, goes_on, keep_commits, resumed_config
 from cyberlm.runs.run_folder import sole_owner
 from cyberlm.runtime import distributed
 from cyberlm.runtime.cache import cache_folder
@@ -70,6 +70,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:
             if (status := read_status(folder)) is not None and status.state == "finished":
                 say(f"{folder} has finished: nothing is left to do.")
                 return status.objective
+            keep_commits(config, folder)
             config.trainer.resume = str(folder)
         elif config.trainer.resume not in (None, AUTO):
             config = resumed_config(config, folder)

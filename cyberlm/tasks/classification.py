@@ -57,7 +57,7 @@ class Classification:
             allowed = ", ".join(self.labels) or f"of the form {self.label.pattern}"
             raise ValueError(f"answer is {row['answer']!r}; allowed: {allowed}")
         options = self.labels if self._scored else (label,)
-        group, topic = str(row.get("group", "")), str(row.get("topic", ""))
+        group, topic = str(row.get("group") or ""), str(row.get("topic") or "")
         return Example(example_id, text, options, options.index(label), topic, notes, group)
 
     def prompt(self, example: Example) -> str:

@@ -80,7 +80,7 @@ class CvssVector:
             raise ValueError("question is empty; allowed: a text")
         if vector is None:
             raise ValueError(f"answer is {row['answer']!r}; allowed: a CVSS 3.1 vector of {', '.join(METRICS)}")
-        return Example(example_id, text, (vector,), 0, group=str(row.get("group", "")))
+        return Example(example_id, text, (vector,), 0, group=str(row.get("group") or ""))
 
     def prompt(self, example: Example) -> str:
         return self.instruction.format(text=example.question)

@@ -44,7 +44,7 @@ class Extraction:
             raise ValueError("question is empty; allowed: a text")
         if not labels:
             raise ValueError(f"answer is {row['answer']!r}; allowed: labels of the form {self.form.pattern}")
-        group, topic = str(row.get("group", "")), str(row.get("topic", ""))
+        group, topic = str(row.get("group") or ""), str(row.get("topic") or "")
         return Example(example_id, text, (self._written(labels),), 0, topic, group=group)
 
     def prompt(self, example: Example) -> str:

@@ -152,7 +152,7 @@ def _splittings(value: object, answer_is: str) -> Iterator[list[Any]]:
     if not isinstance(value, str):
         return
     for mark in (";", r"\|", ",") if answer_is == AnswerIs.text else (APART,):
-        if parts := [part for part in re.split(rf"\s*{mark}\s*", value) if part]:
+        if parts := [part for part in re.split(rf"\s*{mark}\s*", value, flags=re.IGNORECASE) if part]:
             yield parts
     if TOGETHER.fullmatch(value.upper()) and answer_is == AnswerIs.letter:
         yield list(value)

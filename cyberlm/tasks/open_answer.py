@@ -26,7 +26,7 @@ class OpenAnswer:
         for name in ("question", "answer"):
             if not (isinstance(row[name], str) and row[name]):
                 raise ValueError(f"{name} is {row[name]!r}; allowed: a text")
-        group, topic = str(row.get("group", "")), str(row.get("topic", ""))
+        group, topic = str(row.get("group") or ""), str(row.get("topic") or "")
         return Example(example_id, row["question"], (row["answer"],), 0, topic, group=group)
 
     def prompt(self, example: Example) -> str:

@@ -13,6 +13,7 @@ from cyberlm.data import hub
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import read_manifest
+from cyberlm.runs.resume import check_settings
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError, DataError
 from cyberlm.runtime.files import read_json
@@ -84,6 +85,12 @@ def test_a_dataset_of_the_hub_is_read_by_subset_and_split(cached: Path) -> None:
     assert (train_set.name, test_set.name, len(test_set.questions)) == ("secqa", "secqa-test", 5)
 
 
+def test_a_plain_file_is_held_out_beside_a_subset_and_a_split(cached: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text(csv("mine", 6))
+    config = config_of("data=secqa", f"data.test_path={tmp_path / 'mine.csv'}")
+    assert [len(file.questions) for file in load_sources(config.data, MULTIPLE_CHOICE)] == [40, 6]
+
+
 def test_a_local_copy_of_a_repository_is_the_same_and_runs_no_code(cached: Path, tmp_path: Path) -> None:
     folder = repository(tmp_path / "secqa")
     (folder / ".git").mkdir()
@@ -117,6 +124,7 @@ def test_a_folder_without_a_card_is_read_by_the_names_of_its_files(tmp_path: Pat
         (("data.commit=v9",), ("zefang-liu/secqa at v9", "not in the local cache, and HF_HUB_OFFLINE is set")),
         (("data.path=nobody/nothing",), ("nobody/nothing", "HF_HUB_OFFLINE is set", "data=file data.path=FOLDER")),
         (("data.path=a/b/c",), ("data.path=a/b/c: there is no such file", "a hub id (owner/name)")),
+        (("data.path=a/b.jsonl.gz",), ("data.path=a/b.jsonl.gz: there is no such file",)),
     ],
 )
 def test_what_cannot_be_had_is_told_on_one_screen(
@@ -147,3 +155,7 @@ def test_a_run_records_the_commit_and_goes_on_with_it(cached: Path, tmp_path: Pa
     assert read_json(tmp_path / "run" / "provenance.json")["data_commit"] == COMMIT
     assert COMMIT in (tmp_path / "run" / "config.yaml").read_text()
     assert COMMIT in read_manifest(tmp_path / "run" / "split_manifest.json")["sources"][0]["source"]
+    again = build_config(compose(*TINY, *few), TrainConfig)
+    assert again.data.commit is None
+    check_settings(again, tmp_path / "run")  # the same command goes on
+    assert again.data.commit == COMMIT

@@ -19,7 +19,10 @@ def row(answer: object, **more: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("answer", "answer_is"),
     [
-        *((answer, None) for answer in ("A,C", "AC", "c; a", "A and C", "a & c", "ac", "C / A", "A, and C", "A|C")),
+        *(
+            (answer, None)
+            for answer in ("A,C", "AC", "c; a", "A and C", "A AND C", "a & c", "ac", "C / A", "A, and C", "A|C")
+        ),
         *((answer, None) for answer in (["A", "C"], '["A", "C"]', "['c','a']")),
         *((answer, "index0") for answer in ([0, 2], "0,2", "[0, 2]", ["0", 2.0], "2 0")),
         ([1, 3], "index1"),

@@ -18,6 +18,11 @@ def test_an_answer() -> None:
     assert parsed == [0, "Some data.", None]
 
 
+def test_a_group_that_is_null_is_none() -> None:
+    example = TASK.read({"question": "x?", "answer": "y", "group": None, "topic": None}, "q:1")
+    assert (example.group, example.topic) == ("", "")
+
+
 @pytest.mark.parametrize("row", [{"question": "", "answer": "x"}, {"question": "x?", "answer": 3}])
 def test_a_row_without_texts_is_refused(row: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="allowed: a text"):

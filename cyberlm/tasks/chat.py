@@ -1,10 +1,10 @@
 """Chat: conversations of any number of turns. All that the assistant says is trained on, and nothing else."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from cyberlm.config.schema import PromptConfig
-from cyberlm.tasks.task import Example
+from cyberlm.tasks.task import Example, FreeAnswer
 
 SHAREGPT = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 """Roles by ShareGPT's names for them."""
@@ -12,7 +12,7 @@ SHAPES = "messages, conversations, or instruction and output"
 ROLES = ("system", "user", "assistant")
 
 
-class Chat:
+class Chat(FreeAnswer):
     """The last message of the assistant is the answer, what stands before it the prompt.
 
     A conversation is a row with one of the fields
@@ -46,12 +46,6 @@ class Chat:
     def prompt(self, example: Example) -> str:
         """The last message of the user."""
         return example.turns[-1][1] if example.turns else example.question
-
-    def target(self, example: Example) -> str:
-        return example.answer
-
-    def candidates(self, example: Example) -> Sequence[str] | None:
-        return None
 
     def parse(self, completion: str, example: Example) -> int | str | None:
         answer = completion.strip()

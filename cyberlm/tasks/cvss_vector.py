@@ -1,14 +1,14 @@
 """CVSS: the base vector (version 3.0 or 3.1) of a vulnerability, from its description."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cvss import CVSS3
 from cvss.exceptions import CVSS3Error
 
 from cyberlm.config.schema import PromptConfig
-from cyberlm.tasks.task import Example
+from cyberlm.tasks.task import Example, FreeAnswer
 
 METRICS = ("AV", "AC", "PR", "UI", "S", "C", "I", "A")
 """Base metrics, in the order of a vector."""
@@ -54,7 +54,7 @@ def _values(vector: str) -> dict[str, str]:
     return dict(part.split(":", 1) for part in vector.split("/") if part)
 
 
-class CvssVector:
+class CvssVector(FreeAnswer):
     """The answer is a vector such as `AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H`; it is right where all metrics are.
 
     Args:
@@ -81,15 +81,6 @@ class CvssVector:
         if vector is None:
             raise ValueError(f"answer is {row['answer']!r}; allowed: a CVSS 3.1 vector of {', '.join(METRICS)}")
         return Example(example_id, text, (vector,), 0, group=str(row.get("group") or ""))
-
-    def prompt(self, example: Example) -> str:
-        return self.instruction.format(text=example.question)
-
-    def target(self, example: Example) -> str:
-        return example.answer
-
-    def candidates(self, example: Example) -> Sequence[str] | None:
-        return None
 
     def parse(self, completion: str, example: Example) -> int | str | None:
         vector = vector_in(completion)

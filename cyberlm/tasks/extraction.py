@@ -1,11 +1,11 @@
 """Extraction: all labels that a text holds, for example the ATT&CK techniques of a threat report."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cyberlm.config.schema import PromptConfig
-from cyberlm.tasks.task import Example
+from cyberlm.tasks.task import Example, FreeAnswer
 
 
 def labels_of(answer: str) -> frozenset[str]:
@@ -13,7 +13,7 @@ def labels_of(answer: str) -> frozenset[str]:
     return frozenset(filter(None, (label.strip() for label in answer.split(","))))
 
 
-class Extraction:
+class Extraction(FreeAnswer):
     """The answer is a set of labels in order, apart by commas; it is right where the sets are equal.
 
     A completion's labels are all that it holds, wherever they stand. Each counts once. With `main_only` a sub-technique
@@ -46,15 +46,6 @@ class Extraction:
             raise ValueError(f"answer is {row['answer']!r}; allowed: labels of the form {self.form.pattern}")
         group, topic = str(row.get("group") or ""), str(row.get("topic") or "")
         return Example(example_id, text, (self._written(labels),), 0, topic, group=group)
-
-    def prompt(self, example: Example) -> str:
-        return self.instruction.format(text=example.question)
-
-    def target(self, example: Example) -> str:
-        return example.answer
-
-    def candidates(self, example: Example) -> Sequence[str] | None:
-        return None
 
     def parse(self, completion: str, example: Example) -> int | str | None:
         answer = self._written(self.found_in(completion))

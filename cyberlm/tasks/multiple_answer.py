@@ -11,7 +11,7 @@ from cyberlm.config.schema import AnswerIs, PromptConfig
 from cyberlm.tasks.classification import AROUND, Classification
 from cyberlm.tasks.extraction import labels_of
 from cyberlm.tasks.multiple_choice import GOLD_FIELDS, LETTERS, MultipleChoice
-from cyberlm.tasks.task import Example
+from cyberlm.tasks.task import Example, FreeAnswer
 
 YES_NO = ("yes", "no")
 APART = r"(?:\s*[,;|/&+]\s*|\s+)(?:(?:and|or)\s+)?"
@@ -22,7 +22,7 @@ ALONE = re.compile(r"(?<![\w'’-])(?:[B-H]|A(?!\s+(?!(?:and|or|is|are)\b)[a-z])
 """A letter that is no part of a word, nor an article before one."""
 
 
-class MultipleAnswer:
+class MultipleAnswer(FreeAnswer):
     """The answer is the set of the right options' letters, in order: `A, C`; it is right where the sets are equal.
 
     A completion is read as one such set. By likelihood each option is asked about alone (`each_option`): the set holds
@@ -71,15 +71,6 @@ class MultipleAnswer:
             if found:
                 return _together(found)
         raise problem
-
-    def prompt(self, example: Example) -> str:
-        return self.instruction.format(text=example.question)
-
-    def target(self, example: Example) -> str:
-        return example.answer
-
-    def candidates(self, example: Example) -> Sequence[str] | None:
-        return None
 
     def parse(self, completion: str, example: Example) -> int | str | None:
         return _answer(strict(completion), example)

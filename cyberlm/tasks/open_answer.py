@@ -1,13 +1,13 @@
 """Open answer: any question with a reference text, which the answer is compared with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from cyberlm.config.schema import PromptConfig
-from cyberlm.tasks.task import Example
+from cyberlm.tasks.task import Example, FreeAnswer
 
 
-class OpenAnswer:
+class OpenAnswer(FreeAnswer):
     """The answer is free text; it is right only where it is the reference itself.
 
     Args:
@@ -28,15 +28,6 @@ class OpenAnswer:
                 raise ValueError(f"{name} is {row[name]!r}; allowed: a text")
         group, topic = str(row.get("group") or ""), str(row.get("topic") or "")
         return Example(example_id, row["question"], (row["answer"],), 0, topic, group=group)
-
-    def prompt(self, example: Example) -> str:
-        return self.instruction.format(text=example.question)
-
-    def target(self, example: Example) -> str:
-        return example.answer
-
-    def candidates(self, example: Example) -> Sequence[str] | None:
-        return None
 
     def parse(self, completion: str, example: Example) -> int | str | None:
         answer = " ".join(completion.split())

@@ -108,6 +108,25 @@ class Task(Protocol):
         ...
 
 
+class FreeAnswer:
+    """Parts that tasks without candidates have in common: the reference is the target, with nothing beside it.
+
+    Attributes:
+        instruction: Text of the prompt, with {text}: the question.
+    """
+
+    instruction = "{text}"
+
+    def prompt(self, example: Example) -> str:
+        return self.instruction.format(text=example.question)
+
+    def target(self, example: Example) -> str:
+        return example.answer
+
+    def candidates(self, example: Example) -> Sequence[str] | None:
+        return None
+
+
 def figures_of(task: Task) -> Mapping[str, Callable[[str, str], float]]:
     """Figures of a completion beside its target, by name: of a task that has the further part `figures`."""
     return getattr(task, "figures", {})

@@ -32,10 +32,10 @@ def trained_on_benchmarks(
     Returns:
         By the name of the benchmark's file: such questions, and all of it.
     """
-    texts = [question.question for question in trained]
+    texts = [words_of(question.question) for question in trained]
     found = {}
     for name, questions in _at_hand(own):
-        sets = number_words(map(words_of, chain(questions, texts)))
+        sets = number_words(chain(map(words_of, questions), texts))
         found[name] = len({asked for asked, _ in alike_between(sets, len(questions), jaccard)}), len(questions)
     return found
 

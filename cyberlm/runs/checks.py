@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cyberlm.config.bounds import AUTO
 from cyberlm.config.commands import SCHEMAS
 from cyberlm.config.rules import WRITTEN_TO, Config, build_config, without_hydra
-from cyberlm.runs.resume import check_folder_is_named, check_settings, goes_on, restarted
+from cyberlm.runs.resume import check_folder_is_named, check_settings, goes_on, keep_commits, restarted
 from cyberlm.runs.run_folder import claim_folder, refuse_results, seen_from_here, sole_owner, typed_overrides
 from cyberlm.runtime.errors import ConfigError, Problem
 from cyberlm.runtime.progress import one_screen
@@ -65,6 +65,7 @@ class CheckFirst(Callback):
         HydraConfig.instance().set_config(config)
         built = checked_config(without_hydra(config), self.schema, seen_from_here(str(folder)))
         if goes_on(built, folder):
+            keep_commits(built, folder)
             check_settings(built, folder)
         elif not built.only_shows and built.trainer.resume in (None, AUTO):
             refuse_results(folder, ("results.json", "checkpoints/*.ckpt"), "hydra.run.dir")

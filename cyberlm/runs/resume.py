@@ -58,7 +58,6 @@ def check_settings(config: RootConfig, folder: Path) -> None:
 
     The number of processes may, too, where `data.batch_size` keeps the optimizer steps.
     """
-    keep_commits(config, folder)
     then, now = settings_of(saved_as(folder, type(config))), settings_of(config)
     free = {"trainer.devices", "trainer.accumulate_grad_batches"} if config.data.batch_size is not None else set()
     if problems := setting_changes(then, now, sorted({*then, *now} - free)):

@@ -13,7 +13,7 @@ from cyberlm.data import hub
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import read_manifest
-from cyberlm.runs.resume import check_settings
+from cyberlm.runs.resume import check_settings, keep_commits
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError, DataError
 from cyberlm.runtime.files import read_json
@@ -157,5 +157,6 @@ def test_a_run_records_the_commit_and_goes_on_with_it(cached: Path, tmp_path: Pa
     assert COMMIT in read_manifest(tmp_path / "run" / "split_manifest.json")["sources"][0]["source"]
     again = build_config(compose(*TINY, *few), TrainConfig)
     assert again.data.commit is None
+    keep_commits(again, tmp_path / "run")
     check_settings(again, tmp_path / "run")  # the same command goes on
     assert again.data.commit == COMMIT

@@ -1,5 +1,6 @@
 """cyberlm's side of every measurement: its configuration, its questions, and its training loop cut into blocks."""
 
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +45,13 @@ def cybermetric(count: int, size: int = 2000) -> tuple[Example, ...]:
     return main.questions[:count]
 
 
+def sample(count: int) -> tuple[Example, ...]:
+    """The first questions of the free sample, from its beginning again where there are fewer."""
+    config = config_of("data=sample")
+    (main,) = load_sources(config.data, make_task(config))
+    return tuple(itertools.islice(itertools.cycle(main.questions), count))
+
+
 def plain_folder(loaded: LoadedModel, prompt: Prompt) -> Path:
     """Base weights and tokenizer as a transformers folder, which peers load."""
     folder = cache_folder() / "bench" / "models" / loaded.weights_hash[:16]
@@ -77,7 +85,7 @@ def pass_callback(recorder: Any) -> L.Callback:
         shape = (len(batch.input_ids), len(batch.prefix_ids), batch.input_ids.shape[1])  # rows, shared, width
         recorder.step(tokens_of(batch), outputs["loss"].detach(), shape)
 
-    return LambdaCallback(on_train_start=lambda *_: recorder.start(), on_train_batch_end=told)
+    return LambdaCallback(on_train_batch_end=told)
 
 
 def tokens_of(batch: AnswerBatch) -> int:

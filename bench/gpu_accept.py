@@ -151,13 +151,15 @@ STEPS = {
         },
     ),
     10: Step(
-        *("beside TRL", "gpu_runs", 150),
+        *("beside TRL", "gpu_runs", 190),
         {
             "packed_over_trl": Limit(">=", 1.5),
             "packed_over_trl_no_checkpointing": Limit(">=", 1.5),
+            "packed_liger_over_trl_liger": Limit("told"),
             "cybermetric_over_trl": Limit("told"),
             "cybermetric_over_trl_no_checkpointing": Limit("told"),
             "cybermetric_over_trl_by_length": Limit("told"),
+            "cybermetric_liger_over_trl_liger": Limit("told"),
         },
     ),
 }

@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -394,8 +395,11 @@ def trained_twice(options: Any, name: str) -> tuple[States, States, float]:
             watch = States(folder, copied)
             fit_with(watch, config, folder, prepare(base, config), prompt, parts)
             found.append(watch)
-            del base
+            weight = weakref.ref(next(base.model.parameters()))
+            del base, watch.log, watch.log_dict  # Lightning's, which hold the model
             gc.collect()  # what the first run held must not count in the second
+            if weight() is not None:
+                raise RuntimeError("the model of a run that is over is still held")
         losses = [losses_of(folder) for folder in (whole, resumed)]
     return found[0], found[1], max(abs(a - b) for a, b in zip(*losses, strict=True))
 

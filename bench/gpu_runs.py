@@ -172,11 +172,16 @@ def step_9(report: Report, options: Any) -> None:
 
 
 def step_10(report: Report, options: Any) -> None:
-    """LoRA of cyberlm and of TRL in turns: TRL as it comes, without checkpointing, and on batches of like length."""
+    """LoRA of cyberlm and of TRL in turns: TRL as it comes, without checkpointing, by length, and with Liger's kernels,
+    which are held against cyberlm with them."""
     if importlib.util.find_spec("trl") is None:
         return report.skip("TRL is not installed (make gpu-kit brings it)", *STEPS[10].limits)
+    sides = ["cyberlm", "cyberlm_liger", *TRL_ARMS]
+    if options.device == "cpu":
+        sides = [side for side in sides if "liger" not in side]
+        report.skip("Liger's kernels need a GPU", *[name for name in STEPS[10].limits if "_liger_" in name])
     fixed = ("--methods", "lora", "--layouts", "packed", "cybermetric", "--pairs", "1")
-    train(report, options, tell_of_ratios, "--sides", "cyberlm", *TRL_ARMS, *fixed)
+    train(report, options, tell_of_ratios, "--sides", *sides, *fixed)
 
 
 def train(report: Report, options: Any, tell: Any, *given: str) -> None:
@@ -213,9 +218,11 @@ def tell_of_shape(report: Report, measured: dict[str, Any]) -> None:
 def tell_of_ratios(report: Report, measured: dict[str, Any]) -> None:
     for name, summary in measured.items():
         for side, found in summary.items():
-            key = f"{name.split()[1]}_over_{side}"
-            if found.get("ratio"):
-                report.tell(**{key: found["ratio"]["median"]})
+            ours = "cyberlm_liger" if side == "trl_liger" else "cyberlm"
+            key = name.split()[1] + ours.removeprefix("cyberlm") + "_over_" + side
+            rates = [summary.get(one, {}).get("tokens_per_second") for one in (ours, side)]
+            if side in TRL_ARMS and all(rates):
+                report.tell(**{key: rates[0][0] / rates[1][0]})
             elif side in TRL_ARMS and "error" in found:
                 report.skip(f"{side}: {found['row'][0]}", key)
 

@@ -4,15 +4,16 @@ Methods: LoRA on bfloat16 weights, QLoRA on nf4 weights with double quantisation
 layers with 8-bit AdamW. Layouts: `packed`, rows of 2048 tokens, two a step; `cybermetric`, eight questions of 100 to
 250 tokens that share their first 40, two tokens of each trained on; `cybermetric_32`, as many as 32 of these. cyberlm
 trains through its own `fit`: Lightning with every callback of a run; further sides change one thing in it each. TRL's
-SFTTrainer with PEFT trains on the same tokens, in three ways: as it comes (gradient checkpointing on), without
-checkpointing, and without it on batches of like length (train_sampling_strategy).
+SFTTrainer with PEFT trains on the same tokens, in four ways: as it comes (gradient checkpointing on), without
+checkpointing, without it on batches of like length (train_sampling_strategy), and so with Liger's kernels.
 
 Nothing is downloaded: weights are random numbers drawn on the card, tokens too. Each side is a process that stays
 alive and frees the card after its turn; turns go A B A B. In each turn a fresh model trains twice on the same batches:
-the first pass warms every shape, the second one counts, and with --profile one more step is taken apart. What runs out
-of memory is reported as such, and so is a side that fails; TRL is left out, with a line saying so, where it is neither
-installed nor can be. The script fails where cyberlm does, or where the mean losses of both sides differ by more than
-2 %. `--tiny --device cpu` shows that it works, on a tiny shape.
+the first pass warms every shape, the second one counts, from its second step on (the first one starts what a run starts
+once), and with --profile one more step is taken apart. What runs out of memory is reported as such, and so is a side
+that fails; TRL is left out, with a line saying so, where it is neither installed nor can be. The script fails where
+cyberlm does, or where the mean losses of both sides in the first pass differ by more than 2 %. `--tiny --device cpu`
+shows that it works, on a tiny shape.
 
 MFU: model FLOPs on non-padding tokens (bench/flops.py) over the card's dense bfloat16 peak. QLoRA and full fine-tuning
 recompute activations, which model FLOPs do not count; `cybermetric` counts shared tokens once a question though they
@@ -61,10 +62,13 @@ OURS = "cyberlm"
 OUR_ARMS = ("cyberlm_peft", "cyberlm_liger", "cyberlm_compiled")
 """cyberlm with PEFT's own layers; with Liger's kernels; and with PEFT's own layers in blocks that torch.compile
 compiles: what each of them changes."""
+_FASTER = {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+_IN_ORDER = {"train_sampling_strategy": "sequential"}
 TRL_ARMS: dict[str, dict[str, Any]] = {
-    "trl": {},
-    "trl_no_checkpointing": {"gradient_checkpointing": False},
-    "trl_by_length": {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"},
+    "trl": _IN_ORDER,
+    "trl_no_checkpointing": {**_IN_ORDER, "gradient_checkpointing": False},
+    "trl_by_length": _FASTER,
+    "trl_liger": {**_FASTER, "use_liger_kernel": True},
 }
 SIDES = (OURS, *OUR_ARMS, *TRL_ARMS)
 
@@ -259,11 +263,11 @@ def draw(length: int, generator: Any, tiny: bool) -> list[int]:
 
 
 def examples_of(options: Any, layout: str, end_ids: Sequence[int]) -> list[Example]:
-    """Those of one pass: the timed steps, and one more. Each ends with the tokens that close an answer."""
+    """Those of one pass: the timed steps, one before, one after. Each ends with the tokens that close an answer."""
     import torch
 
     generator = torch.Generator().manual_seed(SEED)
-    drawn = LAYOUTS[layout](ROWS_A_STEP[layout] * (options.block + 1), generator, options.tiny)
+    drawn = LAYOUTS[layout](ROWS_A_STEP[layout] * (options.block + 2), generator, options.tiny)
     return [Example([*ids[: -len(end_ids)], *end_ids], labels) for ids, labels in drawn]
 
 
@@ -286,9 +290,11 @@ class PassDone(Exception):
 
 
 class Pass:
-    """Seconds, tokens, losses and batch shapes of the first `steps` steps of a training loop; one more may be profiled.
+    """Seconds, tokens, losses and batch shapes of `steps` steps of a training loop after its first; one more may be
+    profiled.
 
     Attributes:
+        step_seconds: Of each step, as the host sees it: it may be ahead of a GPU.
         allocated, reserved: Peak bytes of these steps: of torch on a GPU, else of the process.
     """
 
@@ -300,17 +306,18 @@ class Pass:
         self.losses: list[Any] = []
         self.shapes: list[tuple[int, ...]] = []
         self.seconds = 0.0
+        self.step_seconds: list[float] = []
         self.operations: list[Any] = []
         self.profiler: Any = None
 
-    def start(self) -> None:
+    def _start(self) -> None:
         import torch
 
         self.on_gpu = torch.cuda.is_available()
         if self.on_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        self.started = time.perf_counter()
+        self.started = self.told = time.perf_counter()
 
     def step(self, tokens: int, loss: Any, shape: Sequence[int]) -> None:
         """After each optimizer step; `tokens` and `loss` may be tensors, which are read after the last one.
@@ -320,11 +327,16 @@ class Pass:
         """
         self.shapes.append(tuple(shape))
         self.all_tokens = self.all_tokens + tokens
-        if len(self.losses) < self.steps:
+        self.losses.append(loss)
+        timed = len(self.losses) - 1
+        if timed == 0:
+            return self._start()
+        if timed <= self.steps:
+            self.step_seconds.append(time.perf_counter() - self.told)
+            self.told = time.perf_counter()
             self.tokens += tokens
             self.questions += shape[0]
-            self.losses.append(loss)
-            if len(self.losses) == self.steps:
+            if timed == self.steps:
                 self._end()
             return
         if self.profiler is not None:
@@ -346,7 +358,7 @@ class Pass:
 
         self._wait()
         self.seconds = time.perf_counter() - self.started
-        self.tokens, self.losses = int(self.tokens), [float(loss) for loss in self.losses]
+        self.tokens = int(self.tokens)
         if self.on_gpu:
             self.allocated, self.reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
         else:
@@ -391,14 +403,15 @@ def turn(options: Any, order: dict[str, Any], examples: list[Example], prepare: 
     warm, timed = passes
     if cold := set(timed.shapes) - set(warm.shapes):
         raise RuntimeError(f"{options.worker} timed shapes that had not been warmed: {sorted(cold)}")
-    losses = [*warm.losses, *timed.losses]
+    losses = [[float(loss) for loss in each.losses] for each in passes]
     return {
         "seconds": timed.seconds,
+        "step_seconds": timed.step_seconds,
         "tokens": timed.tokens,
         "all_tokens": int(timed.all_tokens),
         "questions": timed.questions,
         "losses": losses,
-        "mean_loss": sum(losses) / len(losses),
+        "mean_loss": sum(losses[0]) / len(losses[0]),  # later ones depend on what an optimizer is started anew with
         "shapes": timed.shapes,
         "allocated_bytes": timed.allocated,
         "reserved_bytes": timed.reserved,
@@ -479,6 +492,7 @@ def encode(example: Example, end: int) -> Any:
 
 
 def trl_trains(options: Any, order: dict[str, Any], examples: list[Example], model: Any) -> Train:
+    import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
@@ -493,9 +507,6 @@ def trl_trains(options: Any, order: dict[str, Any], examples: list[Example], mod
         tokens: Any = 0
         loss: Any = None
         shape: tuple[int, ...] = ()
-
-        def on_train_begin(self, *unused: Any, **kept: Any) -> None:
-            self.recorder.start()
 
         def on_step_end(self, *unused: Any, **kept: Any) -> None:
             self.recorder.step(self.tokens, self.loss, self.shape)
@@ -535,6 +546,7 @@ def trl_trains(options: Any, order: dict[str, Any], examples: list[Example], mod
 
     def train(recorder: Pass) -> None:
         turns.recorder = recorder
+        torch.manual_seed(SEED)  # the sampler by length draws the same batches in both passes
         trainer.train()
 
     return train

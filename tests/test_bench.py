@@ -149,17 +149,17 @@ def test_the_gpu_script_trains_on_the_tokens_that_it_drew() -> None:
     assert AnswerCollator((9,), share_prefix=False).example(question) == ((1, 2, 3, 4, 5, 9), [3, 4, 5])
 
 
-def test_a_pass_times_its_steps_and_ends_after_one_more() -> None:
+def test_a_pass_times_its_steps_after_the_first_and_ends_after_one_more() -> None:
     import gpu_training
 
     recorder = gpu_training.Pass(2)
-    recorder.start()
-    for step in range(2):
+    for step in range(3):
         recorder.step(10, torch.tensor(float(step)), (4, 7))
     with pytest.raises(gpu_training.PassDone):
         recorder.step(10, torch.tensor(5.0), (4, 9))
-    assert (recorder.tokens, recorder.all_tokens, recorder.questions) == (20, 30, 8) and recorder.losses == [0.0, 1.0]
-    assert recorder.shapes == [(4, 7), (4, 7), (4, 9)] and recorder.seconds > 0 and recorder.allocated > 0
+    assert (recorder.tokens, recorder.all_tokens, recorder.questions) == (20, 40, 8) and recorder.losses == [0, 1, 2, 5]
+    assert recorder.shapes == [(4, 7)] * 3 + [(4, 9)] and recorder.allocated > 0
+    assert len(recorder.step_seconds) == 2 and recorder.seconds >= sum(recorder.step_seconds) > 0
 
 
 # ------------------------------------------------------------------------------------------------- acceptance on a GPU

@@ -1,11 +1,12 @@
 """The LightningModule: one training step, one validation step, and checkpoints that hold what trains."""
 
 import contextlib
+import functools
 from typing import Any, Self
 
 import lightning.pytorch as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from cyberlm.config.schema import OptimConfig, OptionScore
@@ -115,13 +116,17 @@ class FineTuningModule(L.LightningModule):
     ) -> None:
         """Clips by the norm that is logged; Lightning would refuse to before a fused step in mixed precision."""
         if gradient_clip_val:
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            torch.nn.utils.clip_grads_with_norm_(trained, gradient_clip_val, self.gradient_norm())
+            torch.nn.utils.clip_grads_with_norm_(self._trained, gradient_clip_val, self.gradient_norm())
+
+    @functools.cached_property
+    def _trained(self) -> list[nn.Parameter]:
+        """Looked for once: a search through the layers of an 8B model takes as long as several of them compute."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients together, before they are clipped; computed once a step."""
         if self._norm is None:
-            self._norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self._norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         return self._norm
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

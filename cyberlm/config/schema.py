@@ -333,7 +333,7 @@ class PlanConfig:
     enabled: bool = False
     """Print what the run would take in memory, and end: `plan=true`."""
     device_memory_gib: float | None = above_zero(None)
-    """Size of the device, GiB; null: the GPU that is there, else the host's free memory."""
+    """Size of the device, GiB; null: the GPU that is there, else the host's free memory, past which no run begins."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import shlex
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ ASSUMED_OPTIONS = 4
 """Of a question, where the questions are not at hand."""
 SHARE_ADVISED = 0.8
 """Of a host's memory, that advised overrides may take: a host's peak is estimated to within 25%."""
+TOO_LARGE = "The run takes more memory than there is:"
 ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
 
 Encoded = Mapping[str, Sequence[EncodedQuestion]]
@@ -168,14 +170,23 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
     if not fits:
         command = memory.command_that_fits()
         say(f"This fits: {command}" if command else "No change that is known here makes it fit.")
+    if config.plan.device_memory_gib is None and device.type == "cpu":
+        say("On a GPU of 24 GiB instead: add plan.device_memory_gib=24")
     if config.group is not None:  # a job of a sweep, whose parent waits for its state
         write_status(folder, "finished")
 
 
 def check_memory(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: torch.device) -> MemoryEstimate | None:
-    """Estimates the run that is about to begin; one line of warning where it takes more than there is.
+    """Estimates the run that is about to begin, against `plan.device_memory_gib` where that is set.
 
-    None, and a line that says why, where the model's blocks are not known.
+    A host out of memory stalls, or its kernel kills what it likes: there a run that does not fit is refused. On a GPU,
+    where the allocation fails, and where a run is resumed, it is a warning.
+
+    Returns:
+        None, with a line that says why, where the model's blocks are not known.
+
+    Raises:
+        OutOfMemory: If a new run on a host takes more than there is.
     """
     memory = RunMemory(config, read_shape(config.model), encoded, len(prompt.end_ids), device)
     try:
@@ -183,10 +194,16 @@ def check_memory(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: 
     except ModelError as error:
         say(f"No memory estimate: {error.problems[0].what}; {error.problems[0].allowed} are known.")
         return None
+    estimate = memory.estimate(config)
     if not fits:
         command = memory.command_that_fits()
+        if device.type == "cpu" and config.trainer.resume is None:
+            enough = f"plan.device_memory_gib={math.ceil(memory.needed(config) / GIB)}"
+            hint = f"The estimate may be off by a quarter. To run it all the same, add {enough}"
+            hint = f"{rendered(estimate.table(), width=80)}\n{hint}"
+            raise OutOfMemory(TOO_LARGE, [Problem(verdict, fix=command)], hint)
         say(f"Warning: memory may not suffice. {verdict}{f' This fits: {command}' if command else ''}")
-    return memory.estimate(config)
+    return estimate
 
 
 @contextlib.contextmanager
@@ -206,17 +223,16 @@ def out_of_memory_explained(config: TrainConfig) -> Iterator[None]:
     device = pick_device(config.trainer.accelerator)
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    title = "The run takes more memory than there is:"
     memory = RunMemory(config, read_shape(config.model), *_questions(config), device)
     memory.runtime = runtime
     try:
         table, (_, verdict) = memory.estimate(config).table(), memory.verdict()
     except ModelError as error:
         smaller = "smaller data.micro_batch_size or data.max_batch_tokens"
-        raise OutOfMemory(title, [Problem(reason, smaller), *error.problems]) from None
+        raise OutOfMemory(TOO_LARGE, [Problem(reason, smaller), *error.problems]) from None
     memory.capacity = min(memory.capacity, memory.needed(config) - 1)  # this much did not suffice
     problems = [Problem(reason), Problem(verdict, fix=memory.command_that_fits())]
-    raise OutOfMemory(title, problems, rendered(table, width=80))
+    raise OutOfMemory(TOO_LARGE, problems, rendered(table, width=80))
 
 
 def _questions(config: TrainConfig) -> tuple[Encoded, int]:

@@ -57,7 +57,9 @@ class EvalSet:
     @property
     def shows_text(self) -> bool:
         """True if the licence of the questions allows to show their text, and what models make of it, to others."""
-        return bool(FREE_LICENCE.match(self.config.data.licence))
+        data = self.config.data
+        licences = [source.get("licence", "unknown") for source in data.sources.values()] or [data.licence]
+        return all(FREE_LICENCE.match(licence) for licence in licences)
 
     @property
     def option_score(self) -> OptionScore:

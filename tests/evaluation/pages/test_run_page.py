@@ -86,6 +86,11 @@ def test_free_licences(licence: str) -> None:
     assert EvalSet(config_of(f"data.licence='{licence}'"), ()).shows_text
 
 
+@pytest.mark.parametrize(("mixture", "shown"), [("sample,mmlu_computer_security", True), ("sample,cti_mcq", False)])
+def test_a_mixture_is_free_where_each_source_is(mixture: str, shown: bool) -> None:
+    assert EvalSet(config_of(f"data.mix=[{mixture}]"), ()).shows_text == shown
+
+
 def test_a_run_without_test_questions_has_a_page() -> None:
     config = config_of("data=sample")
     found = results(metrics={}, models={}, comparisons=(), differences=())

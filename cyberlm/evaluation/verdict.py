@@ -45,7 +45,7 @@ def verdict(pairs: Sequence[PairComparison], means: Sequence[MeanDifference] = (
         return [f"Tuned against base: {'; '.join(listed)}."] if listed else []
     said = (
         f"Tuned against base: {_points(pair)} of accuracy by {pair.outcome} ({_interval(pair)}), "
-        f"{_finding(pair)} ({p_text(pair.p)}, exact {p_text(pair.p_value)}): {_changes(pair)}."
+        f"{_finding(pair)} ({p_text(pair.p)}): {_changes(pair)}."
     )
     by, figure = _by_outcome(pair, pairs), task_figure(pair, means)
     moved = [_moved(pair, by[NAMED], by.get(NAMED_BY_BOTH))] if pair.outcome == GENERATION else []

@@ -150,13 +150,13 @@ class StudyJob:
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation of a run by optimizer step."""
+    """Validation of a run by optimizer step; free answers have no accuracy."""
 
     method: str
     seed: int
     steps: tuple[int, ...]
     option_nll: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    accuracy: tuple[float | None, ...]
 
 
 @dataclass(frozen=True)

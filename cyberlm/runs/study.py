@@ -162,7 +162,7 @@ def _tried(job: Job, folder: Path) -> TunedRate:
     if state != "finished":
         return TunedRate(job.method, job.rate, None, None, chosen=False, folder=job.name, reason=reason or state)
     validation: Mapping[str, Any] = read_results(folder / job.name).validation
-    figures = validation[Monitor.option_nll.name], validation[Monitor.accuracy.name]
+    figures = validation[Monitor.option_nll.name], validation.get(Monitor.accuracy.name)
     return TunedRate(job.method, job.rate, *figures, chosen=False, folder=job.name)
 
 

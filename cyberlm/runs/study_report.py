@@ -230,5 +230,6 @@ def _job(job: Job, folder: Path, finished: Sequence[Finished]) -> StudyJob:
 def _curve(job: Job, folder: Path) -> Curve:
     """Validation figures of metrics.csv."""
     curves = read_curves(folder / job.name)
-    (steps, nll), accuracy = curves["val/option_nll"], dict(zip(*curves["val/accuracy"], strict=True))
-    return Curve(job.method, job.seed, tuple(map(int, steps)), tuple(nll), tuple(map(accuracy.__getitem__, steps)))
+    steps, nll = curves["val/option_nll"]
+    accuracy = dict(zip(*curves.get("val/accuracy", ((), ())), strict=True))
+    return Curve(job.method, job.seed, tuple(map(int, steps)), tuple(nll), tuple(map(accuracy.get, steps)))

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from transformers import PretrainedConfig
 
 from cyberlm.config.saved import settings_of
-from cyberlm.config.schema import MethodConfig, Strategy, TrainConfig
+from cyberlm.config.schema import MethodConfig, Monitor, Strategy, TrainConfig
 from cyberlm.data.batches import count_batches
 from cyberlm.data.datamodule import QuestionData
 from cyberlm.models.loaded import LoadedModel
@@ -57,7 +57,11 @@ def fit(
     share_validation = len(encoded["validation"]) >= distributed.world_size()
     _check_interval(config, len(encoded["train"]))
     data = question_data(config, loaded, prompt, encoded, share_validation=share_validation)
-    module = FineTuningModule(loaded, config.optim, config.evaluation.option_score, share_validation=share_validation)
+    free = all(len(question.option_ids) == 1 for question in encoded["validation"])
+    _check_monitor(config.trainer.monitor, free=free)
+    module = FineTuningModule(
+        loaded, config.optim, config.evaluation.option_score, share_validation=share_validation, free=free
+    )
     best = BestWeights(folder / CHECKPOINTS, config.trainer.monitor)
     watch, metrics = LearningWatch(), MetricsFile(folder)
     # tensors of training and of validation seldom fit in each other's gaps
@@ -228,6 +232,12 @@ def _check_interval(config: TrainConfig, questions: int) -> None:
                 )
             ],
         )
+
+
+def _check_monitor(monitor: Monitor, *, free: bool) -> None:
+    if free and monitor is Monitor.accuracy:
+        what, fix = "answers without options have no accuracy by likelihood", "trainer.monitor=option_nll"
+        raise ConfigError("The figure that chooses the weights is not measured:", [Problem(what, fix=fix)])
 
 
 @contextlib.contextmanager

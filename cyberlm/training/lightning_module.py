@@ -30,6 +30,7 @@ class FineTuningModule(L.LightningModule):
         optim: Optimizer and schedule.
         option_score: How an option's log-probabilities become its score in validation (text protocol).
         share_validation: Each process validates on its share of the questions instead of on all.
+        free: Answers have no options beside them: the right one's NLL is known, and no accuracy.
 
     Attributes:
         totals: Of the newest optimizer step. The callback FiniteNumbers has them summed, others read them.
@@ -42,6 +43,7 @@ class FineTuningModule(L.LightningModule):
         option_score: OptionScore,
         *,
         share_validation: bool = False,
+        free: bool = False,
     ) -> None:
         super().__init__()
         self.model = loaded.model
@@ -49,7 +51,7 @@ class FineTuningModule(L.LightningModule):
         self.optim = optim
         self.option_score = option_score
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` compares the names itself
-        self.share_validation = share_validation
+        self.share_validation, self.free = share_validation, free
         self.metrics = validation_metrics(over_processes=share_validation)
         self.nll = MeanMetric(sync_on_compute=share_validation)
         # nan_strategy: a model that has diverged must not be judged by the questions it can still be scored on
@@ -87,10 +89,10 @@ class FineTuningModule(L.LightningModule):
         tokens = batch.option_mask.sum(-1)  # (B, K)
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
         chosen, _ = pick_best(scores, batch.prompt_ids.sum(-1))  # (B,)
-        self.metrics.update(chosen, batch.gold)
+        if not self.free:
+            self.metrics.update(chosen, batch.gold)
         per_token = option_scores(log_probs, tokens, batch.option_chars, OptionScore.per_token)
-        free = scores.shape[1] == 1  # no option beside the target: its own NLL
-        among_options = per_token if free else torch.log_softmax(scores, dim=-1)  # (B, K); padding has probability 0
+        among_options = per_token if self.free else scores.log_softmax(-1)  # (B, K); padding has probability 0
         self.option_nll.update(-among_options.gather(1, batch.gold[:, None]))
         self.nll.update(-per_token.gather(1, batch.gold[:, None]))
         return chosen
@@ -100,7 +102,8 @@ class FineTuningModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._together.close()
-        figures = {**self.metrics.compute(), "nll": self.nll.compute(), "option_nll": self.option_nll.compute()}
+        figures = {} if self.free else self.metrics.compute()
+        figures |= {"nll": self.nll.compute(), "option_nll": self.option_nll.compute()}
         for name, value in figures.items():
             self.log(f"val/{name}", value, logger=False)  # the callback MetricRows hands it to the loggers
         for metric in (self.metrics, self.nll, self.option_nll):

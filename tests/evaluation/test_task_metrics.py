@@ -19,6 +19,7 @@ from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.classification import class_floors, macro_f1
 from cyberlm.evaluation.metrics.metric import compute_metrics
 from cyberlm.evaluation.metrics.rouge import rouge
+from cyberlm.evaluation.pages.learning_curves import read_curves
 from cyberlm.evaluation.pages.run_page import Origin, run_page
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.records import ModelSpec, Results
@@ -26,6 +27,7 @@ from cyberlm.evaluation.results import read_predictions, read_results
 from cyberlm.evaluation.verdict import difference_tables, verdict, verdict_in_brief
 from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
+from cyberlm.runtime.errors import ConfigError
 from cyberlm.tasks.task import Example, make_task
 
 HIGHEST = "AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H"  # 9.8
@@ -246,11 +248,19 @@ def test_a_run_of_free_answers(task: str, answers: tuple[str, str], named: tuple
     found = results.metrics["tuned"]
     assert all(found[name].value is not None for name in (*named, "leaks", "gold_nll"))
     assert "accuracy" not in found and results.objective is not None and results.objective > 0
+    assert results.validation.keys() == {"nll", "option_nll"}
+    assert "val/nll" in (curves := read_curves(tmp_path / "run")) and "val/accuracy" not in curves
     rated = task != "open_answer"
     assert ("accuracy_generation" in found) == ("generation" in {pair.outcome for pair in results.comparisons}) == rated
     tag = {"cvss": "cvss-vector", "open_answer": "open-answer"}.get(task, task)
     assert f"tags: [cyberlm, cybersecurity, {tag}]" in (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert named[0] in {mean.outcome for mean in results.differences} or task == "extraction"
+
+
+def test_free_answers_are_not_chosen_by_accuracy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no accuracy by likelihood") as caught:
+        trained(tmp_path, "task=open_answer", ("x", "y"), "trainer.monitor=accuracy", "evaluation.generate=false")
+    assert caught.value.problems[0].fix == "trainer.monitor=option_nll"
 
 
 def test_free_answers_without_completions_have_their_nll(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def _band(axes: Axes, study: Study, method: str, name: str) -> None:
     by_step: dict[int, list[float]] = {}
     for curve in study.curves:
         for step, value in zip(curve.steps, getattr(curve, name), strict=True):
-            if curve.method == method:
+            if curve.method == method and value is not None:
                 by_step.setdefault(step, []).append(value)
     steps, colour = sorted(by_step), colours(study)[method]
     low, mean, high = ([float(pick(by_step[step])) for step in steps] for pick in (np.min, np.mean, np.max))

@@ -75,7 +75,7 @@ class CostMeter(L.Callback):
         self.processed += step.computed_tokens
         self.nonpadding += step.tokens
         self.label += step.label_tokens
-        self.advance(step.questions, step.tokens, f"loss {step.loss:.3f}{self.validated}")
+        self.advance(step.questions, step.tokens, f"loss {step.loss:.3f}{self.validated and f', val {self.validated}'}")
 
     def on_validation_start(self, *_: Any) -> None:
         if self.started is not None:
@@ -86,11 +86,9 @@ class CostMeter(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         figures = validation_figures(trainer)
-        self.validated = f", val {figures['accuracy']:.1%}"
-        said = f"accuracy {figures['accuracy']:.1%}, option NLL {figures['option_nll']:.3f}"
-        if figures["option_nll"] == figures["nll"]:  # free answers: there is nothing to choose from
-            said = f"NLL {figures['nll']:.3f}"
-            self.validated = f", val {said}"
+        said = self.validated = f"NLL {figures['nll']:.3f}"
+        if (accuracy := figures.get("accuracy")) is not None:
+            said, self.validated = f"accuracy {accuracy:.1%}, option NLL {figures['option_nll']:.3f}", f"{accuracy:.1%}"
         say(f"Validation after step {trainer.global_step}: {said}")
 
     def on_train_end(self, *_: Any) -> None:

@@ -47,7 +47,7 @@ class BestWeights(Checkpoint):
 
     def _rank(self, figures: Mapping[str, float]) -> tuple[float, float]:
         """Higher is better. Not a number is the worst; an older checkpoint, which holds no NLL, wins a tie."""
-        nll, accuracy = figures.get(Monitor.option_nll.name, -math.inf), figures[Monitor.accuracy.name]
+        nll, accuracy = figures.get(Monitor.option_nll.name, -math.inf), figures.get(Monitor.accuracy.name, 0.0)
         low_nll = -math.inf if math.isnan(nll) else -nll
         return (low_nll, accuracy) if self.monitor is Monitor.option_nll else (accuracy, low_nll)
 

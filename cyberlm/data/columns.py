@@ -108,7 +108,8 @@ def _check_candidates(example: Example, task: Task) -> None:
     candidates = task.candidates(example)
     if candidates is None:
         return
-    if not 2 <= len(candidates) <= len(LETTERS):
-        raise ValueError(f"the task gives {len(candidates)} candidates; allowed: 2 to {len(LETTERS)}")
+    most = getattr(task, "most_candidates", len(LETTERS))
+    if not 2 <= len(candidates) <= most:
+        raise ValueError(f"the task gives {len(candidates)} candidates; allowed: 2 to {most}")
     if not 0 <= example.gold < len(candidates):
         raise ValueError(f"the right one of {len(candidates)} candidates is number {example.gold}, counted from 0")

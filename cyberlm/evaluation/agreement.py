@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cyberlm.evaluation.predictions import Prediction
-from cyberlm.tasks.task import LETTERS
+from cyberlm.tasks.task import option_name
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,6 @@ def compare_answers(
         largest = max(largest, *(abs(one - other) for one, other in pairs))
         if first.choice != second.choice:
             mine, other = (first.option_logprobs[k] / first.option_tokens[k] for k in (first.choice, second.choice))
-            flips.append(
-                Flip(first.id, LETTERS[first.gold], LETTERS[first.choice], LETTERS[second.choice], mine - other)
-            )
+            gold, chosen, then = map(option_name, (first.gold, first.choice, second.choice))
+            flips.append(Flip(first.id, gold, chosen, then, mine - other))
     return Agreement(*names, len(before), tuple(flips), largest, largest_logit_difference)

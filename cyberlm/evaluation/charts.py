@@ -16,7 +16,7 @@ from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Prediction, Predictions, choices, golds, right
 from cyberlm.evaluation.scores import scores_of
 from cyberlm.evaluation.statistics import BoolArray, Clusters, IntArray
-from cyberlm.tasks.task import LETTERS
+from cyberlm.tasks.task import LETTERS, option_name
 
 Kind = Literal["bars", "confusion", "lines", "table"]
 BIN_QUESTIONS, MOST_BINS = 20, 15
@@ -80,8 +80,9 @@ def charts_of(eval_set: EvalSet, models: Mapping[str, Predictions]) -> Iterator[
     answered = {name: given for name, given in models.items() if given.test[0].n_options > 1}
     for name, given in answered.items():
         rows, correct = given.test, right(given.test)
-        cells = [(LETTERS[i], LETTERS[j], int(n)) for (i, j), n in np.ndenumerate(letter_counts(rows))]
-        yield Chart(f"confusion_of_letters/{name}", "confusion", ("right", "chosen", "questions"), cells)
+        if rows[0].n_options <= len(LETTERS):
+            cells = [(LETTERS[i], LETTERS[j], int(n)) for (i, j), n in np.ndenumerate(letter_counts(rows))]
+            yield Chart(f"confusion_of_letters/{name}", "confusion", ("right", "chosen", "questions"), cells)
         topics = [(topic.name, topic.value, topic.n) for topic in by_topic(rows, correct)[:MOST_TOPICS]]
         if topics:
             yield Chart(f"accuracy_by_topic/{name}", "bars", ("topic", "accuracy", "questions"), topics)
@@ -105,7 +106,7 @@ def _predictions(eval_set: EvalSet, models: Mapping[str, Predictions]) -> Chart:
         row += [question.question, right] if with_text else ["" if free else question.letter]
         for given in models.values():
             answer = given.test[k]
-            cells = {"choice": LETTERS[answer.choice], "right": answer.correct, "generated": answer.generated}
+            cells = {"choice": option_name(answer.choice), "right": answer.correct, "generated": answer.generated}
             row += [(cells | ({"right": answer.generated_correct} if free else {}))[name] for name in of_model]
         rows.append(tuple(row))
     return Chart("predictions", "table", (*columns, *(f"{name} {what}" for name in models for what in of_model)), rows)

@@ -6,6 +6,7 @@ reads whole rows instead. Neither batch size nor padding changes a result.
 """
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -17,6 +18,9 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from cyberlm.data.batches import ScoringBatch, pad_right
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.prefix_cache import encode_prefix, saves_enough, shared_length
+
+OPTIONS_AT_ONCE = 8
+"""Options of a question that continue from its prompt together: each takes a copy of the prompt's keys and values."""
 
 SHARE_ALIVE = 0.75
 """Largest share of unfinished rows at which finished ones leave the batch; that copies keys and values."""
@@ -49,7 +53,7 @@ def option_log_probs(loaded: LoadedModel, batch: ScoringBatch) -> Tensor:
         ends = prompt.last_hidden_state[rows, last]  # (B, H)
         scores = _log_probs(loaded.head, ends, batch.option_ids[:, :, 0])
         if not one_token_each:
-            scores = scores + _continued(loaded, batch, prompt.past_key_values)
+            scores = scores + _all_continued(loaded, batch, prompt.past_key_values)
     return scores.masked_fill(batch.option_mask[:, :, 0] == 0, -torch.inf)
 
 
@@ -111,6 +115,15 @@ def _log_probs(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
     rows = max(1, LOGITS_AT_ONCE // int(head.out_features))  # type: ignore[arg-type]  # torch types modules' attributes
     pairs = zip(hidden.split(rows), tokens.split(rows), strict=True)
     return torch.cat([torch.log_softmax(head_logits(head, part), dim=-1).gather(1, own) for part, own in pairs])
+
+
+def _all_continued(loaded: LoadedModel, batch: ScoringBatch, cache: DynamicCache) -> Tensor:
+    """`_continued` for `OPTIONS_AT_ONCE` options after the other."""
+    if batch.option_ids.shape[1] <= OPTIONS_AT_ONCE:
+        return _continued(loaded, batch, cache)
+    ids, mask = batch.option_ids.split(OPTIONS_AT_ONCE, 1), batch.option_mask.split(OPTIONS_AT_ONCE, 1)
+    groups = (batch._replace(option_ids=own, option_mask=seen) for own, seen in zip(ids, mask, strict=True))
+    return torch.cat([_continued(loaded, group, copy.deepcopy(cache)) for group in groups], dim=1)
 
 
 def _continued(loaded: LoadedModel, batch: ScoringBatch, cache: DynamicCache) -> Tensor:

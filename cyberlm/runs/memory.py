@@ -19,6 +19,7 @@ from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.inference import generated_tokens, scored_tokens
 from cyberlm.evaluation.results import write_status
+from cyberlm.evaluation.scoring import OPTIONS_AT_ONCE
 from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
 from cyberlm.models.memory import (
     Batches,
@@ -109,7 +110,7 @@ class RunMemory:
                 items = [questions[row] for row in rows]
                 answers = [len(ids) for item in items for ids in item.option_ids]
                 places = len(items) * max(len(item.prompt_ids) for item in items)
-                options = max(len(item.option_ids) for item in items)
+                options = min(OPTIONS_AT_ONCE, max(len(item.option_ids) for item in items))
                 cached = options * (places + len(items) * (max(answers) - 1)) if max(answers) > 1 else places
                 largest = max(largest, (cached, places, max(len(items), sum(answers) - len(answers))))
         return largest

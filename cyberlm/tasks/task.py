@@ -17,7 +17,12 @@ from cyberlm.config.schema import PromptConfig, RootConfig
 from cyberlm.runtime.errors import ConfigError, Problem
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""Names of options and classes in what is reported, in order: a task has at most so many."""
+"""Names of options and classes in what is reported, in order: a task has at most so many, or its `most_candidates`."""
+
+
+def option_name(option: int) -> str:
+    """Name of option k in what is reported: its letter, and from the 27th on its number, counted from 1."""
+    return LETTERS[option] if option < len(LETTERS) else str(option + 1)
 
 
 def short_hash(text: str) -> str:
@@ -32,7 +37,7 @@ class Example:
     Attributes:
         id: Unique within its file: the file's name and the row's number, for example `CyberMetric-500-v1:17`.
         question: The text that is asked about, white space already normalised.
-        options: The closed set of answers, option k under `LETTERS[k]`; the reference alone where answers are free.
+        options: The closed set of answers, option k under `option_name(k)`; the reference alone where answers are free.
         gold: Index of the right option.
         topic: Sub-topic, where the file states one.
         notes: What the task changed when it read the row, for the user: rows are counted by note.
@@ -53,8 +58,8 @@ class Example:
 
     @property
     def letter(self) -> str:
-        """The right option's letter."""
-        return LETTERS[self.gold]
+        """The right option's letter (`option_name`)."""
+        return option_name(self.gold)
 
     @property
     def answer(self) -> str:
@@ -74,7 +79,8 @@ class Task(Protocol):
     A task is made by its `_target_` with `prompt`, the group of that name, and its own settings from its YAML. That
     YAML names the metrics of the task too, and the one that chooses the weights: with `# @package _global_` it sets
     `trainer.monitor`, and takes other options of the groups `metrics` and `prompt`. A task may also have `figures`: by
-    name, functions of a completion and its target, whose means are compared between models.
+    name, functions of a completion and its target, whose means are compared between models; and `most_candidates`,
+    where its metrics know more than 26.
     """
 
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:

@@ -61,7 +61,7 @@ def test_a_source_of_a_users_own_folder(tmp_path: Path, monkeypatch: pytest.Monk
             ("data.mix=[sample,cti_rcm]",),
             ("task._target_ is", "MultipleChoice' with sample", "Classification' with cti_rcm"),
         ),
-        (("data=tram", "data.mix=[tram,cti_rcm]"), ("task.form is 'T", "with tram, 'CWE-", "asked in the same words")),
+        (("data=tram", "data.mix=[tram,cti_rcm]"), ("task.form is ''", "with tram, 'CWE-", "asked in the same words")),
         (("data=mal_api", "data.mix=[sample,cti_mcq]"), ("data=mal_api is not in data.mix",)),
         (
             ("data=cybermetric", "data.size=80", "data.mix=[cybermetric,cti_mcq]"),

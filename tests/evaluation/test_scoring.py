@@ -14,7 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cyberlm.data.batches import collate_scoring, pad_right, plan_batches
 from cyberlm.evaluation.inference import predict
-from cyberlm.evaluation.scoring import answering, generate, head_logits, next_logits, option_log_probs, widened_product
+from cyberlm.evaluation.scoring import (
+    OPTIONS_AT_ONCE,
+    answering,
+    generate,
+    head_logits,
+    next_logits,
+    option_log_probs,
+    widened_product,
+)
 from cyberlm.tasks.task import Example
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # transformers deprecates a name that peft still uses
@@ -50,6 +58,17 @@ def test_option_log_probs_equal_one_question_at_a_time(protocol: str, method: st
             assert torch.isinf(together[row, len(expected) :]).all()
             alone = option_log_probs(loaded, collate_scoring([item]))[0]
             torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_many_options_are_scored_as_each_alone() -> None:
+    """More than continue from the prompt at once, of 1 to 5 tokens."""
+    loaded, prompt = tiny(config_of("prompt=text"))
+    labels = tuple("T1" + "059"[: k % 4] + chr(97 + k) for k in range(2 * OPTIONS_AT_ONCE + 3))
+    encoded = prompt.encode([Example(f"u:{k}", "What is it? " * (1 + k), labels, 2 * k) for k in range(3)])
+    with answering(loaded.model):
+        together = option_log_probs(loaded, collate_scoring(encoded))
+        for row, item in enumerate(encoded):
+            assert together[row].tolist() == pytest.approx(plain_log_probs(loaded, item), abs=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- float32 logits

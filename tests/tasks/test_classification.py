@@ -47,8 +47,15 @@ def test_listed_labels_are_candidates() -> None:
     assert FAMILY.candidates(example) == example.options == ("Virus", "Trojan", "Worms") and example.gold == 1
     assert FAMILY.prompt(example) == "a b\nVirus, Trojan, Worms?"
     assert [FAMILY.parse(text, example) for text in ("worms", "Trojan.", "Trojans", "none")] == [2, 1, None, None]
-    many = Classification(PROMPT, labels=[f"c{k}" for k in range(27)])
-    assert many.candidates(many.read({"question": "x", "answer": "c26"}, "q:1")) is None
+
+
+@pytest.mark.parametrize(("characters", "scored"), [(2, True), (40, True), (41, False)])
+def test_labels_are_candidates_up_to_a_number_of_characters(characters: int, scored: bool) -> None:
+    labels = [f"{k:0{characters}d}" for k in range(100)]
+    many = Classification(PROMPT, labels=labels)
+    example = many.read({"question": "x", "answer": labels[99]}, "q:1")
+    assert many.candidates(example) == (tuple(labels) if scored else None)
+    assert (example.gold, example.answer, example.letter) == (99 if scored else 0, labels[99], "100" if scored else "A")
 
 
 def test_repeats_are_counted_and_long_texts_keep_both_ends() -> None:

@@ -19,7 +19,7 @@ from cyberlm.evaluation.report import cost_rows, metric_rows, notes
 from cyberlm.evaluation.scores import scores_of
 from cyberlm.evaluation.statistics import FloatArray
 from cyberlm.evaluation.verdict import difference_tables, main_comparison, power, primary_comparisons, verdict
-from cyberlm.tasks.task import LETTERS
+from cyberlm.tasks.task import LETTERS, option_name
 
 MOST_SHOWN = 20
 """Questions."""
@@ -79,7 +79,7 @@ def run_page(results: Results, eval_set: EvalSet, models: Mapping[str, Predictio
         probabilities=probabilities,
         texts=dict(zip(ids, eval_set.questions, strict=False)),
         eval_set=eval_set,
-        letters=LETTERS,
+        option_name=option_name,
     )
 
 
@@ -146,9 +146,10 @@ def _pictures(
             "95% intervals. Below the dashed line a model is surer than it is right."
         )
         found.append(picture(figures.reliability(points), "Reliability", caption))
-        caption = "How often each letter is right, and how often each model chooses it, by likelihood."
         counts = {name: letter_counts(rows) for name, rows in models.items()}
-        found.append(picture(figures.letters(counts), "Letters", caption))
+        if all(len(table) <= len(LETTERS) for table in counts.values()):
+            caption = "How often each letter is right, and how often each model chooses it, by likelihood."
+            found.append(picture(figures.letters(counts), "Letters", caption))
     if len(topics) > 1:
         most = f" The {MOST_TOPICS} topics with the most questions." if len(topics) > MOST_TOPICS else ""
         shown = {

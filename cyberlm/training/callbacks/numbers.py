@@ -20,7 +20,7 @@ from cyberlm.data.batches import AnswerBatch, ScoringBatch
 from cyberlm.models.sharding import whole
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.tasks.task import LETTERS
+from cyberlm.tasks.task import option_name
 from cyberlm.training.callbacks.meters import ends_step
 
 BAD_BATCH = "bad_batch.safetensors"
@@ -176,6 +176,6 @@ class LearningWatch(L.Callback):
                     f"that of guessing {guessing:.3g}."
                 )
         if len(set(self.answers)) == 1 and len(set(self.golds)) > 1:
-            letter = LETTERS[self.answers[0]]
-            found.append(f"The last validation has one answer to all {asked} questions: option {letter}.")
+            option = option_name(self.answers[0])
+            found.append(f"The last validation has one answer to all {asked} questions: option {option}.")
         return found

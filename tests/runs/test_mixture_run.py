@@ -1,20 +1,29 @@
 """A run on a mixture: accuracy of each source, resumed and scored again with the sources that it was trained with."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 
 import pytest
-from support import evaluation_of, short_questions, train_tiny
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from support import RUN, config_of, evaluation_of, short_questions, train_tiny
+from training_support import repeatable_rows, with_callback
 
 from cyberlm.data.benchmarks import trained_on_benchmarks
 from cyberlm.data.splits import read_manifest
 from cyberlm.evaluation.results import read_models, read_results
 from cyberlm.runs.evaluate import evaluate
+from cyberlm.runs.train import train
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.files import sha256_of
+from cyberlm.runtime.signals import Stopped, handled
 
 FEW = ("data.max_train=24", "data.max_test=null", "evaluation=default", "evaluation.generate=false")
+
+
+MIX = ("data.mix=[sample,mine]", "data.weights=[1,3]", *FEW)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,7 @@ def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data" / "mine.yaml").write_text(f"name: mine\npath: {folder}/q.jsonl\nlicence: MIT\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["train.py", f"--config-dir={folder}"])
-        return train_tiny(folder / "run", "data.mix=[sample,mine]", "data.weights=[1,3]", *FEW)
+        return train_tiny(folder / "run", *MIX)
 
 
 def test_accuracy_is_reported_by_source_and_over_all(mixed_run: Path) -> None:
@@ -50,6 +59,20 @@ def test_a_mixture_is_scored_again_from_its_own_configuration(mixed_run: Path, t
     evaluate(evaluation_of(f"run={mixed_run}", "evaluation.generate=false"), tmp_path / "again")
     before, after = (read_results(folder).metrics["tuned"] for folder in (mixed_run, tmp_path / "again"))
     assert after["accuracy_mine"] == before["accuracy_mine"]
+
+
+def test_a_mixture_that_was_stopped_goes_on_without_the_yaml_files_of_its_sources(
+    mixed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config-dir={mixed_run.parent}"])
+    with pytest.raises(Stopped), handled():
+        train(with_callback(config_of(*RUN, *MIX), "Kill", signum=int(signal.SIGTERM), batch=4), tmp_path / "run")
+    typed = [f"trainer.resume={tmp_path}/run"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *typed])
+    monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": typed}}))
+    train(config_of(*typed), tmp_path / "run")
+    assert repeatable_rows(tmp_path / "run") == repeatable_rows(mixed_run)
+    assert read_models(tmp_path / "run")["tuned"].test == read_models(mixed_run)["tuned"].test
 
 
 def test_benchmarks_in_the_cache_are_compared_with_what_is_trained_on(

@@ -10,6 +10,7 @@ import datetime
 import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -57,8 +58,7 @@ def join(world: World) -> None:
     """Joins the group of all processes: gloo on a CPU, NCCL for what lies on a GPU.
 
     Under Ray Train the group is there already. A process of torch's elastic agent ends with the agent, which, killed,
-    could not end it any more. On one machine the agent keeps its store when it starts its processes again, with the
-    addresses of those that have ended; on several, each agent counts its own restarts, of which all have to know.
+    could not end it any more. Each node's agent counts its own restarts, of which all have to know.
 
     Raises:
         RunError: If they do not meet.
@@ -70,8 +70,8 @@ def join(world: World) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
             store, number, size = next(dist.rendezvous(world.init_method, world.rank, world.size, timeout=MEETING))
-            if os.environ.get("GROUP_WORLD_SIZE") == "1":
-                store = dist.PrefixStore(os.environ[RESTARTS], store)
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                store = fresh_store(store, number, size)
             dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=MEETING)
         except (dist.DistError, RuntimeError) as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if "env" in world.init_method else ""
@@ -81,6 +81,33 @@ def join(world: World) -> None:
         dist.distributed_c10d._set_pg_timeout(WORK)
     if RESTARTS in os.environ:
         os.environ[RESTARTS] = max(all_gather(os.environ[RESTARTS]), key=int)
+
+
+def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """The store, without the addresses that processes of an earlier start have left in it.
+
+    torch's agents keep their store when they start processes again (https://github.com/pytorch/pytorch/issues/135712),
+    and know of no number of the start that all nodes share. So rank 0 makes one up. It answers the request of each
+    other rank with it, until that confirms: that of a process that has ended is answered, too, but never confirmed.
+
+    Raises:
+        dist.DistError: If they do not meet.
+    """
+    mine = uuid.uuid4().hex
+    if rank:
+        store.set(f"request/{rank}", mine)
+        start = store.get(mine).decode()
+        store.set(f"{start}/{rank}", "")
+        return dist.PrefixStore(start, store)
+    missing, until = list(range(1, size)), time.monotonic() + MEETING.total_seconds()
+    while missing:
+        for other in missing:
+            store.set(store.get(f"request/{other}").decode(), mine)
+        time.sleep(0.01)
+        missing = [other for other in missing if not store.check([f"{mine}/{other}"])]
+        if missing and time.monotonic() > until:
+            raise dist.DistStoreError(f"waiting for ranks {missing}")
+    return dist.PrefixStore(mine, store)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_support import EVALUATE, ROOT, TORCHRUN, TRAIN, answers, environment, once, run, whole
+from cluster_support import EVALUATE, ROOT, TORCHRUN, TRAIN, answers, environment, once, run, wait_for, whole
 from debian import install
 
 pytestmark = pytest.mark.slow
@@ -51,33 +51,41 @@ def nodes() -> Iterator[list[tuple[str, str, str]]]:
             subprocess.run(["ip", "netns", "del", namespace], capture_output=True, check=False)
 
 
-def on_both(nodes: list[tuple[str, str, str]], *line: str) -> str:
-    """Types a line under torchrun on both nodes; returns what both print."""
+def on_both(nodes: list[tuple[str, str, str]], folder: Path, *line: str) -> str:
+    """Types a line under torchrun on both nodes; returns what both print, which goes to the folder until then."""
     started = []
     for number, (namespace, interface, address) in enumerate(nodes):
         torchrun = [*TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--max-restarts=1", "--rdzv-backend=c10d"]
         torchrun += [f"--rdzv-endpoint={nodes[0][2]}:29500", f"--rdzv-conf=is_host={int(number == 0)}"]
         torchrun += [f"--local-addr={address}"]
         whole_line = ["ip", "netns", "exec", namespace, sys.executable, *torchrun, *line]
-        variables = environment(GLOO_SOCKET_IFNAME=interface)
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(whole_line, cwd=ROOT, env=variables, **pipes))
+        with (folder / namespace).open("w") as log:
+            pipes = {"stdout": log, "stderr": subprocess.STDOUT, "env": environment(GLOO_SOCKET_IFNAME=interface)}
+            started.append(subprocess.Popen(whole_line, cwd=ROOT, **pipes))
+
+    def said() -> str:
+        return "\n".join((folder / namespace).read_text() for namespace, _, _ in nodes)
+
+    def codes() -> list[int | None]:
+        return [process.poll() for process in started]
+
     try:
-        said = [process.communicate(timeout=240)[0] for process in started]
+        wait_for(lambda: all(code == 0 for code in codes()) or any(codes()), said)
     finally:
         for process in started:  # one that hangs would outlive the test
             process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
-    return "\n".join(said)
+    assert codes() == [0, 0], said()
+    return said()
 
 
 def test_two_machines(reference: Path, nodes: list[tuple[str, str, str]], tmp_path: Path) -> None:
     """The process of the second is killed on the way; the first, whose torchrun has lost none, goes on with it."""
     kill = once(batch=5, rank=1, signum=int(signal.SIGKILL))
-    said = on_both(nodes, "train.py", *TRAIN, *kill, f"hydra.run.dir={tmp_path / 'train'}")
+    said = on_both(nodes, tmp_path, "train.py", *TRAIN, *kill, f"hydra.run.dir={tmp_path / 'train'}")
     assert "Going on from" in said
     assert whole(tmp_path / "train") == whole(reference / "train")
-    on_both(nodes, "evaluate.py", *EVALUATE, f"run={tmp_path / 'train'}", f"hydra.run.dir={tmp_path / 'evaluate'}")
+    line = [*EVALUATE, f"run={tmp_path / 'train'}", f"hydra.run.dir={tmp_path / 'evaluate'}"]
+    on_both(nodes, tmp_path, "evaluate.py", *line)
     assert answers(tmp_path / "evaluate") == answers(reference / "evaluate")
 
 

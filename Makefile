@@ -40,7 +40,7 @@ audit: ## report known vulnerabilities of what requirements.lock pins (asks the 
 	fi; cat $(TOOLS)/audit; exit $$code
 
 quickstart: $(INSTALLED) ## install, then fine-tune the embedded model and print base against tuned
-	$(BIN)/python train.py
+	$(BIN)/python train.py experiment=quickstart
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

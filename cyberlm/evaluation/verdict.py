@@ -65,8 +65,10 @@ def verdict_in_brief(pairs: Sequence[PairComparison], means: Sequence[MeanDiffer
     if figure is not None:
         moved = f"; {_mean(figure)}"
     elif pair.outcome == GENERATION:
-        knowledge = _knowledge(pair, _by_outcome(pair, pairs).get(NAMED_BY_BOTH))
+        both = _by_outcome(pair, pairs).get(NAMED_BY_BOTH)
+        knowledge = _knowledge(pair, both)
         moved = f"; format {100 * (pair.difference - knowledge):+.1f}, knowledge {100 * knowledge:+.1f}"
+        moved = moved if both is not None else "; they never both name an option"
     finding = "" if figure else f"{_finding(pair).capitalize()}: "
     return [
         f"Difference: {_points(pair)} by {pair.outcome} ({_interval(pair)}), {p_text(pair.p)}",

@@ -73,7 +73,10 @@ def test_what_is_right_in_part_is_said_by_the_figure_of_the_task() -> None:
 
 
 def test_completions_that_are_never_both_read_say_nothing_of_knowledge() -> None:
-    _, moved = said(completions(-1, -1, 0), completions(0, 1, -1), generated=True)
+    models = completions(-1, -1, 0), completions(0, 1, -1)
+    pairs = compare_models(dict(zip(("base", "tuned"), models, strict=True)), generated=True)
+    assert verdict_in_brief(pairs)[1].endswith("1 gained, 1 lost; they never both name an option")
+    _, moved = said(*models, generated=True)
     assert moved.startswith("Format +0.0 points") and moved.endswith("; no question has both models name an option.")
 
 

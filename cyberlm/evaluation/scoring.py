@@ -17,6 +17,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from cyberlm.data.batches import ScoringBatch, pad_right
 from cyberlm.models.loaded import LoadedModel
+from cyberlm.models.memory import LOGITS_AT_ONCE
 from cyberlm.models.prefix_cache import encode_prefix, saves_enough, shared_length
 
 OPTIONS_AT_ONCE = 8
@@ -25,8 +26,6 @@ OPTIONS_AT_ONCE = 8
 SHARE_ALIVE = 0.75
 """Largest share of unfinished rows at which finished ones leave the batch; that copies keys and values."""
 
-LOGITS_AT_ONCE = 2**26
-"""Numbers, rows times vocabulary: 256 MiB of float32."""
 HEAD_ROWS_AT_ONCE = 16_384
 """Rows of an output head that are widened to float32 at a time."""
 

@@ -36,7 +36,7 @@ KERNEL_BUFFERS = 150 * 2**20
 HEAP_GAPS = 1.3
 """Factor on tensors that come and go on a host: glibc's heap keeps gaps between them (docs/performance.md)."""
 LOGITS_AT_ONCE = 2**26
-"""Numbers of the logits that scoring computes at once (`cyberlm.evaluation.scoring`)."""
+"""Numbers of the logits, rows times vocabulary, that scoring computes at once: 256 MiB of float32."""
 SCALE_BITS = {True: 0.127, False: 0.5}
 """Bits of a 4-bit weight's share of the scales, by double quantisation (arXiv 2305.14314, section 3)."""
 STATE_BYTES, STATE_BYTES_8BIT = 8, 2 + 8 / 256
@@ -381,7 +381,10 @@ def available_bytes(device: torch.device) -> int:
     process = psutil.Process()
     free = [psutil.virtual_memory().available]
     with contextlib.suppress(OSError, ValueError):  # no such group, or `max`; psutil does not read a container's limit
-        free.append(max(0, int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())))
+        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        cache = int(counts["active_file"]) + int(counts["inactive_file"])  # of files, which gives way
+        free.append(max(0, limit - used + cache))
     if hasattr(process, "rlimit") and process.rlimit(psutil.RLIMIT_AS)[0] != psutil.RLIM_INFINITY:
         free.append(process.rlimit(psutil.RLIMIT_AS)[0] - process.memory_info().vms)
     return resident_bytes() + min(free)

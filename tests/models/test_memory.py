@@ -1,5 +1,7 @@
 """An estimate of memory is what PyTorch, PEFT and bitsandbytes really hold, and what it advises fits."""
 
+from pathlib import Path
+
 import bitsandbytes
 import pytest
 import torch
@@ -9,7 +11,7 @@ from transformers import GPT2Config, MixtralConfig
 
 from cyberlm.config.schema import TrainConfig
 from cyberlm.data.batches import AnswerBatch
-from cyberlm.models import fast_layers
+from cyberlm.models import fast_layers, memory
 from cyberlm.models.loaded import count_parameters
 from cyberlm.models.loading import read_shape
 from cyberlm.models.memory import (
@@ -305,3 +307,13 @@ def test_overrides_that_fit(overrides: tuple[str, ...], gib: int, found: list[st
 
 def test_a_process_may_hold_more_than_it_holds() -> None:
     assert 2**26 < resident_bytes() < available_bytes(CPU)
+
+
+def test_a_containers_limit_counts_without_its_cache_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"max": "1000\n", "current": "990\n", "stat": "anon 200\nfile 790\nactive_file 300\ninactive_file 480\n"}
+    for name, content in files.items():
+        (tmp_path / f"memory.{name}").write_text(content)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert available_bytes(CPU) == pytest.approx(resident_bytes() + 790, abs=2**20)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(CPU) > resident_bytes() + 2**20

@@ -15,7 +15,6 @@ from cyberlm.data.columns import Columns, normalised
 from cyberlm.data.formats import open_rows
 from cyberlm.data.near_duplicates import alike_between, number_words, words_of
 from cyberlm.data.sources import pinned_file
-from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.files import sha256_of
 from cyberlm.tasks.task import Example
 
@@ -34,13 +33,13 @@ def trained_on_benchmarks(
     """
     texts = [words_of(question.question) for question in trained]
     found = {}
-    for name, questions in _at_hand(own):
+    for name, questions in _cached(own):
         sets = number_words(chain(map(words_of, questions), texts))
         found[name] = len({asked for asked, _ in alike_between(sets, len(questions), jaccard)}), len(questions)
     return found
 
 
-def _at_hand(own: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+def _cached(own: Collection[str]) -> Iterator[tuple[str, list[str]]]:
     """Question texts of every other pinned file that lies in the cache as it is pinned."""
     for file in group_files("data").values():
         loaded: Any = OmegaConf.load(file)
@@ -54,11 +53,10 @@ def _at_hand(own: Collection[str]) -> Iterator[tuple[str, list[str]]]:
         except (OmegaConfBaseException, KeyError):  # a source of the user's own that this run does not use
             continue
         for pinned in files:
-            path = cache_folder() / pinned.file_name
-            if pinned.sha256 in own or not pinned.address.startswith("http") or not path.is_file():
+            if pinned.sha256 in own or not pinned.address.startswith("http") or not pinned.cached.is_file():
                 continue
-            if sha256_of([path]) == pinned.sha256:
-                yield pinned.name, list(_texts(config, path))
+            if sha256_of([pinned.cached]) == pinned.sha256:
+                yield pinned.name, list(_texts(config, pinned.cached))
 
 
 def _texts(config: DataConfig, path: Path) -> Iterator[str]:

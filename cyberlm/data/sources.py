@@ -53,6 +53,11 @@ class PinnedFile:
     def name(self) -> str:
         return stem_of(Path(self.file_name))
 
+    @property
+    def cached(self) -> Path:
+        """Place in the cache folder, downloaded or not."""
+        return cache_folder() / self.file_name
+
 
 def pinned_file(config: DataConfig, size: int | None) -> PinnedFile:
     """The file of a data source, the one of `data.size` where it has several."""
@@ -159,7 +164,7 @@ def _checked(file: PinnedFile, config: DataConfig, opened: contextlib.ExitStack)
         # Not the path: it differs between machines, and would make their manifests differ.
         source = f"{package}/{inner}"
     elif place.scheme in ("http", "https"):
-        path, fix = _at_hand(file, config.dir, config.licence)
+        path, fix = _fetched(file, config.dir, config.licence)
         source = file.address if config.dir is None else None
     else:
         path = Path(unquote(place.path) if place.scheme == "file" else file.address)
@@ -186,9 +191,9 @@ def _lines(path: Path) -> list[str]:
         return archive.read(archive.namelist()[0]).decode("utf-8").splitlines()
 
 
-def _at_hand(file: PinnedFile, folder: str | None, licence: str) -> tuple[Path, str]:
+def _fetched(file: PinnedFile, folder: str | None, licence: str) -> tuple[Path, str]:
     """The file in a folder of the user's, else in the cache folder, downloaded if need be; what fetches it anew."""
-    path = Path(folder or cache_folder()) / file.file_name
+    path = Path(folder) / file.file_name if folder else file.cached
     fetch = f"curl -fLo '{path}' {file.address}" if folder else f"rm '{path}'   (the next run downloads it again)"
     if folder and not path.is_file():
         raise DataError(

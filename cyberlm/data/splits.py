@@ -286,13 +286,6 @@ def write_manifest(split: Split, config: DataConfig, path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-class _ManifestSource(TypedDict):
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
-    name: str
-    sha256: str
-    source: str
-
-
 class _ManifestRow(TypedDict):
     id: str
     hash: str
@@ -311,16 +304,11 @@ class _ManifestParts(TypedDict):
 class _Manifest(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     version: Literal[1]
-    seed: int
-    settings: dict[str, Any]
-    sources: list[_ManifestSource]
-    clusters: int
-    dropped: dict[str, int]
     parts: _ManifestParts
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Reads what `write_manifest` wrote, and checks its shape.
+    """Reads what `write_manifest` wrote, and checks the shape of its parts.
 
     Raises:
         DataError: The file is missing, is not a manifest, or is of another version.

@@ -18,12 +18,14 @@ from cyberlm.config.bounds import nested_schema
 from cyberlm.config.commands import SCHEMAS
 from cyberlm.config.compose import conf_folder, group_files
 
-FLAGS = """\
--m                   a sweep: KEY=VALUE,VALUE,... gives a job for each combination
---cfg job            prints the whole configuration, and runs nothing
---config-dir=FOLDER  adds your own files of these groups: FOLDER/GROUP/OPTION.yaml
---hydra-help         help of Hydra, which reads this line
-"""
+FLAGS = {
+    "-m": "a sweep: KEY=VALUE,VALUE,... gives a job for each combination",
+    "--config-dir=FOLDER": "adds your own files of these groups: FOLDER/GROUP/OPTION.yaml",
+    "--cfg job": "prints the whole configuration, and runs nothing",
+    "--hydra-help": "help of Hydra, which reads this line",
+}
+OF_GROUPS = ("-m", "--config-dir=FOLDER")
+"""Flags of commands that have groups."""
 REQUIRED = "required"
 
 
@@ -119,10 +121,11 @@ def description(file: Path) -> str:
 
 def help_text(command: str) -> str:
     """Lines to type, then a line for each option of each group, and for each key."""
-    parts = [description(conf_folder() / f"{command}.yaml"), FLAGS]
     groups = {group: chosen for group, chosen in groups_of(command).items() if group != "hydra"}
+    parts = [description(conf_folder() / f"{command}.yaml"), ""]
+    parts += [f"{flag:<20} {what}" for flag, what in FLAGS.items() if groups or flag not in OF_GROUPS]
     if groups:
-        parts.append("GROUP=OPTION (* by default):\n")
+        parts.append("\nGROUP=OPTION (* by default):\n")
     for group, chosen in groups.items():
         parts.append(group)
         for option, file in group_files(group).items():

@@ -25,7 +25,7 @@ def show_preview(config: RootConfig, folder: Path) -> None:
 
 
 def _show_source(source: QuestionSet, task: Task) -> None:
-    say(f"\n{source.source}: {len(source.questions):,} questions; bad rows skipped: {len(source.skipped):,}")
+    say(f"\n{source.source}: questions: {len(source.questions):,}; bad rows skipped: {len(source.skipped):,}")
     for row in source.skipped[:SHOWN]:
         say(f"  {row}")
     if len(source.skipped) > SHOWN:

@@ -18,7 +18,7 @@ def test_five_questions_are_shown_as_they_are_asked(tmp_path: Path, capsys: pyte
     show_preview(config, tmp_path)
     shown = capsys.readouterr().out
     assert "q: option letters stripped in 7 rows" in shown
-    assert "7 questions; bad rows skipped: 1\n  row 8 (line 8): options.B is empty" in shown
+    assert "questions: 7; bad rows skipped: 1\n  row 8 (line 8): options.B is empty" in shown
     assert "Right answers: A 4, B 3" in shown and shown.count("\n--- q:") == 5
     first = shown.split("--- q:1\n")[1].split("--- q:2")[0]
     assert first == (

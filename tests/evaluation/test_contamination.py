@@ -118,6 +118,19 @@ def test_a_common_phrase_is_no_leak_but_copies_of_one_text_are_not_common() -> N
     assert found_by(planted, train[:1] * (COMMON_NGRAM + 1)) == {"ngram"}
 
 
+def test_more_options_than_letters_are_classes_and_no_shared_text() -> None:
+    classes = tuple(numbered("c", 40).split())
+    test = [
+        Example("test:0", "It dumps the memory of LSASS", classes, 3),
+        Example("test:1", "It logs keys", classes, 1),
+    ]
+    train = Example("train:0", "Mimikatz reads credentials out of LSASS", classes, 3)
+    assert found_by(test, [train]) == set()
+    assert found_by(test, [replace(train, options=classes[:30])]) == set()
+    long = replace(train, question=f"{numbered('w', 13)} {numbered('v', 9)}")
+    assert found_by([*test, replace(long, question=numbered("w", 13))], [long]) == {"ngram"}
+
+
 def test_several_matches_are_all_named_up_to_a_limit() -> None:
     tests = [replace(ORIGINAL, id=f"test:{k}") for k in range(2)]
     train = [replace(ORIGINAL, id=f"train:{k}") for k in range(MAX_NAMED + 5)]

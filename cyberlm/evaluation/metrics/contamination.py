@@ -16,7 +16,7 @@ from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Predictions, has_candidates, right
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.tasks.task import Example
+from cyberlm.tasks.task import LETTERS, Example
 
 CHECKS = {
     "identical": "the same question, options and gold option",
@@ -150,7 +150,9 @@ def _share_ngram(test: Sequence[Example], train: Sequence[Example]) -> Matches:
 
 
 def _all_words(question: Example) -> Words:
-    return words_of(" ".join((question.question, *question.options)))
+    """Words of a question and its options; more options than letters are classes, which all questions have alike."""
+    options = question.options if len(question.options) <= len(LETTERS) else ()
+    return words_of(" ".join((question.question, *options)))
 
 
 def _ngrams(words: Words) -> set[Words]:

@@ -5,11 +5,13 @@ AdaptJoin, Wang, Li and Feng 2012): with the words of each set in one order, rar
 common share some of their first words.
 """
 
+import contextlib
+import gc
 import math
 import re
 import unicodedata
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, combinations, product
 
@@ -22,6 +24,18 @@ _WORD = re.compile(r"\w+")
 
 WordSet = tuple[int, ...]
 """A text's different words as ascending numbers (`number_words`)."""
+
+
+@contextlib.contextmanager
+def without_gc() -> Iterator[None]:
+    """Pauses Python's collector of reference cycles, which goes through all questions and word sets to find none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -68,14 +82,18 @@ def _groups(sets: Sequence[WordSet], jaccard: float, count: int) -> Iterator[Seq
             yield rows
             continue
         yield [row for row in rows if needed[row] <= shared]  # these need not share one word more
-        holders: defaultdict[int, list[int]] = defaultdict(list)
+        first: dict[int, int] = {}  # most words are one row's: no list for each of these
+        holders: dict[int, list[int]] = {}
         for row in rows:
             words = sets[row]
             end = len(words) - needed[row] + 1 + shared
             for word in words[bisect_left(words, begin) : end]:
-                holders[word].append(row)
+                if word in holders:
+                    holders[word].append(row)
+                elif (other := first.setdefault(word, row)) != row:
+                    holders[word] = [other, row]
         for word, group in holders.items():
-            if len(group) > 1 and group[0] < count and (count == len(sets) or group[-1] >= count):
+            if group[0] < count and (count == len(sets) or group[-1] >= count):
                 search.append((group, shared + 1, word + 1))
 
 

@@ -16,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from typing_extensions import TypedDict
 
 from cyberlm.config.schema import DataConfig
-from cyberlm.data.near_duplicates import alike, number_words, words_of
+from cyberlm.data.near_duplicates import alike, number_words, without_gc, words_of
 from cyberlm.data.readers import QuestionSet
 from cyberlm.runtime.errors import DataError, Problem
 from cyberlm.runtime.validation import reasons_of
@@ -58,6 +58,7 @@ class Split:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
+@without_gc()
 def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
     """Groups texts that are the same or nearly so: connected components over pairs whose word sets are alike.
 
@@ -82,6 +83,7 @@ def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
 # --- the split ---
 
 
+@without_gc()
 def split_questions(config: DataConfig, sources: Sequence[QuestionSet]) -> Split:
     """Splits by whole near-duplicate clusters; the same files and settings always give the same split.
 
@@ -325,6 +327,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from error
 
 
+@without_gc()
 def select_questions(sources: Sequence[QuestionSet], hashes: Sequence[str]) -> tuple[Example, ...]:
     """Finds the questions that a manifest names by hash, in its order.
 

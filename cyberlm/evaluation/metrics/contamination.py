@@ -11,7 +11,7 @@ from itertools import chain
 
 import numpy as np
 
-from cyberlm.data.near_duplicates import alike_between, number_words, words_of
+from cyberlm.data.near_duplicates import alike_between, number_words, without_gc, words_of
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Predictions, has_candidates, right
@@ -72,6 +72,7 @@ def _found(context: EvalSet) -> dict[str, Matches]:
     return find_contamination(context.questions, context.seen)
 
 
+@without_gc()
 def find_contamination(test: Sequence[Example], train: Sequence[Example]) -> dict[str, Matches]:
     """Compares every test question with every question that a model has seen, by each of `CHECKS`."""
     return {**_same_text(test, train), "jaccard": _alike(test, train), "ngram": _share_ngram(test, train)}

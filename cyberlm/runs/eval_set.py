@@ -1,7 +1,7 @@
 """Questions of an evaluation: the prompt that they are asked with, and those that its models have seen before."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -24,11 +24,15 @@ Trained = Mapping[Path, TrainConfig]
 
 
 def build_eval_set(
-    config: EvaluateConfig, trained: Trained, *, own_data: bool
+    config: EvaluateConfig, trained: Trained, given: Collection[str]
 ) -> tuple[EvalSet, Sequence[QuestionSet]]:
     """The training runs' own prompt and test questions; or those of `data`, where that was given.
 
-    Of `data` they are those of its test file, or else of its only file; of each source of a mixture.
+    Of `data` they are those of its test file, or else of its only file; of each source of a mixture. Metrics are those
+    of the training runs where their task is another than that of `config`, unless some were given.
+
+    Args:
+        given: Groups of the configuration that were typed.
 
     Returns:
         The questions, with the configuration of the prompt and the data that are used; the files they come from.
@@ -36,12 +40,15 @@ def build_eval_set(
     Raises:
         RunError: If the runs differ in prompt or test questions, or one has seen a question that is to be asked.
     """
+    own_data = "data" in given or not trained
     if trained:
         _refuse_different(trained, "prompt", lambda its: {**vars(its.prompt), "name": None})
         _refuse_different(trained, "task", lambda its: its.task)
         first = next(iter(trained.values()))
+        if "metrics" not in given and config.task.get("_target_") != first.task.get("_target_"):
+            config = replace(config, metrics=first.metrics)
         config = replace(config, prompt=first.prompt, task=first.task, data=config.data if own_data else first.data)
-    if trained and not own_data:
+    if not own_data:
         sources = _sources(config)
         questions: Sequence[Example] = select_questions(sources, _shared_test(trained))
     else:

@@ -64,7 +64,7 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     if config.run is not None:
         own = trained[Path(config.run)]
         config = replace(config, model=own.model, quant=own.quant)
-    eval_set, sources = build_eval_set(config, trained, own_data="data" in given)
+    eval_set, sources = build_eval_set(config, trained, given)
     assert isinstance(eval_set.config, EvaluateConfig)
     config = eval_set.config
     if config.runs:

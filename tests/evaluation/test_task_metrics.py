@@ -10,7 +10,7 @@ from pages_support import Reader
 from results_support import results
 from sklearn.metrics import f1_score
 from statistics_support import answered, eval_set
-from support import compose, config_of
+from support import compose, config_of, evaluation_of
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import EvaluateConfig
@@ -23,8 +23,10 @@ from cyberlm.evaluation.pages.learning_curves import read_curves
 from cyberlm.evaluation.pages.run_page import Origin, run_page
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.records import ModelSpec, Results
-from cyberlm.evaluation.results import read_predictions, read_results
+from cyberlm.evaluation.results import read_models, read_predictions, read_results
 from cyberlm.evaluation.verdict import difference_tables, verdict, verdict_in_brief
+from cyberlm.runs.eval_set import saved_eval_set
+from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError
@@ -155,6 +157,15 @@ def test_a_run_of_classes(labels: str, tmp_path: Path) -> None:
     outcomes = [pair.outcome for pair in results.comparisons]
     assert ("likelihood" in outcomes) == ("accuracy" in found) and "generation" in outcomes
     assert found["accuracy_generation"].value > 0.3
+    evaluate(evaluation_of("evaluation.max_new_tokens=8", f"run={tmp_path}/run"), tmp_path / "again")
+    again = read_results(tmp_path / "again").metrics["tuned"]
+    assert again["macro_f1_generation"] == found["macro_f1_generation"] and again.get("macro_f1") == found.get(
+        "macro_f1"
+    )
+    if MANY in labels:
+        models = read_models(tmp_path / "again")
+        context = saved_eval_set(tmp_path / "again", [row.hash for row in models["tuned"].test])
+        compute_metrics(evaluation_of().metrics, models, context)  # those of letters, of more options than letters
 
 
 SETS = [  # right, completion, log-odds of yes for each of four options

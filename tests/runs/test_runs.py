@@ -157,7 +157,7 @@ def test_training_and_evaluation_choose_the_same_questions_of_a_file(tmp_path: P
     data = small(*held_out).data
     trained = [question.hash for question in split_questions(data, load_sources(data, MULTIPLE_CHOICE)).test]
     for given in (held_out, ("data=mcq", f"data.path={test_file}", "data.max_test=5")):
-        eval_set, _ = build_eval_set(scoring(*given), {}, own_data=True)
+        eval_set, _ = build_eval_set(scoring(*given), {}, ())
         assert [question.hash for question in eval_set.questions] == trained
     assert trained != [question.hash for question in sample_questions(60)[:5]]
 

@@ -16,7 +16,7 @@ from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.statistics import Clusters, skill_interval
-from cyberlm.tasks.task import LETTERS, Example
+from cyberlm.tasks.task import LETTERS, Example, option_name
 
 HASHED_FEATURES = 2**18  # columns for the words and word pairs of an option
 SURE = 0.001  # a finding is what chance would bring about more rarely than this
@@ -104,7 +104,7 @@ def majority_letter(test: Sequence[Example], train: Sequence[Example] = ()) -> B
     """Baseline that always names the letter that is right most often in training; the first of equals."""
     counts = Counter(question.gold for question in train or test)
     most = max(counts.values())
-    first, *equals = (LETTERS[gold] for gold in sorted(counts) if counts[gold] == most)
+    first, *equals = (option_name(gold) for gold in sorted(counts) if counts[gold] == most)
     note = f"always {first}, which is right in {most} of {counts.total()} {'training' if train else 'test'} questions"
     if equals:
         note += f" (as is {', '.join(equals)})"
@@ -151,7 +151,7 @@ def _option_features(questions: Sequence[Example]) -> csr_array:
     by_length = []
     for question in questions:
         lengths = np.array([max(len(option), 1) for option in question.options])
-        longer = (lengths > lengths[:, None]).sum(axis=1)  # (K,)
+        longer = np.minimum((lengths > lengths[:, None]).sum(axis=1), len(LETTERS) - 1)  # (K,)
         by_length.append(np.column_stack([np.eye(len(LETTERS))[longer], np.log(lengths / lengths.mean())]))
     return csr_array(hstack([hashed, csr_array(np.concatenate(by_length))]))
 
@@ -209,7 +209,7 @@ def _constant_letter(rows: Sequence[Prediction]) -> Metric | None:
     gold = sum(row.gold == choice for row in rows) / n
     if count / n < CONSTANT_SHARE or not _above(count, n, max(gold, _chance(rows))):
         return None
-    letter = LETTERS[choice]
+    letter = option_name(choice)
     sentence = f"The model answers {letter} to {count / n:.1%} of the questions, where {letter} is right in {gold:.1%}"
     return _finding("constant_letter", count / n, n, sentence)
 

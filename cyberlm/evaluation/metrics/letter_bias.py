@@ -16,7 +16,7 @@ from cyberlm.evaluation.metrics.metric import Metric, chance_metric, share_metri
 from cyberlm.evaluation.metrics.rotations import prior_sample
 from cyberlm.evaluation.predictions import Predictions, choices, golds
 from cyberlm.evaluation.statistics import BoolArray, Clusters, FloatArray, IntArray, cluster_sums, effective_questions
-from cyberlm.tasks.task import LETTERS
+from cyberlm.tasks.task import LETTERS, option_name
 
 DRAWS = 10_000
 """Of the law of RStd without bias."""
@@ -28,7 +28,7 @@ def letter_bias(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     options = np.array([row.n_options for row in predictions.test])
     hits, letters = chosen == gold, np.unique(gold).tolist()
     weakest = min(letters, key=lambda letter: hits[gold == letter].mean())  # the first of equals
-    note, label = f"Recall is lowest where {LETTERS[weakest]} is right", "letters: lowest recall"
+    note, label = f"Recall is lowest where {option_name(weakest)} is right", "letters: lowest recall"
     yield share_metric("lowest_recall", hits[gold == weakest], note=note, label=label, place="evidence")
     rstd = letter_rstd(hits, gold)
     yield Metric("letter_rstd", rstd, n=n, label="letters: RStd", format_spec=".3f", place="evidence")
@@ -43,9 +43,9 @@ def letter_bias(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     yield Metric("letter_preference_p", p_value, n=n, note=note, label=label, format_spec=".2g", place="evidence")
     yield Metric("letter_preference_chi2", statistic, n=n, place="detail")
     for letter in letters:
-        yield share_metric(f"recall_{LETTERS[letter]}", hits[gold == letter], place="detail")
+        yield share_metric(f"recall_{option_name(letter)}", hits[gold == letter], place="detail")
     for letter in range(int(options.max())):
-        yield share_metric(f"chosen_{LETTERS[letter]}", chosen == letter, place="detail")
+        yield share_metric(f"chosen_{option_name(letter)}", chosen == letter, place="detail")
 
 
 def debiased(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:

@@ -79,7 +79,7 @@ def safe_to_permute(options: Sequence[str]) -> bool:
 @functools.cache
 def _letter_patterns(n_options: int) -> tuple[re.Pattern[str], ...]:
     """Patterns of an option that refers to others by letter. Letters are capitals, so that the article "a" is none."""
-    letter = f"[A-{LETTERS[n_options - 1]}]"
+    letter = f"[A-{LETTERS[min(n_options, len(LETTERS)) - 1]}]"
     both = r"\b(?i:both|either|neither)\s+\(?"
     # Not "Hepatitis B and C", "machines A and B": there the word before names what the letters are of.
     before = rf"(?:^|[^\w\s&/.'’-]\s*|\b(?i:{_SPEAKING})\s+)(?<![A-Z],\s)(?<![A-Z],)\(?"

@@ -101,12 +101,12 @@ def test_a_run_that_does_not_fit_on_a_host_is_refused_unless_told_that_it_does(t
         train(config_of(*SMALL, "plan.device_memory_gib=0.1"), tmp_path / "run")
     told = str(caught.value)
     assert "The run takes more memory than there is:" in told and "host memory 0.10 GiB: does not fit." in told
-    assert "activations" in told and told.endswith("To run it all the same, add plan.device_memory_gib=1")
+    assert "activations" in told and re.search(r"To run it all the same, add plan\.device_memory_gib=\d+$", told)
     assert not (tmp_path / "run" / "provenance.json").exists()
 
 
 def test_a_run_tells_what_was_estimated_beside_what_it_took(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train(config_of(*SMALL, "plan.device_memory_gib=1", "report=full"), tmp_path / "run")
+    train(config_of(*SMALL, "plan.device_memory_gib=100", "report=full"), tmp_path / "run")
     cost = read_results(tmp_path / "run").cost
     assert cost is not None and cost.predicted_peak_bytes is not None and cost.predicted_peak_bytes > 2**28
     shown = capsys.readouterr().out

@@ -46,7 +46,12 @@ from cyberlm.training import loggers as experiment_loggers
 
 def evaluate(config: EvaluateConfig, folder: Path) -> None:
     """Scores one or more models on the same questions, with status and loggers."""
-    with sole_owner(folder), status_of(folder), opened_loggers(config) as loggers, lost_process_explained(folder):
+    with (
+        sole_owner(folder),
+        status_of(folder),
+        opened_loggers(config) as loggers,
+        lost_process_explained("evaluate", folder),
+    ):
         run_evaluation(config, folder, loggers)
 
 

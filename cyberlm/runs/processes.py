@@ -4,6 +4,7 @@ Rank 0 runs the story (`cyberlm.runs.train`, `cyberlm.runs.evaluate`); the other
 (`cyberlm.runtime.distributed`).
 """
 
+import atexit
 import contextlib
 import logging
 import os
@@ -72,8 +73,7 @@ def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
             if set(killed.values()) <= {signal.SIGTERM}:
                 raise SystemExit(1) from None  # the process that failed has said why
             problems = [Problem(f"rank {rank}: {signal.Signals(code).name}") for rank, code in killed.items()]
-            hint = f"To go on from the last checkpoint, type:\n{signals.resume_command(folder)}"
-            raise RunError("A process of this run was killed:", problems, hint) from None
+            raise RunError("A process of this run was killed:", problems, _how_to_go_on(command, folder)) from None
         except SignalException:
             raise SystemExit(signals.EXIT_STOPPED) from None
 
@@ -85,6 +85,7 @@ def follow() -> None:
     try:
         with signals.handled():
             distributed.follow()
+        atexit.register(_end_at_once)
     except signals.Stopped:
         raise SystemExit(signals.EXIT_STOPPED) from None
     except Exception as error:
@@ -98,8 +99,25 @@ def follow() -> None:
         os._exit(1)  # a group that has lost a process cannot be taken down in order
 
 
+def _end_at_once() -> None:
+    """Ends this process before Python takes itself down, which a thread of gloo may not live to see.
+
+    Threads of gloo outlive a group that shards were made in. One that lets go of the last message then needs Python's
+    lock, and is ended without it: the whole process aborts (SIGABRT).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _how_to_go_on(command: str, folder: Path) -> str:
+    if command != "train":
+        return "Type the same command again."
+    return f"To go on from the last checkpoint, type:\n{signals.resume_command(folder)}"
+
+
 @contextlib.contextmanager
-def lost_process_explained(folder: Path) -> Iterator[None]:
+def lost_process_explained(command: str, folder: Path) -> Iterator[None]:
     """Turns the error of a connection that has closed into one screen."""
     try:
         yield
@@ -107,8 +125,7 @@ def lost_process_explained(folder: Path) -> Iterator[None]:
         if not distributed.lost_process(error):
             raise
         problem = Problem("its own output, or that of its node, tells why")
-        hint = f"To go on from the last checkpoint, type:\n{signals.resume_command(folder)}"
-        raise RunError("Another process of this run has ended.", [problem], hint) from error
+        raise RunError("Another process of this run has ended.", [problem], _how_to_go_on(command, folder)) from error
 
 
 def check_work(questions: int) -> None:

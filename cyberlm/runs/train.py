@@ -80,7 +80,7 @@ def train(config: TrainConfig, folder: Path) -> float | None:
         with (
             status_of(folder) as report,
             opened_loggers(config) as loggers,
-            lost_process_explained(folder),
+            lost_process_explained("train", folder),
             out_of_memory_explained(config),
         ):
             objective = run_training(config, folder, loggers)

@@ -160,9 +160,7 @@ def _how_to_go_on(command: str, folder: Path | None) -> str:
         return f"To go on, type:\n{signals.typed_command(sys.argv[1:])}"
     if folder is None:
         return "The sweep starts no further job."
-    if command == "train" and (folder / "config.yaml").is_file():
-        return f"To go on, type:\n{signals.resume_command(folder)}"
-    return "Type the same command again."
+    return signals.how_to_go_on(command, folder)
 
 
 def _planning(arguments: Sequence[str]) -> list[str]:

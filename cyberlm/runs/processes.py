@@ -73,7 +73,9 @@ def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
             if set(killed.values()) <= {signal.SIGTERM}:
                 raise SystemExit(1) from None  # the process that failed has said why
             problems = [Problem(f"rank {rank}: {signal.Signals(code).name}") for rank, code in killed.items()]
-            raise RunError("A process of this run was killed:", problems, _how_to_go_on(command, folder)) from None
+            raise RunError(
+                "A process of this run was killed:", problems, signals.how_to_go_on(command, folder)
+            ) from None
         except SignalException:
             raise SystemExit(signals.EXIT_STOPPED) from None
 
@@ -110,12 +112,6 @@ def _end_at_once() -> None:
     os._exit(0)
 
 
-def _how_to_go_on(command: str, folder: Path) -> str:
-    if command != "train":
-        return "Type the same command again."
-    return f"To go on from the last checkpoint, type:\n{signals.resume_command(folder)}"
-
-
 @contextlib.contextmanager
 def lost_process_explained(command: str, folder: Path) -> Iterator[None]:
     """Turns the error of a connection that has closed into one screen."""
@@ -125,7 +121,8 @@ def lost_process_explained(command: str, folder: Path) -> Iterator[None]:
         if not distributed.lost_process(error):
             raise
         problem = Problem("its own output, or that of its node, tells why")
-        raise RunError("Another process of this run has ended.", [problem], _how_to_go_on(command, folder)) from error
+        hint = signals.how_to_go_on(command, folder)
+        raise RunError("Another process of this run has ended.", [problem], hint) from error
 
 
 def check_work(questions: int) -> None:

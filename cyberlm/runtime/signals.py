@@ -139,6 +139,13 @@ def resume_command(folder: Path) -> str:
     return typed_command([f"trainer.resume={value}"])
 
 
+def how_to_go_on(command: str, folder: Path) -> str:
+    """Advice for a run, or an evaluation, that has ended before its work was done."""
+    if command == "train" and (folder / "config.yaml").is_file():
+        return f"To go on, type:\n{resume_command(folder)}"
+    return "Type the same command again."
+
+
 def typed_command(arguments: Sequence[str]) -> str:
     """The command that trains with these arguments, as one types it."""
     script = "train.py" if Path(sys.argv[0]).name == "train.py" else "-m cyberlm train"

@@ -67,8 +67,8 @@ def verdict_in_brief(pairs: Sequence[PairComparison], means: Sequence[MeanDiffer
     elif pair.outcome == GENERATION:
         both = _by_outcome(pair, pairs).get(NAMED_BY_BOTH)
         knowledge = _knowledge(pair, both)
-        moved = f"; format {100 * (pair.difference - knowledge):+.1f}, knowledge {100 * knowledge:+.1f}"
-        moved = moved if both is not None else "; they never both name an option"
+        parts = f"format {100 * (pair.difference - knowledge):+.1f}, knowledge {100 * knowledge:+.1f}"
+        moved = f"; {parts}" if both is not None else "; they never both name an option"
     finding = "" if figure else f"{_finding(pair).capitalize()}: "
     return [
         f"Difference: {_points(pair)} by {pair.outcome} ({_interval(pair)}), {p_text(pair.p)}",

@@ -52,9 +52,8 @@ def build_eval_set(
         sources = _sources(config)
         questions: Sequence[Example] = select_questions(sources, _shared_test(trained))
     else:
-        sources = tuple(
-            {file.questions[0].source: file for file in _sources(config)}.values()
-        )  # of each the test file, if any
+        last = {file.questions[0].source: file for file in _sources(config)}  # of each source the test file, if any
+        sources = tuple(last.values())
         questions = test_questions(config.data, [item for file in sources for item in file.questions])
     for run, its in trained.items():
         refuse_leaked(questions, seen_by({run: its}), str(run))

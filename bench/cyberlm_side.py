@@ -40,16 +40,18 @@ def config_of(*overrides: str) -> TrainConfig:
 
 def cybermetric(count: int, size: int = 2000) -> tuple[Example, ...]:
     """The first questions of a CyberMetric file (CYBERLM_DATA_DIR, or downloaded)."""
-    config = config_of("data=cybermetric", f"data.size={size}")
-    (main,) = load_sources(config.data, make_task(config))
-    return main.questions[:count]
+    return _questions("data=cybermetric", f"data.size={size}")[:count]
 
 
 def sample(count: int) -> tuple[Example, ...]:
     """The first questions of the free sample, from its beginning again where there are fewer."""
-    config = config_of("data=sample")
+    return tuple(itertools.islice(itertools.cycle(_questions("data=sample")), count))
+
+
+def _questions(*overrides: str) -> tuple[Example, ...]:
+    config = config_of(*overrides)
     (main,) = load_sources(config.data, make_task(config))
-    return tuple(itertools.islice(itertools.cycle(main.questions), count))
+    return main.questions
 
 
 def plain_folder(loaded: LoadedModel, prompt: Prompt) -> Path:

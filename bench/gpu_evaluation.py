@@ -6,9 +6,10 @@ planned as an evaluation plans them, at each --tokens of `data.max_batch_tokens`
 the questions, the first one having warmed its shapes. `--tiny --device cpu` shows that it works.
 """
 
-import contextlib
+import functools
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,30 +34,24 @@ def main() -> None:
     questions = sample(options.questions)
     encoded = prompt.encode(questions)
     prompt_tokens = sum(len(one.prompt_ids) for one in encoded)
+    body = {"questions": len(questions), "prompt_tokens": prompt_tokens, "new_tokens": options.new_tokens}
     rows: list[list[object]] = [["", "tokens a batch", "scored/s", "generated/s", "GiB"]]
     found: dict[str, Any] = {}
+    settings = replace(config.evaluation, max_new_tokens=options.new_tokens)
     for name in options.models:
-        loaded = load(name, options)
+        answer = functools.partial(predict, load(name, options), prompt, questions, encoded)
         for tokens in options.tokens:
-            seconds = {}
-            for generates in (False, True):
-                settings = replace(config.evaluation, generate=generates, max_new_tokens=options.new_tokens)
-                for _ in range(2):
-                    with contextlib.redirect_stderr(None), settled(options.device):
-                        started = time.perf_counter()
-                        predict(loaded, prompt, questions, encoded, settings, tokens, name)
-                        if options.device == "cuda":
-                            torch.cuda.synchronize()
-                        seconds[generates] = time.perf_counter() - started
-            scored, generated = seconds[False], seconds[True] - seconds[False]
+            scored, both = (
+                second_pass(options.device, functools.partial(answer, replace(settings, generate=how), tokens, name))
+                for how in (False, True)
+            )
+            seconds = {"scored_s": scored, "generated_s": both - scored}
             peak = torch.cuda.max_memory_allocated() / 2**30 if options.device == "cuda" else float("nan")
-            found[f"{name} {tokens}"] = {"scored_s": scored, "generated_s": generated, "gib": peak}
-            rates = [len(questions) / scored, len(questions) / generated]
-            rows.append([name, tokens, *(f"{rate:.1f}" for rate in rates), f"{peak:.1f}"])
-            print(*rows[-1], flush=True)
-            body = {"questions": len(questions), "prompt_tokens": prompt_tokens, "new_tokens": options.new_tokens}
+            found[f"{name} {tokens}"] = {**seconds, "gib": peak}
+            rates = [f"{len(questions) / second:.1f}" for second in seconds.values()]
+            rows.append([name, tokens, *rates, f"{peak:.1f}"])
             measure.write_results("gpu_evaluation", options.tiny, body | {"measured": found}, options.output)
-        del loaded
+        del answer  # makes room for the next model
     print(measure.table(f"{prompt_tokens / len(questions):.0f} tokens a prompt, on {options.device}", rows))
 
 
@@ -85,15 +80,19 @@ def load(name: str, options: Any) -> Any:
     return prepare(loaded, config_of("model=tiny_random", f"method={method}", f"trainer.accelerator={options.device}"))
 
 
-@contextlib.contextmanager
-def settled(device: str) -> Any:
-    """Peak memory is that of what follows."""
+def second_pass(device: str, work: Callable[[], object]) -> float:
+    """Seconds that `work` takes the second time; torch's peak memory is that of this time."""
     import torch
 
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    work()
+    wait()
     if device == "cuda":
-        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    yield
+    started = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

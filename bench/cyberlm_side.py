@@ -18,7 +18,7 @@ from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.data.batches import AnswerBatch, AnswerCollator
 from cyberlm.data.sources import load_sources
-from cyberlm.evaluation.scoring import answering
+from cyberlm.evaluation.scoring import eval_mode
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runtime.cache import cache_folder
@@ -143,7 +143,7 @@ def answer_nll(loaded: LoadedModel, prompt: Prompt, questions: Sequence[EncodedQ
     """Mean negative log-likelihood of the answers' tokens (nats), end of turn included: the training loss."""
     collator = AnswerCollator(prompt.end_ids, share_prefix=False)
     total, tokens = torch.zeros(()), 0
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         for question in questions:
             batch = collator(([question], 1))
             total += answer_nll_sum(loaded, batch)

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cyberlm.config.schema import OptimizerName, TrainConfig
 from cyberlm.data.batches import AnswerCollator, collate_scoring
 from cyberlm.data.sources import load_sources
-from cyberlm.evaluation.scoring import answering, option_log_probs
+from cyberlm.evaluation.scoring import eval_mode, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.models.methods.method import load_for_training, prepare
@@ -189,7 +189,7 @@ def step_1(report: Report, options: Any) -> None:
         report.tell(**{f"{what}_{variant}": distance(one, other) for what, one, other in distances})
 
 
-LEARNED, MOST_STEPS = 0.35, 300
+LEARNED, MAX_STEPS = 0.35, 300
 """Nats a trained token at which step 2 stops training, and its most steps."""
 
 
@@ -221,9 +221,9 @@ def step_2(report: Report, options: Any) -> None:
     report.detail(questions=len(encoded), steps=memorise(loaded, loss, 3e-3 if options.small else 1e-3))
     loaded.causal.to(torch.bfloat16)
     exact.causal.load_state_dict(loaded.causal.state_dict())
-    with answering(exact.model):
+    with eval_mode(exact.model):
         right_loss, right = float(loss(exact, 0)), scores(exact)
-    with answering(loaded.model), torch.autocast(options.device, torch.bfloat16):
+    with eval_mode(loaded.model), torch.autocast(options.device, torch.bfloat16):
         rough_loss, rough = float(loss(loaded, 0)), scores(loaded)
     best = rough.topk(2, dim=-1).values
     report.tell(loss=abs(rough_loss / right_loss - 1))
@@ -241,7 +241,7 @@ def short_questions(count: int) -> list[Example]:
 def memorise(loaded: LoadedModel, loss: Any, learning_rate: float) -> int:
     """Trains all weights until the loss of a step is at most `LEARNED`; returns the steps."""
     optimizer = torch.optim.AdamW(loaded.model.parameters(), lr=learning_rate)
-    for step in range(MOST_STEPS):
+    for step in range(MAX_STEPS):
         now = loss(loaded, step)
         if float(now) <= LEARNED:
             break
@@ -313,7 +313,7 @@ def expand(weight: Any) -> Tensor:
 # ---------------------------------------------------------------------------------------------- 7: 8-bit states
 
 STEPS_TAKEN, STEPS_BEFORE = 8, 4
-LEAST_8BIT = 4096
+MIN_8BIT = 4096
 """Numbers of a weight from which bitsandbytes keeps its states in 8 bits."""
 
 
@@ -340,7 +340,7 @@ class States(L.Callback):
             shutil.copytree(self.folder, self.copied)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        large = [state for p, state in trainer.optimizers[0].state.items() if p.numel() >= LEAST_8BIT]
+        large = [state for p, state in trainer.optimizers[0].state.items() if p.numel() >= MIN_8BIT]
         states = [state[name] for state in large for name in ("state1", "state2")]
         self.uint8 = sum(state.dtype == torch.uint8 for state in states) / len(states)
         self.paged = sum(bool(getattr(state, "is_paged", False)) for state in states) / len(states)

@@ -28,7 +28,7 @@ LACKING = (
 SOURCE_ONLY = ("antlr4-python3-runtime",)
 """On PyPI without a wheel; the one built here is for every Python 3."""
 PLATFORMS = tuple(f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17, 5))
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 
 RUN = """\
 #!/usr/bin/env bash
@@ -118,8 +118,8 @@ def report_size(kit: Path) -> None:
     }
     sizes = {name: sum(file.stat().st_size for file in files) for name, files in parts.items()}
     told = ", ".join(f"{name} {size / 2**20:.1f} MiB" for name, size in sizes.items())
-    print(f"{kit}: {len(list((kit / 'wheels').iterdir()))} wheels. {told}; at most {MOST_BYTES / 2**20:.0f} MiB in all")
-    if sum(sizes.values()) > MOST_BYTES:
+    print(f"{kit}: {len(list((kit / 'wheels').iterdir()))} wheels. {told}; at most {MAX_BYTES / 2**20:.0f} MiB in all")
+    if sum(sizes.values()) > MAX_BYTES:
         raise SystemExit("That is too much: leave files out, or bring them in a second call.")
 
 

@@ -10,7 +10,7 @@ from cyberlm.config.commands import SCHEMAS
 from cyberlm.runs.launch import main as launch
 from cyberlm.runs.launch import prepare_process
 from cyberlm.runtime.errors import ConfigError
-from cyberlm.runtime.progress import one_screen, show
+from cyberlm.runtime.progress import exit_on_user_error, print_error
 from cyberlm.runtime.world import find_world
 
 COMMANDS = {
@@ -39,7 +39,7 @@ def run_command(command: str) -> None:
     if command in SCHEMAS:
         in_folder = command in ("train", "evaluate")
         if not in_folder and {"-m", "--multirun"} & set(sys.argv[1:]):
-            raise SystemExit(show(ConfigError(f"{command} does one thing at a time: leave -m out.")))
+            raise SystemExit(print_error(ConfigError(f"{command} does one thing at a time: leave -m out.")))
 
         def run(config: Any, folder: Path) -> Any:
             if not in_folder:
@@ -59,7 +59,7 @@ def run_command(command: str) -> None:
         folder = {"leaderboard": "outputs/SWEEP", "recompute": "outputs/RUN"}[command]
         raise SystemExit(f"usage: cyberlm {command} {folder}")
     prepare_process()
-    with one_screen():
+    with exit_on_user_error():
         _story(STORIES[command])(Path(sys.argv[1]))
 
 

@@ -21,7 +21,7 @@ from support import SHORT, config_of, short_questions
 from training_support import with_callback
 
 from cyberlm.evaluation.inference import predict
-from cyberlm.evaluation.scoring import answering, next_logits
+from cyberlm.evaluation.scoring import eval_mode, next_logits
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_tokenizer
 from cyberlm.models.memory import release_freed_memory
@@ -56,7 +56,7 @@ def trained(overrides: Sequence[str], stopped_at: int | None, resumed: bool, fol
     encoded, meter = prompt.encode(QUESTIONS), CostMeter()
     saves = loaded.sharded or distributed.rank() == 0
     if not resumed:
-        with answering(loaded.model):
+        with eval_mode(loaded.model):
             logits = loaded.within(next_logits, loaded, [item.prompt_ids for item in encoded])
         if saves:
             try_saving(method, loaded, prompt.tokenizer, prompt.identity(), folder)

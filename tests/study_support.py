@@ -14,7 +14,7 @@ from cyberlm.evaluation.study import (
     TunedRate,
 )
 from cyberlm.evaluation.study_analysis import Answers, analyse_all, figures_of
-from cyberlm.evaluation.study_words import findings, floor_sentence, found_power
+from cyberlm.evaluation.study_words import baseline_sentence, findings, found_power
 
 QUESTIONS, SEEDS = 400, (1, 2, 3)
 COST = StudyCost(4_884_480, 139_399_488, 3 * 2**30, "host", 250.0, 420.0, 812.4, 640.2, 19 * 2**20)
@@ -92,7 +92,7 @@ def made_up_study() -> Study:
         comparisons=pairs,
         claims=main.claims,
         supported_margin=main.supported_margin,
-        findings=(*findings(table, pairs, main.claims, "generation"), *floor_sentence(table, floors, "generation")),
+        findings=(*findings(table, pairs, main.claims, "generation"), *baseline_sentence(table, floors, "generation")),
         power=tuple(found_power(main, 0.02, len(SEEDS))),
         floors=floors,
         notes=(),

@@ -20,7 +20,7 @@ from cyberlm.config.rules import build_config
 from cyberlm.config.saved import config_of
 from cyberlm.config.schema import EvaluateConfig, Monitor, TrainConfig
 from cyberlm.evaluation.results import read_predictions, read_results
-from cyberlm.evaluation.scoring import answering
+from cyberlm.evaluation.scoring import eval_mode
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.export import export
 from cyberlm.runs.open_run import load_tuned
@@ -92,7 +92,7 @@ def test_a_method(own_folder: Path, tmp_path: Path) -> None:
     out = export(ExportConfig(run=str(run), to=ExportForm.merged, accelerator="cpu"))
     assert json.loads((out / "export.json").read_text())["agreement"][0]["flips"] == []
     tuned = load_tuned(config_of(run), run, torch.device("cpu"))
-    with answering(tuned.model), torch.inference_mode():
+    with eval_mode(tuned.model), torch.inference_mode():
         merged = AutoModelForCausalLM.from_pretrained(out).eval()
         torch.testing.assert_close(merged(input_ids=IDS).logits, tuned.model(input_ids=IDS).logits)
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.commands import REMOVED_KEYS
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
-from cyberlm.runtime.signals import quoted
+from cyberlm.runtime.signals import quote_override
 
 SEVERAL_OPTIONS = ("logger", "callbacks", "metrics")
 """Groups of which a run takes several options at once."""
@@ -29,7 +29,7 @@ def conf_folder() -> Path:
     return beside if (beside / "train.yaml").is_file() else package / "conf"
 
 
-def own_folder() -> Path | None:
+def user_config_folder() -> Path | None:
     """The folder that --config-dir adds to conf/, where it was given."""
     given = re.search(r"(?:^|\0)(?:--config-dir|-cd)[=\0]([^\0]+)", "\0".join(sys.argv[1:]))
     return Path(given[1]).resolve() if given and Path(given[1]).is_dir() else None
@@ -37,7 +37,7 @@ def own_folder() -> Path | None:
 
 def group_files(group: str) -> dict[str, Path]:
     """The file of each option of a group, by name: of conf/, and of the folder that --config-dir adds."""
-    folders = filter(None, (conf_folder(), own_folder()))
+    folders = filter(None, (conf_folder(), user_config_folder()))
     files = {file.stem: file for folder in folders for file in (folder / group).glob("*.yaml")}
     return dict(sorted(files.items()))
 
@@ -68,7 +68,7 @@ def _unquoted(overrides: Sequence[str]) -> Iterator[Problem]:
         try:
             parser.parse_override(item)
         except HydraException:
-            fix = f"{key}={quoted(str(Path(value).expanduser()) if value.startswith('~/') else value)}"
+            fix = f"{key}={quote_override(str(Path(value).expanduser()) if value.startswith('~/') else value)}"
             with contextlib.suppress(HydraException):
                 parser.parse_override(fix)
                 if not value.startswith(("[", "{", "'", '"', "$(")):
@@ -110,7 +110,7 @@ def _values(override: str) -> list[str]:
 
 
 def _composed(command: str, overrides: list[str]) -> DictConfig | Exception:
-    folder = own_folder()
+    folder = user_config_folder()
     try:
         return hydra.compose(command, [*([f"hydra.searchpath=[file://{folder}]"] if folder else []), *overrides])
     except Exception as error:  # of any type: see launch.main

@@ -24,7 +24,7 @@ FLAGS = {
     "--cfg job": "prints the whole configuration, and runs nothing",
     "--hydra-help": "help of Hydra, which reads this line",
 }
-OF_GROUPS = ("-m", "--config-dir=FOLDER")
+GROUP_FLAGS = ("-m", "--config-dir=FOLDER")
 """Flags of commands that have groups."""
 REQUIRED = "required"
 
@@ -123,7 +123,7 @@ def help_text(command: str) -> str:
     """Lines to type, then a line for each option of each group, and for each key."""
     groups = {group: chosen for group, chosen in groups_of(command).items() if group != "hydra"}
     parts = [description(conf_folder() / f"{command}.yaml"), ""]
-    parts += [f"{flag:<20} {what}" for flag, what in FLAGS.items() if groups or flag not in OF_GROUPS]
+    parts += [f"{flag:<20} {what}" for flag, what in FLAGS.items() if groups or flag not in GROUP_FLAGS]
     if groups:
         parts.append("\nGROUP=OPTION (* by default):\n")
     for group, chosen in groups.items():

@@ -10,13 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.bounds import bound_problems
-from cyberlm.config.compose import conf_folder, group_files, own_folder
+from cyberlm.config.compose import conf_folder, group_files, user_config_folder
 from cyberlm.config.question_rules import data_problems
 from cyberlm.config.schema import DataConfig
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
-from cyberlm.runtime.validation import shown
+from cyberlm.runtime.validation import short_repr
 
-OF_A_SOURCE = (
+SOURCE_KEYS = (
     *("name", "path", "address", "commit", "sha256", "size", "files", "dir", "answer_address", "answer_sha256"),
     *("reader", "subset", "split", "columns", "licence", "test_size", "test_path", "test_split", "on_bad_row"),
 )
@@ -41,12 +41,12 @@ def with_sources(composed: DictConfig) -> DictConfig:
     sources: dict[str, Any] = {}
     for name in names:
         its: Any = OmegaConf.to_container(alone[name].data, resolve=True, enum_to_str=True)
-        kept = {key: its[key] for key in OF_A_SOURCE if its[key] != default[key]}
+        kept = {key: its[key] for key in SOURCE_KEYS if its[key] != default[key]}
         sources[name] = kept | own["sources"].get(name, {})
     licences = list(dict.fromkeys(source.get("licence", "unknown") for source in sources.values()))
     plain: Any = OmegaConf.to_container(composed, resolve=False)
     plain["data"] = {
-        **{key: default[key] if key in OF_A_SOURCE else own[key] for key in own},
+        **{key: default[key] if key in SOURCE_KEYS else own[key] for key in own},
         "name": "+".join(names),
         "licence": licences[0] if len(licences) == 1 else f"several: {', '.join(licences)}",
         "sources": sources,
@@ -95,7 +95,7 @@ def _refuse(found: Any) -> None:
 
 def _composed(name: str) -> DictConfig:
     """The configuration that `data=name` alone gives."""
-    folder, within_job = own_folder(), GlobalHydra.instance().is_initialized()
+    folder, within_job = user_config_folder(), GlobalHydra.instance().is_initialized()
     context = (
         contextlib.nullcontext() if within_job else hydra.initialize_config_dir(str(conf_folder()), version_base="1.3")
     )
@@ -111,7 +111,7 @@ def _task_problems(composed: DictConfig, alone: Mapping[str, DictConfig]) -> Ite
     for name, task in others:
         for key in ["_target_"] if task["_target_"] != expected["_target_"] else list(expected | task):
             if task.get(key) != expected.get(key):
-                ours, theirs = (shown(str(its.get(key))) for its in (expected, task))
+                ours, theirs = (short_repr(str(its.get(key))) for its in (expected, task))
                 what = f"task.{key} is {ours} with {first}, {theirs} with {name}"
                 yield Problem(what, "sources of one task, asked in the same words")
     if expected["_target_"] != composed.task._target_:
@@ -124,14 +124,14 @@ def _misplaced(own: dict[str, Any], names: list[str], alone: Mapping[str, DictCo
     for name, typed in own["sources"].items():
         if name not in names:
             yield Problem(f"data.sources.{name}: it is not in data.mix", ", ".join(names))
-        for key in set(typed or {}) - set(OF_A_SOURCE):
-            yield Problem(f"there is no key data.sources.{name}.{key}. {did_you_mean(key, OF_A_SOURCE)}".rstrip())
+        for key in set(typed or {}) - set(SOURCE_KEYS):
+            yield Problem(f"there is no key data.sources.{name}.{key}. {did_you_mean(key, SOURCE_KEYS)}".rstrip())
     chosen = own["name"]
     if chosen not in (*names, "sample"):
         yield Problem(f"data={chosen} is not in data.mix", f"one of {', '.join(names)}, or data.mix alone")
     if chosen in alone:
         its: Any = OmegaConf.to_container(alone[chosen].data, resolve=True, enum_to_str=True)
-        for key in OF_A_SOURCE:
+        for key in SOURCE_KEYS:
             if own[key] != its[key]:
                 fix = f"+data.sources.{names[0]}.{key}={own[key]}"
                 yield Problem(f"data.{key}={own[key]} with data.mix", "a key of one of the sources", fix)

@@ -34,11 +34,14 @@ from cyberlm.runtime.world import find_world
 MULTIPLE_CHOICE = "cyberlm.tasks.multiple_choice.MultipleChoice"
 
 
-OF_PARTS = ("logger", "callbacks", "metrics", "task")
+INSTANTIATED_GROUPS = ("logger", "callbacks", "metrics", "task")
 """Groups of parts that are made when a run begins; their texts may refer to the environment."""
 WRITTEN_TO = ("save_dir", "dirpath", "default_root_dir", "root_dir")
 """Arguments of Lightning's loggers and callbacks that name a folder to write to."""
-MOVED = {"cyberlm.loggers.": "cyberlm.training.loggers.", "cyberlm.callbacks.": "cyberlm.training.callbacks.resuming."}
+MOVED_TARGETS = {
+    "cyberlm.loggers.": "cyberlm.training.loggers.",
+    "cyberlm.callbacks.": "cyberlm.training.callbacks.resuming.",
+}
 """Modules of a `_target_` by the names that older configurations have for them."""
 Config = TypeVar("Config", bound=RootConfig | ExportConfig | OpenConfig)
 
@@ -56,7 +59,7 @@ def build_config(composed: DictConfig, schema: type[Config]) -> Config:
         built.trainer.devices = world.size
     if isinstance(built, TrainConfig):
         unknown += _step_problems(built)
-        built.trainer.accumulate_grad_batches = accumulated(built)
+        built.trainer.accumulate_grad_batches = accumulation_steps(built)
     _refuse([*unknown, *_problems(built)])
     return built
 
@@ -89,7 +92,7 @@ def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Pro
     """The dataclass of a configuration, and its keys that the dataclass does not have."""
     plain: Any = OmegaConf.to_container(composed, resolve=False)
     unknown = list(_unknown_keys(plain, schema))
-    plain |= {group: _as_entries(plain[group], group) for group in OF_PARTS if group in plain}
+    plain |= {group: _as_entries(plain[group], group) for group in INSTANTIATED_GROUPS if group in plain}
     try:
         empty = sorted(OmegaConf.missing_keys(OmegaConf.create(plain)))  # of the escaped entries: none is looked up
         missing = [Problem(f"{key} has no value", fix=f"{key}=...") for key in empty]
@@ -110,8 +113,8 @@ def _as_entries(value: Any, name: str) -> Any:
     if isinstance(value, list):
         return [_as_entries(item, name) for item in value]
     if isinstance(value, str) and name == "_target_":
-        old = next((old for old in MOVED if value.startswith(old)), "")
-        return MOVED.get(old, "") + value.removeprefix(old)
+        old = next((old for old in MOVED_TARGETS if value.startswith(old)), "")
+        return MOVED_TARGETS.get(old, "") + value.removeprefix(old)
     if isinstance(value, str) and name not in WRITTEN_TO:
         return value.replace("${oc.env:", "\\${oc.env:")
     return value
@@ -226,7 +229,7 @@ def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
         yield Problem(what, f"{world.size}, or nothing: the launcher decides", f"trainer.devices={world.size}")
 
 
-def accumulated(config: RootConfig) -> int:
+def accumulation_steps(config: RootConfig) -> int:
     """Micro-batches of each process in an optimizer step, as `data.batch_size` wants them."""
     data, trainer = config.data, config.trainer
     if data.batch_size is None or min(data.batch_size, data.micro_batch_size, trainer.devices) < 1:
@@ -241,9 +244,9 @@ def _step_problems(config: TrainConfig) -> Iterator[Problem]:
     if data.micro_batch_size >= 1 and data.batch_size % data.micro_batch_size:
         what = f"data.batch_size={data.batch_size} with data.micro_batch_size={data.micro_batch_size}"
         yield Problem(what, f"a multiple of {data.micro_batch_size}: a step is whole micro-batches")
-    if given not in (1, accumulated(config)):
+    if given not in (1, accumulation_steps(config)):
         what = f"data.batch_size={data.batch_size} with trainer.accumulate_grad_batches={given}"
-        allowed = f"one of them: the first sets the second to {accumulated(config)}"
+        allowed = f"one of them: the first sets the second to {accumulation_steps(config)}"
         yield Problem(what, allowed, "trainer.accumulate_grad_batches=1")
 
 

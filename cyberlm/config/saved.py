@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.compose import conf_folder
 from cyberlm.config.method_rules import FULL, LORA
-from cyberlm.config.rules import MULTIPLE_CHOICE, OF_PARTS, Config, read_config
+from cyberlm.config.rules import INSTANTIATED_GROUPS, MULTIPLE_CHOICE, Config, read_config
 from cyberlm.config.schema import Monitor, RootConfig, TrainConfig
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import write_text
@@ -30,29 +30,29 @@ def plain_config(config: RootConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-NOT_SETTLED = ("trainer.resume", "logger", "group", "report")
+FREE_ON_RESUME = ("trainer.resume", "logger", "group", "report")
 """Overrides that a resumed run may be given; everything else it keeps."""
 
 
-def settings_of(config: RootConfig) -> dict[str, str]:
+def flat_config(config: RootConfig) -> dict[str, str]:
     """Everything that a resumed run keeps, by dotted key, each value as JSON."""
-    return flattened(plain_config(config))
+    return flatten_config(plain_config(config))
 
 
-def hash_of(settings: Mapping[str, str]) -> str:
-    """SHA-256 of what `settings_of` gives."""
+def config_hash(settings: Mapping[str, str]) -> str:
+    """SHA-256 of what `flat_config` gives."""
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
-def flattened(plain: Any) -> dict[str, str]:
-    """A configuration in plain containers as `settings_of` has it."""
+def flatten_config(plain: Any) -> dict[str, str]:
+    """A configuration in plain containers as `flat_config` has it."""
     flat: dict[str, str] = {}
 
     def add(prefix: str, value: Any) -> None:
         if isinstance(value, dict) and value:
             for key, item in value.items():
                 add(f"{prefix}.{key}" if prefix else str(key), item)
-        elif not any(prefix == name or prefix.startswith(f"{name}.") for name in NOT_SETTLED):
+        elif not any(prefix == name or prefix.startswith(f"{name}.") for name in FREE_ON_RESUME):
             flat[prefix] = json.dumps(value, ensure_ascii=False)
 
     add("", plain)
@@ -73,7 +73,9 @@ def setting_changes(
 def save_config(folder: Path, config: RootConfig) -> None:
     """Writes config.yaml so that every text comes back as it is; parts that are made later keep their references."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = {key: value if key in OF_PARTS else _literal(value) for key, value in plain_config(config).items()}
+    plain = {
+        key: value if key in INSTANTIATED_GROUPS else _literal(value) for key, value in plain_config(config).items()
+    }
     readable = not ODD_BREAKS.search(json.dumps(plain, ensure_ascii=False))
     text = yaml.dump(plain, Dumper=get_omega_conf_dumper(), allow_unicode=readable, sort_keys=False)
     write_text(folder / "config.yaml", text)
@@ -112,10 +114,10 @@ OLDER_METHODS = {"sft": FULL, "lora": LORA, "qlora": LORA}
 
 def config_of(run: Path) -> TrainConfig:
     """The configuration that a training run was made with; what it names may be gone since."""
-    return saved_as(run, TrainConfig)
+    return load_config(run, TrainConfig)
 
 
-def saved_as(run: Path, schema: type[Config]) -> Config:
+def load_config(run: Path, schema: type[Config]) -> Config:
     """Configuration of a run in the dataclass of its command. Keys that did not exist then get what held without them.
 
     Raises:

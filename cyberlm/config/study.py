@@ -7,7 +7,7 @@ from omegaconf import MISSING
 
 from cyberlm.config.bounds import above_zero, at_least, between, folder_name
 
-LARGEST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 StudyOutcome = StrEnum("StudyOutcome", "generation likelihood")
 
 
@@ -31,7 +31,7 @@ class StudyConfig:
     """Learning rates that the tuning stage tries, by method; a single one is taken as it is."""
     tune_steps: int | None = at_least(1, None)
     """Optimizer steps of a tuning job; null: as many as the others have."""
-    tune_seed: int = between(0, LARGEST_SEED, 0)
+    tune_seed: int = between(0, MAX_SEED, 0)
     """Seed of the tuning jobs, none of study.seeds."""
     overrides: dict[str, list[str]] = field(default_factory=dict)
     """Settings that one method needs besides, by method: a list of overrides."""

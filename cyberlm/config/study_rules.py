@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from cyberlm.config.compose import group_files
 from cyberlm.config.schema import TrainConfig
-from cyberlm.config.study import LARGEST_SEED, StudyConfig, StudyOutcome
+from cyberlm.config.study import MAX_SEED, StudyConfig, StudyOutcome
 from cyberlm.runtime.errors import Problem, did_you_mean
 
-FEWEST = 2
+MIN_COMPARED = 2
 """Methods, and seeds of each, that can be compared."""
 
 
@@ -48,8 +48,8 @@ def _method_problems(study: StudyConfig) -> Iterator[Problem]:
 def _seed_problems(study: StudyConfig) -> Iterator[Problem]:
     yield from _few_or_repeated("seeds", study.seeds, "study.seeds=[1,2,3]")
     for seed in study.seeds:
-        if not 0 <= seed <= LARGEST_SEED:
-            yield Problem(f"study.seeds holds {seed}", f"0 to {LARGEST_SEED}")
+        if not 0 <= seed <= MAX_SEED:
+            yield Problem(f"study.seeds holds {seed}", f"0 to {MAX_SEED}")
     if study.tune and study.tune_seed in study.seeds:
         what = f"study.tune_seed={study.tune_seed} is one of study.seeds: learning rates would be chosen on one of them"
         yield Problem(what, "another seed", f"study.tune_seed={max(study.seeds) + 1}")
@@ -60,8 +60,8 @@ def _few_or_repeated(key: str, values: list[str] | list[int], example: str) -> I
     repeated = [str(value) for value, count in Counter(values).items() if count > 1]
     if repeated:
         yield Problem(f"{typed} names {', '.join(repeated)} twice", "each once")
-    elif len(values) < FEWEST:
-        yield Problem(f"{typed}: nothing could be compared", f"{FEWEST} or more", f"'{example}'")
+    elif len(values) < MIN_COMPARED:
+        yield Problem(f"{typed}: nothing could be compared", f"{MIN_COMPARED} or more", f"'{example}'")
 
 
 def _rate_problems(study: StudyConfig) -> Iterator[Problem]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cyberlm.data.formats import ROW_SHAPE, RepeatedKeys, key_names
-from cyberlm.runtime.validation import kind_of, shown
+from cyberlm.runtime.validation import describe_type, short_repr
 from cyberlm.tasks.task import LETTERS, Example, Task
 
 ANSWER_IS = "answer_is"
@@ -48,8 +48,8 @@ class Columns:
             ValueError: The row is no object, or lacks a column.
         """
         if not isinstance(row, dict):
-            raise ValueError(f"it is {kind_of(row)}; allowed: {ROW_SHAPE}")
-        missing = [shown(str(name)) for name in self.names if name not in row]
+            raise ValueError(f"it is {describe_type(row)}; allowed: {ROW_SHAPE}")
+        missing = [short_repr(str(name)) for name in self.names if name not in row]
         if missing:
             raise ValueError(f"there is no column {', '.join(missing)}, which data.columns names")
         named = {
@@ -69,7 +69,7 @@ def make_example(row: object, number: int, columns: Columns, task: Task, name: s
         fields = columns.fields(row)
         own_id = fields.pop("id") if "id" in columns.of_field else number
         if not isinstance(own_id, str | int | float) or own_id == "":
-            raise ValueError(f"id is {kind_of(own_id)}; allowed: a text or a number")
+            raise ValueError(f"id is {describe_type(own_id)}; allowed: a text or a number")
         if isinstance(own_id, float):
             own_id = str(own_id).removesuffix(".0")  # a JSON file's 17 is read as 17.0
         example = task.read(fields, f"{name}:{own_id}")

@@ -256,7 +256,7 @@ class QuestionData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.config = config
-        rows = distributed.share(len(validation)) if share_validation else range(len(validation))
+        rows = distributed.rows_of_rank(len(validation)) if share_validation else range(len(validation))
         self.train_questions = train
         self.validation_questions = [turn for row in rows for turn in validation[row].each_turn()]
         self.collator = AnswerCollator(end_ids, share_prefix=share_prefix)

@@ -16,7 +16,7 @@ import pyarrow.parquet
 from cyberlm.data.text_files import MAX_LINE_BYTES, decode, ending_of, read_bytes, unreadable
 from cyberlm.runtime.errors import DataError
 from cyberlm.runtime.files import sha256_of
-from cyberlm.runtime.validation import kind_of, shown
+from cyberlm.runtime.validation import describe_type, short_repr
 
 ROW_SHAPE = '{"question": "...", ...}'
 PARQUET_ROWS = 1024
@@ -60,7 +60,7 @@ def _json_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def key_names(value: dict[str, object]) -> str:
-    return ", ".join(map(shown, list(value)[:8]))
+    return ", ".join(map(short_repr, list(value)[:8]))
 
 
 def _json_rows(path: Path, content: bytes, header: bool) -> Iterator[Row]:
@@ -74,7 +74,7 @@ def _json_rows(path: Path, content: bytes, header: bool) -> Iterator[Row]:
     if isinstance(value, dict) and set(value) == {"questions"} and isinstance(value["questions"], list):
         value = value["questions"]
     if not isinstance(value, list):
-        found = kind_of(value)
+        found = describe_type(value)
         if isinstance(value, RepeatedKeys):
             found = f"an object that gives {key_names(value)} more than once"
         elif isinstance(value, dict):
@@ -129,7 +129,7 @@ def _csv_rows(
             if not columns:
                 names = [" ".join(cell.split()) for cell in cells]
                 columns = names if header else list(range(1, len(cells) + 1))
-                repeated = ", ".join(shown(name) for name in dict.fromkeys(names) if names.count(name) > 1)
+                repeated = ", ".join(short_repr(name) for name in dict.fromkeys(names) if names.count(name) > 1)
                 if header:
                     continue
             number += 1

@@ -25,7 +25,7 @@ from cyberlm.tasks.task import Example
 CHECKED_AT_ONCE = 256
 NAMED = 3
 """Examples that are named for each broken rule; the rest are counted."""
-MOST_SHOWN = 2000
+MAX_SHOWN = 2000
 """Characters of a prompt that are shown; of a longer one, its end."""
 
 Collate = Callable[[tuple[list[EncodedQuestion], int]], AnswerBatch]
@@ -187,8 +187,8 @@ def _show(example: _Row, prompt: Prompt) -> None:
         if is_trained:
             text.append(part if colour else f"[{part}]", style="bold black on green" if colour else "")
         else:
-            left_out = f"({len(part) - MOST_SHOWN} characters) ... " if len(part) > MOST_SHOWN else ""
-            text.append(f"{left_out}{part[-MOST_SHOWN:]}", style="dim" if colour else "")
+            left_out = f"({len(part) - MAX_SHOWN} characters) ... " if len(part) > MAX_SHOWN else ""
+            text.append(f"{left_out}{part[-MAX_SHOWN:]}", style="dim" if colour else "")
     say(text)
 
 

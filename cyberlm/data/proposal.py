@@ -13,17 +13,17 @@ from typing import Any
 from cyberlm.config.schema import AnswerIs
 from cyberlm.data.columns import ANSWER_IS, Columns, make_example, normalised
 from cyberlm.data.formats import Opened
-from cyberlm.runtime.signals import quoted
-from cyberlm.runtime.validation import shown
+from cyberlm.runtime.signals import quote_override
+from cyberlm.runtime.validation import short_repr
 from cyberlm.tasks.multiple_answer import MultipleAnswer
 from cyberlm.tasks.multiple_choice import MultipleChoice
 from cyberlm.tasks.task import Task
 
 Fields = dict[Any, Any]
 TRIED_ROWS = 40
-MOST_TRIED = 4
+MAX_TRIED = 4
 """Columns that are tried as the question, and as the answer."""
-MOST_SHOWN = 30
+MAX_SHOWN = 30
 QUESTION_WORDS = (("question",), ("query", "stem", "problem", "description", "sentence", "text", "input"))
 ANSWER_WORDS = (("answer", "solution", "correct", "gold"), ("gt", "label", "target", "key", "class", "output"))
 TOPIC_WORDS = ("topic", "domain", "category", "subject")
@@ -114,9 +114,9 @@ def _mappings(rows: Sequence[Fields]) -> Iterator[Columns]:
             yield from (Columns.of({shape: name}) for shape in ("messages", "conversations"))
     texts = [name for name in names if all(isinstance(row.get(name), str) and row[name] for row in rows)]
     texts.sort(key=lambda name: -sum(len(row[name]) for row in rows))
-    for question in _likely(texts, QUESTION_WORDS)[:MOST_TRIED]:
+    for question in _likely(texts, QUESTION_WORDS)[:MAX_TRIED]:
         rest = [name for name in names if name != question]
-        for answer in _likely(rest[::-1], ANSWER_WORDS)[:MOST_TRIED]:
+        for answer in _likely(rest[::-1], ANSWER_WORDS)[:MAX_TRIED]:
             for options in _options([name for name in rest if name != answer], rows[0]):
                 fields = {"question": question, "options": options, "answer": answer}
                 for answer_is in (None, *AnswerIs) if options else (None,):
@@ -162,14 +162,14 @@ def _overrides(columns: Columns) -> Iterator[str]:
 
 
 def _typed(name: str | int) -> str:
-    return str(name) if isinstance(name, int) or PLAIN.fullmatch(name) else quoted(name)
+    return str(name) if isinstance(name, int) or PLAIN.fullmatch(name) else quote_override(name)
 
 
 def _first_row(rows: Sequence[Fields]) -> str:
     items = list(rows[0].items())
     by_number = isinstance(items[0][0], int) if items else False
     title = "Its columns by number, with the first row:" if by_number else "Its columns, with the first row:"
-    texts = [str(item).removesuffix(".0") if isinstance(item, float) else str(item) for _, item in items[:MOST_SHOWN]]
-    lines = [f"    {str(name)[:60]}: {shown(text)}" for (name, _), text in zip(items, texts, strict=False)]
-    more = [f"    and {len(items) - MOST_SHOWN} more"] if len(items) > MOST_SHOWN else []
+    texts = [str(item).removesuffix(".0") if isinstance(item, float) else str(item) for _, item in items[:MAX_SHOWN]]
+    lines = [f"    {str(name)[:60]}: {short_repr(text)}" for (name, _), text in zip(items, texts, strict=False)]
+    more = [f"    and {len(items) - MAX_SHOWN} more"] if len(items) > MAX_SHOWN else []
     return "\n".join([title, *lines, *more])

@@ -15,7 +15,7 @@ from cyberlm.runtime.errors import DataError, Problem
 from cyberlm.tasks.task import Example, Task
 
 MAX_ROWS = 10**6
-MOST_SHOWN = 3
+MAX_SHOWN = 3
 """Bad rows that are listed of a file without a good one."""
 
 
@@ -113,7 +113,7 @@ def read_questions(
 
 def _bad_rows(path: Path, good: int, bad: list[str], hint: str) -> DataError:
     reasons = {row.partition(": ")[2] for row in bad}
-    listed = bad if good or len(bad) <= MOST_SHOWN else [*bad[:MOST_SHOWN], f"and {len(bad) - MOST_SHOWN} more rows"]
+    listed = bad if good or len(bad) <= MAX_SHOWN else [*bad[:MAX_SHOWN], f"and {len(bad) - MAX_SHOWN} more rows"]
     if len(bad) > 1 and not good and len(reasons) == 1:
         listed = [f"every row: {reasons.pop()}"]
     return DataError(f"{path}: {len(bad)} of {good + len(bad)} rows are bad:", map(Problem, listed), hint)

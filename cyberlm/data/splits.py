@@ -19,7 +19,7 @@ from cyberlm.config.schema import DataConfig
 from cyberlm.data.near_duplicates import alike, number_words, without_gc, words_of
 from cyberlm.data.readers import QuestionSet
 from cyberlm.runtime.errors import DataError, Problem
-from cyberlm.runtime.validation import reasons_of
+from cyberlm.runtime.validation import validation_messages
 from cyberlm.tasks.task import Example
 
 SPLIT_MANIFEST = "split_manifest.json"
@@ -322,7 +322,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         raise DataError(
             f"{path} is not a split manifest that this version reads:",
-            map(Problem, reasons_of(error)),
+            map(Problem, validation_messages(error)),
             "docs/data.md shows its shape; a run writes a new one with the same data settings.",
         ) from error
 

@@ -19,11 +19,11 @@ from cyberlm.evaluation.statistics import BoolArray, Clusters, IntArray
 from cyberlm.tasks.task import LETTERS, option_name
 
 Kind = Literal["bars", "confusion", "lines", "table"]
-BIN_QUESTIONS, MOST_BINS = 20, 15
+BIN_QUESTIONS, MAX_BINS = 20, 15
 """Fewest questions of a bin of a reliability diagram, and most bins."""
-MOST_ROWS = 1000
+MAX_ROWS = 1000
 """Questions in the table of predictions."""
-MOST_TOPICS = 20
+MAX_TOPICS = 20
 """Of a chart by topic, those with the most questions."""
 
 
@@ -40,7 +40,7 @@ class Chart:
 def reliability(confidence: ArrayLike, correct: ArrayLike, clusters: Clusters = None) -> list[tuple[float, Metric]]:
     """Points of a reliability diagram: mean confidence and share right, of (N,), in bins of equally many questions."""
     values, hits = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.bool_)
-    places = equal_mass_bins(values, max(1, min(MOST_BINS, values.size // BIN_QUESTIONS)))
+    places = equal_mass_bins(values, max(1, min(MAX_BINS, values.size // BIN_QUESTIONS)))
     points = []
     for number in np.unique(places):
         inside = places == number
@@ -83,7 +83,7 @@ def charts_of(eval_set: EvalSet, models: Mapping[str, Predictions]) -> Iterator[
         if rows[0].n_options <= len(LETTERS):
             cells = [(LETTERS[i], LETTERS[j], int(n)) for (i, j), n in np.ndenumerate(letter_counts(rows))]
             yield Chart(f"confusion_of_letters/{name}", "confusion", ("right", "chosen", "questions"), cells)
-        topics = [(topic.name, topic.value, topic.n) for topic in by_topic(rows, correct)[:MOST_TOPICS]]
+        topics = [(topic.name, topic.value, topic.n) for topic in by_topic(rows, correct)[:MAX_TOPICS]]
         if topics:
             yield Chart(f"accuracy_by_topic/{name}", "bars", ("topic", "accuracy", "questions"), topics)
         confidence = confidence_of(scores_of(rows, eval_set.option_score).numpy())
@@ -100,7 +100,7 @@ def _predictions(eval_set: EvalSet, models: Mapping[str, Predictions]) -> Chart:
     of_model = (*(() if free else ("choice",)), "right", *(("generated",) if with_text else ()))
     columns = ["id", "topic", *(["question"] if with_text else []), "right answer"]
     rows = []
-    for k, question in enumerate(eval_set.questions[:MOST_ROWS]):
+    for k, question in enumerate(eval_set.questions[:MAX_ROWS]):
         row: list[Any] = [next(iter(models.values())).test[k].id, question.topic]
         right = question.answer if free else f"{question.letter}) {question.answer}"
         row += [question.question, right] if with_text else ["" if free else question.letter]

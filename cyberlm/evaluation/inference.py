@@ -11,7 +11,7 @@ from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.rotations import rotations, safe_to_permute
 from cyberlm.evaluation.predictions import NO_CHOICE, OTHER_ANSWER, Prediction, Predictions
 from cyberlm.evaluation.scores import choose
-from cyberlm.evaluation.scoring import answering, generate, option_log_probs
+from cyberlm.evaluation.scoring import eval_mode, generate, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.sharding import equal_calls
 from cyberlm.runtime import distributed
@@ -102,11 +102,11 @@ def predict(
     Args:
         max_batch_tokens: Most tokens (padding included) in one forward pass.
     """
-    rows = distributed.share(len(questions))
+    rows = distributed.rows_of_rank(len(questions))
     mine, encoded = [questions[row] for row in rows], [encoded[row] for row in rows]
     if distributed.world_size() > 1:
         label = f"{label} ({len(rows)} of {len(questions)} questions, one process's share)"
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         with track(f"Scoring {label}", len(mine), "questions") as advance, equal_calls(loaded):
             scored = loaded.within(_score, loaded, encoded, max_batch_tokens, advance)
         completions: Sequence[Completion] = [Completion(None, None)] * len(mine)
@@ -136,7 +136,7 @@ def predict(
     chosen, best = (found.tolist() for found in choose(predictions, config.option_score))
     made = zip(predictions, chosen, best, strict=True)
     predictions = [replace(row, choice=choice, tied=equals > 1) for row, choice, equals in made]
-    return distributed.merge_shares(predictions, len(questions))
+    return distributed.gather_rows(predictions, len(questions))
 
 
 def answer_tokens(question: EncodedQuestion) -> tuple[int, ...]:

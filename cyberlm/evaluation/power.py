@@ -12,7 +12,7 @@ from cyberlm.evaluation.statistics import Clusters, Estimate, FloatArray, design
 
 LEVELS_AND_POWERS = {"non-inferior": (0.025, 0.90), "equivalent": (0.05, 0.80)}
 """By claim: level of each one-sided test, and chance that the claim is made where the methods are equally good."""
-MOST_QUESTIONS = 1_000_000
+MAX_QUESTIONS = 1_000_000
 """Beyond these no study is planned."""
 
 
@@ -86,6 +86,6 @@ def supported_margin(questions: int, seeds: int, variability: Variability, claim
 
 def needed_questions(margin: float, seeds: int, variability: Variability) -> int | None:
     """Fewest questions that support a margin of non-inferiority; None where the seeds vary too much for any number."""
-    numbers = range(10, MOST_QUESTIONS + 1)
+    numbers = range(10, MAX_QUESTIONS + 1)
     place = bisect_left(numbers, True, key=lambda n: supported_margin(n, seeds, variability) <= margin)
     return numbers[place] if place < len(numbers) else None

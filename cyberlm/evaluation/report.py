@@ -15,7 +15,7 @@ from cyberlm.runtime import progress
 from cyberlm.runtime.progress import clock, say
 
 WIDEST_CELL = 40
-MOST_MODELS = 4
+MAX_MODELS = 4
 """Models that have a line of their own in a summary."""
 
 
@@ -24,7 +24,7 @@ def print_summary(results: Results, files: Path) -> None:
     questions = ", ".join(f"{count} {part}" for part, count in results.questions.items())
     say()
     say(f"{results.model}, {results.method}, {results.data}: {questions} questions")
-    shown = MOST_MODELS if len(results.metrics) <= MOST_MODELS else MOST_MODELS - 1
+    shown = MAX_MODELS if len(results.metrics) <= MAX_MODELS else MAX_MODELS - 1
     for name, metrics in list(results.metrics.items())[:shown]:
         heads = [m for m in metrics.values() if m.place == "headline" and m.value is not None]
         say(_fitting(f"{name}:", [f"{m.label or m.name} {m.text()}" for m in heads]))

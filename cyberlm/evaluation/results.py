@@ -22,7 +22,7 @@ from cyberlm.evaluation.older import older_results
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.records import SCHEMA_VERSION, Results
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.runtime.files import parse_json, read_json, read_text, write_json, write_text, write_whole
+from cyberlm.runtime.files import parse_json, read_json, read_text, write_atomic, write_json, write_text
 from cyberlm.runtime.redaction import redact
 from cyberlm.runtime.validation import from_json, to_json
 
@@ -167,7 +167,7 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     text, whole, truth = pyarrow.string(), pyarrow.int64(), pyarrow.bool_()
     types = {"generated": text, "parsed": whole, "finish_reason": text, "generated_correct": truth}
     schema = [(f.name, types[f.name] if pyarrow.types.is_null(f.type) else f.type) for f in table.schema]
-    write_whole(path, lambda file: parquet.write_table(table.cast(pyarrow.schema(schema)), file))
+    write_atomic(path, lambda file: parquet.write_table(table.cast(pyarrow.schema(schema)), file))
 
 
 def read_predictions(path: Path) -> dict[str, list[Prediction]]:

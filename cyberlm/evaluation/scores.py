@@ -10,7 +10,7 @@ from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.runtime.errors import Problem, RunError
 
-MOST_OPTIONS = 2**16
+MAX_OPTIONS = 2**16
 """Of a question, that validation counts; a task has fewer (`cyberlm.data.columns`)."""
 
 
@@ -18,7 +18,7 @@ def validation_metrics(*, over_processes: bool = False) -> MetricCollection:
     """Accuracy over a validation pass, of one process or all: update with `choice` and `gold`, (N,) int64 each."""
     # Micro: every question counts once. The default, macro, weighs rare gold letters up.
     return MetricCollection(
-        {"accuracy": MulticlassAccuracy(num_classes=MOST_OPTIONS, average="micro", sync_on_compute=over_processes)}
+        {"accuracy": MulticlassAccuracy(num_classes=MAX_OPTIONS, average="micro", sync_on_compute=over_processes)}
     )
 
 

@@ -1,8 +1,8 @@
 """Log-probability of every option, and greedy completions.
 
 Work is shared: the common prefix of a batch's prompts is encoded once; letters need one forward pass a question; option
-texts continue from their prompt's keys and values. A model whose cache is not all keys and values of a batch (`reach`)
-reads whole rows instead. Neither batch size nor padding changes a result.
+texts continue from their prompt's keys and values. A model whose cache does not hold all keys and values of a batch
+(`LoadedModel.cacheable_tokens`) reads whole rows instead. Neither batch size nor padding changes a result.
 """
 
 import contextlib
@@ -37,9 +37,10 @@ def option_log_probs(loaded: LoadedModel, batch: ScoringBatch) -> Tensor:
         (B, K) float32; -inf for rows of padding.
     """
     one_token_each = batch.option_ids.shape[2] == 1
-    if batch.longest > loaded.reach and not one_token_each:
+    too_long = batch.longest > loaded.cacheable_tokens
+    if too_long and not one_token_each:
         return _whole_rows(loaded, batch.without_prefix())
-    if batch.longest > loaded.reach or not saves_enough(len(batch.prefix_ids), len(batch.gold), loaded.device):
+    if too_long or not saves_enough(len(batch.prefix_ids), len(batch.gold), loaded.device):
         batch = batch.without_prefix()
     with autocast(loaded.device):
         past = encode_prefix(loaded.backbone, loaded.causal.config, batch.prefix_ids, rows=len(batch.gold))
@@ -156,7 +157,7 @@ def generate(
 
     Rows that have stopped leave the batch, so that short answers do not wait for long ones.
     """
-    if max(map(len, prompts)) + max_new_tokens > loaded.reach:
+    if max(map(len, prompts)) + max_new_tokens > loaded.cacheable_tokens:
         return _generate_unpadded(loaded, prompts, stop_ids, max_new_tokens)
     with autocast(loaded.device):
         tokens, mask, cache = _first_tokens(loaded, prompts)
@@ -237,7 +238,7 @@ def _first_tokens(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]]) -> tu
 
 
 @contextlib.contextmanager
-def answering(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Turns off dropout and gradients, and restores training mode."""
     training = model.training
     model.eval()

@@ -23,7 +23,7 @@ Changes = ArrayLike
 
 POWER_FACTOR = 2.8
 """z(0.975) + z(0.80) = 1.96 + 0.84: a two-sided test at 5% that finds the difference 80 times in 100."""
-FEWEST_CHANGED = 8
+MIN_CHANGED = 8
 """2.8 √m ≤ m from 8 on: with fewer changed questions the detectable difference would be more than all of them."""
 
 
@@ -239,7 +239,7 @@ def detectable_difference(only_first: int, only_second: int, n: int, effect: flo
         only_first, only_second: b and c, of the n questions those that only one model got right.
         effect: By how much near-duplicates raise the variance.
     """
-    return min(1.0, POWER_FACTOR * math.sqrt(max(only_first + only_second, FEWEST_CHANGED) * effect) / n)
+    return min(1.0, POWER_FACTOR * math.sqrt(max(only_first + only_second, MIN_CHANGED) * effect) / n)
 
 
 def holm(p_values: ArrayLike) -> FloatArray:

@@ -80,7 +80,7 @@ def _format(rows: Sequence[StudyRow]) -> list[str]:
     return [f"Completions that name an option: {'; '.join(found)}."] if found else []
 
 
-def floor_sentence(rows: Sequence[StudyRow], floors: Mapping[str, float], outcome: str) -> list[str]:
+def baseline_sentence(rows: Sequence[StudyRow], floors: Mapping[str, float], outcome: str) -> list[str]:
     """Methods whose accuracy is not above what needs no model; nothing where all are."""
     if not floors:
         return []

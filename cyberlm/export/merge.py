@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from cyberlm.models.loaded import LoadedModel, open_causal, quiet
-from cyberlm.models.saving import keep_saveable, write_prompt
+from cyberlm.models.saving import drop_invalid_generation_settings, write_prompt
 from cyberlm.models.virtual_tokens import put_virtual_tokens
 
 
@@ -24,7 +24,7 @@ def save_merged(
 
     Generation stops at `stop_ids`, as generation_config.json says then.
     """
-    keep_saveable(merged)
+    drop_invalid_generation_settings(merged)
     generation = merged.causal.generation_config
     if generation is not None:
         generation.eos_token_id, generation.pad_token_id = list(stop_ids), tokenizer.pad_token_id

@@ -16,15 +16,15 @@ from gguf import GGUFReader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.integrations.gguf.reader import read_gguf_metadata
 
-from cyberlm.models.loaded import on_one_line, quiet
+from cyberlm.models.loaded import one_line, quiet
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import ModelError, Problem, UserError, lfs_problems
 from cyberlm.runtime.files import new_folder
 from cyberlm.runtime.progress import say
 
-MOST_PARTS = 4096
+MAX_PARTS = 4096
 """Of a `_count` in the metadata (blocks, heads, experts): each is built on its own."""
-MOST_NUMBERS = 2_000_000
+MAX_NUMBERS = 2_000_000
 """Of all arrays in the metadata: gguf's reader makes an object of each number."""
 MALFORMED = (OSError, ValueError, KeyError, TypeError, IndexError, ArithmeticError, RuntimeError, struct.error)
 
@@ -106,10 +106,10 @@ def _check_parts(metadata: dict[str, Any]) -> None:
             "llama-gguf-split --merge FIRST_PART OUT.gguf"
         )
     numbers = sum(len(value) for value in metadata.values() if isinstance(value, list))
-    if numbers > MOST_NUMBERS:
+    if numbers > MAX_NUMBERS:
         raise ValueError(f"its metadata has arrays of {numbers:,} numbers")
     for name, value in metadata.items():
-        if name.endswith("_count") and isinstance(value, int) and not 0 <= value <= MOST_PARTS:
+        if name.endswith("_count") and isinstance(value, int) and not 0 <= value <= MAX_PARTS:
             raise ValueError(f"{name} is {value:,}")
 
 
@@ -137,7 +137,7 @@ def _load(gguf: Path, shape: PretrainedConfig) -> PreTrainedModel:
 
 def _unreadable(gguf: Path, error: Exception) -> ModelError:
     torn = f"its {gguf.stat().st_size:,} bytes end within what they claim to hold"
-    what = torn if isinstance(error, struct.error) else on_one_line(error)
+    what = torn if isinstance(error, struct.error) else one_line(error)
     return ModelError(
         f"{gguf} is not a GGUF file that can be read:",
         [Problem(what, "a whole GGUF file, version 2 or 3, of a model that transformers knows")],

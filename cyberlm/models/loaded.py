@@ -12,14 +12,14 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
-from cyberlm.models.prefix_cache import PROBED, find_reach, nearly_equal
+from cyberlm.models.prefix_cache import PROBE_TOKENS, find_cacheable_tokens, nearly_equal
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem
 
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
 """Errors of transformers, peft and safetensors at files that are torn or are not what their names say."""
 
-MOST_TOLD = 300
+MAX_MESSAGE_CHARS = 300
 """Characters of a library's own message that are shown."""
 
 
@@ -32,15 +32,15 @@ class LoadedModel:
         causal: The transformers model; adapters are injected into it in place.
         name: Hub id or path, written into adapter_config.json.
         weights_hash: Of the base weights: SHA-256 of the file, commit of the repository, or the random shape.
-        reach: Tokens up to which keys and values may stand in for tokens (`cyberlm.models.prefix_cache.find_reach`).
-        root: Of a sharded model, the FSDP2 module around it (`cyberlm.models.sharding.Root`); None of a whole one.
+        cacheable_tokens: Tokens up to which the KV cache gives exact results (`find_cacheable_tokens`).
+        root: FSDP2 module around a sharded model (`cyberlm.models.sharding.ShardedRoot`); None of a whole one.
     """
 
     model: nn.Module
     causal: PreTrainedModel
     name: str
     weights_hash: str
-    reach: int = 0
+    cacheable_tokens: int = 0
     root: Any = None
 
     @property
@@ -77,14 +77,14 @@ class LoadedModel:
 
 
 def check_causal(loaded: LoadedModel) -> None:
-    """Tries a model that was just loaded, in eval mode, on a few tokens; sets its `reach`.
+    """Tries a model that was just loaded, in eval mode, on a few tokens; sets its `cacheable_tokens`.
 
     Raises:
         ModelError: If it computes its logits in a way that the loss here would not repeat.
     """
     causal, name = loaded.causal, loaded.name
-    ids = torch.arange(PROBED, device=loaded.device)[None]  # (1, 12)
-    half = PROBED // 2
+    ids = torch.arange(PROBE_TOKENS, device=loaded.device)[None]  # (1, 12)
+    half = PROBE_TOKENS // 2
     others = torch.cat([ids[:, :half], ids[:, half:].flip(1)], dim=1)
     try:
         with torch.inference_mode():
@@ -98,7 +98,7 @@ def check_causal(loaded: LoadedModel) -> None:
     except UNREADABLE as error:
         if distributed.lost_process(error):
             raise
-        what = f"{type(causal).__name__} (model_type {causal.config.model_type}): {on_one_line(error)}"
+        what = f"{type(causal).__name__} (model_type {causal.config.model_type}): {one_line(error)}"
         allowed = "a decoder that maps token ids to hidden states, with an output head"
         raise ModelError(f"{name} cannot be trained or scored here.", [Problem(what, allowed)]) from error
     if not same:
@@ -112,7 +112,7 @@ def check_causal(loaded: LoadedModel) -> None:
             f"{name} is no causal language model: its tokens see what stands behind them.",
             hint="Llama, Mistral, Qwen and other decoders work.",
         )
-    loaded.reach = find_reach(loaded.backbone, causal.config, loaded.device)
+    loaded.cacheable_tokens = find_cacheable_tokens(loaded.backbone, causal.config, loaded.device)
 
 
 def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> LoadedModel:
@@ -143,10 +143,10 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trainable, total
 
 
-def on_one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """Shortens a library's message to one line that a screen has room for."""
     told = " ".join(str(error).split()) or type(error).__name__
-    return told[:MOST_TOLD] + ("..." if len(told) > MOST_TOLD else "")
+    return told[:MAX_MESSAGE_CHARS] + ("..." if len(told) > MAX_MESSAGE_CHARS else "")
 
 
 @contextlib.contextmanager

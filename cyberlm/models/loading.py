@@ -29,7 +29,7 @@ from cyberlm.config.schema import Attention, Dtype, ModelConfig, ModelSource, Qu
 from cyberlm.models.fast_layers import align_weights, use_fast_layers
 from cyberlm.models.liger import choose_kernels
 from cyberlm.models.loaded import LoadedModel, check_causal, open_causal
-from cyberlm.models.model_files import ModelFiles, explained, locate, tensor_files
+from cyberlm.models.model_files import ModelFiles, explain_errors, locate, tensor_files
 from cyberlm.models.sharding import Sharding, shard
 from cyberlm.models.tiny import hash_tensors, tiny_model, tiny_shape, tiny_tokenizer
 from cyberlm.runtime import distributed
@@ -77,7 +77,7 @@ def read_shape(config: ModelConfig) -> PretrainedConfig:
 
 def _from_pretrained(kind: Any, config: ModelConfig, files: ModelFiles, **options: Any) -> Any:
     options |= {"revision": files.revision, "trust_remote_code": config.trust_remote_code}
-    return explained(config, lambda: kind.from_pretrained(files.path, **options))
+    return explain_errors(config, lambda: kind.from_pretrained(files.path, **options))
 
 
 def load_base(
@@ -131,16 +131,16 @@ def load_sharded(
         ModelError: If it cannot be had, or not be read tensor by tensor.
     """
     with _files(config) as files:
-        causal = explained(config, lambda: _skeleton(config, files, quant, device, trains_all_weights))
-        tensors = explained(config, lambda: tensor_files(files))
+        causal = explain_errors(config, lambda: _meta_model(config, files, quant, device, trains_all_weights))
+        tensors = explain_errors(config, lambda: tensor_files(files))
         bare = LoadedModel(causal, causal, files.name, _digest(files, causal.config))
-        loaded = explained(config, lambda: shard(bare, attach, tensors, device, sharding))
+        loaded = explain_errors(config, lambda: shard(bare, attach, tensors, device, sharding))
     with torch.no_grad():
         loaded.within(check_causal, loaded)
     return loaded
 
 
-def _skeleton(
+def _meta_model(
     config: ModelConfig, files: ModelFiles, quant: QuantConfig, device: torch.device, trains_all_weights: bool
 ) -> PreTrainedModel:
     """A model without weights: its parameters are on the meta device, its buffers are real."""

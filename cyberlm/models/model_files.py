@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from cyberlm.config.schema import ModelConfig, ModelSource
 from cyberlm.models.gguf_import import convert_gguf
-from cyberlm.models.loaded import UNREADABLE, on_one_line, quiet
+from cyberlm.models.loaded import UNREADABLE, one_line, quiet
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem, lfs_problems
 from cyberlm.runtime.files import read_json, sha256_of
@@ -84,13 +84,15 @@ def fetch(models: Sequence[ModelConfig]) -> None:
     if distributed.world_size() == 1:
         return
     known_digests.update(distributed.broadcast(known_digests))
-    with distributed.first_on_node():
+    with distributed.local_main_process_first():
         for config in models:
             if config.source is ModelSource.tiny:
                 continue
             files = locate(config)
             if not Path(files.path).is_dir():
-                explained(config, partial(snapshot_download, files.path, revision=files.revision, allow_patterns=USED))
+                explain_errors(
+                    config, partial(snapshot_download, files.path, revision=files.revision, allow_patterns=USED)
+                )
 
 
 def _of_gguf(gguf: Path, name: str) -> ModelFiles:
@@ -180,7 +182,7 @@ def _check_reachable(config: ModelConfig, hub_id: str) -> None:
         raise _unavailable(config, f"the Hugging Face hub cannot be reached ({type(error).__name__})") from error
 
 
-def explained(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
+def explain_errors(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
     """Calls `load`, with a library's error turned into the reason why the model cannot be had.
 
     Raises:
@@ -196,7 +198,7 @@ def explained(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
     except (OSError, HfHubHTTPError) as error:
         if config.path is not None and Path(config.path).expanduser().is_dir():
             raise _unreadable(config, error) from error
-        raise _unavailable(config, on_one_line(error)) from error
+        raise _unavailable(config, one_line(error)) from error
     except UNREADABLE as error:
         if distributed.lost_process(error):
             raise
@@ -207,7 +209,7 @@ def _unreadable(config: ModelConfig, error: Exception) -> ModelError:
     hint = "Type model=local model.path=FOLDER with a folder as save_pretrained wrote it."
     if "code" in str(error) and "execute" in str(error):
         hint = "Code that comes with a model is run only with model.trust_remote_code=true: read it first."
-    problem = Problem(f"{config.path or config.hub_id}: {on_one_line(error)}", "whole files, without code of their own")
+    problem = Problem(f"{config.path or config.hub_id}: {one_line(error)}", "whole files, without code of their own")
     return ModelError(f"The model {config.name} cannot be loaded.", [problem], hint)
 
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-SHORTEST = 8
+MIN_SHARED_TOKENS = 8
 """Fewer shared tokens are not worth a forward pass of their own."""
-LEAST_SAVED_ON_GPU = 8192
+MIN_SAVED_TOKENS_ON_GPU = 8192
 """Tokens that sharing must save a batch on a GPU: there the host launches kernels more slowly than they compute a few
 thousand tokens, and the prefix is a pass of its own (docs/performance.md)."""
-PROBED = 12
+PROBE_TOKENS = 12
 """Tokens that a model is tried on when it is loaded."""
-MOST_ROUNDING = 0.3
+MAX_ROUNDING = 0.3
 """Distance of hidden states that is more than rounding, however deep the model."""
 
 
@@ -34,12 +34,12 @@ def shared_length(rows: Sequence[tuple[int, ...]]) -> int:
     first, last = min(rows), max(rows)  # in lexicographic order: what these two share, all share
     most = min(map(len, rows)) - 1
     length = next((k for k in range(most) if first[k] != last[k]), most)
-    return length if length >= SHORTEST else 0
+    return length if length >= MIN_SHARED_TOKENS else 0
 
 
 def saves_enough(shared: int, rows: int, device: torch.device) -> bool:
     """True where computing `shared` tokens once for `rows` rows is worth a pass of its own."""
-    return device.type != "cuda" or shared * (rows - 1) >= LEAST_SAVED_ON_GPU
+    return device.type != "cuda" or shared * (rows - 1) >= MIN_SAVED_TOKENS_ON_GPU
 
 
 def encode_prefix(backbone: nn.Module, config: PretrainedConfig, prefix_ids: Tensor, rows: int) -> DynamicCache | None:
@@ -58,7 +58,7 @@ def encode_prefix(backbone: nn.Module, config: PretrainedConfig, prefix_ids: Ten
     return cache
 
 
-def cache_reach(config: PretrainedConfig) -> int:
+def cacheable_tokens_of(config: PretrainedConfig) -> int:
     """Tokens up to which a model's cache is the keys and values of all tokens before, in their order.
 
     Beyond, keys that have left a sliding window or a chunk of attention are dropped, and padding counts as distance.
@@ -78,15 +78,15 @@ def cache_reach(config: PretrainedConfig) -> int:
 
 
 @torch.inference_mode()
-def find_reach(backbone: nn.Module, config: PretrainedConfig, device: torch.device) -> int:
-    """`cache_reach`, or 0 where a model in eval mode does not give from its cache what it gives for whole rows.
+def find_cacheable_tokens(backbone: nn.Module, config: PretrainedConfig, device: torch.device) -> int:
+    """`cacheable_tokens_of`, or 0 where a model in eval mode does not give from its cache what it gives for whole rows.
 
     Two rows share a prefix, continue with padding behind the shorter, and continue once more behind the padding.
     """
-    reach = cache_reach(config)
-    if reach < PROBED:
+    limit = cacheable_tokens_of(config)
+    if limit < PROBE_TOKENS:
         return 0
-    ids = torch.arange(PROBED, device=device).repeat(2, 1)  # (2, 12): 4 shared, 4 (2 in the second row), 4 more
+    ids = torch.arange(PROBE_TOKENS, device=device).repeat(2, 1)  # (2, 12): 4 shared, 4 (2 in the second row), 4 more
     mask = torch.ones_like(ids)
     mask[1, 6:8] = 0
     positions = (mask.cumsum(1) - 1)[:, 8:]
@@ -102,12 +102,12 @@ def find_reach(backbone: nn.Module, config: PretrainedConfig, device: torch.devi
     whole = [backbone(input_ids=row[None], use_cache=False).last_hidden_state[0] for row in rows]
     expected = torch.stack([row[-4:] for row in whole])
     if nearly_equal(continued, expected):
-        return reach
+        return limit
     # rounding, where other shapes are computed by other kernels, grows in a deep model of few bits
     begun = backbone(input_ids=ids[:1, :8], use_cache=False).last_hidden_state[0]
     masked = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[0]
     rounding = max(distance(begun, whole[0][:8]), distance(masked, whole[0]))
-    return reach if distance(continued, expected) <= min(2 * rounding, MOST_ROUNDING) else 0
+    return limit if distance(continued, expected) <= min(2 * rounding, MAX_ROUNDING) else 0
 
 
 def nearly_equal(found: Tensor, expected: Tensor) -> bool:

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
+from cyberlm.models.loaded import UNREADABLE, LoadedModel, one_line, quiet
 from cyberlm.models.methods.method import Method
-from cyberlm.models.sharding import whole_tensors
+from cyberlm.models.sharding import full_tensors
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import new_folder
@@ -46,7 +46,7 @@ def save_tuned(
 
 def _save_added(method: Method, loaded: LoadedModel, folder: Path) -> None:
     """`Method.save` in rank 0, with whole tensors in the place of those that are sharded."""
-    with whole_tensors(loaded.model):
+    with full_tensors(loaded.model):
         if distributed.rank() == 0:
             method.save(loaded, folder)
 
@@ -61,7 +61,7 @@ def try_saving(
     Raises:
         RunError: If any of it cannot be saved, or the disk has not the room.
     """
-    keep_saveable(loaded)
+    drop_invalid_generation_settings(loaded)
     if distributed.rank():
         if not method.trains_all_weights:
             _save_added(method, loaded, run)
@@ -104,10 +104,10 @@ def saving(run: Path, hint: str = "") -> Iterator[None]:
     except (OSError, AssertionError, *UNREADABLE) as error:
         if distributed.lost_process(error):
             raise
-        raise RunError(f"The tuned model cannot be saved in {run}:", [Problem(on_one_line(error))], hint) from error
+        raise RunError(f"The tuned model cannot be saved in {run}:", [Problem(one_line(error))], hint) from error
 
 
-def keep_saveable(loaded: LoadedModel) -> None:
+def drop_invalid_generation_settings(loaded: LoadedModel) -> None:
     """Drops, and names, generation settings that transformers does not save: a temperature without sampling, say."""
     own: GenerationConfig | None = loaded.causal.generation_config
     settings = {} if own is None else own.to_diff_dict()

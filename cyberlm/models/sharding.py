@@ -52,7 +52,7 @@ class Sharding:
     cpu_offload: bool = False
 
 
-class Root(nn.Module):
+class ShardedRoot(nn.Module):
     """Runs what uses parts of a model within one call of the whole.
 
     FSDP2 gathers weights when a module is called. Training and scoring call the backbone and the output head one after
@@ -110,7 +110,7 @@ def shard(
     for block in blocks:
         _fill(block, names, files, device)
         spread(block, mp_policy=policy)
-    root = Root(loaded.model, device)
+    root = ShardedRoot(loaded.model, device)
     _fill(root, names, files, device)
     # what the halves are called with (token ids, scores) keeps its types
     spread(root, mp_policy=replace(policy, cast_forward_inputs=False))
@@ -237,18 +237,18 @@ def _help_others(loaded: LoadedModel) -> None:
         loaded.backbone(input_ids=filler, use_cache=False)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that may be spread over the processes; called by all of them."""
     full: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return full
 
 
 @contextlib.contextmanager
-def whole_tensors(model: nn.Module) -> Iterator[None]:
+def full_tensors(model: nn.Module) -> Iterator[None]:
     """Puts whole tensors, on rank 0's host, in the place of sharded ones that are trained; called by all processes."""
     kept = [slot for slot in _parameters(model) if isinstance(slot[2], DTensor) and slot[2].requires_grad]
     for module, leaf, parameter in kept:
-        full = whole(parameter.detach())
+        full = full_tensor(parameter.detach())
         if distributed.rank() == 0:
             module._parameters[leaf] = nn.Parameter(full.cpu())
     try:
@@ -270,7 +270,7 @@ def save_sharded(causal: PreTrainedModel, folder: Path) -> None:
     for file, names in split.filename_to_tensors.items():
         held = {}
         for name in names:
-            full = whole(tensors[name].detach())
+            full = full_tensor(tensors[name].detach())
             if distributed.rank() == 0:
                 held[name] = full.cpu().contiguous()
         if distributed.rank() == 0:

@@ -26,7 +26,7 @@ def put_virtual_tokens(loaded: LoadedModel) -> None:
     config = loaded.model.active_peft_config
     if config.peft_type not in (PeftType.PROMPT_TUNING, PeftType.P_TUNING):
         return
-    if loaded.reach < sys.maxsize and loaded.device.type != "meta":
+    if loaded.cacheable_tokens < sys.maxsize and loaded.device.type != "meta":
         what = f"{loaded.name}: its attention has a window, or its layers a state"
         problem = Problem(what, "a model with full attention, or another method", "method=lora")
         raise ModelError(f"{config.peft_type} does not go with this model.", [problem])

@@ -21,8 +21,8 @@ from cyberlm.config.rules import WRITTEN_TO, Config, build_config, without_hydra
 from cyberlm.runs.resume import check_folder_is_named, check_settings, goes_on, keep_commits, restarted
 from cyberlm.runs.run_folder import claim_folder, refuse_results, seen_from_here, sole_owner, typed_overrides
 from cyberlm.runtime.errors import ConfigError, Problem
-from cyberlm.runtime.progress import one_screen
-from cyberlm.runtime.redaction import refuse_typed
+from cyberlm.runtime.progress import exit_on_user_error
+from cyberlm.runtime.redaction import refuse_secrets
 
 PROMPT_TEXTS = ("question", "option", "system", "plain_cue")
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
@@ -36,7 +36,7 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Ends the process with one screen where no job of the sweep could be run."""
-        with one_screen():
+        with exit_on_user_error():
             _check_hydra(config)
             check_folder_is_named(config, "sweep")
             subdir = config.hydra.sweep._get_node("subdir")._value()
@@ -53,7 +53,8 @@ class CheckFirst(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Ends the process with one screen: Hydra would turn any other exception into a warning."""
-        with one_screen(), contextlib.suppress(OmegaConfBaseException):  # shown as any that Hydra's composition raises
+        # an error of OmegaConf comes again, and is shown, when Hydra composes the configuration
+        with exit_on_user_error(), contextlib.suppress(OmegaConfBaseException):
             _check_hydra(config)
             check_folder_is_named(config, "run")
             claim_folder(config, "hydra.run.dir", functools.partial(self._check, config))
@@ -80,7 +81,7 @@ def _check_hydra(config: DictConfig) -> None:
     plain: Any = OmegaConf.to_container(config, resolve=False)
     own = plain.pop("hydra")
     saved = {"job": {"env_set": own["job"]["env_set"]}, "sweeper": own["sweeper"], "launcher": own["launcher"]}
-    refuse_typed({**plain, "hydra": saved})
+    refuse_secrets({**plain, "hydra": saved})
 
 
 def refuse_typed_secrets(line: Sequence[str]) -> None:
@@ -91,7 +92,7 @@ def refuse_typed_secrets(line: Sequence[str]) -> None:
             item = OverridesParser.create().parse_override(override)
             swept = item.is_sweep_override() and item.is_discrete_sweep()
             typed[item.key_or_group] = list(item.sweep_string_iterator()) if swept else item.value()
-    refuse_typed(typed)
+    refuse_secrets(typed)
 
 
 def checked_config(composed: DictConfig, schema: type[Config], folder: Path) -> Config:
@@ -100,7 +101,7 @@ def checked_config(composed: DictConfig, schema: type[Config], folder: Path) -> 
     Raises:
         ConfigError: If a rule is broken, a secret would be saved, or a part would write outside the folder.
     """
-    refuse_typed(OmegaConf.to_container(composed, resolve=False))
+    refuse_secrets(OmegaConf.to_container(composed, resolve=False))
     _read_escapes(composed)
     config = build_config(composed, schema)
     _check_places(config, folder)

@@ -6,14 +6,14 @@ from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
-from cyberlm.config.saved import config_of, saved_as, saved_config
+from cyberlm.config.saved import config_of, load_config, saved_config
 from cyberlm.config.schema import EvaluateConfig, RootConfig, TrainConfig
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import SPLIT_MANIFEST, read_manifest, select_questions, test_questions
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.metrics.contamination import refuse_leaked
-from cyberlm.evaluation.metrics.label_noise import read_suspects
+from cyberlm.evaluation.metrics.contamination import refuse_contaminated
+from cyberlm.evaluation.metrics.label_noise import read_noisy_labels
 from cyberlm.evaluation.metrics.metric import metric_functions
 from cyberlm.runs.model_specs import find_models, trained_runs
 from cyberlm.runtime.errors import Problem, RunError
@@ -56,7 +56,7 @@ def build_eval_set(
         sources = tuple(last.values())
         questions = test_questions(config.data, [item for file in sources for item in file.questions])
     for run, its in trained.items():
-        refuse_leaked(questions, seen_by({run: its}), str(run))
+        refuse_contaminated(questions, seen_by({run: its}), str(run))
     eval_set = EvalSet(config, questions, seen=seen_by(trained))
     check_metrics(eval_set)
     return eval_set, sources
@@ -71,7 +71,7 @@ def check_metrics(eval_set: EvalSet) -> None:
     """
     metric_functions(eval_set.config.metrics)
     if eval_set.config.evaluation.suspects is not None:
-        read_suspects(Path(eval_set.config.evaluation.suspects), eval_set.questions)
+        read_noisy_labels(Path(eval_set.config.evaluation.suspects), eval_set.questions)
 
 
 def saved_eval_set(run: Path, hashes: Sequence[str]) -> EvalSet:
@@ -85,7 +85,7 @@ def saved_eval_set(run: Path, hashes: Sequence[str]) -> EvalSet:
         config = trained = config_of(run)
         runs: Trained = {run: trained}
     else:
-        config = evaluation = saved_as(run, EvaluateConfig)
+        config = evaluation = load_config(run, EvaluateConfig)
         runs = trained_runs(find_models(evaluation))
     return EvalSet(config, select_questions(_sources(config), hashes), seen=seen_by(runs))
 

@@ -82,7 +82,7 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
 
     entrants = [_entrant(spec, eval_set.questions, config) for spec in specs]  # all, before any is loaded
     models_used = [spec.model for spec in specs]
-    distributed.hand_out(take_part, config, eval_set, models_used)
+    distributed.call_on_other_ranks(take_part, config, eval_set, models_used)
     fetch(models_used)
     bench = _Bench(config)
     loaded = bench.weights_of(distributed.broadcast(specs[0]))

@@ -19,7 +19,7 @@ from cyberlm.evaluation.agreement import Agreement, compare_answers
 from cyberlm.evaluation.inference import predict
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.evaluation.results import environment, read_predictions, read_results
-from cyberlm.evaluation.scoring import answering, next_logits
+from cyberlm.evaluation.scoring import eval_mode, next_logits
 from cyberlm.export.gguf import check_tokens, load_gguf, write_gguf
 from cyberlm.export.merge import load_exported, load_exported_adapter, save_merged
 from cyberlm.export.model_card import write_card
@@ -58,7 +58,7 @@ class Exam:
         likelihood = replace(self.config.evaluation, generate=False)
         predictions = predict(loaded, self.prompt, self.questions, self.encoded, likelihood, tokens, label)
         rows: dict[int, torch.Tensor] = {}
-        with answering(loaded.model):
+        with eval_mode(loaded.model):
             for batch in plan_batches([len(item.prompt_ids) for item in self.encoded], tokens):
                 logits = next_logits(loaded, [self.encoded[row].prompt_ids for row in batch]).cpu()
                 rows.update(zip(batch, logits, strict=True))

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.bounds import NAME
-from cyberlm.config.compose import own_folder
+from cyberlm.config.compose import user_config_folder
 from cyberlm.config.rules import Config
 from cyberlm.config.schema import Monitor
 from cyberlm.evaluation.results import read_status, write_status
@@ -26,8 +26,8 @@ from cyberlm.runs.checks import checked_config
 from cyberlm.runs.run_folder import recorded_overrides, refuse_results, seen_from_here, typed_overrides
 from cyberlm.runtime import signals
 from cyberlm.runtime.errors import ConfigError, Problem
-from cyberlm.runtime.progress import show
-from cyberlm.runtime.signals import quoted
+from cyberlm.runtime.progress import print_error
+from cyberlm.runtime.signals import quote_override
 from cyberlm.runtime.world import find_world
 
 WORST_OBJECTIVE = -1000.0
@@ -60,8 +60,8 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
     overrides = _overrides(config, composed)
     line = [
         *(sys.executable, "-m", "cyberlm", command, f"--config-name={config.job.config_name}"),
-        *([f"--config-dir={own_folder()}"] if own_folder() else []),
-        *(*overrides, "hydra.mode=RUN", f"hydra.run.dir={quoted(str(folder))}"),
+        *([f"--config-dir={user_config_folder()}"] if user_config_folder() else []),
+        *(*overrides, "hydra.mode=RUN", f"hydra.run.dir={quote_override(str(folder))}"),
     ]
     if _rank() > 0:
         with contextlib.suppress(signals.Stopped):  # the first process has its launcher start the job again
@@ -77,7 +77,7 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
     try:
         checked_config(composed, schema, seen_from_here(str(folder)))
     except ConfigError as error:
-        show(error)
+        print_error(error)
         write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))
         return WORST_OBJECTIVE
     log.info("job %s: %s", config.job.num, " ".join(overrides))
@@ -97,7 +97,9 @@ def _overrides(config: Any, composed: DictConfig) -> list[str]:
     """Overrides of the job's process, which Hydra records in its folder."""
     left_out = ("group=", "trainer.resume=auto")
     group = composed.group or as_name(Path(config.sweep.dir).resolve().name)
-    return [item for item in typed_overrides(config) if not item.startswith(left_out)] + [f"group={quoted(group)}"]
+    return [item for item in typed_overrides(config) if not item.startswith(left_out)] + [
+        f"group={quote_override(group)}"
+    ]
 
 
 def _rank() -> int:

@@ -26,10 +26,10 @@ from cyberlm.runs.checks import checked_config, refuse_typed_secrets
 from cyberlm.runs.jobs import run_in_child
 from cyberlm.runs.run_folder import register_resolvers, seen_from_here
 from cyberlm.runtime import signals
-from cyberlm.runtime.cache import keep_home
+from cyberlm.runtime.cache import ensure_home
 from cyberlm.runtime.errors import ConfigError, Problem, RunError, UserError
-from cyberlm.runtime.progress import keep_output, show
-from cyberlm.runtime.redaction import guard_output
+from cyberlm.runtime.progress import keep_output, print_error
+from cyberlm.runtime.redaction import redact_output
 from cyberlm.runtime.world import find_world
 
 STOPPABLE = ("train", "evaluate")
@@ -48,8 +48,8 @@ NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 def prepare_process() -> None:
     """Gives a command what it needs of its process, whoever started it: lasting output, a home, quiet libraries."""
     keep_output()
-    keep_home()
-    guard_output()
+    ensure_home()
+    redact_output()
     logging.getLogger(KERNEL_ADVICE).setLevel(logging.ERROR)
 
 
@@ -151,16 +151,16 @@ def _one_screen(
         shown = error if isinstance(error, UserError) else explain(error)
         if shown is None:
             raise
-        raise SystemExit(show(shown)) from None
+        raise SystemExit(print_error(shown)) from None
 
 
 def _how_to_go_on(command: str, folder: Path | None) -> str:
     """Advice after a signal has ended a run in its folder, or a sweep."""
     if folder is None and any(item.startswith("study=") for item in sys.argv):
-        return f"To go on, type:\n{signals.typed_command(sys.argv[1:])}"
+        return f"To go on, type:\n{signals.train_command(sys.argv[1:])}"
     if folder is None:
         return "The sweep starts no further job."
-    return signals.how_to_go_on(command, folder)
+    return signals.resume_advice(command, folder)
 
 
 def _planning(arguments: Sequence[str]) -> list[str]:

@@ -33,7 +33,7 @@ from cyberlm.models.memory import (
     release_freed_memory,
     resident_bytes,
 )
-from cyberlm.models.prefix_cache import cache_reach
+from cyberlm.models.prefix_cache import cacheable_tokens_of
 from cyberlm.runs.run_folder import typed_overrides
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import ModelError, OutOfMemory, Problem
@@ -93,7 +93,7 @@ class RunMemory:
     def batches(self, config: TrainConfig) -> Batches:
         """The micro-batch of the longest questions, which comes first, and the largest scored batch."""
         questions = self.longest[: config.data.micro_batch_size]
-        shared = shares_prefix(config, self.shape, questions, self.end, cache_reach(self.shape), self.device)
+        shared = shares_prefix(config, self.shape, questions, self.end, cacheable_tokens_of(self.shape), self.device)
         batch = AnswerCollator([0] * self.end, share_prefix=shared)((questions, 1))
         rows, width = batch.input_ids.shape
         cached, scored, scored_labels = self.scored_batch(config.data.max_batch_tokens)

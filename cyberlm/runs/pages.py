@@ -16,7 +16,7 @@ from platformdirs import user_cache_path
 from cyberlm.config.commands import SCHEMAS, register_schemas
 from cyberlm.config.compose import conf_folder
 from cyberlm.config.rules import read_config
-from cyberlm.config.saved import settings_of
+from cyberlm.config.saved import flat_config
 from cyberlm.config.schema import RootConfig, TrainConfig
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.predictions import Predictions
@@ -114,7 +114,7 @@ def _sweep_command(folder: Path) -> str:
 
 def changed_settings(config: RootConfig) -> list[tuple[str, str, str]]:
     """Settings that are not the defaults of the command: key, value, default, as JSON; without secrets."""
-    here = settings_of(config)
+    here = flat_config(config)
     defaults = _default_settings("train" if isinstance(config, TrainConfig) else "evaluate")
     return [
         (key, redact(here.get(key, "-")), defaults.get(key, "-"))
@@ -125,10 +125,10 @@ def changed_settings(config: RootConfig) -> list[tuple[str, str, str]]:
 
 @functools.cache
 def _default_settings(command: str) -> dict[str, str]:
-    """`settings_of` a command without overrides."""
+    """`flat_config` a command without overrides."""
     register_schemas()
     register_resolvers()
     within_job = GlobalHydra.instance().is_initialized()
     folder = str(conf_folder())
     with contextlib.nullcontext() if within_job else hydra.initialize_config_dir(folder, version_base="1.3"):
-        return settings_of(read_config(hydra.compose(command), SCHEMAS[command]))
+        return flat_config(read_config(hydra.compose(command), SCHEMAS[command]))

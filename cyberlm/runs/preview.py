@@ -10,7 +10,7 @@ from cyberlm.runtime.progress import say
 from cyberlm.tasks.task import Example, Task, make_task
 
 SHOWN = 5
-MOST_ANSWERS = 8
+MAX_ANSWERS = 8
 
 
 def show_preview(config: RootConfig, folder: Path) -> None:
@@ -35,9 +35,9 @@ def _show_source(source: QuestionSet, task: Task) -> None:
     )
     if len(answers) == len(source.questions):  # texts, no labels
         return
-    counts = [f"{answer} {count:,}" for answer, count in answers.most_common(MOST_ANSWERS)]
+    counts = [f"{answer} {count:,}" for answer, count in answers.most_common(MAX_ANSWERS)]
     apart = "; " if any("," in answer for answer in answers) else ", "
-    say(f"Right answers: {apart.join(counts)}{' and others' if len(answers) > MOST_ANSWERS else ''}")
+    say(f"Right answers: {apart.join(counts)}{' and others' if len(answers) > MAX_ANSWERS else ''}")
 
 
 def _show_question(example: Example, task: Task, system: str) -> None:

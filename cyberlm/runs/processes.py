@@ -26,7 +26,7 @@ from cyberlm.config.schema import TrainerConfig
 from cyberlm.models.loading import pick_device
 from cyberlm.runtime import distributed, signals
 from cyberlm.runtime.errors import ConfigError, Problem, RunError, UserError
-from cyberlm.runtime.progress import console, show
+from cyberlm.runtime.progress import console, print_error
 
 SECONDS_TO_STOP = 600
 """Time for the processes to end the step in hand and write a checkpoint, once they are asked to stop."""
@@ -64,7 +64,9 @@ def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
             shutdown_timeout=SECONDS_TO_STOP,
         )
         try:
-            elastic_launch(launch, sys.executable)(*script, *given, f"hydra.run.dir={signals.quoted(str(folder))}")
+            elastic_launch(launch, sys.executable)(
+                *script, *given, f"hydra.run.dir={signals.quote_override(str(folder))}"
+            )
         except ChildFailedError as error:
             codes = {failure.exitcode for failure in error.failures.values()}
             if signals.EXIT_STOPPED in codes <= {signals.EXIT_STOPPED, -signal.SIGTERM}:
@@ -74,7 +76,7 @@ def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
                 raise SystemExit(1) from None  # the process that failed has said why
             problems = [Problem(f"rank {rank}: {signal.Signals(code).name}") for rank, code in killed.items()]
             raise RunError(
-                "A process of this run was killed:", problems, signals.how_to_go_on(command, folder)
+                "A process of this run was killed:", problems, signals.resume_advice(command, folder)
             ) from None
         except SignalException:
             raise SystemExit(signals.EXIT_STOPPED) from None
@@ -91,10 +93,10 @@ def follow() -> None:
     except signals.Stopped:
         raise SystemExit(signals.EXIT_STOPPED) from None
     except Exception as error:
-        if not distributed.lost_process(error) and distributed.first_to_tell():
+        if not distributed.lost_process(error) and distributed.reports_failure():
             print(f"\nRank {distributed.rank()} on {socket.gethostname()} has failed:", file=sys.stderr)
             if isinstance(error, UserError):
-                show(error)
+                print_error(error)
             else:
                 traceback.print_exc()
         sys.stderr.flush()
@@ -121,7 +123,7 @@ def lost_process_explained(command: str, folder: Path) -> Iterator[None]:
         if not distributed.lost_process(error):
             raise
         problem = Problem("its own output, or that of its node, tells why")
-        hint = signals.how_to_go_on(command, folder)
+        hint = signals.resume_advice(command, folder)
         raise RunError("Another process of this run has ended.", [problem], hint) from error
 
 

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from lightning.pytorch.loggers import Logger
 from omegaconf.errors import OmegaConfBaseException
 
-from cyberlm.config.saved import hash_of, settings_of
+from cyberlm.config.saved import config_hash, flat_config
 from cyberlm.config.schema import ModelSource, Monitor, Report, RootConfig, TrainConfig
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.splits import SPLIT_MANIFEST, Split
@@ -162,7 +162,7 @@ def provenance_of(
         "seed": str(config.seed),
         "split_seed": str(config.data.seed),
         "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
-        "config": hash_of(settings_of(config)),
+        "config": config_hash(flat_config(config)),
         **{name: value for name, value in environment().items() if name in ("git_commit", "cyberlm")},
     }
 

@@ -12,17 +12,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.bounds import AUTO
-from cyberlm.config.rules import accumulated, check_config
+from cyberlm.config.rules import accumulation_steps, check_config
 from cyberlm.config.saved import (
-    NOT_SETTLED,
+    FREE_ON_RESUME,
+    config_hash,
     config_of,
-    flattened,
-    hash_of,
+    flat_config,
+    flatten_config,
+    load_config,
     save_config,
-    saved_as,
     saved_config,
     setting_changes,
-    settings_of,
 )
 from cyberlm.config.schema import RootConfig, Strategy, TrainConfig
 from cyberlm.data.splits import SPLIT_MANIFEST
@@ -58,7 +58,7 @@ def check_settings(config: RootConfig, folder: Path) -> None:
 
     The number of processes may, too, where `data.batch_size` keeps the optimizer steps.
     """
-    then, now = settings_of(saved_as(folder, type(config))), settings_of(config)
+    then, now = flat_config(load_config(folder, type(config))), flat_config(config)
     free = {"trainer.devices", "trainer.accumulate_grad_batches"} if config.data.batch_size is not None else set()
     if problems := setting_changes(then, now, sorted({*then, *now} - free)):
         hint = "Type the settings of then, or hydra.run.dir=FOLDER of a new run."
@@ -69,7 +69,7 @@ def check_settings(config: RootConfig, folder: Path) -> None:
 
 def keep_commits(config: RootConfig, folder: Path) -> None:
     """Fills in the commits of hub datasets that the run in the folder has read, where none is typed."""
-    then = saved_as(folder, type(config)).data
+    then = load_config(folder, type(config)).data
     if config.data.commit is None and config.data.path == then.path:
         config.data.commit = then.commit
     for name, source in config.data.sources.items():
@@ -103,7 +103,7 @@ def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
             f"    python train.py model=local model.path={folder}/export/merged ...",
         )
     overrides = [item.lstrip("+~") for item in typed_overrides(HydraConfig.get())]
-    changed = [item for item in overrides if not item.startswith((*NOT_SETTLED, "trainer.devices="))]
+    changed = [item for item in overrides if not item.startswith((*FREE_ON_RESUME, "trainer.devices="))]
     if changed:
         raise ConfigError(
             "A resumed run keeps its own configuration:",
@@ -133,7 +133,7 @@ def _change_processes(config: TrainConfig, devices: int) -> None:
     shards = trainer.devices // trainer.replicas
     trainer.replicas = devices // shards if trainer.replicas > 1 and devices % shards == 0 else 1
     trainer.devices = devices
-    trainer.accumulate_grad_batches = accumulated(config)
+    trainer.accumulate_grad_batches = accumulation_steps(config)
     if trainer.val_check_interval is not None:
         trainer.val_check_interval = trainer.val_check_interval // accumulate * trainer.accumulate_grad_batches
     if devices == 1 and trainer.strategy is Strategy.ddp:
@@ -148,11 +148,11 @@ def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> N
         before = read_json(file)
         before.setdefault("tokenizer", provenance["tokenizer"])  # older runs have not saved it
         problems = setting_changes(before, provenance, ("data", "split", "prompt", "tokenizer", "weights"))
-        saved = settings_of(config_of(folder))
-        now = settings_of(config) | {key: saved[key] for key in OF_PROCESSES}
+        saved = flat_config(config_of(folder))
+        now = flat_config(config) | {key: saved[key] for key in OF_PROCESSES}
         # config.yaml lacks keys that did not exist when the run began
-        written = set(flattened(OmegaConf.to_container(saved_config(folder))))
-        if before.get("config") != hash_of({key: value for key, value in now.items() if key in written}):
+        written = set(flatten_config(OmegaConf.to_container(saved_config(folder))))
+        if before.get("config") != config_hash({key: value for key, value in now.items() if key in written}):
             problems += _changed_settings(folder, now, written)
         if problems:
             raise RunError(f"{folder} cannot be continued: what it was made of has changed.", problems)

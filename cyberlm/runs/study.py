@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.rules import build_config, without_hydra
-from cyberlm.config.saved import save_config, saved_as, setting_changes, settings_of
+from cyberlm.config.saved import flat_config, load_config, save_config, setting_changes
 from cyberlm.config.schema import Monitor, TrainConfig
 from cyberlm.config.study import StudyConfig
 from cyberlm.data.sources import load_sources
@@ -117,7 +117,7 @@ def settle(config: TrainConfig, folder: Path) -> None:
     if not (plan / "config.yaml").is_file():
         save_config(plan, config)
         return
-    if problems := setting_changes(settings_of(saved_as(plan, TrainConfig)), settings_of(config)):
+    if problems := setting_changes(flat_config(load_config(plan, TrainConfig)), flat_config(config)):
         opened = "Its test set is open: what it decides by stays. " if (plan / "test_set.json").is_file() else ""
         hint = f"{opened}Type the settings of then, or hydra.sweep.dir=FOLDER of a new study."
         raise RunError(f"{folder} holds a study with other settings, so it cannot go on:", problems, hint)

@@ -27,14 +27,14 @@ from cyberlm.evaluation.study import (
     write_study,
 )
 from cyberlm.evaluation.study_analysis import Answers, StudyAnalysis, analyse_all, figures_of, outcomes_of, stacked
-from cyberlm.evaluation.study_words import findings, floor_sentence, found_power
+from cyberlm.evaluation.study_words import baseline_sentence, findings, found_power
 from cyberlm.runs.eval_set import saved_eval_set
 from cyberlm.runs.run_folder import state_of
 from cyberlm.runs.study_jobs import Job, tuning_jobs
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import write_text
 from cyberlm.runtime.progress import say
-from cyberlm.runtime.signals import typed_command
+from cyberlm.runtime.signals import train_command
 
 BASE = {"none": "base", "nf4": "base nf4"}
 """Names of bases in the table, by their quantisation."""
@@ -131,7 +131,7 @@ def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, t
     if answers and answers[0].kind == "base" and study.reference in {row.name for row in answers}:
         analyses = analyse_all(answers, study.reference, context.clusters, study.margin)
     comparisons = tuple(pair for analysis in analyses.values() for pair in analysis.comparisons)
-    outcome, results, floors = study.outcome.name, finished[0].results, _floors(finished[0].results)
+    outcome, results, floors = study.outcome.name, finished[0].results, _baselines(finished[0].results)
     main = analyses.get(outcome)
     first, *others = (run.results.provenance for run in finished)
     claims = main.claims if main is not None else ()
@@ -139,7 +139,7 @@ def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, t
         schema_version=SCHEMA_VERSION,
         name=study.name,
         state="",
-        command=typed_command(sys.argv[1:]),
+        command=train_command(sys.argv[1:]),
         model=results.model,
         data=results.data,
         prompt=results.prompt,
@@ -155,7 +155,7 @@ def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, t
         comparisons=comparisons,
         claims=claims,
         supported_margin=main.supported_margin if main is not None else None,
-        findings=(*findings(rows, comparisons, claims, outcome), *floor_sentence(rows, floors, outcome)),
+        findings=(*findings(rows, comparisons, claims, outcome), *baseline_sentence(rows, floors, outcome)),
         power=tuple(found_power(main, study.margin, len(study.seeds))) if main is not None else (),
         floors=floors,
         notes=(),
@@ -204,7 +204,7 @@ def _cost(costs: Sequence[Cost]) -> StudyCost:
     )
 
 
-def _floors(results: Results) -> dict[str, float]:
+def _baselines(results: Results) -> dict[str, float]:
     """Accuracies of the baselines that need no model, by name."""
     prefix = "baseline_"
     return {

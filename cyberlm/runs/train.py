@@ -116,7 +116,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         lint_labels(split.train, encoded["train"], prompt)
         estimate = check_memory(config, encoded, prompt, device)
         check_work(len(encoded["train"]))
-        distributed.hand_out(take_part, config, folder.absolute())
+        distributed.call_on_other_ranks(take_part, config, folder.absolute())
         check_nodes(folder.absolute())
         fetch([config.model])
         loaded = load_for_training(config, device)

@@ -40,7 +40,7 @@ def _existing(folder: Path) -> Path:
     return next((path for path in (folder, *folder.parents) if path.exists()), folder)
 
 
-def keep_home() -> None:
+def ensure_home() -> None:
     """Gives a process without a home folder or a user's name both: libraries ask for them that need neither."""
     try:
         getpass.getuser()

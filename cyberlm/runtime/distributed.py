@@ -121,7 +121,7 @@ def joined(world: World) -> Iterator[None]:
         yield
     except BaseException:
         if rank() == 0:
-            first_to_tell()
+            reports_failure()
             if not _busy:
                 release()
         raise
@@ -130,7 +130,7 @@ def joined(world: World) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def first_on_node() -> Iterator[None]:
+def local_main_process_first() -> Iterator[None]:
     """Lets one process of each node go first: the others then find what it has downloaded or made."""
     if local_rank() > 0:
         all_gather(None)
@@ -139,7 +139,7 @@ def first_on_node() -> Iterator[None]:
         all_gather(None)
 
 
-def hand_out(function: Callable[..., object], *arguments: object) -> None:
+def call_on_other_ranks(function: Callable[..., object], *arguments: object) -> None:
     """Lets every other process call a module's function, with arguments that can be pickled. Called by rank 0."""
     global _busy
     if world_size() > 1:
@@ -170,7 +170,7 @@ def lost_process(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text) or "NCCL" in text
 
 
-def first_to_tell() -> bool:
+def reports_failure() -> bool:
     """True in one process at most, of those that fail: the one that says why. Rank 0 is given a moment to be it."""
     if world_size() == 1:
         return True
@@ -185,13 +185,13 @@ def first_to_tell() -> bool:
 # -------------------------------------------------------------------------------------------------- share and gather
 
 
-def share(count: int) -> range:
+def rows_of_rank(count: int) -> range:
     """The rows, of `count`, that are this process's to work on: each row is one process's."""
     return range(rank(), count, world_size())
 
 
-def merge_shares(mine: Sequence[Item], count: int) -> list[Item]:
-    """Results of all processes, each of its `share` of `count` rows, in the order of the rows."""
+def gather_rows(mine: Sequence[Item], count: int) -> list[Item]:
+    """Results of all processes, each of its `rows_of_rank` of `count` rows, in the order of the rows."""
     if world_size() == 1:
         return list(mine)
     parts = all_gather(list(mine))

@@ -27,10 +27,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes beside the file, then renames: a reader, a crash or a power cut never leaves half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")

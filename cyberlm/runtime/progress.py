@@ -32,7 +32,7 @@ Advance = Callable[..., None]
 log = logging.getLogger(__name__)
 
 
-class LastingStream(io.FileIO):
+class UnbreakableStream(io.FileIO):
     """A standard stream that goes nowhere once it cannot be written to: a pipe that is closed, a full disk."""
 
     def write(self, data: Any) -> int:
@@ -63,29 +63,29 @@ def keep_output() -> None:
         stream = getattr(sys, name)
         if stream is getattr(sys, f"__{name}__") and isinstance(stream, io.TextIOWrapper):
             stream.flush()
-            raw = LastingStream(number, "w", closefd=False)
+            raw = UnbreakableStream(number, "w", closefd=False)
             lasting = io.TextIOWrapper(raw, stream.encoding, "replace", write_through=True)
             setattr(sys, name, lasting)
 
 
-def harmless(text: str) -> str:
+def escape_control(text: str) -> str:
     """Text for a terminal: control characters, which it would obey, are shown as escapes."""
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-def show(error: UserError) -> int:
+def print_error(error: UserError) -> int:
     """Prints the screen of an error; gives the exit code of the process."""
-    print(f"\n{harmless(redact(error.screen()))}\n", file=sys.stderr)
+    print(f"\n{escape_control(redact(error.screen()))}\n", file=sys.stderr)
     return 1
 
 
 @contextlib.contextmanager
-def one_screen() -> Iterator[None]:
+def exit_on_user_error() -> Iterator[None]:
     """Ends the process with the screen of a user's error."""
     try:
         yield
     except UserError as error:
-        raise SystemExit(show(error)) from None
+        raise SystemExit(print_error(error)) from None
 
 
 def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:
@@ -96,7 +96,7 @@ def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:
         wrap: Breaks lines at the terminal's width; a path stays in one piece without.
     """
     if isinstance(content, str):
-        content = Text(harmless(content) if console.is_terminal else content)
+        content = Text(escape_control(content) if console.is_terminal else content)
     console.print(content, soft_wrap=not wrap)
     console.file.flush()
 

@@ -64,7 +64,7 @@ def redact_values(value: Any, name: str = "") -> Any:
     return value
 
 
-def refuse_typed(config: Any) -> None:
+def refuse_secrets(config: Any) -> None:
     """Refuses secrets in plain containers that are saved as they are; references to the environment are none."""
     keys = dict.fromkeys(key for key, text in _texts(config, "") if _is_secret(key, text))
     if keys:
@@ -96,7 +96,7 @@ def _is_secret(key: str, text: str) -> bool:
     return known or with_password or bool(_SHAPE.search(text) or _ASSIGNED.search(text))
 
 
-def guard_output() -> None:
+def redact_output() -> None:
     """From here on log records, and the traceback of a defect, come out without secrets."""
     logging.setLogRecordFactory(_safe_record)
     sys.excepthook = lambda kind, error, trace: print(_traceback(error), file=sys.stderr)

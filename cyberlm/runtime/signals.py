@@ -126,7 +126,7 @@ def requested() -> int | None:
     return _requests.first if _requests is not None else None
 
 
-def quoted(text: str) -> str:
+def quote_override(text: str) -> str:
     """Text as a value of Hydra's override grammar that is read as this very string."""
     return QuotedString(text, Quote.single).with_quotes()
 
@@ -135,18 +135,18 @@ def resume_command(folder: Path) -> str:
     """The command that goes on with the run in `folder`."""
     value = str(folder)
     if not re.fullmatch(r"[\w/.\-]+", value):  # else Hydra would read more into it than a string
-        value = quoted(value)
-    return typed_command([f"trainer.resume={value}"])
+        value = quote_override(value)
+    return train_command([f"trainer.resume={value}"])
 
 
-def how_to_go_on(command: str, folder: Path) -> str:
+def resume_advice(command: str, folder: Path) -> str:
     """Advice for a run, or an evaluation, that has ended before its work was done."""
     if command == "train" and (folder / "config.yaml").is_file():
         return f"To go on, type:\n{resume_command(folder)}"
     return "Type the same command again."
 
 
-def typed_command(arguments: Sequence[str]) -> str:
+def train_command(arguments: Sequence[str]) -> str:
     """The command that trains with these arguments, as one types it."""
     script = "train.py" if Path(sys.argv[0]).name == "train.py" else "-m cyberlm train"
     return f"python {script} {shlex.join(arguments)}"

@@ -28,7 +28,7 @@ WORDS = {
 EXPECTED = "Input should be "
 
 
-def reasons_of(error: ValidationError, known: Sequence[str] = ()) -> list[str]:
+def validation_messages(error: ValidationError, known: Sequence[str] = ()) -> list[str]:
     """Make a sentence of each thing that is wrong with a record.
 
     Args:
@@ -42,8 +42,8 @@ def reasons_of(error: ValidationError, known: Sequence[str] = ()) -> list[str]:
             place=place,
             message=message,
             allowed=message.removeprefix(EXPECTED),
-            kind=kind_of(value),
-            value=shown(value) if isinstance(value, str) else json.dumps(value, default=str)[:60],
+            kind=describe_type(value),
+            value=short_repr(value) if isinstance(value, str) else json.dumps(value, default=str)[:60],
             length=len(value) if isinstance(value, str) else 0,
             near=did_you_mean(place, known),
             **item.get("ctx", {}),
@@ -52,7 +52,7 @@ def reasons_of(error: ValidationError, known: Sequence[str] = ()) -> list[str]:
     return reasons
 
 
-def kind_of(value: Any) -> str:
+def describe_type(value: Any) -> str:
     """Name a JSON value: `the number 7`, `a list`."""
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
@@ -61,7 +61,7 @@ def kind_of(value: Any) -> str:
     return {"dict": "an object", "list": "a list", "str": "text"}.get(type(value).__name__, type(value).__name__)
 
 
-def shown(text: str) -> str:
+def short_repr(text: str) -> str:
     """Quote a text, cut to fit a line, with all that a terminal might not show escaped."""
     return ascii(text) if len(text) <= 60 else f"{text[:60]!a}..."
 
@@ -107,4 +107,4 @@ def from_json(kind: type[Record], value: Any, where: str, hint: str = "") -> Rec
         return record
     except ValidationError as error:
         known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # every record is a dataclass
-        raise RunError(f"{where} cannot be read.", map(Problem, reasons_of(error, known)), hint) from error
+        raise RunError(f"{where} cannot be read.", map(Problem, validation_messages(error, known)), hint) from error

@@ -105,8 +105,8 @@ class ChatTemplate:
         return opening, between[len(opening) :], ending
 
 
-def _template_error(told: object) -> ModelError:
+def _template_error(message: object) -> ModelError:
     return ModelError(
         "The model's chat template cannot be used for these messages:",
-        [Problem(str(told), "a template for system, user and assistant messages", "prompt.style=plain")],
+        [Problem(str(message), "a template for system, user and assistant messages", "prompt.style=plain")],
     )

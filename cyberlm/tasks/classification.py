@@ -10,7 +10,7 @@ from cyberlm.tasks.task import Example
 
 SHORTENED = "text shortened to its first and last words"
 RUNS = "repeated calls written once, with their number"
-MOST_CHARACTERS = 4096
+MAX_CHARACTERS = 4096
 """Of all labels together, where they are scored by likelihood: each question takes a pass over all their tokens."""
 AROUND = " \t\n\"'`*_.()[]"
 """Characters around a label that a strict reading takes away."""
@@ -19,7 +19,7 @@ AROUND = " \t\n\"'`*_.()[]"
 class Classification:
     """The answer is a label: one of a list, or of a form.
 
-    Listed labels of at most `MOST_CHARACTERS` are scored by likelihood too; of more, or of a form, the right one alone.
+    Listed labels of at most `MAX_CHARACTERS` are scored by likelihood too; of more, or of a form, the right one alone.
 
     Args:
         labels: All classes.
@@ -29,7 +29,7 @@ class Classification:
         run_lengths: Write a sequence of numbers or names, apart by commas or spaces, with repeats as `name x3`.
     """
 
-    most_candidates = MOST_CHARACTERS
+    most_candidates = MAX_CHARACTERS
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Classification:
 
     @property
     def _scored(self) -> bool:
-        return len(self.labels) > 1 and sum(map(len, self.labels)) <= MOST_CHARACTERS
+        return len(self.labels) > 1 and sum(map(len, self.labels)) <= MAX_CHARACTERS
 
     def _shortened(self, text: str) -> tuple[str, tuple[str, ...]]:
         """The text as it is asked, and what was changed."""

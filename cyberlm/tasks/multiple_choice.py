@@ -18,7 +18,7 @@ from pydantic import (
 
 from cyberlm.config.schema import AnswerIs, PromptConfig, Protocol
 from cyberlm.runtime.errors import did_you_mean
-from cyberlm.runtime.validation import kind_of, reasons_of, shown
+from cyberlm.runtime.validation import describe_type, short_repr, validation_messages
 from cyberlm.tasks.answers.parsing import parse_letter, parse_text
 from cyberlm.tasks.task import Example
 
@@ -52,7 +52,7 @@ class MultipleChoice:
             notes: list[str] = []
             return QuestionRow.model_validate(_in_one_shape(row), context=notes).example(example_id, tuple(notes))
         except ValidationError as error:
-            raise ValueError("; ".join(reasons_of(error))) from error
+            raise ValueError("; ".join(validation_messages(error))) from error
 
     def prompt(self, example: Example) -> str:
         lines = (
@@ -95,7 +95,7 @@ def _in_one_shape(row: Mapping[str, Any]) -> dict[str, Any]:
             problems.append(f"field '{key}' is given twice")
         target[key] = value
     if unknown:
-        found = f"{', '.join(map(shown, unknown[:8]))} {'is' if len(unknown) == 1 else 'are'} not known"
+        found = f"{', '.join(map(short_repr, unknown[:8]))} {'is' if len(unknown) == 1 else 'are'} not known"
         hint = did_you_mean(unknown[0].lower(), FIELDS) if len(unknown) == 1 else ""
         allowed = ", ".join(field for field in FIELDS if field != "answer_is")
         problems.append(f"field{'s' * (len(unknown) > 1)} {found}; allowed: {allowed}. {hint}".rstrip())
@@ -131,7 +131,7 @@ def _without_labels(fields: dict[str, Any]) -> dict[str, Any]:
 def _by_letters(value: object) -> object:
     """Options under capital letters, in order."""
     if not isinstance(value, dict | list):
-        raise ValueError(f"is {kind_of(value)}; allowed: an object of letters and texts, or a list of texts")
+        raise ValueError(f"is {describe_type(value)}; allowed: an object of letters and texts, or a list of texts")
     if not 2 <= len(value) <= len(LETTERS):
         raise ValueError(f"has {len(value)} options; allowed: 2 to {len(LETTERS)}")
     expected = LETTERS[: len(value)]
@@ -141,9 +141,9 @@ def _by_letters(value: object) -> object:
     for key in sorted(value, key=lambda key: (key.upper(), key)):
         if letters.setdefault(key.upper(), key) != key:
             first = letters[key.upper()]
-            raise ValueError(f"names option {key.upper()} twice, as {shown(first)} and {shown(key)}")
+            raise ValueError(f"names option {key.upper()} twice, as {short_repr(first)} and {short_repr(key)}")
     if "".join(letters) != expected or len(letters) != len(expected):
-        found, wanted = ", ".join(map(shown, letters)), ", ".join(expected)
+        found, wanted = ", ".join(map(short_repr, letters)), ", ".join(expected)
         raise ValueError(f"names its options {found}; allowed for {len(value)} options: {wanted}")
     return {letter: value[key] for letter, key in letters.items()}
 
@@ -169,7 +169,7 @@ def _all_different(options: dict[str, str]) -> dict[str, str]:
     for letter, option in options.items():
         same = first.setdefault(unicodedata.normalize("NFC", option), letter)
         if same != letter:
-            raise ValueError(f"gives {same} and {letter} the same text: {shown(option)}")
+            raise ValueError(f"gives {same} and {letter} the same text: {short_repr(option)}")
     return options
 
 
@@ -179,7 +179,7 @@ def _as_letter(value: object, info: ValidationInfo) -> object:
     if answer_is is AnswerIs.letter and (
         isinstance(value, list) or (isinstance(value, str) and _SEVERAL_LETTERS.fullmatch(value))
     ):
-        found = shown(value) if isinstance(value, str) else "a list"
+        found = short_repr(value) if isinstance(value, str) else "a list"
         raise ValueError(f"is {found}: several right answers; allowed: one letter, or task=multiple_answer")
     if answer_is in (None, AnswerIs.letter) or options is None:
         return value
@@ -190,19 +190,19 @@ def _as_letter(value: object, info: ValidationInfo) -> object:
     indices = {str(k): letter for k, letter in enumerate(letters, start=first)}
     number = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
     if number not in indices:
-        raise ValueError(f"is {shown(number)}; allowed: {first} to {len(letters) - 1 + first}")
+        raise ValueError(f"is {short_repr(number)}; allowed: {first} to {len(letters) - 1 + first}")
     return indices[number]
 
 
 def _letter_of_text(value: object, options: Mapping[str, str]) -> str:
     texts = {unicodedata.normalize("NFC", text): letter for letter, text in options.items()}
     if not isinstance(value, str):
-        raise ValueError(f"is {kind_of(value)}; allowed: the text of an option")
+        raise ValueError(f"is {describe_type(value)}; allowed: the text of an option")
     for letter, text in options.items():
         if _without_letter(value, letter) == text:
             return letter
     if unicodedata.normalize("NFC", value) not in texts:
-        raise ValueError(f"is {shown(value)}, which is the text of no option")
+        raise ValueError(f"is {short_repr(value)}, which is the text of no option")
     return texts[unicodedata.normalize("NFC", value)]
 
 
@@ -230,6 +230,6 @@ class QuestionRow(BaseModel):
         letter = self.gold.upper()
         if letter not in self.options:
             allowed = f"one letter of A to {list(self.options)[-1]}"
-            raise ValueError(f"the solution is {shown(self.gold)}, which names no option; allowed: {allowed}")
+            raise ValueError(f"the solution is {short_repr(self.gold)}, which names no option; allowed: {allowed}")
         topic = ": ".join(part for part in (self.domain, self.topic) if part)
         return Example(example_id, self.question, tuple(self.options.values()), LETTERS.index(letter), topic, notes)

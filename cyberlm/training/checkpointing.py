@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.runtime.files import read_json, sha256_of, write_json, write_whole
+from cyberlm.runtime.files import read_json, sha256_of, write_atomic, write_json
 from cyberlm.runtime.signals import resume_command
 
 CHECKPOINTS = "checkpoints"
@@ -49,8 +49,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def seal(folder: Path) -> None:
     """Writes the SHA-256 of each file of a folder beside them; called by all processes, which hash a share each."""
     names = distributed.broadcast(sorted(file.name for file in folder.iterdir()))
-    digests = [sha256_of([folder / names[row]]) for row in distributed.share(len(names))]
-    found = distributed.merge_shares(digests, len(names))
+    digests = [sha256_of([folder / names[row]]) for row in distributed.rows_of_rank(len(names))]
+    found = distributed.gather_rows(digests, len(names))
     if distributed.rank() == 0:
         write_json(folder / MANIFEST, dict(zip(names, found, strict=True)))
 
@@ -73,7 +73,7 @@ class _Stream:
         return len(data)
 
     def flush(self) -> None:
-        """torch asks for it; `write_whole` does it."""
+        """torch asks for it; `write_atomic` does it."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -99,7 +99,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise stream.error
 
         try:
-            write_whole(Path(path), write)
+            write_atomic(Path(path), write)
         except OSError as error:
             raise not_written(Path(path), error, size) from error
 

@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from transformers import PretrainedConfig
 
-from cyberlm.config.saved import settings_of
+from cyberlm.config.saved import flat_config
 from cyberlm.config.schema import MethodConfig, Monitor, Strategy, TrainConfig
 from cyberlm.data.batches import count_batches
 from cyberlm.data.datamodule import QuestionData
@@ -82,7 +82,7 @@ def fit(
                 *(hydra.utils.instantiate(entry, _convert_="all") for entry in config.callbacks.values()),
                 best,
                 # after best, so that it knows of weights that have just been chosen
-                ResumePoints(folder / CHECKPOINTS, config.trainer, settings_of(config)),
+                ResumePoints(folder / CHECKPOINTS, config.trainer, flat_config(config)),
             ],
             default_root_dir=folder,
         )
@@ -171,7 +171,8 @@ def question_data(
         _accumulate(config),
         config.seed,
         share_prefix=shares_prefix(
-            *(config, loaded.causal.config, encoded["train"], len(prompt.end_ids), loaded.reach, loaded.device)
+            *(config, loaded.causal.config, encoded["train"], len(prompt.end_ids)),
+            *(loaded.cacheable_tokens, loaded.device),
         ),
         share_validation=share_validation,
     )
@@ -182,7 +183,7 @@ def shares_prefix(
     shape: PretrainedConfig,
     questions: Sequence[EncodedQuestion],
     end: int,
-    reach: int,
+    cacheable_tokens: int,
     device: torch.device,
 ) -> bool:
     """True where the beginning that a micro-batch's prompts share is encoded once.
@@ -193,7 +194,7 @@ def shares_prefix(
 
     Args:
         end: Tokens that close an answer.
-        reach: Of the model's cache (`cyberlm.models.prefix_cache.cache_reach`).
+        cacheable_tokens: Of the model (`cyberlm.models.prefix_cache.cacheable_tokens_of`).
     """
     trainer = config.trainer
     if _drops(config.method, shape) or trainer.gradient_checkpointing or trainer.strategy is Strategy.fsdp2:
@@ -201,7 +202,7 @@ def shares_prefix(
     shared = shared_length([item.prompt_ids for item in questions])
     if not saves_enough(shared, config.data.micro_batch_size, device):
         return False
-    return max(len(item.prompt_ids) + len(item.option_ids[item.gold]) for item in questions) + end <= reach
+    return max(len(item.prompt_ids) + len(item.option_ids[item.gold]) for item in questions) + end <= cacheable_tokens
 
 
 def _drops(method: MethodConfig, shape: PretrainedConfig) -> bool:

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from cyberlm.config.schema import OptimConfig, OptionScore
 from cyberlm.data.batches import AnswerBatch, ScoringBatch
 from cyberlm.evaluation.scores import option_scores, pick_best, validation_metrics
-from cyberlm.evaluation.scoring import answering, option_log_probs
+from cyberlm.evaluation.scoring import eval_mode, option_log_probs
 from cyberlm.models.loaded import LoadedModel, trainable_names
 from cyberlm.models.sharding import equal_calls
 from cyberlm.runtime import distributed
@@ -84,7 +84,7 @@ class FineTuningModule(L.LightningModule):
         return step_loss(nll, batch, self.trainer.accumulate_grad_batches * distributed.world_size())
 
     def validation_step(self, batch: ScoringBatch, batch_idx: int) -> Tensor:
-        with answering(self.model):
+        with eval_mode(self.model):
             log_probs = self.loaded.within(option_log_probs, self.loaded, batch)  # (B, K)
         tokens = batch.option_mask.sum(-1)  # (B, K)
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)

@@ -183,14 +183,14 @@ def test_broken_rule(line: str, what: str, allowed: str, fix: str) -> None:
     assert problems(line) == [Problem(what, allowed, fix)]
 
 
-LEAST_1 = "1 or more"
+MIN_1 = "1 or more"
 SHARE = "at least 0 and below 1"
 A_NAME = "up to 64 letters, digits, spaces and _ . + -, a letter or digit first"
 A_RUN = ": there is no config.yaml in it"
 OUT_OF_BOUNDS = {
     # override, one or two for each kind of bound and each depth: what is told behind it, and what is allowed
     "model.name=a/b": ("", A_NAME),
-    "model.tiny.hidden_size=0": ("", LEAST_1),
+    "model.tiny.hidden_size=0": ("", MIN_1),
     "data.path=nowhere.jsonl": (
         ": there is no such file",
         "a .json, .jsonl, .csv, .tsv or .parquet file, a folder of the datasets library, or a hub id (owner/name)",
@@ -199,7 +199,7 @@ OUT_OF_BOUNDS = {
     "data.near_duplicate_jaccard=1.1": ("", "above 0 and at most 1"),
     "data.max_length=8": ("", "16 or more"),
     "prompt.name=.x": ("", A_NAME),
-    "trainer.max_steps=0": ("", LEAST_1),
+    "trainer.max_steps=0": ("", MIN_1),
     "trainer.accelerator=tpu": ("", "auto, cpu, cuda"),
     "trainer.resume=nowhere": (A_RUN, "the folder of a run, under outputs/, or auto"),
     "seed=4294967296": ("", "0 to 4294967295"),

@@ -22,7 +22,7 @@ from cyberlm.evaluation.metrics.contamination import (
     NGRAM,
     contamination,
     find_contamination,
-    refuse_leaked,
+    refuse_contaminated,
 )
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.runtime.errors import RunError
@@ -220,7 +220,7 @@ def test_the_screen_of_a_refusal() -> None:
         Example("test:3", "What is a nonce?", ("A number", "A user"), 0),
     )
     with pytest.raises(RunError) as caught:
-        refuse_leaked(test, TRAIN, "outputs/mine")
+        refuse_contaminated(test, TRAIN, "outputs/mine")
     assert caught.value.screen() == (
         "3 of 4 questions were trained on or validated on in outputs/mine: scoring them would measure memory.\n"
         "  - test:0 is train:1 of the run: the same question, options and gold option\n"
@@ -233,7 +233,7 @@ def test_the_screen_of_a_refusal() -> None:
     )
     near = Example("test:0", TEXT.replace("server", "host"), OTHERS, 0)
     assert found_by([near], TRAIN) == {"jaccard"}
-    refuse_leaked([near], TRAIN, "outputs/mine")  # only nearly the same: counted, not refused
+    refuse_contaminated([near], TRAIN, "outputs/mine")  # only nearly the same: counted, not refused
 
 
 # --- the search for pairs of word sets ---
@@ -269,7 +269,7 @@ def test_500_and_2000_share_130_questions_a_quarter_of_them_in_other_dress() -> 
     assert {check: len(matches) for check, matches in found.items()} == counts
     assert len(set().union(*found.values())) == 135
     with pytest.raises(RunError, match="130 of 500 questions were trained on"):
-        refuse_leaked(test, train, "outputs/mine")
+        refuse_contaminated(test, train, "outputs/mine")
     assert len(find_contamination(cybermetric(80).questions, test)["question"]) == 80  # 80 lies inside 500
 
 
@@ -280,4 +280,4 @@ def test_a_split_by_cluster_passes() -> None:
     found = find_contamination(held_out.test, train)
     # Of one test question: an option that is the text of another question.
     assert {check: len(matches) for check, matches in found.items() if matches} == {"ngram": 1}
-    refuse_leaked(held_out.test, train, "outputs/mine")
+    refuse_contaminated(held_out.test, train, "outputs/mine")

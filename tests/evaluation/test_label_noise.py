@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from statistics_support import answered, measured, predictions, question
 
-from cyberlm.evaluation.metrics.label_noise import Suspect, label_noise, read_suspects
+from cyberlm.evaluation.metrics.label_noise import NoisyLabel, label_noise, read_noisy_labels
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.task import Example
@@ -56,18 +56,18 @@ def test_corrections_must_fit_their_questions(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not fit") as caught:
         sensitivity(write(tmp_path, GOOD | same, GOOD | none), asked, [0, 0])
     assert [problem.allowed for problem in caught.value.problems] == ["A, C, D or null", "B or null"]
-    read_suspects(write(tmp_path, GOOD | fits, GOOD | {"corrected": "H"}), asked)  # the second is not asked
+    read_noisy_labels(write(tmp_path, GOOD | fits, GOOD | {"corrected": "H"}), asked)  # the second is not asked
 
 
 def test_reads_a_list(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"suspects\.json cannot be read(.|\n)*A list of suspects has the shape"):
-        read_suspects(tmp_path / "suspects.json", ())
+        read_noisy_labels(tmp_path / "suspects.json", ())
     ambiguous = GOOD | {"hash": HASH[::-1], "reason": "zweideutig, “mehrdeutig”", "corrected": "B"}
-    assert read_suspects(write(tmp_path, GOOD, ambiguous), ()) == {
-        HASH: Suspect(HASH, "doubtful", None),
-        HASH[::-1]: Suspect(HASH[::-1], "zweideutig, “mehrdeutig”", "B"),
+    assert read_noisy_labels(write(tmp_path, GOOD, ambiguous), ()) == {
+        HASH: NoisyLabel(HASH, "doubtful", None),
+        HASH[::-1]: NoisyLabel(HASH[::-1], "zweideutig, “mehrdeutig”", "B"),
     }
-    assert read_suspects(write(tmp_path), ()) == {}
+    assert read_noisy_labels(write(tmp_path), ()) == {}
 
 
 @pytest.mark.parametrize(
@@ -84,5 +84,5 @@ def test_reads_a_list(tmp_path: Path) -> None:
 )
 def test_other_files_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(RunError, match=message) as caught:
-        read_suspects(write(tmp_path, **fields), ())
+        read_noisy_labels(write(tmp_path, **fields), ())
     assert len(caught.value.problems) == 1 and '{"version": 1, "items"' in str(caught.value)

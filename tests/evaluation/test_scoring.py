@@ -16,7 +16,7 @@ from cyberlm.data.batches import collate_scoring, pad_right, plan_batches
 from cyberlm.evaluation.inference import predict
 from cyberlm.evaluation.scoring import (
     OPTIONS_AT_ONCE,
-    answering,
+    eval_mode,
     generate,
     head_logits,
     next_logits,
@@ -50,7 +50,7 @@ def test_option_log_probs_equal_one_question_at_a_time(protocol: str, method: st
     loaded, prompt = tiny(config_of(f"method={method}", f"prompt={protocol}"))
     questions = uneven_questions()
     encoded = prompt.encode(questions)
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         together = option_log_probs(loaded, collate_scoring(encoded))
         for row, item in enumerate(encoded):
             expected = plain_log_probs(loaded, item)
@@ -65,7 +65,7 @@ def test_many_options_are_scored_as_each_alone() -> None:
     loaded, prompt = tiny(config_of("prompt=text"))
     labels = tuple("T1" + "059"[: k % 4] + chr(97 + k) for k in range(2 * OPTIONS_AT_ONCE + 3))
     encoded = prompt.encode([Example(f"u:{k}", "What is it? " * (1 + k), labels, 2 * k) for k in range(3)])
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         together = option_log_probs(loaded, collate_scoring(encoded))
         for row, item in enumerate(encoded):
             assert together[row].tolist() == pytest.approx(plain_log_probs(loaded, item), abs=1e-4)
@@ -129,7 +129,7 @@ def test_near_options_are_told_apart_in_bfloat16(protocol: str, monkeypatch: pyt
     encoded = prompt.encode(uneven_questions())
     seen: list[torch.Tensor] = []
     loaded.backbone.register_forward_hook(lambda *given: seen.append(given[2].last_hidden_state))
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         found = option_log_probs(loaded, collate_scoring(encoded))
     batch = collate_scoring(encoded)
     prompts = next(hidden for hidden in seen if hidden.shape[:2] == batch.prompt_ids.shape)
@@ -138,7 +138,7 @@ def test_near_options_are_told_apart_in_bfloat16(protocol: str, monkeypatch: pyt
     single = (batch.option_mask.sum(-1) == 1).bool()
     assert single.any()
     torch.testing.assert_close(found[single].double(), exact[single], atol=1e-4, rtol=0)
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         logits = next_logits(loaded, [item.prompt_ids for item in encoded])
     assert (logits != logits.bfloat16()).float().mean() > 0.9
 
@@ -148,7 +148,7 @@ def test_rows_that_stop_leave_the_batch_and_change_nothing() -> None:
     loaded, prompt = tiny(config_of())
     prompts = [item.prompt_ids for item in prompt.encode(uneven_questions())]
     sizes: list[int] = []
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         free = generate(loaded, prompts, [], 12)
         stops = [free[0][0], free[5][4], free[9][8]]
         loaded.backbone.register_forward_pre_hook(
@@ -168,7 +168,7 @@ def test_predictions_do_not_depend_on_the_batch_and_say_why_a_completion_ended()
     loaded, prompt = tiny(config)
     questions = sample_questions(12)
     encoded = prompt.encode(questions)
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         free = generate(loaded, [item.prompt_ids for item in encoded], [], 6)
     # A token that some completions hold and others do not: the one in the most completions but not in all.
     counts = Counter(token for row in free for token in set(row))
@@ -201,7 +201,7 @@ def test_batches_are_sorted_within_the_budget_and_padded() -> None:
 def test_answering_puts_training_mode_back() -> None:
     loaded, _ = tiny(config_of("method.lora.dropout=0.5"))
     loaded.model.train()
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         assert not loaded.model.training
         assert torch.is_inference_mode_enabled()
     assert loaded.model.training

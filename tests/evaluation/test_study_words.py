@@ -6,7 +6,7 @@ from study_support import made_up_study
 
 from cyberlm.config.study import StudyConfig
 from cyberlm.evaluation.study import Claim
-from cyberlm.evaluation.study_words import findings, floor_sentence, plan_lines, planned_power
+from cyberlm.evaluation.study_words import baseline_sentence, findings, plan_lines, planned_power
 
 STUDY = made_up_study()
 
@@ -25,10 +25,10 @@ def test_findings_say_what_is_shown_and_the_first_claim_that_is_not() -> None:
 
 
 def test_floors_that_are_not_passed_are_named() -> None:
-    (sentence,) = floor_sentence(STUDY.rows, {"majority letter": 0.1, "longest option": 0.2}, "generation")
+    (sentence,) = baseline_sentence(STUDY.rows, {"majority letter": 0.1, "longest option": 0.2}, "generation")
     assert sentence == "Not above the highest floor (longest option, 20.0%): base, base nf4, qlora."
-    assert floor_sentence(STUDY.rows[2:3], {"majority letter": 0.1}, "generation") == []
-    assert floor_sentence(STUDY.rows, {}, "generation") == []
+    assert baseline_sentence(STUDY.rows[2:3], {"majority letter": 0.1}, "generation") == []
+    assert baseline_sentence(STUDY.rows, {}, "generation") == []
 
 
 def test_plan_names_the_margin_and_what_it_asks_for() -> None:

@@ -16,7 +16,7 @@ from cyberlm.config.rules import build_config
 from cyberlm.config.schema import EvaluateConfig
 from cyberlm.evaluation.comparison import compare_all
 from cyberlm.evaluation.eval_set import EvalSet
-from cyberlm.evaluation.metrics.classification import class_floors, macro_f1
+from cyberlm.evaluation.metrics.classification import class_baselines, macro_f1
 from cyberlm.evaluation.metrics.metric import compute_metrics
 from cyberlm.evaluation.metrics.rouge import rouge
 from cyberlm.evaluation.pages.learning_curves import read_curves
@@ -125,10 +125,10 @@ def test_floors_learn_from_the_seen_questions() -> None:
         return [Example(f"q:{k}", f"{words[name]} {start + k}", (name,), 0) for k, name in enumerate(names)]
 
     context = eval_set(asked(9, 0), seen=asked(30, 100))
-    (majority, _), (svm, given) = class_floors(context)
+    (majority, _), (svm, given) = class_baselines(context)
     assert majority.accuracy == pytest.approx(6 / 9) and "always CWE-79" in majority.note
     assert svm.accuracy == 1 and given == [question.answer for question in context.questions]
-    assert [floor.name for floor, _ in class_floors(eval_set(asked(9, 0)))] == ["majority_class"]
+    assert [floor.name for floor, _ in class_baselines(eval_set(asked(9, 0)))] == ["majority_class"]
 
 
 def trained(folder: Path, task: str, answers: tuple[str, str], *settings: str) -> Results:

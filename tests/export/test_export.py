@@ -21,7 +21,7 @@ from cyberlm.config.commands import ExportConfig, ExportForm, GgufType
 from cyberlm.config.saved import config_of as config_of_run
 from cyberlm.evaluation.agreement import compare_answers
 from cyberlm.evaluation.results import read_predictions
-from cyberlm.evaluation.scoring import answering
+from cyberlm.evaluation.scoring import eval_mode
 from cyberlm.export import gguf as gguf_export
 from cyberlm.export.gguf import CONVERTER, PRE_TOKENIZERS, check_tokens, load_gguf, write_gguf, write_llama
 from cyberlm.models.loading import load_base
@@ -58,7 +58,7 @@ def tuned_logits(run: Path) -> torch.Tensor:
     """Of the run's own model: the adapter on its base, plain or in 4 bits."""
     config = config_of_run(run)
     loaded = load_tuned(config, run, CPU)
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         return loaded.model(input_ids=IDS).logits
 
 

@@ -19,7 +19,7 @@ from typed import type_line
 from cyberlm.config.commands import ChatConfig, Engine, ServeConfig
 from cyberlm.config.rules import check_config, is_loopback
 from cyberlm.config.saved import config_of
-from cyberlm.evaluation.scoring import answering, generate
+from cyberlm.evaluation.scoring import eval_mode, generate
 from cyberlm.export.serving import model_name, server_command
 from cyberlm.runs import serving
 from cyberlm.runs.open_run import load_tuned, prompt_of
@@ -81,7 +81,7 @@ def test_openais_client_is_answered_as_the_run_answers(run: Path, client: openai
     prompt, tuned = prompt_of(trained, run), load_tuned(trained, run, torch.device("cpu"))
     for question in sample_questions(3):
         ids = prompt.encode([question])[0].prompt_ids
-        with answering(tuned.model):
+        with eval_mode(tuned.model):
             new = generate(tuned, [ids], prompt.stop_ids, 8)[0]
         messages = [{"role": "user", "content": prompt.task.prompt(question)}]
         got = client.chat.completions.create(model=name, messages=messages, max_tokens=8)
@@ -121,7 +121,7 @@ def test_chat_answers_what_comes_through_a_pipe(run: Path, tmp_path: Path) -> No
         said, told = process.communicate("hello\n", timeout=120)
     trained = config_of(run)
     prompt, tuned = prompt_of(trained, run), load_tuned(trained, run, torch.device("cpu"))
-    with answering(tuned.model):
+    with eval_mode(tuned.model):
         new = generate(tuned, [prompt.encode_messages(HELLO)], prompt.stop_ids, 4)[0]
     assert process.returncode == 0 and "Traceback" not in told
     assert f"<{model_name(run)}>:" in said and prompt.tokenizer.decode(new, skip_special_tokens=True) in said

@@ -10,7 +10,7 @@ from support import MULTIPLE_CHOICE, compose, save
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.data.sources import load_sources
-from cyberlm.evaluation.scoring import answering, generate
+from cyberlm.evaluation.scoring import eval_mode, generate
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.models.methods.method import prepare
 from cyberlm.tasks.prompts import Prompt
@@ -31,7 +31,7 @@ def test_it_knows_a_capital(method: str) -> None:
     tokenizer = load_tokenizer(config.model)
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         new = generate(loaded, [ids], [tokenizer.eos_token_id], 16)[0]
     assert "Paris" in tokenizer.decode(new)
 
@@ -59,10 +59,10 @@ def test_its_adapter_opens_with_peft_alone_and_answers_the_same(tmp_path: Path) 
 
     base = load_base(config.model, config.quant, CPU)
     ids = torch.tensor([encoded[0].prompt_ids])
-    with answering(base.model):
+    with eval_mode(base.model):
         untuned = base.model(input_ids=ids).logits
     outside = PeftModel.from_pretrained(base.causal, str(folder)).eval()
-    with answering(loaded.model), torch.inference_mode():
+    with eval_mode(loaded.model), torch.inference_mode():
         ours = loaded.model(input_ids=ids).logits
         torch.testing.assert_close(ours, outside(input_ids=ids).logits, atol=1e-4, rtol=1e-5)
         assert not torch.allclose(ours, untuned, atol=1e-2)  # it did learn something

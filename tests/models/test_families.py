@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from cyberlm.config.commands import ExportConfig, ExportForm
 from cyberlm.data.batches import AnswerCollator, collate_scoring
 from cyberlm.evaluation.results import read_predictions
-from cyberlm.evaluation.scoring import answering, generate, next_logits, option_log_probs
+from cyberlm.evaluation.scoring import eval_mode, generate, next_logits, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.models.methods.lora import Lora
@@ -182,7 +182,7 @@ def batch_scores(loaded: LoadedModel, encoded: list[EncodedQuestion]) -> torch.T
 def test_scores_in_a_batch_are_those_of_one_row_alone(family: tuple[str, Path], protocol: str) -> None:
     loaded, prompt = opened(family[1], f"prompt={protocol}")
     encoded = prompt.encode(uneven_questions())
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         together = batch_scores(loaded, encoded)
         logits = next_logits(loaded, [item.prompt_ids for item in encoded])
         for row, item in enumerate(encoded):
@@ -200,7 +200,7 @@ def test_completions_in_a_batch_are_those_of_one_row_alone(family: tuple[str, Pa
     loaded.causal.generation_config.repetition_penalty = 1.5  # of the model's own settings none is used
     prompts = [item.prompt_ids for item in prompt.encode(uneven_questions())]
     prompts.append(prompts[0])
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         expected = []
         for ids in prompts:
             row = list(ids)
@@ -228,7 +228,7 @@ def test_training_in_a_batch_gives_the_gradients_of_whole_rows(
                 torch.nn.init.normal_(parameter, std=0.05)
     loaded.model.train()
     encoded = prompt.encode(sample_questions(5))
-    share = shares_prefix(config, loaded.causal.config, encoded, len(prompt.end_ids), loaded.reach, CPU)
+    share = shares_prefix(config, loaded.causal.config, encoded, len(prompt.end_ids), loaded.cacheable_tokens, CPU)
     assert share == (family[0] in PLAIN)
     trained = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
 
@@ -296,10 +296,10 @@ def test_every_adapter_method_fits_a_family_with_a_preset(name: str, tmp_path: P
     for method in ("lora", "miss", "oft", "shira", "randlora", "ia3", "ln_tuning"):
         config = config_of("model=local", f"model.path={folder}", f"method={method}", "quant=none")
         base = load_base(config.model, config.quant, CPU)
-        with answering(base.model):
+        with eval_mode(base.model):
             expected = base.model(input_ids=ids).logits
         loaded = prepare(base, config)
-        with answering(loaded.model), method_of(config.method).base_view(loaded):
+        with eval_mode(loaded.model), method_of(config.method).base_view(loaded):
             assert torch.equal(loaded.model(input_ids=ids).logits, expected), method
         loss = loaded.head(loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state).square().mean()
         loss.backward()
@@ -320,4 +320,4 @@ def test_an_architecture_whose_logits_are_more_than_its_heads_output_is_refused(
 def test_the_reach_of_a_cache_is_found_when_a_model_is_loaded(family: tuple[str, Path]) -> None:
     loaded, _ = opened(family[1])
     windows = {"mistral_16": 16, "mistral_64": 64, "gemma3": 32, "llama4": 32}
-    assert loaded.reach == windows.get(family[0], 0 if family[0] in RECURRENT else sys.maxsize)
+    assert loaded.cacheable_tokens == windows.get(family[0], 0 if family[0] in RECURRENT else sys.maxsize)

@@ -190,7 +190,7 @@ def test_mixed_precision_is_as_near_to_float64_as_pefts() -> None:
     for module in plain.modules():
         if isinstance(module, lora.Linear):
             module.base_layer.bfloat16()
-            module.cast_input_dtype_enabled = False  # as `keep_inputs_narrow`
+            module.cast_input_dtype_enabled = False  # as `skip_input_casts`
     exact, fast = copy.deepcopy(plain).double(), copy.deepcopy(plain)
     use_fast_layers(fast)
     x = torch.randn(5, 9, 64, dtype=torch.bfloat16, requires_grad=True)

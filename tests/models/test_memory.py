@@ -30,7 +30,7 @@ from cyberlm.models.memory import (
     published_shape,
     resident_bytes,
 )
-from cyberlm.models.methods.adapters import keep_inputs_narrow
+from cyberlm.models.methods.adapters import skip_input_casts
 from cyberlm.runtime.errors import ModelError
 from cyberlm.training.losses import hidden_states
 from cyberlm.training.optim import build_optimizer
@@ -104,7 +104,7 @@ def saved_bytes(config: TrainConfig, batches: Batches, device: torch.device) -> 
     loaded, _ = tiny(config)
     loaded.model.train()
     if device.type == "cuda":  # the set-up of a run there; the numbers are computed here
-        keep_inputs_narrow(loaded.model)
+        skip_input_casts(loaded.model)
     held = {tensor.untyped_storage().data_ptr() for tensor in (*loaded.model.parameters(), *loaded.model.buffers())}
     seen: dict[int, torch.Tensor] = {}
 

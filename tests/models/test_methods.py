@@ -12,7 +12,7 @@ from torch import Tensor
 from cyberlm.config.schema import TrainConfig
 from cyberlm.data.batches import AnswerCollator, collate_scoring
 from cyberlm.evaluation.results import read_predictions
-from cyberlm.evaluation.scoring import answering, generate, option_log_probs
+from cyberlm.evaluation.scoring import eval_mode, generate, option_log_probs
 from cyberlm.export.merge import load_exported_adapter
 from cyberlm.models.loaded import LoadedModel, quiet, trainable_names
 from cyberlm.models.loading import BaseModel, load_base
@@ -48,7 +48,7 @@ CASES = [
 
 def logits(model: torch.nn.Module) -> Tensor:
     """Logits (1, T, V) by a forward pass of PEFT's, or of a plain model; those of virtual tokens are left out."""
-    with answering(model):
+    with eval_mode(model):
         return model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits[:, -IDS.shape[1] :]
 
 
@@ -195,7 +195,7 @@ def foreign_adapter(config: peft.PeftConfig, folder: Path) -> Tensor:
 def test_an_adapter_that_peft_alone_has_made_is_opened(name: str, tmp_path: Path) -> None:
     expected, config = foreign_adapter(FOREIGN[name], tmp_path), config_of()
     opened = open_adapter(BaseModel(config.model, config.quant, CPU, lambda _: None), tmp_path)
-    with answering(opened.model):
+    with eval_mode(opened.model):
         found = opened.head(opened.backbone(input_ids=IDS, use_cache=False).last_hidden_state)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     if name.startswith("lora"):
@@ -227,7 +227,7 @@ def test_virtual_tokens_are_scored_and_generated_behind_as_peft_does() -> None:
         given = torch.tensor([ids])
         return loaded.model(input_ids=given, attention_mask=torch.ones_like(given)).logits[0, -len(ids) :]
 
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         scores = option_log_probs(loaded, collate_scoring(encoded))
         completions = generate(loaded, [item.prompt_ids for item in encoded], [], 4)
         for row, item in enumerate(encoded):

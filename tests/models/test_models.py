@@ -26,13 +26,13 @@ from cyberlm.config.commands import ExportConfig, ExportForm
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import Dtype, EvaluateConfig
 from cyberlm.evaluation.results import read_results
-from cyberlm.evaluation.scoring import answering
+from cyberlm.evaluation.scoring import eval_mode
 from cyberlm.models import gguf_import, model_files
 from cyberlm.models.loaded import count_parameters, trainable_names
 from cyberlm.models.loading import load_base, load_tokenizer, pick_device, weights_dtype
-from cyberlm.models.methods.adapters import keep_inputs_narrow, load_adapter
+from cyberlm.models.methods.adapters import load_adapter, skip_input_casts
 from cyberlm.models.methods.lora import Lora
-from cyberlm.models.model_files import explained, locate, sha256_of
+from cyberlm.models.model_files import explain_errors, locate, sha256_of
 from cyberlm.models.saving import read_prompt
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runs import train as training
@@ -134,7 +134,7 @@ def test_scoring_a_4bit_base_leaves_its_weights_alone() -> None:
     loaded.model.train()
     before = loaded.model(input_ids=ids).logits.detach()
     stored = [weight.detach().clone() for weight in weights]
-    with answering(loaded.model):
+    with eval_mode(loaded.model):
         scored = loaded.model(input_ids=ids).logits
     assert torch.equal(before, loaded.model(input_ids=ids).logits.detach())
     torch.testing.assert_close(before, scored, atol=1e-6, rtol=0)
@@ -169,7 +169,7 @@ def test_a_model_out_of_reach_names_licence_login_and_a_way_without_it() -> None
         raise OSError("You are trying to access a gated repo.")  # as transformers raises it
 
     llama = config_of("model=llama3_8b").model
-    for load in (lambda: load_tokenizer(llama), lambda: explained(llama, gated)):
+    for load in (lambda: load_tokenizer(llama), lambda: explain_errors(llama, gated)):
         with pytest.raises(ModelError) as caught:
             load()
         screen = caught.value.screen()
@@ -285,7 +285,7 @@ def test_adapters_take_narrow_inputs_as_they_are_and_compute_the_same() -> None:
                 outputs.append(loaded.model(input_ids=torch.arange(24)[None]).logits)
             outputs[-1].float().square().mean().backward()
             gradients.append([p.grad for p in loaded.model.parameters() if p.requires_grad])
-            keep_inputs_narrow(loaded.model)
+            skip_input_casts(loaded.model)
     half = len(converted) // 2
     assert set(converted[:half]) == {torch.float32} and set(converted[half:]) == {torch.bfloat16}
     assert torch.equal(*outputs)
@@ -309,7 +309,7 @@ def test_a_fully_tuned_run_opens_without_its_base(tmp_path: Path, monkeypatch: p
     )
     again, ids = load_tuned(config, run, CPU), torch.arange(8)[None]
     assert opened == [str(run / "model")]
-    with answering(loaded.model), answering(again.model):
+    with eval_mode(loaded.model), eval_mode(again.model):
         torch.testing.assert_close(again.model(input_ids=ids).logits, loaded.model(input_ids=ids).logits)
     weights = base / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")

@@ -9,7 +9,7 @@ from torch import nn
 
 from cyberlm.data.batches import AnswerBatch, AnswerCollator, collate_scoring
 from cyberlm.models.loaded import LoadedModel, check_causal
-from cyberlm.models.prefix_cache import MOST_ROUNDING, shared_length
+from cyberlm.models.prefix_cache import MAX_ROUNDING, shared_length
 from cyberlm.training.losses import answer_nll_sum
 
 
@@ -71,4 +71,4 @@ def test_rounding_that_depends_on_the_shape_hides_no_cache(noise: float) -> None
     for layer in loaded.causal.model.layers:
         layer.register_forward_hook(round_by_shape)
     check_causal(loaded)
-    assert (loaded.reach > 0) == (noise < MOST_ROUNDING)
+    assert (loaded.cacheable_tokens > 0) == (noise < MAX_ROUNDING)

@@ -7,7 +7,7 @@ import pytest
 from typed import run_python
 
 from cyberlm.runtime.errors import ConfigError
-from cyberlm.runtime.redaction import is_secret_name, redact, redact_values, refuse_typed
+from cyberlm.runtime.redaction import is_secret_name, redact, redact_values, refuse_secrets
 
 HOLD_SECRETS = (
     *("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "MLFLOW_TRACKING_TOKEN"),
@@ -103,7 +103,7 @@ KEPT = (
 def test_typed_secrets_are_refused_by_key(monkeypatch: pytest.MonkeyPatch, config: dict[str, object]) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", "planted value 1")
     with pytest.raises(ConfigError) as caught:
-        refuse_typed(config)
+        refuse_secrets(config)
     (problem,) = caught.value.problems
     assert problem.fix == f"'{problem.what}=${{oc.env:NAME}}'"
     assert "abc" not in str(caught.value) and "pa55" not in str(caught.value)
@@ -113,12 +113,12 @@ def test_typed_secrets_are_refused_by_key(monkeypatch: pytest.MonkeyPatch, confi
 def test_words_and_references_are_not_refused(monkeypatch: pytest.MonkeyPatch, config: dict[str, object]) -> None:
     monkeypatch.setenv("DB_PASSWORD", "cybersecurity")
     monkeypatch.setenv("OTHER_PASSWORD", "security.jsonl"[:8])
-    refuse_typed(config)
+    refuse_secrets(config)
 
 
 def test_logs_and_tracebacks(tmp_path: Path) -> None:
     code = (
-        "import logging; from cyberlm.runtime.redaction import guard_output; logging.basicConfig(); guard_output()\n"
+        "import logging; from cyberlm.runtime.redaction import redact_output; logging.basicConfig(); redact_output()\n"
         "logging.warning('at %s', 'http://u:pa55@h')\n"
         "try: raise ValueError('http://u:pa55@h')\n"
         "except ValueError: logging.exception('failed')\n"

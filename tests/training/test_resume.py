@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from support import evaluation_of
 from training_support import differences, fit_again, repeatable_rows, run_config, same, with_callback
 
-from cyberlm.config.saved import config_of, hash_of, settings_of
+from cyberlm.config.saved import config_hash, config_of, flat_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.evaluation.results import read_results
 from cyberlm.runs.evaluate import evaluate
@@ -254,9 +254,9 @@ def test_a_run_that_moved_goes_on_until_it_has_finished(stopped_run: Path, tmp_p
 def make_older(run: Path) -> None:
     """Takes out of a run what it would lack from a time when accuracy alone chose the weights."""
     change(run / "config.yaml", "  monitor: accuracy\n", "")
-    before = {key: value for key, value in settings_of(config_of(run)).items() if key != "trainer.monitor"}
+    before = {key: value for key, value in flat_config(config_of(run)).items() if key != "trainer.monitor"}
     provenance = json.loads((run / "provenance.json").read_text())
-    (run / "provenance.json").write_text(json.dumps(provenance | {"config": hash_of(before)}))
+    (run / "provenance.json").write_text(json.dumps(provenance | {"config": config_hash(before)}))
     for file in (run / "checkpoints").glob("step_*.ckpt"):
         checkpoint: dict[str, Any] = torch.load(file, weights_only=True)
         checkpoint["cyberlm"]["settings"] = before

@@ -23,7 +23,7 @@ Confidence = ArrayLike
 """(N,) float, probability of the chosen option."""
 
 BINS = 15
-FEWEST_QUESTIONS = 300
+MIN_QUESTIONS = 300
 """Fewer make a bin smaller than 20 questions: its gap is then mostly chance, which adds to ECE."""
 DRAWS = 2000
 """Of the law of ECE for a calibrated model."""
@@ -45,12 +45,12 @@ def calibration(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     if not has_candidates(test):
         return
     scores, gold = scores_of(test, context.option_score).numpy(), golds(test)
-    few = f"{n} questions are few for calibration (fewer than {FEWEST_QUESTIONS}): compare ECE with its chance level"
+    few = f"{n} questions are few for calibration (fewer than {MIN_QUESTIONS}): compare ECE with its chance level"
     measures = calibration_measures(scores, gold)
     ece = measures["ece"]
     by_chance = calibrated_errors(confidence_of(scores), clusters=context.clusters)
     p_value = float((1 + (by_chance >= ece).sum()) / (1 + by_chance.size))
-    note, label = few if n < FEWEST_QUESTIONS else "", "calibration error (ECE)"
+    note, label = few if n < MIN_QUESTIONS else "", "calibration error (ECE)"
     yield from _metrics(measures, "", n, note, label)
     yield chance_metric("ece_chance", by_chance, n, label="  if calibrated (5-95%)")
     yield Metric("ece_p", p_value, n=n, place="detail")
@@ -78,8 +78,8 @@ def _metrics(measures: dict[str, float], suffix: str, n: int, note: str, label: 
 
 def _warning(temperature: float, n_validation: int) -> str:
     warnings = []
-    if n_validation < FEWEST_QUESTIONS:
-        warnings.append(f"The temperature was fitted on {n_validation} questions (fewer than {FEWEST_QUESTIONS})")
+    if n_validation < MIN_QUESTIONS:
+        warnings.append(f"The temperature was fitted on {n_validation} questions (fewer than {MIN_QUESTIONS})")
     if temperature in TEMPERATURES:
         warnings.append(f"No temperature is best: the likelihood grows up to the limit of the search, {temperature:g}")
     return ". ".join(warnings)

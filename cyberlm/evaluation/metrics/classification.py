@@ -23,7 +23,7 @@ from cyberlm.tasks.task import Example, make_task
 
 DRAWS = 1000
 """Bootstrap draws of whole clusters."""
-MOST_CONFUSIONS = 50
+MAX_CONFUSIONS = 50
 """Of pairs of classes, those with the most questions."""
 LABELS = {"": "likelihood", "_generation": "generation", "_last_line": "generation, last line"}
 """Ways to read an answer, by the suffix of a metric's name."""
@@ -50,7 +50,7 @@ def classes(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     for name in sorted(recalls):
         yield share_metric(f"recall_{name}", recalls[name], place="detail")
     confused = Counter((its, mine) for mine, its in zip(main, gold, strict=True) if mine != its)
-    for (its, mine), count in confused.most_common(MOST_CONFUSIONS):
+    for (its, mine), count in confused.most_common(MAX_CONFUSIONS):
         hits = np.arange(len(recalls[its])) < count
         yield share_metric(f"confusion_{its}_as_{mine}", hits, place="detail")
 
@@ -104,7 +104,7 @@ def _f1(truth: IntArray, answer: IntArray, weights: FloatArray | IntArray) -> fl
 
 def floors(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """Accuracy of the most frequent class and of TF-IDF with a linear SVM, skill above the better, and its macro-F1."""
-    found = class_floors(context)
+    found = class_baselines(context)
     closed = has_candidates(predictions.test)
     if not closed and any(row.generated is None for row in predictions.test):
         return
@@ -119,7 +119,7 @@ def floors(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
 
 
 @functools.lru_cache(maxsize=1)
-def class_floors(context: EvalSet) -> tuple[tuple[Baseline, list[str]], ...]:
+def class_baselines(context: EvalSet) -> tuple[tuple[Baseline, list[str]], ...]:
     """Floors with their answers, learnt from the seen questions; without any, the most frequent class of the test."""
     gold, seen = [question.answer for question in context.questions], context.seen
     name, most = Counter(question.answer for question in seen or context.questions).most_common(1)[0]

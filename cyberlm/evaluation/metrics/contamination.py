@@ -78,7 +78,7 @@ def find_contamination(test: Sequence[Example], train: Sequence[Example]) -> dic
     return {**_same_text(test, train), "jaccard": _alike(test, train), "ngram": _share_ngram(test, train)}
 
 
-def refuse_leaked(test: Sequence[Example], train: Sequence[Example], run: str) -> None:
+def refuse_contaminated(test: Sequence[Example], train: Sequence[Example], run: str) -> None:
     """Refuses to score questions that a run was trained on, in the same options or others, reordered or reworded.
 
     Questions that are only nearly the same (`jaccard`, `ngram`) are not refused: the metrics count them.

@@ -23,7 +23,7 @@ SHAPE = '{"version": 1, "items": [{"hash": "0123456789abcdef", "reason": "...", 
 
 
 @dataclass(frozen=True)
-class Suspect:
+class NoisyLabel:
     """Question whose key is doubtful.
 
     Attributes:
@@ -36,7 +36,7 @@ class Suspect:
     corrected: Annotated[str, StringConstraints(pattern=f"^[{LETTERS}]$")] | None
 
 
-def _each_once(items: tuple[Suspect, ...]) -> tuple[Suspect, ...]:
+def _each_once(items: tuple[NoisyLabel, ...]) -> tuple[NoisyLabel, ...]:
     hashes = [item.hash for item in items]
     twice = sorted({hash_ for hash_ in hashes if hashes.count(hash_) > 1})
     if twice:
@@ -45,14 +45,14 @@ def _each_once(items: tuple[Suspect, ...]) -> tuple[Suspect, ...]:
 
 
 @dataclass(frozen=True)
-class SuspectList:
+class NoisyLabels:
     """Content of a file of `evaluation.suspects`."""
 
     version: Annotated[int, Field(ge=1, le=1)]
-    items: Annotated[tuple[Suspect, ...], AfterValidator(_each_once)]
+    items: Annotated[tuple[NoisyLabel, ...], AfterValidator(_each_once)]
 
 
-def read_suspects(path: Path, questions: Sequence[Example]) -> dict[str, Suspect]:
+def read_noisy_labels(path: Path, questions: Sequence[Example]) -> dict[str, NoisyLabel]:
     """Reads a list of suspects, JSON of the shape `SHAPE`: by hash.
 
     Raises:
@@ -60,7 +60,7 @@ def read_suspects(path: Path, questions: Sequence[Example]) -> dict[str, Suspect
             of its question, or the one that is the key already. All problems are listed.
     """
     hint = f"A list of suspects has the shape {SHAPE}"
-    items = from_json(SuspectList, read_json(path, hint), str(path), hint).items
+    items = from_json(NoisyLabels, read_json(path, hint), str(path), hint).items
     suspects, problems = {item.hash: item for item in items}, []
     for question in questions:
         suspect, others = suspects.get(question.hash), LETTERS[: len(question.options)].replace(question.letter, "")
@@ -82,7 +82,7 @@ def label_noise(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """
     if context.config.evaluation.suspects is None:
         return
-    suspects = read_suspects(Path(context.config.evaluation.suspects), context.questions)
+    suspects = read_noisy_labels(Path(context.config.evaluation.suspects), context.questions)
     chosen, key, clusters = choices(predictions.test), golds(predictions.test), context.clusters
     listed = [suspects.get(question.hash) for question in context.questions]
     sure = np.array([suspect is None for suspect in listed])

@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.statistics import IntArray
-from cyberlm.runtime.files import write_whole
+from cyberlm.runtime.files import write_atomic
 from cyberlm.tasks.task import LETTERS
 
 INK = "#1f2430"
@@ -36,7 +36,7 @@ PIXELS = 96
 """Of an inch on a page."""
 LABEL_WIDTH = 24
 """Characters of a label in one line."""
-MOST_POINTS = 400
+MAX_POINTS = 400
 """Of a curve; of more, every n-th is drawn."""
 STYLE: Any = {
     **{"svg.fonttype": "none", "svg.hashsalt": "cyberlm", "text.parse_math": False, "font.size": 9},
@@ -77,8 +77,8 @@ def to_svg(figure: Figure, title: str) -> str:
 
 def write_figure(figure: Figure, folder: Path, name: str, title: str) -> str:
     """Writes NAME.svg and NAME.png, both on white, into a folder; returns `to_svg`."""
-    write_whole(folder / f"{name}.svg", lambda file: file.write(_saved(figure, "svg", facecolor="white")))
-    write_whole(folder / f"{name}.png", lambda file: file.write(_saved(figure, "png", facecolor="white", dpi=200)))
+    write_atomic(folder / f"{name}.svg", lambda file: file.write(_saved(figure, "svg", facecolor="white")))
+    write_atomic(folder / f"{name}.png", lambda file: file.write(_saved(figure, "png", facecolor="white", dpi=200)))
     return to_svg(figure, title)
 
 
@@ -121,7 +121,7 @@ def curves(panels: Mapping[str, Mapping[str, Points]], xlabel: str = "optimizer 
     for axes, (title, lines) in zip(stacked, panels.items(), strict=True):
         for place, (name, (x, y)) in enumerate(lines.items()):
             colour, few = COLOURS[(place + 1) % len(COLOURS)], len(x) <= 12
-            every = len(x) // MOST_POINTS + 1
+            every = len(x) // MAX_POINTS + 1
             if len(x) > 60:  # what a reader follows is the mean of near steps
                 axes.plot(x[::every], y[::every], color=colour, linewidth=0.6, alpha=0.35)
                 x, y = _running_mean(x, y, len(x) // 20)

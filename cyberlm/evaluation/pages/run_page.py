@@ -21,13 +21,13 @@ from cyberlm.evaluation.statistics import FloatArray
 from cyberlm.evaluation.verdict import difference_tables, main_comparison, power, primary_comparisons, verdict
 from cyberlm.tasks.task import LETTERS, option_name
 
-MOST_SHOWN = 20
+MAX_SHOWN = 20
 """Questions."""
-MOST_TOPICS = 12
+MAX_TOPICS = 12
 """In the figure; the table has all."""
-MOST_CARDS = 5
-MOST_MODELS = 6
-MOST_PAIRS = 12
+MAX_CARDS = 5
+MAX_MODELS = 6
+MAX_PAIRS = 12
 """In figures."""
 
 
@@ -69,8 +69,8 @@ def run_page(results: Results, eval_set: EvalSet, models: Mapping[str, Predictio
         evidence=metric_rows(results, "evidence"),
         evidence_notes=notes(results, "evidence", "note"),
         details=metric_rows(results, "detail"),
-        pictures=_pictures(results, eval_set, dict(list(rows.items())[:MOST_MODELS]), scores, origin, topics),
-        omitted=max(0, len(rows) - MOST_MODELS),
+        pictures=_pictures(results, eval_set, dict(list(rows.items())[:MAX_MODELS]), scores, origin, topics),
+        omitted=max(0, len(rows) - MAX_MODELS),
         topics=topics,
         cost=cost_rows(results, results.cost) if results.cost else {},
         questions=informative_questions(by_id, probabilities, pair),
@@ -92,7 +92,7 @@ def _cards(results: Results) -> list[tuple[str, str]]:
     """The main figure of each model, and the main difference; below each, what it rests on."""
     pair, cards = _pair(results), []
     label = OUTCOMES[pair.outcome] if pair else ""
-    for model, metrics in list(results.metrics.items())[:MOST_CARDS]:
+    for model, metrics in list(results.metrics.items())[:MAX_CARDS]:
         heads = [m for m in metrics.values() if m.place == "headline" and m.value is not None]
         metric = next((m for m in heads if m.label == label), heads[0] if heads else None)
         if metric is not None:
@@ -151,10 +151,10 @@ def _pictures(
             caption = "How often each letter is right, and how often each model chooses it, by likelihood."
             found.append(picture(figures.letters(counts), "Letters", caption))
     if len(topics) > 1:
-        most = f" The {MOST_TOPICS} topics with the most questions." if len(topics) > MOST_TOPICS else ""
+        most = f" The {MAX_TOPICS} topics with the most questions." if len(topics) > MAX_TOPICS else ""
         shown = {
             topic: {name: metric for name, metric in shares.items() if name in models}
-            for topic, shares in list(topics.items())[:MOST_TOPICS]
+            for topic, shares in list(topics.items())[:MAX_TOPICS]
         }
         caption = f"Accuracy by {_outcome(results)}, with 95% intervals.{most}"
         found.append(picture(figures.shares(shown), "Accuracy by topic", caption))
@@ -166,11 +166,11 @@ def _forest(pairs: Sequence[PairComparison]) -> Picture:
     one = len({(pair.first, pair.second) for pair in pairs}) == 1
     chosen = pairs if one else primary_comparisons(pairs)
     rows = []
-    for pair in chosen[:MOST_PAIRS]:
+    for pair in chosen[:MAX_PAIRS]:
         label = OUTCOMES[pair.outcome].strip() if one else f"{pair.second} minus {pair.first}"
         rows.append((label, 100 * pair.difference, 100 * pair.ci_lo, 100 * pair.ci_hi))
     what = f"{pairs[0].second} minus {pairs[0].first}" if one else OUTCOMES[chosen[0].outcome]
-    most = f" The first {MOST_PAIRS} of {len(chosen)} pairs." if len(chosen) > MOST_PAIRS else ""
+    most = f" The first {MAX_PAIRS} of {len(chosen)} pairs." if len(chosen) > MAX_PAIRS else ""
     caption = f"Of {what}, with 95% intervals. Grey: 0 lies within.{most}"
     return picture(figures.forest(rows, "points"), "Differences", caption)
 
@@ -182,7 +182,7 @@ def informative_questions(
 ) -> dict[str, list[str]]:
     """Ids of the questions that tell the most, by kind: gained, lost, and answered wrong with confidence.
 
-    At most `MOST_SHOWN`, each kind having its share. Gained and lost are sorted by how far the right option's
+    At most `MAX_SHOWN`, each kind having its share. Gained and lost are sorted by how far the right option's
     probability moved.
 
     Args:
@@ -205,6 +205,6 @@ def informative_questions(
         "lost": sorted(pair.lost, key=moved) if pair else [],
         "confidently wrong": sorted(wrong, key=lambda name: -probabilities[last][name].max()),
     }
-    in_turn = [name for names in zip_longest(*kinds.values()) for name in names if name is not None][:MOST_SHOWN]
+    in_turn = [name for names in zip_longest(*kinds.values()) for name in names if name is not None][:MAX_SHOWN]
     shown_of = {kind: [name for name in names if name in in_turn] for kind, names in kinds.items()}
     return {kind: names for kind, names in shown_of.items() if names}

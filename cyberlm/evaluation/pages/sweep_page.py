@@ -16,11 +16,11 @@ from cyberlm.evaluation.pages.figures import COLOURS, HALO, INK, WIDTH, themed
 from cyberlm.evaluation.pages.rendering import Picture, picture, render
 from cyberlm.evaluation.statistics import FloatArray
 
-MOST_LINES = 300
+MAX_LINES = 300
 """Jobs in the parallel coordinates, the best ones."""
-MOST_MAPS, MOST_CELLS = 6, 8
+MAX_MAPS, MAX_CELLS = 6, 8
 """Heat maps, and cells of a map in a row or a column."""
-MOST_TICKS = 8
+MAX_TICKS = 8
 """Values of a setting that have a place of their own; of more, the axis is one of numbers."""
 FROM_BAD_TO_GOOD = LinearSegmentedColormap.from_list("quality", ["#c3c9d4", "#7fa8ee", "#1d4ed8"])
 Row = Mapping[str, str]
@@ -64,16 +64,16 @@ def sweep_page(sweep: Sweep) -> str:
 def _pictures(sweep: Sweep, finished: Sequence[Row]) -> list[Picture]:
     if sweep.figure is None or not sweep.swept or len(finished) < 2:
         return []
-    shown = finished[:MOST_LINES]
+    shown = finished[:MAX_LINES]
     values = np.array([float(row[sweep.figure]) for row in shown])
     settings = {key: [row[key] for row in shown] for key in sweep.swept}
     lower = "nll" in sweep.figure
-    most = f" The best {MOST_LINES} jobs." if len(finished) > MOST_LINES else ""
+    most = f" The best {MAX_LINES} jobs." if len(finished) > MAX_LINES else ""
     by = f"{sweep.figure} ({'lower' if lower else 'higher'} is better)"
     caption = f"A line for each job; the bluer, the better by {by}; orange: the best.{most}"
     found = [picture(parallel(settings, sweep.figure, values, lower), "Parallel coordinates", caption)]
-    mapped = [key for key in sweep.swept if 1 < len(set(settings[key])) <= MOST_CELLS]
-    for x, y in list(combinations(mapped, 2))[:MOST_MAPS]:
+    mapped = [key for key in sweep.swept if 1 < len(set(settings[key])) <= MAX_CELLS]
+    for x, y in list(combinations(mapped, 2))[:MAX_MAPS]:
         title = f"{short_name(x)} × {short_name(y)}"
         mean = ", the mean over the jobs of a cell" if len(sweep.swept) > 2 else ""
         caption = f"{sweep.figure}{mean}. The bluer, the better."
@@ -171,11 +171,11 @@ def _order(text: str) -> tuple[bool, float, str]:
 def _places(texts: Sequence[str]) -> tuple[FloatArray, dict[float, str]]:
     """Height of each job on a setting's axis, from 0 to 1, and the axis' ticks."""
     different = sorted(set(texts), key=_order)
-    if len(different) > MOST_TICKS and not any(_order(text)[0] for text in different):
+    if len(different) > MAX_TICKS and not any(_order(text)[0] for text in different):
         return _number_places(np.array([float(text) for text in texts]))
     heights = np.linspace(0, 1, len(different)) if len(different) > 1 else np.array([0.5])
     place = dict(zip(different, heights.tolist(), strict=True))
-    shown = different if len(different) <= MOST_TICKS else [different[0], different[-1]]
+    shown = different if len(different) <= MAX_TICKS else [different[0], different[-1]]
     return np.array([place[text] for text in texts]), {place[text]: text or "–" for text in shown}
 
 

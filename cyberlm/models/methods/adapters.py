@@ -14,10 +14,10 @@ from transformers.pytorch_utils import Conv1D
 
 from cyberlm.config.method_rules import EMBEDDING_MODULES
 from cyberlm.models.fast_layers import use_fast_layers
-from cyberlm.models.loaded import UNREADABLE, LoadedModel, on_one_line, quiet
+from cyberlm.models.loaded import UNREADABLE, LoadedModel, one_line, quiet
 from cyberlm.models.loading import BaseModel
 from cyberlm.models.model_files import check_saved
-from cyberlm.models.prefix_cache import PROBED, nearly_equal
+from cyberlm.models.prefix_cache import PROBE_TOKENS, nearly_equal
 from cyberlm.models.virtual_tokens import VirtualTokens, put_virtual_tokens
 from cyberlm.runtime.errors import ModelError, Problem
 
@@ -61,11 +61,11 @@ class Adapter:
             shown = targets if isinstance(targets, str) else f"[{','.join(sorted(targets))}]"
             raise ModelError(
                 f"PEFT cannot put this adapter on {loaded.name}:",
-                [Problem(f"{self.key}={shown}: {on_one_line(error)}", ", ".join(known))],
+                [Problem(f"{self.key}={shown}: {one_line(error)}", ", ".join(known))],
                 f"Type those of them that suit the model: '{self.key}=[...]'",
             ) from error
         model.peft_config["default"].base_model_name_or_path = loaded.name
-        return _settled(replace(loaded, model=model))
+        return _finish(replace(loaded, model=model))
 
     def base_view(self, loaded: LoadedModel) -> AbstractContextManager[None]:
         if not isinstance(loaded.model, PeftModel):  # not attached yet
@@ -108,7 +108,7 @@ class Adapter:
             with quiet():
                 merged = tuned.model.merge_and_unload(safe_merge=True)
         except ValueError as error:
-            raise ModelError(f"The adapter {folder} cannot be merged.", [Problem(on_one_line(error))]) from error
+            raise ModelError(f"The adapter {folder} cannot be merged.", [Problem(one_line(error))]) from error
         return replace(tuned, model=merged, causal=merged)
 
 
@@ -140,15 +140,15 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
     except (OSError, *UNREADABLE) as error:
         raise ModelError(
             f"What lies in {folder} does not fit {loaded.name}.",
-            [Problem(on_one_line(error), "the folder as the run wrote it")],
+            [Problem(one_line(error), "the folder as the run wrote it")],
             "Train again, or take the folder from where the run was made.",
         ) from error
     if loaded.device.type == "cuda":  # answers are computed under autocast there
-        keep_inputs_narrow(model)
-    return _settled(replace(loaded, model=model))
+        skip_input_casts(model)
+    return _finish(replace(loaded, model=model))
 
 
-def _settled(loaded: LoadedModel) -> LoadedModel:
+def _finish(loaded: LoadedModel) -> LoadedModel:
     """Lets layers that were added compute as fast as those of the base, and puts virtual tokens before texts."""
     use_fast_layers(loaded.model)
     torch.sparse.check_sparse_tensor_invariants.disable()  # or SHiRA's would warn
@@ -156,7 +156,7 @@ def _settled(loaded: LoadedModel) -> LoadedModel:
     return loaded
 
 
-def keep_inputs_narrow(model: nn.Module) -> None:
+def skip_input_casts(model: nn.Module) -> None:
     """Leaves out PEFT's conversion of each adapter's input to float32, which autocast would undo at once.
 
     Not for DoRA, which computes with the input itself. To be called only where every forward pass is under autocast.
@@ -230,14 +230,14 @@ def _check_computes_in_layers(loaded: LoadedModel, folder: Path) -> None:
     Raises:
         ModelError: If they differ: virtual tokens, routers and activation by a token stand outside the layers.
     """
-    ids = torch.arange(PROBED, device=loaded.device)[None]  # (1, 12)
+    ids = torch.arange(PROBE_TOKENS, device=loaded.device)[None]  # (1, 12)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}  # alike: the same kernels
     loaded.model.eval()
     try:
         with torch.autocast(loaded.device.type, torch.bfloat16, enabled=loaded.device.type == "cuda"):
             whole = loaded.model(**given).logits
             halves = loaded.head(loaded.backbone(**given).last_hidden_state)
-        same = nearly_equal(halves, whole[:, -PROBED:])
+        same = nearly_equal(halves, whole[:, -PROBE_TOKENS:])
     except torch.OutOfMemoryError:
         raise
     except UNREADABLE:

@@ -16,9 +16,9 @@ from typing import Protocol
 import torch
 
 from cyberlm.config.schema import MethodConfig, QuantName, Strategy, TrainConfig
-from cyberlm.models.loaded import LoadedModel, on_one_line
+from cyberlm.models.loaded import LoadedModel, one_line
 from cyberlm.models.loading import BaseModel, load_base, load_sharded
-from cyberlm.models.methods.adapters import keep_inputs_narrow
+from cyberlm.models.methods.adapters import skip_input_casts
 from cyberlm.models.sharding import Sharding
 from cyberlm.runtime.errors import ConfigError, Problem
 
@@ -70,7 +70,7 @@ def method_of(config: MethodConfig) -> Method:
     try:
         kind: type[Method] = resolve_name(config._target_)
     except (ImportError, ValueError, AttributeError) as error:
-        what = f"method._target_={config._target_}: {on_one_line(error)}"
+        what = f"method._target_={config._target_}: {one_line(error)}"
         allowed = "the dotted name of a class, its module on the PYTHONPATH"
         raise ConfigError(f"method={config.name} cannot be used:", [Problem(what, allowed)]) from error
     return kind(config)
@@ -116,7 +116,7 @@ def attach(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
         loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     attached = method_of(config.method).attach(loaded)
     if loaded.device.type == "cuda" and precision(config, loaded.device).endswith("-mixed"):
-        keep_inputs_narrow(attached.model)
+        skip_input_casts(attached.model)
     return attached
 
 

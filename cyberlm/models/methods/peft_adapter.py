@@ -11,7 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import PeftType
 
 from cyberlm.config.schema import MethodConfig
-from cyberlm.models.loaded import on_one_line
+from cyberlm.models.loaded import one_line
 from cyberlm.models.methods.adapters import Adapter
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 
@@ -44,6 +44,6 @@ class PeftAdapter(Adapter):
             try:
                 self.config = self.kind(task_type=TaskType.CAUSAL_LM, **settings)
             except (TypeError, ValueError) as error:
-                problems.append(Problem(on_one_line(error)))
+                problems.append(Problem(one_line(error)))
         if problems:
             raise ConfigError(f"method={config.name} cannot be used:", problems)

@@ -17,7 +17,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from cyberlm.data.batches import AnswerBatch, ScoringBatch
-from cyberlm.models.sharding import whole
+from cyberlm.models.sharding import full_tensor
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.tasks.task import option_name
@@ -31,7 +31,7 @@ EXPLODED_NATS = 1.0
 """... and higher by at least this many nats a token, so that the noise of a loss near 0 is not one."""
 RECENT_STEPS, BEFORE_STEPS = 5, 50
 """The mean of the last steps is held against the median of those before them (fewer than 20 of these say nothing)."""
-LEAST_BEFORE = 20
+MIN_BEFORE = 20
 CHANCE_P = 0.05
 """Validation is better than chance where the exact one-sided binomial test says so at this level."""
 
@@ -58,7 +58,7 @@ class FiniteNumbers(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         totals = pl_module.totals
-        totals.reduce(whole(pl_module.gradient_norm()))
+        totals.reduce(full_tensor(pl_module.gradient_norm()))
         bad = next((k for k, loss in enumerate(totals.losses) if not math.isfinite(loss)), None)
         if bad is not None:
             self.window = [self.window[bad]]
@@ -72,7 +72,7 @@ class FiniteNumbers(L.Callback):
         step = trainer.global_step
         broken, kept = None, {}
         for name, p in ((name, p) for name, p in pl_module.named_parameters() if p.requires_grad):
-            weights = whole(p.detach())
+            weights = full_tensor(p.detach())
             broken = broken if broken or torch.isfinite(weights).all() else name
             if not pl_module.loaded.sharded:  # else no process could hold them all
                 kept[f"weights.{name}"] = weights
@@ -127,7 +127,7 @@ class LearningWatch(L.Callback):
             return
         self.losses = [*self.losses, pl_module.totals.loss][-RECENT_STEPS - BEFORE_STEPS :]
         before, recent = self.losses[:-RECENT_STEPS], self.losses[-RECENT_STEPS:]
-        if self.exploded or len(before) < LEAST_BEFORE:
+        if self.exploded or len(before) < MIN_BEFORE:
             return
         usual, now = statistics.median(before), statistics.mean(recent)
         if now > EXPLODED * usual and now > usual + EXPLODED_NATS:

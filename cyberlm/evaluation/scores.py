@@ -1,25 +1,12 @@
-"""Scores of options by likelihood, the choice among them, and accuracy over a validation pass."""
+"""Scores of options by likelihood, and the choice among them."""
 
 from collections.abc import Sequence
 
 import torch
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.predictions import Prediction
 from cyberlm.runtime.errors import Problem, RunError
-
-MAX_OPTIONS = 2**16
-"""Of a question, that validation counts; a task has fewer (`cyberlm.data.columns`)."""
-
-
-def validation_metrics(*, over_processes: bool = False) -> MetricCollection:
-    """Accuracy over a validation pass, of one process or all: update with `choice` and `gold`, (N,) int64 each."""
-    # Micro: every question counts once. The default, macro, weighs rare gold letters up.
-    return MetricCollection(
-        {"accuracy": MulticlassAccuracy(num_classes=MAX_OPTIONS, average="micro", sync_on_compute=over_processes)}
-    )
 
 
 def option_scores(log_probs: torch.Tensor, tokens: torch.Tensor, chars: torch.Tensor, how: OptionScore) -> torch.Tensor:
@@ -67,15 +54,9 @@ def scores_of(predictions: Sequence[Prediction], how: OptionScore) -> torch.Tens
     counts = [row.n_options for row in predictions]
     if not found.isfinite().all():
         bad = next(row for row, own in zip(predictions, found.split(counts), strict=True) if not own.isfinite().all())
-        raise RunError(
-            "The model's answers cannot be scored.",
-            [
-                Problem(
-                    f"log-probabilities of the options of {bad.id} are {list(bad.option_logprobs)}", "finite numbers"
-                )
-            ],
-            hint="The weights hold infinities or NaN. If this model was trained here, lower optim.learning_rate.",
-        )
+        what = f"log-probabilities of the options of {bad.id} are {list(bad.option_logprobs)}"
+        hint = "The weights hold infinities or NaN. If this model was trained here, lower optim.learning_rate."
+        raise RunError("The model's answers cannot be scored.", [Problem(what, "finite numbers")], hint)
     exists = torch.arange(max(counts, default=1)) < torch.tensor(counts)[:, None]  # (N, K)
     return torch.full(exists.shape, -torch.inf, dtype=torch.float64).masked_scatter(exists, found)
 

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 from cyberlm.config.schema import OptimConfig, OptionScore
 from cyberlm.data.batches import AnswerBatch, ScoringBatch
-from cyberlm.evaluation.scores import option_scores, pick_best, validation_metrics
+from cyberlm.evaluation.scores import option_scores, pick_best
 from cyberlm.evaluation.scoring import eval_mode, option_log_probs
 from cyberlm.models.loaded import LoadedModel, trainable_names
 from cyberlm.models.sharding import equal_calls
@@ -52,7 +52,7 @@ class FineTuningModule(L.LightningModule):
         self.option_score = option_score
         self.strict_loading = False  # checkpoints hold what trains; `on_load_checkpoint` compares the names itself
         self.share_validation, self.free = share_validation, free
-        self.metrics = validation_metrics(over_processes=share_validation)
+        self.accuracy = MeanMetric(sync_on_compute=share_validation)
         self.nll = MeanMetric(sync_on_compute=share_validation)
         # nan_strategy: a model that has diverged must not be judged by the questions it can still be scored on
         self.option_nll = MeanMetric(nan_strategy="disable", sync_on_compute=share_validation)
@@ -90,7 +90,7 @@ class FineTuningModule(L.LightningModule):
         scores = option_scores(log_probs, tokens, batch.option_chars, self.option_score)
         chosen, _ = pick_best(scores, batch.prompt_ids.sum(-1))  # (B,)
         if not self.free:
-            self.metrics.update(chosen, batch.gold)
+            self.accuracy.update(chosen == batch.gold)
         per_token = option_scores(log_probs, tokens, batch.option_chars, OptionScore.per_token)
         among_options = per_token if self.free else scores.log_softmax(-1)  # (B, K); padding has probability 0
         self.option_nll.update(-among_options.gather(1, batch.gold[:, None]))
@@ -102,11 +102,9 @@ class FineTuningModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._together.close()
-        figures = {} if self.free else self.metrics.compute()
-        figures |= {"nll": self.nll.compute(), "option_nll": self.option_nll.compute()}
-        for name, value in figures.items():
-            self.log(f"val/{name}", value, logger=False)  # the callback MetricRows hands it to the loggers
-        for metric in (self.metrics, self.nll, self.option_nll):
+        metrics = {} if self.free else {"accuracy": self.accuracy}
+        for name, metric in (metrics | {"nll": self.nll, "option_nll": self.option_nll}).items():
+            self.log(f"val/{name}", metric.compute(), logger=False)  # the callback MetricRows hands it to the loggers
             metric.reset()
 
     def configure_optimizers(self) -> Any:

@@ -4,21 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 from statistics_support import answered, question
 
 from cyberlm.config.schema import OptionScore
 from cyberlm.evaluation.predictions import Prediction
-from cyberlm.evaluation.scores import choose, scores_of, validation_metrics
+from cyberlm.evaluation.scores import choose, scores_of
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.task import short_hash
-
-
-def test_validation_accuracy_is_micro_over_batches() -> None:
-    metrics = validation_metrics()
-    metrics.update(torch.tensor([0, 0, 0]), torch.tensor([0, 0, 0]))
-    metrics.update(torch.tensor([7]), torch.tensor([1]))
-    assert float(metrics.compute()["accuracy"]) == 0.75
 
 
 def row(*log_probs: float, **fields: Any) -> Prediction:

@@ -66,7 +66,7 @@ class Evaluation:
 
         from cyberlm.evaluation.predictions import Predictions
         from cyberlm.models.loading import load_base, load_tokenizer
-        from cyberlm.models.methods.method import prepare
+        from cyberlm.models.methods.method import attach
         from cyberlm.tasks.prompts import Prompt
 
         self.config = config_of(f"model={options.model}", f"prompt={options.prompt}")
@@ -78,7 +78,7 @@ class Evaluation:
         self.loaded = load_base(self.config.model, self.config.quant, torch.device("cpu"))
         self.answers = {"base": Predictions(self.predict())}  # the warm-up
         torch.manual_seed(self.config.seed)
-        tuned = prepare(self.loaded, self.config)
+        tuned = attach(self.loaded, self.config)
         with torch.no_grad():
             for name, weight in tuned.model.named_parameters():
                 if "lora_B" in name:

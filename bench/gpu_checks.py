@@ -34,7 +34,7 @@ from cyberlm.data.sources import load_sources
 from cyberlm.evaluation.scoring import eval_mode, option_log_probs
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
-from cyberlm.models.methods.method import load_for_training, prepare
+from cyberlm.models.methods.method import attach, load_for_training
 from cyberlm.tasks.prompts import EncodedQuestion, Prompt
 from cyberlm.tasks.task import Example, make_task
 from cyberlm.training.losses import answer_nll_sum, hidden_states
@@ -63,7 +63,7 @@ def questions(config: TrainConfig, count: int) -> tuple[Prompt, list[EncodedQues
 
 def adapted(config: TrainConfig, device: str) -> LoadedModel:
     """The configuration's model with its adapter, whose B, which begins at zero, gets random numbers."""
-    loaded = prepare(load_for_training(config, torch.device(device)), config)
+    loaded = attach(load_for_training(config, torch.device(device)), config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in loaded.model.parameters():
@@ -393,7 +393,7 @@ def trained_twice(options: Any, name: str) -> tuple[States, States, float]:
             config.trainer.resume = None if copied else str(folder)
             base = load_base(config.model, config.quant, torch.device(options.device), trains_all_weights=True)
             watch = States(folder, copied)
-            fit_with(watch, config, folder, prepare(base, config), prompt, parts)
+            fit_with(watch, config, folder, attach(base, config), prompt, parts)
             found.append(watch)
             weight = weakref.ref(next(base.model.parameters()))
             del base, watch.log, watch.log_dict  # Lightning's, which hold the model
@@ -496,7 +496,7 @@ def step_8(report: Report, options: Any) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         parts = {"train": encoded, "validation": encoded[:4]}
-        fit_with(Watch(), config, Path(folder), prepare(base, config), prompt, parts)
+        fit_with(Watch(), config, Path(folder), attach(base, config), prompt, parts)
     report.detail(places=dict(counter.places.most_common()))
     report.tell(a_step=counter.places.total() / STEPS_WATCHED)
     for place, count in counter.places.most_common():

@@ -71,13 +71,13 @@ def load(name: str, options: Any) -> Any:
     from cyberlm_side import config_of
 
     from cyberlm.models.loaded import open_causal
-    from cyberlm.models.methods.method import prepare
+    from cyberlm.models.methods.method import attach
 
     method = "lora" if name == "base" else name
     loaded = open_causal(random_model(method, options.device, options.tiny).eval(), "random", "random")
     if name == "base":
         return loaded
-    return prepare(loaded, config_of("model=tiny_random", f"method={method}", f"trainer.accelerator={options.device}"))
+    return attach(loaded, config_of("model=tiny_random", f"method={method}", f"trainer.accelerator={options.device}"))
 
 
 def second_pass(device: str, work: Callable[[], object]) -> float:

@@ -439,7 +439,7 @@ def cyberlm_trains(options: Any, order: dict[str, Any], examples: list[Example],
     from cyberlm_side import config_of, fit_with, pass_callback
 
     from cyberlm.models.loaded import open_causal
-    from cyberlm.models.methods.method import prepare
+    from cyberlm.models.methods.method import attach
     from cyberlm.models.tiny import tiny_tokenizer
     from cyberlm.tasks.prompts import Prompt
 
@@ -455,7 +455,7 @@ def cyberlm_trains(options: Any, order: dict[str, Any], examples: list[Example],
     prompt = Prompt(config.prompt, tiny_tokenizer())
     torch.backends.cuda.enable_cudnn_sdp(False)  # as load_base does, which did not load this model
     torch.manual_seed(SEED)
-    loaded = prepare(open_causal(model.eval(), "random", "random"), config)
+    loaded = attach(open_causal(model.eval(), "random", "random"), config)
     change(options.worker, loaded)
     encoded = [encode(example, len(prompt.end_ids)) for example in examples]
     parts = {"train": encoded, "validation": encoded[:1]}

@@ -66,7 +66,7 @@ class Side:
 
         from cyberlm.models import fast_layers
         from cyberlm.models.loading import load_base, load_tokenizer
-        from cyberlm.models.methods.method import prepare
+        from cyberlm.models.methods.method import attach
         from cyberlm.tasks.prompts import Prompt
 
         self.variant = variant
@@ -75,7 +75,7 @@ class Side:
         chosen = fast_layers.onednn_is_faster
         if not variant.fast:
             fast_layers.onednn_is_faster = lambda: False
-        self.loaded = prepare(load_base(config.model, config.quant, torch.device("cpu")), config)
+        self.loaded = attach(load_base(config.model, config.quant, torch.device("cpu")), config)
         fast_layers.onednn_is_faster = chosen
         self.loaded.model.train()
         prompt = Prompt(config.prompt, load_tokenizer(config.model))

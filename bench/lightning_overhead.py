@@ -55,7 +55,7 @@ def side_by_side(model: str, options: Any) -> tuple[list[measure.Block], list[me
     from cyberlm_side import config_of, cybermetric, fit_in_blocks
 
     from cyberlm.models.loading import load_base, load_tokenizer
-    from cyberlm.models.methods.method import prepare
+    from cyberlm.models.methods.method import attach
     from cyberlm.tasks.prompts import Prompt
 
     batch = 8
@@ -65,7 +65,7 @@ def side_by_side(model: str, options: Any) -> tuple[list[measure.Block], list[me
     encoded = prompt.encode(cybermetric((steps + 1) * batch))
     validation, train = encoded[:batch], encoded[batch:]
     torch.manual_seed(config.seed)
-    loaded = prepare(load_base(config.model, config.quant, torch.device("cpu")), config)
+    loaded = attach(load_base(config.model, config.quant, torch.device("cpu")), config)
     bare_blocks: list[measure.Block] = []
     framework_blocks: list[measure.Block] = []
     bare = bare_loop(config, copy.deepcopy(loaded), train, prompt.end_ids, options.block)

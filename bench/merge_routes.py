@@ -20,7 +20,7 @@ from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base
 from cyberlm.models.methods.adapters import load_adapter
 from cyberlm.models.methods.method import method_of, saved_folder
-from cyberlm.runs.export import Exam, exam_of
+from cyberlm.runs.export import ExportCheck, make_export_check
 from cyberlm.runs.open_run import base_of, load_tuned
 
 CPU = torch.device("cpu")
@@ -54,7 +54,7 @@ ROUTES: dict[str, Callable[[TrainConfig, Path], LoadedModel]] = {
 
 def main(run: Path, count: int) -> None:
     trained = config_of(run)
-    exam: Exam = exam_of(ExportConfig(run=str(run), questions=count), trained, run)
+    exam: ExportCheck = make_export_check(ExportConfig(run=str(run), questions=count), trained, run)
     base, base_logits = exam.answers(base_of(trained, run, CPU).loaded, "the base")
     tuned, logits = exam.answers(load_tuned(trained, run, CPU), "the adapter")
     effect = float((logits - base_logits).abs().mean())

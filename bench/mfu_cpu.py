@@ -48,7 +48,7 @@ class Training:
         from flops import shape_of
 
         from cyberlm.models.loading import load_base, load_tokenizer
-        from cyberlm.models.methods.method import prepare
+        from cyberlm.models.methods.method import attach
         from cyberlm.tasks.prompts import Prompt
 
         self.blocks = 2 + options.pairs  # warm-up, turns, profile
@@ -60,7 +60,7 @@ class Training:
         encoded = self.prompt.encode(cybermetric(count + options.batch))
         self.encoded = {"train": encoded[:count], "validation": encoded[count:]}
         torch.manual_seed(self.config.seed)
-        self.loaded = prepare(load_base(self.config.model, self.config.quant, torch.device("cpu")), self.config)
+        self.loaded = attach(load_base(self.config.model, self.config.quant, torch.device("cpu")), self.config)
         self.shape = shape_of(self.loaded.causal.config)
         self.plan = planned_work(self)
         self.achieved: list[float] = []

@@ -104,7 +104,7 @@ def train(channel: measure.Channel) -> None:
     from cyberlm.data.sources import load_sources
     from cyberlm.data.splits import split_questions
     from cyberlm.models.loading import load_base, load_tokenizer
-    from cyberlm.models.methods.method import prepare
+    from cyberlm.models.methods.method import attach
     from cyberlm.tasks.prompts import Prompt
 
     job = channel.receive()
@@ -128,7 +128,7 @@ def train(channel: measure.Channel) -> None:
     steps = len(split.train) // config.data.micro_batch_size  # of the only epoch
     if steps < job["steps"]:
         raise ValueError(f"{len(split.train)} training questions are {steps} steps, not {job['steps']}: lower --block")
-    loaded = prepare(load_base(config.model, config.quant, torch.device("cpu")), config)
+    loaded = attach(load_base(config.model, config.quant, torch.device("cpu")), config)
     counts = {name: len(part) for name, part in split.parts().items()}
     channel.reply(**seconds, questions=counts, clusters=split.clusters)
     fit_in_blocks(config, loaded, prompt, encoded, lambda: measure.OrderedBlocks(channel, job["block"]))

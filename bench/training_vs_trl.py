@@ -145,7 +145,7 @@ def train_cyberlm(channel: measure.Channel) -> None:
 
     from cyberlm.models.loading import load_base, load_tokenizer
     from cyberlm.models.methods.adapters import load_adapter
-    from cyberlm.models.methods.method import prepare
+    from cyberlm.models.methods.method import attach
     from cyberlm.tasks.prompts import Prompt
 
     file = Path(channel.receive()["job"])
@@ -165,7 +165,7 @@ def train_cyberlm(channel: measure.Channel) -> None:
     file.write_text(json.dumps({**job, **data, **optim}))
     before = answer_nll(loaded, prompt, held_out)
     torch.manual_seed(config.seed)
-    loaded = prepare(loaded, config)
+    loaded = attach(loaded, config)
     channel.reply(ready=True)
     parts = {"train": train, "validation": held_out}
     fit_in_blocks(config, loaded, prompt, parts, lambda: measure.OrderedBlocks(channel, job["block"]))

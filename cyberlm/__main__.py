@@ -18,20 +18,16 @@ COMMANDS = {
     "evaluate": "Scores a finished run, several models on the same questions, or a model as it is.",
     "export": "Makes a merged model, a GGUF file or a plain adapter of a finished run.",
     "chat": "Answers what is typed in the terminal, by transformers' chat client.",
-    "serve": "Answers programs that speak OpenAI's chat completions, by vLLM's or transformers' server.",
+    "serve": "Serves OpenAI's chat completions, by vLLM's or transformers' server.",
     "leaderboard": "Ranks the jobs of a sweep's folder again, for example after the sweep itself was killed.",
     "recompute": "Computes every figure of a run again from its rows, without a model.",
 }
-STORIES = {
-    "train": "train.train",
-    "evaluate": "evaluate.evaluate",
-    "export": "export.export",
-    "chat": "serving.chat",
-    "serve": "serving.serve",
-    "leaderboard": "leaderboard.show_leaderboard",
-    "recompute": "recompute.show_recomputed",
+FUNCTIONS = {
+    **{"train": "train.train", "evaluate": "evaluate.evaluate", "export": "export.export"},
+    **{"chat": "serving.chat", "serve": "serving.serve"},
+    **{"leaderboard": "leaderboard.show_leaderboard", "recompute": "recompute.show_recomputed"},
 }
-"""Function of each command, in cyberlm.runs."""
+"""Of each command, in cyberlm.runs."""
 
 
 def run_command(command: str) -> None:
@@ -43,15 +39,15 @@ def run_command(command: str) -> None:
 
         def run(config: Any, folder: Path) -> Any:
             if not in_folder:
-                return _story(STORIES[command])(config)
-            if config.only_shows:
-                return _story("preview.show_preview" if config.data.preview else "memory.show_plan")(config, folder)
+                return _function(FUNCTIONS[command])(config)
+            if config.dry_run:
+                return _function("preview.show_preview" if config.data.preview else "memory.show_plan")(config, folder)
             if find_world() is None:
                 began = config.trainer.resume in (None, AUTO)
-                started = config if began else _story("resume.resumed_config")(config, folder)
+                started = config if began else _function("resume.resumed_config")(config, folder)
                 if started.trainer.devices > 1:
-                    return _story("processes.start_processes")(command, started.trainer, folder)
-            return _story(STORIES[command])(config, folder)
+                    return _function("processes.start_processes")(command, started.trainer, folder)
+            return _function(FUNCTIONS[command])(config, folder)
 
         launch(command, SCHEMAS[command], run)
         return
@@ -60,10 +56,10 @@ def run_command(command: str) -> None:
         raise SystemExit(f"usage: cyberlm {command} {folder}")
     prepare_process()
     with exit_on_user_error():
-        _story(STORIES[command])(Path(sys.argv[1]))
+        _function(FUNCTIONS[command])(Path(sys.argv[1]))
 
 
-def _story(name: str) -> Any:
+def _function(name: str) -> Any:
     """A function of cyberlm.runs; torch and the rest are imported only now that the configuration is right."""
     module, _, function = name.partition(".")
     return getattr(importlib.import_module(f"cyberlm.runs.{module}"), function)

@@ -62,17 +62,17 @@ def group_sections() -> Iterator[str]:
 
 
 def key_sections() -> Iterator[str]:
-    """A table of the keys of each command that are of no group, followed by those of groups that were not told yet."""
-    told: set[str] = set()
+    """A table of the keys of each command that are of no group, then those of groups that were not listed yet."""
+    listed: set[str] = set()
     for command, schema in SCHEMAS.items():
         sections: dict[str, list[Key]] = {"": []}
         for key in keys_of(schema):
             sections.setdefault(key.name.rpartition(".")[0], []).append(key)
         for prefix, keys in sections.items():
-            if prefix not in told:
+            if prefix not in listed:
                 rows = [(f"`{key.name}`", key.bounded_kind, f"`{key.default}`", key.meaning) for key in keys]
                 yield f"### {prefix or shown(command)}\n\n{table(('Key', 'Type', 'Default', 'Meaning'), rows)}"
-        told |= sections.keys() - {""}
+        listed |= sections.keys() - {""}
 
 
 def page() -> str:

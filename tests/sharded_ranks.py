@@ -25,7 +25,7 @@ from cyberlm.evaluation.scoring import eval_mode, next_logits
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_tokenizer
 from cyberlm.models.memory import release_freed_memory
-from cyberlm.models.methods.method import load_for_training, method_of, prepare, saved_folder
+from cyberlm.models.methods.method import attach, load_for_training, method_of, saved_folder
 from cyberlm.models.saving import save_tuned, try_saving
 from cyberlm.runtime import distributed
 from cyberlm.tasks.prompts import Prompt
@@ -52,7 +52,7 @@ def trained(overrides: Sequence[str], stopped_at: int | None, resumed: bool, fol
     config = config_of(*COMMON, *overrides)
     method, prompt = method_of(config.method), Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
     torch.manual_seed(config.seed)
-    loaded = prepare(load_for_training(config, CPU), config)
+    loaded = attach(load_for_training(config, CPU), config)
     encoded, meter = prompt.encode(QUESTIONS), CostMeter()
     saves = loaded.sharded or distributed.rank() == 0
     if not resumed:
@@ -118,7 +118,7 @@ def measured(folder: Path, *overrides: str) -> dict[str, int]:
     release_freed_memory()
     peak = Peak()
     with peak.phase("load", found):
-        loaded = prepare(load_for_training(config, CPU), config)
+        loaded = attach(load_for_training(config, CPU), config)
     with peak.phase("score", found):
         score(loaded)
     with peak.phase("train", found):

@@ -22,7 +22,7 @@ from cyberlm.config.schema import EvaluateConfig, PromptConfig, Protocol, TrainC
 from cyberlm.data.sources import load_sources
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_tokenizer
-from cyberlm.models.methods.method import load_for_training, method_of, prepare, saved_folder
+from cyberlm.models.methods.method import attach, load_for_training, method_of, saved_folder
 from cyberlm.models.saving import save_tuned
 from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.train import train
@@ -79,7 +79,7 @@ def tiny(config: TrainConfig) -> tuple[LoadedModel, Prompt]:
     """The tiny model as the configuration wants it trained, and its prompt."""
     torch.manual_seed(config.seed)
     base = load_for_training(config, torch.device("cpu"))
-    return prepare(base, config), Prompt(config.prompt, load_tokenizer(config.model))
+    return attach(base, config), Prompt(config.prompt, load_tokenizer(config.model))
 
 
 def save(config: TrainConfig, loaded: LoadedModel, prompt: Prompt, run: Path) -> Path:

@@ -43,8 +43,8 @@ def folder_name(default: Any) -> Any:
     return _bounded(default, allowed, lambda value: NAME.fullmatch(value) is not None)
 
 
-def file(allowed: str, default: Any = None) -> Any:
-    return _bounded(default, allowed, lambda value: Path(value).exists(), "there is no such file")
+def file(allowed: str) -> Any:
+    return _bounded(None, allowed, lambda value: Path(value).exists(), "there is no such file")
 
 
 def question_file() -> Any:
@@ -58,8 +58,8 @@ def is_hub_id(path: str) -> bool:
     return HUB_ID.fullmatch(path) is not None and not Path(path).exists() and not Path(path).parent.is_dir()
 
 
-def folder(allowed: str, default: Any = None) -> Any:
-    return _bounded(default, allowed, lambda value: Path(value).is_dir(), "it is not a folder")
+def folder(allowed: str) -> Any:
+    return _bounded(None, allowed, lambda value: Path(value).is_dir(), "it is not a folder")
 
 
 AUTO = "auto"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -109,10 +110,19 @@ def _values(override: str) -> list[str]:
     return [override]
 
 
-def _composed(command: str, overrides: list[str]) -> DictConfig | Exception:
+def compose_config(command: str, overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that a command has with these overrides alone; within a job of Hydra, too."""
     folder = user_config_folder()
+    search_path = [f"hydra.searchpath=[file://{folder}]"] if folder else []
+    with contextlib.ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():
+            stack.enter_context(hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"))
+        return hydra.compose(command, [*search_path, *overrides])
+
+
+def _composed(command: str, overrides: list[str]) -> DictConfig | Exception:
     try:
-        return hydra.compose(command, [*([f"hydra.searchpath=[file://{folder}]"] if folder else []), *overrides])
+        return compose_config(command, overrides)
     except Exception as error:  # of any type: see launch.main
         return error
 

@@ -34,11 +34,9 @@ class Key:
     """One setting, in words.
 
     Attributes:
-        name: Dotted.
         kind: Its type, or the names that it may be.
         allowed: Its bounds; empty for none.
         default: As it is typed; `required` where every option of the group sets it.
-        meaning: The string below its field.
     """
 
     name: str

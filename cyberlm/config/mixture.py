@@ -1,16 +1,13 @@
 """Mixtures: questions of several sources, each a YAML of the group `data`, in place of one (`data.mix`)."""
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import hydra
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.bounds import bound_problems
-from cyberlm.config.compose import conf_folder, group_files, user_config_folder
+from cyberlm.config.compose import compose_config, group_files
 from cyberlm.config.question_rules import data_problems
 from cyberlm.config.schema import DataConfig
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
@@ -35,7 +32,8 @@ def with_sources(composed: DictConfig) -> DictConfig:
     known = group_files("data")
     _refuse(Problem(f"data.mix: there is no data={name}", ", ".join(known)) for name in names if name not in known)
     own: Any = OmegaConf.to_container(composed.data, resolve=True, enum_to_str=True)
-    alone = {name: _composed(name) for name in dict.fromkeys([*names, own["name"]]) if name in known}
+    used = [name for name in dict.fromkeys([*names, own["name"]]) if name in known]
+    alone = {name: compose_config("train", [f"data={name}"]) for name in used}
     _refuse([*_task_problems(composed, {name: alone[name] for name in names}), *_misplaced(own, names, alone)])
     default: Any = OmegaConf.to_container(OmegaConf.structured(DataConfig), enum_to_str=True)
     sources: dict[str, Any] = {}
@@ -55,11 +53,7 @@ def with_sources(composed: DictConfig) -> DictConfig:
 
 
 def source_configs(data: DataConfig) -> dict[str, DataConfig]:
-    """The settings of each source of a mixture, by its name.
-
-    Raises:
-        OmegaConfBaseException: A value is of another type than its key.
-    """
+    """The settings of each source of a mixture, by its name."""
     schema = OmegaConf.structured(DataConfig)
     typed = {name: OmegaConf.to_object(OmegaConf.merge(schema, its)) for name, its in data.sources.items()}
     return {name: its for name, its in typed.items() if isinstance(its, DataConfig)}
@@ -91,17 +85,6 @@ def _refuse(found: Any) -> None:
     problems = list(found)
     if problems:
         raise ConfigError("These sources cannot be mixed:", problems)
-
-
-def _composed(name: str) -> DictConfig:
-    """The configuration that `data=name` alone gives."""
-    folder, within_job = user_config_folder(), GlobalHydra.instance().is_initialized()
-    context = (
-        contextlib.nullcontext() if within_job else hydra.initialize_config_dir(str(conf_folder()), version_base="1.3")
-    )
-    with context:
-        searched = [f"hydra.searchpath=[file://{folder}]"] if folder else []
-        return hydra.compose("train", [*searched, f"data={name}"])
 
 
 def _task_problems(composed: DictConfig, alone: Mapping[str, DictConfig]) -> Iterator[Problem]:

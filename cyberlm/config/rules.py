@@ -26,7 +26,6 @@ from cyberlm.config.schema import (
     TrainConfig,
     TrainerConfig,
 )
-from cyberlm.config.shapes import TinyModelConfig
 from cyberlm.config.study_rules import study_problems
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 from cyberlm.runtime.world import find_world
@@ -35,7 +34,7 @@ MULTIPLE_CHOICE = "cyberlm.tasks.multiple_choice.MultipleChoice"
 
 
 INSTANTIATED_GROUPS = ("logger", "callbacks", "metrics", "task")
-"""Groups of parts that are made when a run begins; their texts may refer to the environment."""
+"""Groups whose entries are instantiated when a run begins; their texts may refer to the environment."""
 WRITTEN_TO = ("save_dir", "dirpath", "default_root_dir", "root_dir")
 """Arguments of Lightning's loggers and callbacks that name a folder to write to."""
 MOVED_TARGETS = {
@@ -92,7 +91,7 @@ def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Pro
     """The dataclass of a configuration, and its keys that the dataclass does not have."""
     plain: Any = OmegaConf.to_container(composed, resolve=False)
     unknown = list(_unknown_keys(plain, schema))
-    plain |= {group: _as_entries(plain[group], group) for group in INSTANTIATED_GROUPS if group in plain}
+    plain |= {group: _escape_references(plain[group], group) for group in INSTANTIATED_GROUPS if group in plain}
     try:
         empty = sorted(OmegaConf.missing_keys(OmegaConf.create(plain)))  # of the escaped entries: none is looked up
         missing = [Problem(f"{key} has no value", fix=f"{key}=...") for key in empty]
@@ -106,12 +105,12 @@ def _typed(composed: DictConfig, schema: type[Config]) -> tuple[Config, list[Pro
     return built, unknown
 
 
-def _as_entries(value: Any, name: str) -> Any:
-    """Parts that are made later: until then `${oc.env:NAME}` stays text, so that no value is saved."""
+def _escape_references(value: Any, name: str) -> Any:
+    """Entries in which `${oc.env:NAME}` stays text until they are instantiated, so that no secret is saved."""
     if isinstance(value, dict):
-        return {key: _as_entries(item, str(key)) for key, item in value.items()}
+        return {key: _escape_references(item, str(key)) for key, item in value.items()}
     if isinstance(value, list):
-        return [_as_entries(item, name) for item in value]
+        return [_escape_references(item, name) for item in value]
     if isinstance(value, str) and name == "_target_":
         old = next((old for old in MOVED_TARGETS if value.startswith(old)), "")
         return MOVED_TARGETS.get(old, "") + value.removeprefix(old)
@@ -146,22 +145,17 @@ def _problems(config: Any) -> Iterator[Problem]:
         yield from method_problems(config)
         yield from device_problems(config)
         yield from study_problems(config)
-    if isinstance(config, EvaluateConfig):
-        yield from _evaluate_problems(config)
+    if isinstance(config, EvaluateConfig) and config.run is not None and config.runs:
+        together = ",".join(dict.fromkeys([config.run, *config.runs]))
+        yield Problem("run=... and runs=[...]", "one of them", f"'runs=[{together}]'")
+    if isinstance(config, EvaluateConfig) and not config.evaluation.test:
+        yield Problem("evaluation.test=false leaves nothing to evaluate", "evaluation.test=false only in train.py")
     if isinstance(config, ExportConfig) and config.out is not None and Path(config.out).exists():
         yield Problem(f"out={config.out} is there already", "a folder that does not exist yet")
     if isinstance(config, ServeConfig) and not (is_loopback(config.host) or config.allow_remote):
         what = f"host={config.host}: other machines could reach it, and nobody is asked for a password"
         fix = f"host={config.host} allow_remote=true"
         yield Problem(what, "127.0.0.1, or allow_remote=true as well", fix)
-
-
-def _evaluate_problems(config: EvaluateConfig) -> Iterator[Problem]:
-    if config.run is not None and config.runs:
-        together = ",".join(dict.fromkeys([config.run, *config.runs]))
-        yield Problem("run=... and runs=[...]", "one of them", f"'runs=[{together}]'")
-    if not config.evaluation.test:
-        yield Problem("evaluation.test=false leaves nothing to evaluate", "evaluation.test=false only in train.py")
 
 
 def is_loopback(host: str) -> bool:
@@ -196,16 +190,12 @@ def _model_problems(model: ModelConfig) -> Iterator[Problem]:
     if model.path is not None and model.source is not ModelSource.local:
         what = f"model.path={model.path} with model={model.name}"
         yield Problem(what, "model.path only with model=local", "model=local")
-    if model.tiny is not None:
-        yield from _tiny_problems(model.tiny)
-
-
-def _tiny_problems(tiny: TinyModelConfig) -> Iterator[Problem]:
-    heads, groups = tiny.num_attention_heads, tiny.num_key_value_heads
-    if heads >= 1 and tiny.hidden_size % (2 * heads):
-        yield Problem(f"model.tiny.hidden_size={tiny.hidden_size} with {heads} heads", f"a multiple of {2 * heads}")
-    if heads >= 1 and groups >= 1 and heads % groups:
-        yield Problem(f"model.tiny.num_key_value_heads={groups} with {heads} heads", f"a divisor of {heads}")
+    if (tiny := model.tiny) is not None and (heads := tiny.num_attention_heads) >= 1:
+        groups = tiny.num_key_value_heads
+        if tiny.hidden_size % (2 * heads):
+            yield Problem(f"model.tiny.hidden_size={tiny.hidden_size} with {heads} heads", f"a multiple of {2 * heads}")
+        if groups >= 1 and heads % groups:
+            yield Problem(f"model.tiny.num_key_value_heads={groups} with {heads} heads", f"a divisor of {heads}")
 
 
 # ------------------------------------------------------------------------------------------- trainer and devices
@@ -230,7 +220,7 @@ def _trainer_problems(trainer: TrainerConfig) -> Iterator[Problem]:
 
 
 def accumulation_steps(config: RootConfig) -> int:
-    """Micro-batches of each process in an optimizer step, as `data.batch_size` wants them."""
+    """Micro-batches of each process in an optimizer step, by `data.batch_size`."""
     data, trainer = config.data, config.trainer
     if data.batch_size is None or min(data.batch_size, data.micro_batch_size, trainer.devices) < 1:
         return trainer.accumulate_grad_batches
@@ -251,19 +241,13 @@ def _step_problems(config: TrainConfig) -> Iterator[Problem]:
 
 
 def device_problems(config: TrainConfig) -> Iterator[Problem]:
-    """Demands that the devices of a run cannot meet."""
-    yield from _cpu_problems(config)
-    yield from _strategy_problems(config)
-
-
-def _cpu_problems(config: TrainConfig) -> Iterator[Problem]:
-    """Demands that a CPU cannot meet, where one is asked for; with `auto` only torch knows, once it is imported."""
-    if config.trainer.accelerator != "cpu":
-        return
-    if config.optim.name is not OptimizerName.adamw:
+    """Settings that the devices of a run cannot meet; with trainer.accelerator=auto only torch knows the device."""
+    on_cpu = config.trainer.accelerator == "cpu"
+    if on_cpu and config.optim.name is not OptimizerName.adamw:
         yield Problem(f"optim.name={config.optim.name.name} on a CPU: 8-bit states need a GPU", "adamw", "optim=adamw")
-    if config.trainer.precision == "16-mixed":
+    if on_cpu and config.trainer.precision == "16-mixed":
         yield Problem("trainer.precision=16-mixed on a CPU", "auto, 32-true, bf16-mixed", "trainer.precision=auto")
+    yield from _strategy_problems(config)
 
 
 def _strategy_problems(config: TrainConfig) -> Iterator[Problem]:

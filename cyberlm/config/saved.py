@@ -118,33 +118,23 @@ def config_of(run: Path) -> TrainConfig:
 
 
 def load_config(run: Path, schema: type[Config]) -> Config:
-    """Configuration of a run in the dataclass of its command. Keys that did not exist then get what held without them.
-
-    Raises:
-        RunError: If it cannot be had.
-    """
+    """Configuration of a run in the dataclass of its command; keys that it lacks get what held before they existed."""
     saved = saved_config(run)
     try:
         saved.trainer.resume = None
         saved.trainer.setdefault("monitor", Monitor.accuracy.name)
         saved.setdefault("task", {"_target_": MULTIPLE_CHOICE})
         saved.setdefault("metrics", OmegaConf.load(conf_folder() / "metrics" / "default.yaml"))
-        if "address" not in saved.data:
-            _pin_source(saved.data)
+        # an older configuration only names its source
+        if "address" not in saved.data and (file := conf_folder() / "data" / f"{saved.data.name}.yaml").is_file():
+            pinned: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+            saved.data.update({key: pinned[key] for key in ("address", "sha256", "files", "licence") if key in pinned})
         if "method" in saved:
             saved.method.setdefault("_target_", OLDER_METHODS.get(saved.method.name, "???"))
         return read_config(saved, schema)
     except (ConfigError, OmegaConfBaseException) as error:
         what = "; ".join(problem.what for problem in error.problems) if isinstance(error, ConfigError) else str(error)
         raise _not_a_config(run / "config.yaml", what) from error
-
-
-def _pin_source(data: DictConfig) -> None:
-    """Adds what its YAML pins to a source that an older configuration only names."""
-    file = conf_folder() / "data" / f"{data.name}.yaml"
-    pinned = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if file.is_file() else {}
-    assert isinstance(pinned, dict)
-    data.update({key: value for key, value in pinned.items() if key in ("address", "sha256", "files", "licence")})
 
 
 def _not_a_config(file: Path, what: str) -> RunError:

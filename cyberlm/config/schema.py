@@ -277,8 +277,8 @@ class TrainerConfig:
     """Processes that train and score together: one a GPU, or so many on the CPU; under torchrun, srun or another
     launcher, as many as that has started. An optimizer step takes accumulate_grad_batches micro-batches of each."""
     strategy: Strategy = Strategy.auto
-    """How several processes work: ddp (each holds the whole model; auto), or fsdp2 (each holds its share of weights,
-    gradients and optimizer states, from loading to saving)."""
+    """Division of work among several processes: ddp (each holds the whole model; auto), or fsdp2 (each holds its share
+    of weights, gradients and optimizer states, from loading to saving)."""
     replicas: int = at_least(1, 1)
     """With fsdp2: groups of processes that hold a whole model each, such as one for each node (HSDP)."""
     cpu_offload: bool = False
@@ -292,11 +292,11 @@ class TrainerConfig:
     log_every_n_steps: int = at_least(1, 1)
     """Optimizer steps between two rows of training metrics."""
     checkpoint_every_n_steps: int = at_least(1, 100)
-    """Optimizer steps between two checkpoints that trainer.resume can go on from; each epoch ends with one besides."""
+    """Optimizer steps between two checkpoints that trainer.resume can start from; each epoch ends with one besides."""
     checkpoint_every_minutes: float | None = above_zero(15.0)
     """Most minutes between two checkpoints, however many steps these are; null for no limit."""
     keep_checkpoints: int = at_least(1, 2)
-    """How many of these stay, the newest ones; best.ckpt stays besides."""
+    """Number of these that are kept, the newest ones; best.ckpt is kept besides."""
     resume: str | None = run_folder(word=AUTO)
     """Run folder to continue; its own configuration is used. auto: hydra.run.dir, which has to be named, is continued
     where it holds a run with the same settings, and begun where it does not."""
@@ -305,7 +305,7 @@ class TrainerConfig:
 @dataclass
 class EvaluationConfig:
     option_score: OptionScore = OptionScore.per_token
-    """How the log-probabilities of an option's tokens become its score (text protocol)."""
+    """Score of an option from the log-probabilities of its tokens (text protocol)."""
     generate: bool = True
     """Also answer by greedy generation, which ROUGE needs."""
     max_new_tokens: int = at_least(1, 32)
@@ -345,7 +345,7 @@ class RootConfig:
     data: DataConfig = MISSING
     prompt: PromptConfig = MISSING
     task: dict[str, Any] = field(default_factory=dict)
-    """Class that poses the questions and judges the answers: a _target_, and its settings."""
+    """Class that renders the questions and parses the answers: a _target_, and its settings."""
     evaluation: EvaluationConfig = MISSING
     metrics: dict[str, Any] = field(default_factory=dict)
     """Metrics by name, each with a _target_: a function of the predictions."""
@@ -360,7 +360,7 @@ class RootConfig:
     """Name shared by the jobs of one sweep; set by the sweep itself."""
 
     @property
-    def only_shows(self) -> bool:
+    def dry_run(self) -> bool:
         """True where nothing is trained, scored or written."""
         return self.data.preview
 
@@ -375,7 +375,7 @@ class TrainConfig(RootConfig):
     study: StudyConfig | None = None
 
     @property
-    def only_shows(self) -> bool:
+    def dry_run(self) -> bool:
         return self.data.preview or self.plan.enabled
 
 

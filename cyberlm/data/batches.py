@@ -152,7 +152,7 @@ def plan_epoch(
     return planned
 
 
-def part_of(planned: Sequence[PlannedBatch], accumulate: int, rank: int, size: int) -> list[PlannedBatch]:
+def batches_of_rank(planned: Sequence[PlannedBatch], accumulate: int, rank: int, size: int) -> list[PlannedBatch]:
     """One process's micro-batches of an epoch: of each optimizer step, every `size`-th.
 
     The same number in all processes, since they meet after each: where a last step's do not divide, some get a filler,
@@ -179,10 +179,6 @@ class EpochBatches:
     """Batch sampler that can start in the middle of an epoch, as a resumed run does.
 
     Lightning calls `.sampler.set_epoch`; `start` is spent on the first pass.
-
-    Args:
-        lengths, label_tokens, batch_size, accumulate, seed: As `plan_epoch` has them.
-        rank, size: Which of how many processes this is.
     """
 
     def __init__(
@@ -210,7 +206,7 @@ class EpochBatches:
     def __iter__(self) -> Iterator[PlannedBatch]:
         start, self.start = self.start, 0
         planned = plan_epoch(self.lengths, self.label_tokens, self.batch_size, self.accumulate, self.seed, self.epoch)
-        yield from part_of(planned, self.accumulate, self.rank, self.size)[start:]
+        yield from batches_of_rank(planned, self.accumulate, self.rank, self.size)[start:]
 
 
 class PlannedDataset(Dataset[Any]):
@@ -252,8 +248,9 @@ class AnswerCollator:
 
     def __call__(self, fetched: tuple[list[EncodedQuestion], int]) -> AnswerBatch:
         questions, step_label_tokens = fetched
-        if not questions:
-            return self._filler(step_label_tokens)
+        if not questions:  # a filler: one token that counts as none and trains on nothing; its gradients are zeros
+            none, one = torch.zeros(0, dtype=torch.long), torch.tensor([self.end_ids[:1]])
+            return AnswerBatch(none, one, torch.zeros_like(one), none, none, step_label_tokens, questions=0, tokens=0)
         examples = [self.example(question) for question in questions]
         shared = self.shared(questions)
         prefix_ids = torch.tensor(questions[0].prompt_ids[:shared], dtype=torch.long)
@@ -270,8 +267,3 @@ class AnswerCollator:
             questions=len(questions),
             tokens=sum(len(ids) - 1 for ids, _ in examples),
         )
-
-    def _filler(self, step_label_tokens: int) -> AnswerBatch:
-        """One token that counts as none, goes through the model and trains on nothing: its gradients are zeros."""
-        none, one = torch.zeros(0, dtype=torch.long), torch.tensor([self.end_ids[:1]])
-        return AnswerBatch(none, one, torch.zeros_like(one), none, none, step_label_tokens, questions=0, tokens=0)

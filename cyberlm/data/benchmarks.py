@@ -13,7 +13,7 @@ from cyberlm.config.compose import group_files
 from cyberlm.config.schema import DataConfig
 from cyberlm.data.columns import Columns, normalised
 from cyberlm.data.formats import open_rows
-from cyberlm.data.near_duplicates import alike_between, number_words, words_of
+from cyberlm.data.near_duplicates import number_words, similar_pairs_between, words_of
 from cyberlm.data.sources import pinned_file
 from cyberlm.runtime.files import sha256_of
 from cyberlm.tasks.task import Example
@@ -25,7 +25,6 @@ def trained_on_benchmarks(
     """Counts the questions of each benchmark that are near-duplicates of training questions.
 
     Args:
-        jaccard: `data.near_duplicate_jaccard`.
         own: SHA-256 of the run's own files, which are left out.
 
     Returns:
@@ -35,7 +34,7 @@ def trained_on_benchmarks(
     found = {}
     for name, questions in _cached(own):
         sets = number_words(chain(map(words_of, questions), texts))
-        found[name] = len({asked for asked, _ in alike_between(sets, len(questions), jaccard)}), len(questions)
+        found[name] = len({asked for asked, _ in similar_pairs_between(sets, len(questions), jaccard)}), len(questions)
     return found
 
 

@@ -60,11 +60,7 @@ class Columns:
 
 
 def make_example(row: object, number: int, columns: Columns, task: Task, name: str) -> Example:
-    """The example of a normalised row; its id is the set's name, and the row's own id (`data.columns.id`) or number.
-
-    Raises:
-        ValueError: The row cannot be used.
-    """
+    """The example of a normalised row; its id is the set's name, and the row's own id (`data.columns.id`) or number."""
     try:
         fields = columns.fields(row)
         own_id = fields.pop("id") if "id" in columns.of_field else number
@@ -86,9 +82,6 @@ def normalised(value: object, *, keeps_white_space: bool = False) -> object:
 
     Args:
         keeps_white_space: Only check that it could be read.
-
-    Raises:
-        ValueError: It could not be read.
     """
     if isinstance(value, ValueError):
         raise value

@@ -189,25 +189,17 @@ def _length_error(questions: Sequence[Example], long: dict[str, int], max_length
     )
 
 
-def check_reads(
-    shape: PretrainedConfig,
-    prompt: Prompt,
-    questions: Iterable[EncodedQuestion],
-    evaluation: EvaluationConfig | None = None,
+def check_model_limits(
+    shape: PretrainedConfig, prompt: Prompt, questions: Iterable[EncodedQuestion], evaluation: EvaluationConfig
 ) -> None:
     """Refuses questions that a model has no embedding for: their tokens, or so many positions.
-
-    Args:
-        shape: The model's own configuration.
-        questions: As they are trained on or scored.
-        evaluation: Of which the length of completions counts.
 
     Raises:
         ModelError: With the tokens that are outside, or the longest question.
     """
     text = shape.get_text_config(decoder=True)
     used, longest = set(prompt.end_ids), 0
-    new = evaluation.max_new_tokens if evaluation is not None and evaluation.generate else 0
+    new = evaluation.max_new_tokens if evaluation.generate else 0
     for item in questions:
         used.update(item.prompt_ids, *item.option_ids)
         longest = max(longest, scored_length(item) + len(prompt.end_ids), len(item.prompt_ids) + new)
@@ -233,11 +225,7 @@ class QuestionData(L.LightningDataModule):
     """Training batches bucketed by length, and validation batches sorted by it.
 
     Args:
-        config: Batch sizes and limits.
-        train, validation: Tokenised questions.
-        end_ids: Tokens that close an answer.
         accumulate: Micro-batches in an optimizer step, those of all processes: the loss is normalised over them.
-        seed: Of the order.
         share_prefix: Whether what all examples of a batch begin with is encoded once.
         share_validation: Whether each process validates on its share of the questions, or on all.
     """

@@ -32,7 +32,6 @@ class Row:
     """One row as read.
 
     Attributes:
-        number: 1-based, among the rows.
         line: On which it begins; 0 where the format has no lines.
         fields: By name, or by 1-based number without a header; or why they cannot be read.
     """
@@ -177,7 +176,7 @@ The third argument says of a table that its first row names the columns.
 
 
 @dataclass(frozen=True)
-class Opened:
+class QuestionFile:
     """A question file, or a folder of the datasets library.
 
     Attributes:
@@ -191,16 +190,13 @@ class Opened:
     is_table: bool = False
 
 
-def open_rows(path: Path, reader: str | None, subset: str | None, split: str | None) -> Opened:
+def open_rows(path: Path, reader: str | None, subset: str | None, split: str | None) -> QuestionFile:
     """Opens a question file of any format, or a folder that the datasets library reads.
 
     Args:
         reader: Format; by the ending of the file's name unless given.
         subset: Of a folder that holds several configurations.
         split: Of a folder that holds several.
-
-    Raises:
-        DataError: It cannot be read.
     """
     if path.is_dir() and any(ending_of(file, None) in FORMATS for file in path.rglob("*")):
         return _open_folder(path, subset, split)
@@ -210,10 +206,10 @@ def open_rows(path: Path, reader: str | None, subset: str | None, split: str | N
         if value is not None:
             raise unreadable(path, f"data.{name}={value} of a file", f"data.{name}=null: a file has no {name}s")
     rows = functools.partial(FORMATS[ending], path, content)
-    return Opened(hashlib.sha256(raw).hexdigest(), rows, ending in TABLES)
+    return QuestionFile(hashlib.sha256(raw).hexdigest(), rows, ending in TABLES)
 
 
-def _open_folder(path: Path, subset: str | None, split: str | None) -> Opened:
+def _open_folder(path: Path, subset: str | None, split: str | None) -> QuestionFile:
     """Opens a folder that `save_to_disk` wrote, or one of data files as the hub has them; no code in it is run."""
     import datasets  # takes a second that no file needs
 
@@ -238,12 +234,8 @@ def _open_folder(path: Path, subset: str | None, split: str | None) -> Opened:
         except errors as error:
             raise _not_loaded(path, error) from error
 
-    files = (file for file in path.rglob("*") if file.is_file())
-    return Opened(sha256_of(sorted(file for file in files if not _is_hidden(file.relative_to(path)))), rows)
-
-
-def _is_hidden(file: Path) -> bool:
-    return any(part.startswith(".") for part in file.parts)
+    shown = (file for file in path.rglob("*") if "/." not in f"/{file.relative_to(path).as_posix()}")
+    return QuestionFile(sha256_of(sorted(file for file in shown if file.is_file())), rows)
 
 
 def _not_loaded(path: Path, error: Exception) -> DataError:

@@ -1,6 +1,7 @@
 """Downloads a dataset of the Hugging Face hub, at one commit, or finds it in the hub's own cache."""
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -10,7 +11,7 @@ from cyberlm.data.formats import FORMATS
 from cyberlm.runtime.errors import DataError, Problem
 from cyberlm.runtime.progress import say_once
 
-USED = [*(f"*{ending}{packed}" for ending in FORMATS for packed in ("", ".gz")), "*.md", "*.yaml", "*.arrow"]
+DOWNLOADED_FILES = ["*.md", "*.yaml", "*.arrow", *(f"*{ending}{gz}" for ending in FORMATS for gz in ("", ".gz"))]
 """Files of a repository that are downloaded: data and what describes it, no code."""
 
 
@@ -18,21 +19,14 @@ def dataset_folder(hub_id: str, revision: str | None, licence: str) -> tuple[Pat
     """Folder of a dataset's files, and their commit; where the hub cannot be reached, the files in its cache.
 
     Args:
-        hub_id: `owner/name`.
         revision: Branch, tag or commit; null for the newest commit.
         licence: Shown before the download.
-
-    Raises:
-        DataError: It cannot be had.
     """
     reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else _unreachable()
     say_once(f"{hub_id}: licence {licence} (huggingface.co/datasets/{hub_id})")
     try:
-        folder = Path(
-            snapshot_download(
-                hub_id, repo_type="dataset", revision=revision, allow_patterns=USED, local_files_only=bool(reason)
-            )
-        )
+        options: Any = {"revision": revision, "allow_patterns": DOWNLOADED_FILES, "local_files_only": bool(reason)}
+        folder = Path(snapshot_download(hub_id, repo_type="dataset", **options))
     except LocalEntryNotFoundError as error:
         reason = f"it is not in the local cache, and {reason or error}"
         raise _unavailable(hub_id, revision, reason) from error
@@ -44,7 +38,7 @@ def dataset_folder(hub_id: str, revision: str | None, licence: str) -> tuple[Pat
 
 
 def _unreachable() -> str:
-    """Why the hub cannot be reached, in seconds: its client would try again for half a minute; empty if it can."""
+    """Reason why the hub cannot be reached, empty if it can; in seconds, as its client retries for half a minute."""
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception as error:  # the client library behind the hub has changed its exception types before

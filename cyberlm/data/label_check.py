@@ -1,4 +1,4 @@
-"""The label linter: what each training example really trains on, checked before the first step, and one shown.
+"""Checks before the first step what each training example trains on, and shows one.
 
 It looks at the batches that the loss gets, not at how they are made, so that a wrong collator, chat template or
 tokenizer is found, whichever it is.
@@ -152,16 +152,13 @@ class _Rules:
         labels, places = [whole[place] for place in trained], [place - 1 for place in trained]
         if (example.inputs, example.labels, example.places) != (whole[:-1], labels, places):
             yield CUT
-        if self.prompt.config.protocol is Protocol.letter and not _single_letters(item):
+        one_token_each = set(map(len, item.option_ids)) == {1} and len({*item.option_ids}) == len(item.option_ids)
+        if self.prompt.config.protocol is Protocol.letter and not one_token_each:
             yield LETTER
         answers = [*(item.prompt_ids[first:end] for first, end in item.turns), tuple(answer)]
         said = [text for role, text in question.turns if role == "assistant"]
         if list(map(self.read, answers)) != list(map(_canonical, [*said, self.prompt.task.target(question)])):
             yield DECODED
-
-
-def _single_letters(item: EncodedQuestion) -> bool:
-    return all(len(ids) == 1 for ids in item.option_ids) and len(set(item.option_ids)) == len(item.option_ids)
 
 
 def _canonical(text: str) -> str:

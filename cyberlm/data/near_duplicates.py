@@ -5,8 +5,6 @@ AdaptJoin, Wang, Li and Feng 2012): with the words of each set in one order, rar
 common share some of their first words.
 """
 
-import contextlib
-import gc
 import math
 import re
 import unicodedata
@@ -26,18 +24,6 @@ WordSet = tuple[int, ...]
 """A text's different words as ascending numbers (`number_words`)."""
 
 
-@contextlib.contextmanager
-def without_gc() -> Iterator[None]:
-    """Pauses Python's collector of reference cycles, which goes through all questions and word sets to find none."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def words_of(text: str) -> tuple[str, ...]:
     """The text's words in order, in one case and one Unicode form; a text without any word is its own word."""
     normalised = unicodedata.normalize("NFKC", text).casefold()
@@ -53,17 +39,17 @@ def number_words(texts: Iterable[Iterable[str]]) -> list[WordSet]:
     return [tuple(sorted(map(number.__getitem__, words))) for words in word_sets]
 
 
-def alike(sets: Sequence[WordSet], jaccard: float) -> list[tuple[int, int]]:
+def similar_pairs(sets: Sequence[WordSet], jaccard: float) -> list[tuple[int, int]]:
     """Every pair i > j of sets whose Jaccard index is at least `jaccard`, in (0, 1]; in order."""
     pairs = (pair for rows in _groups(sets, jaccard, len(sets)) for pair in combinations(rows, 2))
-    return sorted((i, j) for j, i in _alike_among(pairs, sets, jaccard))
+    return sorted((i, j) for j, i in _similar_among(pairs, sets, jaccard))
 
 
-def alike_between(sets: Sequence[WordSet], count: int, jaccard: float) -> list[tuple[int, int]]:
+def similar_pairs_between(sets: Sequence[WordSet], count: int, jaccard: float) -> list[tuple[int, int]]:
     """Every such pair (i, j) of one of the first `count` sets and one of the others, counted from 0 again; in order."""
     halves = ((rows, bisect_left(rows, count)) for rows in _groups(sets, jaccard, count))
     pairs = (pair for rows, cut in halves for pair in product(rows[:cut], rows[cut:]))
-    return sorted((i, j - count) for i, j in _alike_among(pairs, sets, jaccard))
+    return sorted((i, j - count) for i, j in _similar_among(pairs, sets, jaccard))
 
 
 def _groups(sets: Sequence[WordSet], jaccard: float, count: int) -> Iterator[Sequence[int]]:
@@ -97,7 +83,7 @@ def _groups(sets: Sequence[WordSet], jaccard: float, count: int) -> Iterator[Seq
                 search.append((group, shared + 1, word + 1))
 
 
-def _alike_among(pairs: Iterable[tuple[int, int]], sets: Sequence[WordSet], jaccard: float) -> set[tuple[int, int]]:
+def _similar_among(pairs: Iterable[tuple[int, int]], sets: Sequence[WordSet], jaccard: float) -> set[tuple[int, int]]:
     """The pairs that are alike, each once."""
     found = set()
     for i, j in pairs:

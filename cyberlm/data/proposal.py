@@ -3,6 +3,7 @@
 Mappings that names and values of the columns suggest are tried on its rows: what is proposed has read them.
 """
 
+import contextlib
 import re
 import shlex
 from collections import defaultdict
@@ -12,7 +13,7 @@ from typing import Any
 
 from cyberlm.config.schema import AnswerIs
 from cyberlm.data.columns import ANSWER_IS, Columns, make_example, normalised
-from cyberlm.data.formats import Opened
+from cyberlm.data.formats import QuestionFile
 from cyberlm.runtime.signals import quote_override
 from cyberlm.runtime.validation import short_repr
 from cyberlm.tasks.multiple_answer import MultipleAnswer
@@ -43,7 +44,7 @@ class Trial:
     rows: int
 
 
-def proposal(opened: Opened, task: Task) -> str:
+def proposal(opened: QuestionFile, task: Task) -> str:
     """The columns and the first row of a file, and the overrides that would read it, where some do.
 
     Where several answers are right to a question, these name the task of that.
@@ -69,26 +70,20 @@ def proposal(opened: Opened, task: Task) -> str:
     return "\n".join(lines)
 
 
-def _rows(opened: Opened, header: bool) -> list[Fields]:
-    rows = []
+def _rows(opened: QuestionFile, header: bool) -> list[Fields]:
+    rows: list[object] = []
     for row in opened.rows(header):
-        try:
-            fields = normalised(row.fields)
-        except ValueError:
-            continue
-        if isinstance(fields, dict):
-            rows.append(fields)
-    return rows
+        with contextlib.suppress(ValueError):
+            rows.append(normalised(row.fields))
+    return [fields for fields in rows if isinstance(fields, dict)]
 
 
 def _trial(rows: Sequence[Fields], columns: Columns, task: Task) -> Trial:
     read = 0
     for number, row in enumerate(rows, start=1):
-        try:
+        with contextlib.suppress(ValueError):
             make_example(row, number, columns, task, "")
-        except ValueError:
-            continue
-        read += 1
+            read += 1
     return Trial(task, columns, read, len(rows))
 
 

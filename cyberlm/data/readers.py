@@ -25,9 +25,6 @@ class QuestionSet:
 
     Attributes:
         name: For example `CyberMetric-2000-v1` or `sample`.
-        source: File path or address that was read.
-        sha256: Of the file's bytes.
-        questions: In file order.
         skipped: Bad rows left out (only under `data.on_bad_row=skip`), each with its place and reason.
         whitespace_normalised: How many rows had white space put right.
         unread: Columns that are there and that `data.columns` does not name.
@@ -64,8 +61,6 @@ def read_questions(
     Args:
         name: Name of the set, with which an example's id begins.
         on_bad_row: Whether bad rows are an error or are left out (`QuestionSet.skipped` lists them).
-        task: Makes an example of a row.
-        columns: `data.columns`.
         reader: Format; by the ending of the file's name unless given.
         subset, split: Of a folder that the datasets library reads, where it holds several.
 

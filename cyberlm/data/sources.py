@@ -73,7 +73,7 @@ def load_sources(config: DataConfig, task: Task) -> tuple[QuestionSet, ...]:
 
     Returns:
         The main file, and the held-out test file where `data.test_size`, `data.test_path` or `data.test_split` names
-        one; of a mixture those of each source, whose name their questions bear.
+        one; of a mixture those of each source, whose name their questions have.
 
     Raises:
         DataError: A file is missing, cannot be downloaded, is not the pinned one, or holds bad rows.

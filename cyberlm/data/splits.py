@@ -16,21 +16,17 @@ from scipy.sparse.csgraph import connected_components
 from typing_extensions import TypedDict
 
 from cyberlm.config.schema import DataConfig
-from cyberlm.data.near_duplicates import alike, number_words, without_gc, words_of
+from cyberlm.data.near_duplicates import number_words, similar_pairs, words_of
 from cyberlm.data.readers import QuestionSet
 from cyberlm.runtime.errors import DataError, Problem
+from cyberlm.runtime.garbage_collection import gc_disabled
 from cyberlm.runtime.validation import validation_messages
 from cyberlm.tasks.task import Example
 
 SPLIT_MANIFEST = "split_manifest.json"
 SETTINGS = (
-    "on_bad_row",
-    "validation_fraction",
-    "test_fraction",
-    "near_duplicate_jaccard",
-    "max_train",
-    "max_validation",
-    "max_test",
+    *("on_bad_row", "validation_fraction", "test_fraction", "near_duplicate_jaccard"),
+    *("max_train", "max_validation", "max_test"),
 )
 """Fields of DataConfig that, with the seed and the files, decide the split."""
 
@@ -40,9 +36,7 @@ class Split:
     """Questions for training, validation and test; each near-duplicate cluster is in one of them.
 
     Attributes:
-        sources: The files the questions came from.
         dropped: Why questions were left out, with counts, for example `{"near-duplicate of the test file": 130}`.
-        clusters: Number of near-duplicate clusters over all files.
         too_long: Training questions left out under `data.on_long_prompt=skip`, with their tokens.
     """
 
@@ -58,12 +52,11 @@ class Split:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
-@without_gc()
+@gc_disabled()
 def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
     """Groups texts that are the same or nearly so: connected components over pairs whose word sets are alike.
 
     Args:
-        texts: For example the questions of all files.
         jaccard: Least |A ∩ B| / |A ∪ B| of the word sets A and B of a pair, in (0, 1].
 
     Returns:
@@ -71,7 +64,7 @@ def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
     """
     word_sets = number_words(map(words_of, texts))
     distinct = list(dict.fromkeys(word_sets))
-    pairs = alike(distinct, jaccard)
+    pairs = similar_pairs(distinct, jaccard)
     rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(pairs), dtype=np.int8), (rows, columns)), shape=(len(distinct), len(distinct)))
     _, components = connected_components(graph, directed=False)
@@ -80,10 +73,7 @@ def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
     return [number.setdefault(component[words], len(number)) for words in word_sets]
 
 
-# --- the split ---
-
-
-@without_gc()
+@gc_disabled()
 def split_questions(config: DataConfig, sources: Sequence[QuestionSet]) -> Split:
     """Splits by whole near-duplicate clusters; the same files and settings always give the same split.
 
@@ -95,9 +85,6 @@ def split_questions(config: DataConfig, sources: Sequence[QuestionSet]) -> Split
     left out; in a mixture, of each source's, and near-duplicates in other sources are left out. Each part keeps the
     order of the files.
 
-    Args:
-        sources: As `load_sources` gives them.
-
     Raises:
         DataError: A part would be empty.
     """
@@ -105,16 +92,16 @@ def split_questions(config: DataConfig, sources: Sequence[QuestionSet]) -> Split
     clusters = near_duplicate_clusters([question.question for question in questions], config.near_duplicate_jaccard)
     held_out = [file.held_out for file in sources for _ in file.questions]
     parts = {"test": [row for row, test in enumerate(held_out) if test]}
-    usable = _apart([row for row, test in enumerate(held_out) if not test], parts["test"], clusters)
+    usable = _without_near_duplicates([row for row, test in enumerate(held_out) if not test], parts["test"], clusters)
     of_source = {name: [row for row in usable if questions[row].source == name] for name in config.mix or [""]}
     tested = {questions[row].source for row in parts["test"]}
     untested = {name: rows for name, rows in of_source.items() if name not in tested}
     rng = random.Random(config.seed)
     units = [row.group or cluster for row, cluster in zip(questions, clusters, strict=True)]
     parts["test"] = sorted([*parts["test"], *_take_of_each(config.test_fraction, untested, usable, units, rng)])
-    left = _apart(usable, parts["test"], clusters)
+    left = _without_near_duplicates(usable, parts["test"], clusters)
     parts["validation"] = sorted(_take_of_each(config.validation_fraction, of_source, left, units, rng))
-    parts["train"] = _apart(left, parts["validation"], clusters)
+    parts["train"] = _without_near_duplicates(left, parts["validation"], clusters)
     dropped = {
         "near-duplicate of a test question": len(questions) - len(parts["test"]) - len(left),
         "near-duplicate of a validation question": len(left) - len(parts["validation"]) - len(parts["train"]),
@@ -141,7 +128,7 @@ def split_questions(config: DataConfig, sources: Sequence[QuestionSet]) -> Split
     )
 
 
-def _apart(rows: Sequence[int], others: Sequence[int], clusters: Sequence[int]) -> list[int]:
+def _without_near_duplicates(rows: Sequence[int], others: Sequence[int], clusters: Sequence[int]) -> list[int]:
     """Those rows that are no near-duplicate of the others."""
     near = {clusters[row] for row in others}
     return [row for row in rows if clusters[row] not in near]
@@ -220,36 +207,20 @@ def _check_parts(config: DataConfig, parts: dict[str, list[int]], usable: int, d
     for name, use in (("validation", "the best checkpoint is chosen by it"), ("test", "the results are of it")):
         fraction = getattr(config, f"{name}_fraction")
         if usable and not parts[name]:
-            problems.append(
-                Problem(
-                    f"data.{name}_fraction={fraction:g} of {usable} questions leaves the {name} set empty; {use}",
-                    "above 0, and enough for a whole cluster of near-duplicates",
-                    f"data.{name}_fraction={max(0.1, 2 * fraction):g}",
-                )
-            )
+            what = f"data.{name}_fraction={fraction:g} of {usable} questions leaves the {name} set empty; {use}"
+            allowed = "above 0, and enough for a whole cluster of near-duplicates"
+            problems.append(Problem(what, allowed, f"data.{name}_fraction={max(0.1, 2 * fraction):g}"))
     if not parts["train"]:
         shared = sum(dropped.values())
         left_out = f" ({shared} more are near-duplicates of test questions)" if shared else ""
-        problems.append(
-            Problem(
-                f"none of {usable} questions{left_out} is left for training",
-                "a file with more questions, smaller fractions, or another test file",
-            )
-        )
+        what = f"none of {usable} questions{left_out} is left for training"
+        problems.append(Problem(what, "a file with more questions, smaller fractions, or another test file"))
     if problems:
         raise DataError("The questions cannot be split:", problems)
 
 
-# --- the manifest ---
-
-
 def write_manifest(split: Split, config: DataConfig, path: Path) -> str:
     """Writes the questions of each part, and why: the same split gives the same bytes.
-
-    Args:
-        split: As made by `split_questions`.
-        config: The settings it was made with.
-        path: Usually `split_manifest.json` in the run folder.
 
     Returns:
         SHA-256 of the file.
@@ -327,7 +298,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from error
 
 
-@without_gc()
+@gc_disabled()
 def select_questions(sources: Sequence[QuestionSet], hashes: Sequence[str]) -> tuple[Example, ...]:
     """Finds the questions that a manifest names by hash, in its order.
 

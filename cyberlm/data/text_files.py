@@ -74,8 +74,10 @@ def decode(path: Path, content: bytes, ending: str) -> str:
         DataError: It is not UTF-8, has a line that is too long, or is JSON under the name of JSON Lines or so.
     """
     _check_name(path, content.removeprefix(b"\xef\xbb\xbf").lstrip(), ending)
-    if ending != ".json":
-        _check_line_lengths(path, content)
+    for number, row in enumerate(content.split(b"\n") if ending != ".json" else (), start=1):
+        if len(row) > MAX_LINE_BYTES:
+            allowed = f"{MAX_LINE_BYTES // 10**6} MB a line at most; one row a line"
+            raise unreadable(path, f"line {number} has {len(row) / 1e6:.1f} MB", allowed)
     try:
         return content.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -110,13 +112,3 @@ def _is_json_lines(raw: bytes) -> bool:
         return len(lines) == 2 and all(isinstance(json.loads(line), dict) for line in lines)
     except (ValueError, RecursionError):
         return False
-
-
-def _check_line_lengths(path: Path, raw: bytes) -> None:
-    for number, line in enumerate(raw.split(b"\n"), start=1):
-        if len(line) > MAX_LINE_BYTES:
-            raise unreadable(
-                path,
-                f"line {number} has {len(line) / 1e6:.1f} MB",
-                f"{MAX_LINE_BYTES // 10**6} MB a line at most; one row a line",
-            )

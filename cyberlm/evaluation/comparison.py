@@ -38,7 +38,7 @@ from cyberlm.evaluation.statistics import (
     mean_estimate,
 )
 from cyberlm.runtime.errors import Problem, RunError
-from cyberlm.tasks.task import figures_of, make_task
+from cyberlm.tasks.task import make_task
 
 AGAINST_BASE = "each tuned model against its base"
 AGAINST_OTHERS = "tuned models against bases of others"
@@ -80,7 +80,7 @@ def question_figures(rows: Predicted, context: EvalSet, completed: bool) -> dict
     if has_candidates(rows):
         figures["option_nll"] = lambda rows: option_nll(scores_of(rows, context.option_score), golds(rows))
     if completed:
-        own = {**figures_of(make_task(context.config)), **{name: rouge_figure(name) for name in ROUGE}}
+        own = {**getattr(make_task(context.config), "figures", {}), **{name: rouge_figure(name) for name in ROUGE}}
         if short_references([row.reference for row in rows]) == len(rows):
             del own["rouge2"]  # undefined
         figures |= {name: of_texts(figure) for name, figure in own.items()}

@@ -30,11 +30,7 @@ class Completion(NamedTuple):
 
 
 def run_inference(
-    loaded: LoadedModel,
-    prompt: Prompt,
-    eval_set: EvalSet,
-    encoded: Mapping[str, Sequence[EncodedQuestion]],
-    label: str,
+    loaded: LoadedModel, prompt: Prompt, eval_set: EvalSet, encoded: Mapping[str, Sequence[EncodedQuestion]], label: str
 ) -> Predictions:
     """Predictions of one model, with the further passes that `evaluation` asks for; these are by likelihood alone.
 
@@ -98,9 +94,6 @@ def predict(
     """Scores every option of every question and, if `config.generate`, answers greedily too.
 
     Where several processes work together, each answers its share of the questions, and all get all answers.
-
-    Args:
-        max_batch_tokens: Most tokens (padding included) in one forward pass.
     """
     rows = distributed.rows_of_rank(len(questions))
     mine, encoded = [questions[row] for row in rows], [encoded[row] for row in rows]

@@ -99,14 +99,7 @@ class MeanDifference:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a run. Tokens of training are counted over all steps; speeds leave validation out.
-
-    Attributes:
-        seconds: Wall time by phase, for example `{"load": 6.1, "train": 120.3}`.
-        peak_device_bytes: None on CPU.
-        predicted_peak_bytes: Planned before the run: of the GPU where there is one, else of the host.
-        computed_tokens_per_second: None in older files.
-    """
+    """Cost of a run. Tokens of training are counted over all steps; speeds leave validation out."""
 
     trainable_parameters: int
     total_parameters: int
@@ -129,15 +122,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Results:
-    """results.json: everything a run found.
-
-    Attributes:
-        models: By name: `base` and `tuned` (either may be missing), or the models of an evaluation.
-        metrics: By model, then by the metric's name.
-        objective: The validation figure that chose the weights (train only).
-        monitor: Name of that figure; None in an evaluation, and in older runs, whose figure was accuracy.
-        validation: Every validation figure of the weights that were chosen, by name (train only).
-    """
+    """results.json: everything a run found."""
 
     schema_version: int
     kind: str

@@ -27,7 +27,7 @@ def print_summary(results: Results, files: Path) -> None:
     shown = MAX_MODELS if len(results.metrics) <= MAX_MODELS else MAX_MODELS - 1
     for name, metrics in list(results.metrics.items())[:shown]:
         heads = [m for m in metrics.values() if m.place == "headline" and m.value is not None]
-        say(_fitting(f"{name}:", [f"{m.label or m.name} {m.text()}" for m in heads]))
+        say(_truncated_line(f"{name}:", [f"{m.label or m.name} {m.text()}" for m in heads]))
     if len(results.metrics) > shown:
         say(f"and {len(results.metrics) - shown} more models")
     for line in verdict_in_brief(results.comparisons, results.differences):
@@ -41,7 +41,7 @@ def print_summary(results: Results, files: Path) -> None:
     say(f"Files: {files}")
 
 
-def _fitting(start: str, parts: Sequence[str]) -> str:
+def _truncated_line(start: str, parts: Sequence[str]) -> str:
     """As many of the parts, from the first on, as fit on a line of the terminal."""
     line = f"{start} {', '.join(parts[:1])}"
     for part in parts[1:]:
@@ -65,24 +65,22 @@ def print_results(results: Results, files: Path) -> None:
         say(sentence, wrap=True)
     _print_metrics("Evidence", results, "evidence")
     for title, columns in difference_tables(results):
-        _print_stacked(title, columns, justify="right")
+        _print_table(title, columns, justify="right")
     for sentence in (*(f"{note}." for note in notes(results, "evidence", "note")), *power(results.comparisons)):
         say(sentence, wrap=True)
     if results.cost is not None:
         cost = cost_rows(results, results.cost)
-        _print_stacked("Cost", {"": list(cost), "run": list(cost.values())}, justify="right")
+        _print_table("Cost", {"": list(cost), "run": list(cost.values())}, justify="right")
     say(f"Files: {files}")
 
 
 def print_leaderboard(rows: Sequence[dict[str, str]]) -> None:
     """Prints the jobs of a sweep, at least one, without columns that are empty in every row."""
     columns = [name for name in rows[0] if any(row.get(name) for row in rows)]
-    _print_stacked("Leaderboard", {name: [row.get(name, "") for row in rows] for name in columns})
+    _print_table("Leaderboard", {name: [row.get(name, "") for row in rows] for name in columns})
 
 
-def _print_stacked(
-    title: str, columns: Mapping[str, Sequence[str]], justify: Literal["left", "right"] = "left"
-) -> None:
+def _print_table(title: str, columns: Mapping[str, Sequence[str]], justify: Literal["left", "right"] = "left") -> None:
     """Prints a table; columns that do not fit beside one another stand below, with the first repeated.
 
     Args:
@@ -130,7 +128,7 @@ def _print_metrics(title: str, results: Results, place: Place) -> None:
             rows.append(["  questions", *((metric and metric.count()) or "-" for metric in metrics)])
     if rows:
         labels, *columns = zip(*rows, strict=True)
-        _print_stacked(title, {"": labels, **dict(zip(results.metrics, columns, strict=True))}, justify="right")
+        _print_table(title, {"": labels, **dict(zip(results.metrics, columns, strict=True))}, justify="right")
 
 
 def notes(results: Results, *places: Place) -> list[str]:

@@ -4,6 +4,7 @@ Files appear whole or not at all, and are checked against their dataclasses when
 field.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,9 +19,9 @@ from typing import Any, Literal
 
 from cyberlm import __version__
 from cyberlm.evaluation.metrics.metric import Metric
-from cyberlm.evaluation.older import older_results
 from cyberlm.evaluation.predictions import Prediction, Predictions
 from cyberlm.evaluation.records import SCHEMA_VERSION, Results
+from cyberlm.evaluation.results_v1 import results_of_v1
 from cyberlm.runtime.errors import Problem, RunError
 from cyberlm.runtime.files import parse_json, read_json, read_text, write_atomic, write_json, write_text
 from cyberlm.runtime.redaction import redact
@@ -72,7 +73,12 @@ def read_results(folder: Path) -> Results:
     path = folder / RESULTS_FILE
     hint = _RESCORE.format(folder)
     if not path.is_file():
-        raise RunError(f"There is no {RESULTS_FILE} in {folder}.", _unfinished(folder), hint)
+        status = read_status(folder)
+        problems = []
+        if status is not None and status.state != "finished":
+            reason = f": {status.reason}" if status.reason else ""
+            problems = [Problem(f"the run's state is {status.state}{reason}")]
+        raise RunError(f"There is no {RESULTS_FILE} in {folder}.", problems, hint)
     value = read_json(path, hint)
     found = value.get("schema_version") if isinstance(value, dict) else None
     if not isinstance(found, int) or not 1 <= found <= SCHEMA_VERSION:
@@ -81,19 +87,11 @@ def read_results(folder: Path) -> Results:
             [Problem(f"schema_version is {found!r}", allowed=f"1 to {SCHEMA_VERSION}")],
             f"Read it with the cyberlm that wrote it. {hint}",
         )
-    return older_results(value, path, hint) if found == 1 else from_json(Results, value, str(path), hint)
+    return results_of_v1(value, path, hint) if found == 1 else from_json(Results, value, str(path), hint)
 
 
 def _finite(figure: float | None) -> float | None:
     return figure if figure is not None and math.isfinite(figure) else None
-
-
-def _unfinished(folder: Path) -> list[Problem]:
-    """Problems that status.json tells of a run without results."""
-    status = read_status(folder)
-    if status is None or status.state == "finished":
-        return []
-    return [Problem(f"the run's state is {status.state}" + (f": {status.reason}" if status.reason else ""))]
 
 
 def write_models(folder: Path, models: Mapping[str, Predictions], *, as_parquet: bool = False) -> None:
@@ -219,14 +217,9 @@ def environment() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     found["cpu_count"] = str(os.cpu_count())
-    commit = _git_commit()
-    return found | ({"git_commit": commit} if commit else {})
-
-
-def _git_commit() -> str:
-    """Hash of the commit that is checked out here; empty where there is no git or no repository."""
-    try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or no repository
+        command = ["git", "rev-parse", "HEAD"]
+        found["git_commit"] = subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+    return found

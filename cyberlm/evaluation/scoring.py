@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig
 
 from cyberlm.data.batches import ScoringBatch, pad_right
 from cyberlm.models.loaded import LoadedModel
@@ -53,7 +53,7 @@ def option_log_probs(loaded: LoadedModel, batch: ScoringBatch) -> Tensor:
         ends = prompt.last_hidden_state[rows, last]  # (B, H)
         scores = _log_probs(loaded.head, ends, batch.option_ids[:, :, 0])
         if not one_token_each:
-            scores = scores + _all_continued(loaded, batch, prompt.past_key_values)
+            scores = scores + _continued(loaded, batch, prompt.past_key_values)
     return scores.masked_fill(batch.option_mask[:, :, 0] == 0, -torch.inf)
 
 
@@ -117,18 +117,13 @@ def _log_probs(head: nn.Module, hidden: Tensor, tokens: Tensor) -> Tensor:
     return torch.cat([torch.log_softmax(head_logits(head, part), dim=-1).gather(1, own) for part, own in pairs])
 
 
-def _all_continued(loaded: LoadedModel, batch: ScoringBatch, cache: DynamicCache) -> Tensor:
-    """`_continued` for `OPTIONS_AT_ONCE` options after the other."""
-    if batch.option_ids.shape[1] <= OPTIONS_AT_ONCE:
-        return _continued(loaded, batch, cache)
-    ids, mask = batch.option_ids.split(OPTIONS_AT_ONCE, 1), batch.option_mask.split(OPTIONS_AT_ONCE, 1)
-    groups = (batch._replace(option_ids=own, option_mask=seen) for own, seen in zip(ids, mask, strict=True))
-    return torch.cat([_continued(loaded, group, copy.deepcopy(cache)) for group in groups], dim=1)
-
-
 def _continued(loaded: LoadedModel, batch: ScoringBatch, cache: DynamicCache) -> Tensor:
     """Summed log-probability (B, K) of each option's tokens from the second on, from the prompt's keys and values."""
     count, options, width = batch.option_ids.shape
+    if options > OPTIONS_AT_ONCE:
+        ids, mask = batch.option_ids.split(OPTIONS_AT_ONCE, 1), batch.option_mask.split(OPTIONS_AT_ONCE, 1)
+        groups = (batch._replace(option_ids=own, option_mask=seen) for own, seen in zip(ids, mask, strict=True))
+        return torch.cat([_continued(loaded, group, copy.deepcopy(cache)) for group in groups], dim=1)
     inputs = batch.option_ids[:, :, :-1].reshape(count * options, width - 1)
     mask = batch.option_mask.reshape(count * options, width)
     cache.batch_repeat_interleave(options)
@@ -198,24 +193,18 @@ def _generate_unpadded(
     for length in dict.fromkeys(map(len, prompts)):
         rows = [row for row, ids in enumerate(prompts) if len(ids) == length]
         ids = torch.tensor([prompts[row] for row in rows], device=loaded.device)
-        with autocast(loaded.device), _without_settings(loaded.causal):
-            whole = loaded.causal.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy
-            )
+        own, loaded.causal.generation_config = loaded.causal.generation_config, GenerationConfig()
+        try:  # without the model's own settings (a repetition penalty, for example), which transformers would mix in
+            with autocast(loaded.device):
+                whole = loaded.causal.generate(  # type: ignore[operator]
+                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy
+                )
+        finally:
+            loaded.causal.generation_config = own
         for row, new in zip(rows, whole[:, length:].tolist(), strict=True):
             end = next((k for k, token in enumerate(new) if token in stop_ids), len(new))
             completions[row] = new[:end]
     return [completions[row] for row in range(len(prompts))]
-
-
-@contextlib.contextmanager
-def _without_settings(causal: PreTrainedModel) -> Iterator[None]:
-    """Clears a model's own generation settings (a repetition penalty, for example), which transformers would mix in."""
-    kept, causal.generation_config = causal.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        causal.generation_config = kept
 
 
 def _first_tokens(loaded: LoadedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor, DynamicCache]:

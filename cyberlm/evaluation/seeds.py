@@ -128,6 +128,6 @@ def bootstrap_means(
 
 
 def _drawn_counts(rng: np.random.Generator, rows: int, of: int) -> FloatArray:
-    """How often each of `of` is drawn in `of` draws with replacement, (rows, of)."""
+    """Times that each of `of` is drawn in `of` draws with replacement, (rows, of)."""
     drawn = rng.integers(0, of, (rows, of)) + of * np.arange(rows)[:, None]
     return np.bincount(drawn.ravel(), minlength=rows * of).reshape(rows, of).astype(np.float64)

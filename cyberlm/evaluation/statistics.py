@@ -46,9 +46,9 @@ class Estimate:
     error: float
     freedom: float
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Two-sided interval by t."""
-        half = self.error * float(student.ppf((1 + level) / 2, self.freedom))
+    def interval(self) -> tuple[float, float]:
+        """Two-sided 95% interval by t."""
+        half = self.error * float(student.ppf(0.975, self.freedom))
         return self.value - half, self.value + half
 
     def p_above(self, bound: float) -> float:

@@ -13,14 +13,7 @@ from cyberlm.evaluation.power import measured_variability, needed_questions, pow
 from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, NAMED, NO_CHOICE, Prediction, choices, right
 from cyberlm.evaluation.seeds import bootstrap_means, estimate, mcnemar_by_seed, method_mean
 from cyberlm.evaluation.statistics import Clusters, Estimate, FloatArray, IntArray, holm
-from cyberlm.evaluation.study import (
-    AGAINST_BASE,
-    AGAINST_REFERENCE,
-    RIGHT_WHERE_NAMED,
-    Claim,
-    Figure,
-    StudyComparison,
-)
+from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, RIGHT_WHERE_NAMED, Claim, Figure, StudyComparison
 
 ABOVE_BASE, NON_INFERIOR, EQUIVALENT, SUPERIOR = "above base", "non-inferior", "equivalent", "superior"
 LEVELS = {ABOVE_BASE: 0.05, NON_INFERIOR: 0.025, EQUIVALENT: 0.05, SUPERIOR: 0.05}
@@ -157,7 +150,12 @@ def analyse(
     means = bootstrap_means(outcomes, clusters, resamples)
     above_base = _compared(outcomes, means, AGAINST_BASE, base, tuned, outcome, clusters)
     to_reference = _compared(outcomes, means, AGAINST_REFERENCE, reference, others, outcome, clusters)
-    claims = [_above_base(pair) for pair in above_base]
+    claims = []
+    for pair in above_base:
+        holds = pair.difference > 0 and pair.p_holm <= LEVELS[ABOVE_BASE]
+        reason = f"{pair.second} is {'' if holds else 'not shown to be '}above {pair.first}."
+        level = LEVELS[ABOVE_BASE]
+        claims.append(Claim(ABOVE_BASE, pair.second, pair.first, pair.p, pair.p_holm, level, holds, reason))
     above = [claim.method for claim in claims if claim.holds]
     p_values = {method: _p_values(outcomes, base, reference, method, margin, clusters) for method in others}
     claims += _against_reference(p_values, reference, above, margin)
@@ -165,7 +163,11 @@ def analyse(
     words = [verdict(pair.p_holm, pair.second in equivalent, margin) for pair in to_reference]
     worded = [replace(pair, words=said) for pair, said in zip(to_reference, words, strict=True)]
     margins = [powered_margin(_difference(outcomes, reference, method, clusters), NON_INFERIOR) for method in others]
-    wanted = [_questions_for(margin, outcomes[reference], outcomes[method], clusters) for method in others]
+    wanted = []
+    for method in others:
+        first, second = outcomes[reference], outcomes[method]
+        variability = measured_variability(first, second, clusters)
+        wanted.append(needed_questions(margin, min(len(first), len(second)), variability))
     needed = None if None in wanted else max((number for number in wanted if number), default=None)
     questions = outcomes[base].shape[1]
     return StudyAnalysis(questions, (*above_base, *worded), tuple(claims), max(margins, default=None), needed)
@@ -206,17 +208,6 @@ def _compared(
         found.append(StudyComparison(first, second, outcome, family, pair.value, *limits, p_value, p_value, "", tests))
     corrected = holm([pair.p for pair in found]).tolist()
     return [replace(pair, p_holm=p) for pair, p in zip(found, corrected, strict=True)]
-
-
-def _questions_for(margin: float, reference: FloatArray, method: FloatArray, clusters: Clusters) -> int | None:
-    seeds = min(len(reference), len(method))
-    return needed_questions(margin, seeds, measured_variability(reference, method, clusters))
-
-
-def _above_base(pair: StudyComparison) -> Claim:
-    holds = pair.difference > 0 and pair.p_holm <= LEVELS[ABOVE_BASE]
-    reason = f"{pair.second} is {'' if holds else 'not shown to be '}above {pair.first}."
-    return Claim(ABOVE_BASE, pair.second, pair.first, pair.p, pair.p_holm, LEVELS[ABOVE_BASE], holds, reason)
 
 
 def _p_values(

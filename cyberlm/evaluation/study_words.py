@@ -48,15 +48,10 @@ def findings(
             parts.append(f"{_difference(pair)} against {pair.first} ({p_text(pair.p_holm)}, Holm)")
         if (pair := by_row.get((row.name, AGAINST_REFERENCE))) is not None:
             parts.append(f"{_difference(pair)} against {pair.first}: {pair.words}")
-        lines.append(" ".join(["; ".join(parts) + ".", *_reasons(row.name, claims)]))
+        own = [claim for claim in claims if claim.method == row.name and claim.name != ABOVE_BASE]
+        failed = [claim.reason for claim in own if not claim.holds][:1]
+        lines.append(" ".join(["; ".join(parts) + ".", *(claim.reason for claim in own if claim.holds), *failed]))
     return lines + _format(rows)
-
-
-def _reasons(method: str, claims: Sequence[Claim]) -> list[str]:
-    """Claims about a method against the reference that hold, and the first that does not, in words."""
-    own = [claim for claim in claims if claim.method == method and claim.name != ABOVE_BASE]
-    failed = next((claim.reason for claim in own if not claim.holds), None)
-    return [claim.reason for claim in own if claim.holds] + ([failed] if failed is not None else [])
 
 
 def _share(row: StudyRow, outcome: str) -> str:
@@ -80,15 +75,11 @@ def _format(rows: Sequence[StudyRow]) -> list[str]:
     return [f"Completions that name an option: {'; '.join(found)}."] if found else []
 
 
-def baseline_sentence(rows: Sequence[StudyRow], floors: Mapping[str, float], outcome: str) -> list[str]:
+def baseline_sentence(rows: Sequence[StudyRow], baselines: Mapping[str, float], outcome: str) -> list[str]:
     """Methods whose accuracy is not above what needs no model; nothing where all are."""
-    if not floors:
-        return []
-    name, floor = max(floors.items(), key=lambda item: item[1])
-    below = [row.name for row in rows if outcome in row.figures and row.figures[outcome].value <= floor]
-    if not below:
-        return []
-    return [f"Not above the highest floor ({name}, {floor:.1%}): {', '.join(below)}."]
+    name, best = max(baselines.items(), key=lambda item: item[1], default=("", -1.0))
+    below = [row.name for row in rows if outcome in row.figures and row.figures[outcome].value <= best]
+    return [f"Not above the highest floor ({name}, {best:.1%}): {', '.join(below)}."] if below else []
 
 
 def planned_power(study: StudyConfig, questions: int) -> str:

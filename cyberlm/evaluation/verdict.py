@@ -11,7 +11,7 @@ SIGNIFICANCE = 0.05
 
 
 def primary_comparisons(pairs: Sequence[PairComparison]) -> list[PairComparison]:
-    """Those that a report speaks of first: by generation, as arXiv 2509.25241 does, where it was measured."""
+    """Main comparisons of a report: by generation, as in arXiv 2509.25241, where it was measured."""
     outcome = GENERATION if any(pair.outcome == GENERATION for pair in pairs) else LIKELIHOOD
     return [pair for pair in pairs if pair.outcome == outcome]
 
@@ -22,7 +22,7 @@ def main_comparison(pairs: Sequence[PairComparison]) -> PairComparison | None:
 
 
 def main_means(means: Sequence[MeanDifference]) -> list[MeanDifference]:
-    """Those that a report speaks of where no answer counts as right or wrong: ROUGE-L, or else NLL."""
+    """Main comparisons where no answer counts as right or wrong: by ROUGE-L, or else NLL."""
     outcome = "rougeL" if any(mean.outcome == "rougeL" for mean in means) else "gold_nll"
     return [mean for mean in means if mean.outcome == outcome]
 
@@ -37,7 +37,7 @@ def verdict(pairs: Sequence[PairComparison], means: Sequence[MeanDifference] = (
     """`Tuned against base: +2.7 points of accuracy by likelihood (95% -1.2 to +6.5), significantly better ...`.
 
     Args:
-        means: Spoken of where there are no pairs; of the others the task's own figure is.
+        means: Reported where there are no pairs; of the others the task's own figure is.
     """
     pair = main_comparison(pairs)
     if pair is None:

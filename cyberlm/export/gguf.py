@@ -69,7 +69,6 @@ def load_gguf(file: Path, device: torch.device, dtype: torch.dtype, source: Path
     """Reads a GGUF file back with transformers.
 
     Args:
-        dtype: Of the weights once read.
         source: The transformers folder that the file was made from: Llama 3.1's rotary frequencies, a tensor of their
             own in the file, are read from its configuration.
     """

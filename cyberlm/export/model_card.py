@@ -24,11 +24,13 @@ def write_card(folder: Path, config: TrainConfig, base: str, results: Results, m
         f"- {results.steps} optimizer steps",
         f"- seed {config.seed}",
     ]
+    task = config.task["_target_"].rpartition(".")[2]
+    tag = re.sub(r"(?<!^)(?=[A-Z])", "-", task).lower()  # MultipleChoice: multiple-choice
     lines = [
         "---",
         f"base_model: {base}",
         f"library_name: {next(name for file, name in LIBRARIES.items() if list(folder.glob(file)))}",
-        f"tags: [cyberlm, cybersecurity, {_task_tag(config.task['_target_'])}]",
+        f"tags: [cyberlm, cybersecurity, {tag}]",
         "---",
         f"# {results.model} tuned on {results.data}",
         "",
@@ -54,11 +56,6 @@ def write_card(folder: Path, config: TrainConfig, base: str, results: Results, m
     lines += more
     lines += ["", "## Provenance", *(f"- {name}: `{value}`" for name, value in results.provenance.items())]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _task_tag(target: str) -> str:
-    """`cyberlm.tasks.multiple_choice.MultipleChoice` -> `multiple-choice`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", target.rpartition(".")[2]).lower()
 
 
 def _table(results: Results) -> list[str]:

@@ -1,5 +1,6 @@
 """Serving a merged model: vLLM's server or transformers' own, with the run's prompt, and transformers' chat client."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from transformers import GenerationConfig
@@ -59,9 +59,6 @@ def make_serving_cache(merged: Path, prompt: Prompt, cache: Path, name: str) -> 
     """Makes a cache of the hub that holds one model: a merged one, with a chat template that writes the run's prompt.
 
     A server that is offline then finds the model by its name, and lists it. The model's folder is returned.
-
-    Raises:
-        RunError: If no such template can be written.
     """
     template = serving_template(prompt)
     shutil.rmtree(cache, ignore_errors=True)
@@ -108,11 +105,7 @@ def _quoted(text: str) -> str:
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, or any that is free where it is 0.
-
-    Raises:
-        RunError: If the address cannot be listened on.
-    """
+    """The port, or any that is free where it is 0."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.create_server((host, port), family=family) as listener:
@@ -137,33 +130,28 @@ def server_environment(cache: Path) -> dict[str, str]:
     return {**os.environ, **quiet, "HF_HUB_CACHE": str(cache.resolve())}
 
 
-@contextmanager
+@contextlib.contextmanager
 def running(command: Sequence[str], environment: Mapping[str, str], port: int) -> Iterator[None]:
     """Runs a server, silently, for as long as the context lasts.
 
     Raises:
         RunError: If it ends before it listens.
     """
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
-            while not _listens(port):
+            while True:
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                    break
                 if process.poll() is not None:
-                    said.seek(0)
-                    raise RunError("The server ended before it listened:", [Problem(said.read()[-2000:].strip())])
+                    output.seek(0)
+                    raise RunError("The server ended before it listened:", [Problem(output.read()[-2000:].strip())])
                 time.sleep(0.2)
             yield
         finally:
             process.kill()
             process.wait()
-
-
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
 
 
 def run_chat_client(folder: Path, name: str, port: int, max_new_tokens: int, temperature: float) -> None:

@@ -100,13 +100,9 @@ def _is_float32(x: Tensor) -> bool:
     return plain and not torch.is_autocast_enabled("cpu")
 
 
-def _by_onednn(x: Tensor) -> bool:
-    return _is_float32(x) and onednn_is_faster()
-
-
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (N, I) and weight (O, I) to x weightᵀ + bias (N, O); either may be a transposed view."""
-    if not _by_onednn(x):
+    if not (_is_float32(x) and onednn_is_faster()):
         return nn.functional.linear(x, weight, bias)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
@@ -114,7 +110,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def product_onto(x: Tensor, weight: Tensor, sum_: Tensor) -> Tensor:
     """x (N, I), weight (O, I) and sum (N, O), which may be overwritten, to x weightᵀ + sum (N, O)."""
-    if not _by_onednn(x):
+    if not (_is_float32(x) and onednn_is_faster()):
         return sum_.addmm_(x, weight.t())
     result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, sum_, weight, None, "add")
     return result
@@ -229,15 +225,9 @@ class _Lora(torch.autograd.Function):
         to_narrow = product(grad, up.t()).mul_(ctx.scale)  # (N, R)
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = product_onto(to_narrow, down.t(), product(grad, _weight(ctx.base, grad.dtype).t()))
+            base, packed = ctx.base, isinstance(ctx.base, Linear4bit)
+            weight = dequantize_4bit(base.weight.data, quant_state(base)).to(grad.dtype) if packed else base.weight
+            to_x = product_onto(to_narrow, down.t(), product(grad, weight.t()))
         to_down = product(to_narrow.t(), x.t())
         to_up = product(narrow.t(), grad.t()).t()  # as (R, O): a product with few columns is slow
         return to_x, None, to_down.to(ctx.dtypes[0]), to_up.to(ctx.dtypes[1]), None
-
-
-def _weight(base: Any, dtype: torch.dtype) -> Tensor:
-    """W (O, I), expanded where it is in 4 bits."""
-    if not isinstance(base, Linear4bit):
-        weight: Tensor = base.weight
-        return weight
-    return dequantize_4bit(base.weight.data, quant_state(base)).to(dtype)

@@ -32,9 +32,6 @@ MALFORMED = (OSError, ValueError, KeyError, TypeError, IndexError, ArithmeticErr
 def convert_gguf(gguf: Path, digest: str) -> Path:
     """Converts a GGUF file to a float32 transformers folder, once: loading it is then 20 times faster.
 
-    Args:
-        digest: SHA-256 of the file.
-
     Raises:
         ModelError: If it is torn, or transformers does not read it whole.
     """
@@ -66,9 +63,6 @@ def check_gguf(gguf: Path) -> PretrainedConfig:
 
     Returns:
         The model's configuration.
-
-    Raises:
-        ModelError: With the first thing that does not fit.
     """
     pointers = lfs_problems([gguf])
     if pointers:
@@ -94,11 +88,7 @@ def check_gguf(gguf: Path) -> PretrainedConfig:
 
 
 def _check_parts(metadata: dict[str, Any]) -> None:
-    """Refuses one part of a split model, and numbers that no model has.
-
-    Raises:
-        ValueError: With what is wrong.
-    """
+    """Refuses (ValueError) one part of a split model, and numbers that no model has."""
     parts = metadata.get("split.count", 1)
     if parts != 1:
         raise ValueError(
@@ -114,17 +104,13 @@ def _check_parts(metadata: dict[str, Any]) -> None:
 
 
 def _load(gguf: Path, shape: PretrainedConfig) -> PreTrainedModel:
-    """Loads a GGUF file in float32 and refuses a model of which it lacks weights: transformers draws these at random.
-
-    Raises:
-        ModelError: With the weights that the file does not hold, or of which nothing is known.
-    """
+    """Loads a GGUF file in float32; refuses one that lacks weights of the model, which transformers draws at random."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent), gguf_file=gguf.name, config=shape, dtype=torch.float32, output_loading_info=True
     )
-    model, told = loaded
+    model, report = loaded
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    missing, unknown = sorted(set(told["missing_keys"]) - tied), sorted(told["unexpected_keys"])
+    missing, unknown = sorted(set(report["missing_keys"]) - tied), sorted(report["unexpected_keys"])
     problems = [
         Problem(f"{len(names)} weights {what}: {', '.join(names[:3])}")
         for what, names in (("are missing", missing), ("have no place in the model", unknown))

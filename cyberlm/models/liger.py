@@ -26,22 +26,6 @@ def choose_kernels(causal: PreTrainedModel, *, liger: bool) -> None:
         if modeling in _plain_rotary:
             setattr(modeling, _ROTARY, _plain_rotary.pop(modeling))
         return
-    _check(causal.config.model_type)
-    before = dict(vars(modeling))
-    apply_liger_kernel(causal, {"cross_entropy": False, "fused_linear_cross_entropy": False})
-    if _ROTARY in before:
-        _plain_rotary.setdefault(modeling, before[_ROTARY])
-    for name, value in before.items():
-        if isinstance(value, type):  # Liger's classes are for this model, not for others that are loaded later
-            setattr(modeling, name, value)
-
-
-def _check(model_type: str) -> None:
-    """Refuses what transformers would leave as it is without a word.
-
-    Raises:
-        ModelError: As `choose_kernels` does.
-    """
     if not is_liger_kernel_available():
         raise ModelError(
             "Liger's kernels cannot be used: the package liger-kernel is not installed.",
@@ -50,7 +34,14 @@ def _check(model_type: str) -> None:
         )
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN
 
-    if model_type not in KNOWN:
-        what = f"model.use_liger_kernel=true with a model of type {model_type}"
-        known = ", ".join(sorted(KNOWN))
-        raise ModelError("Liger has no kernels for this model.", [Problem(what, known, "model.use_liger_kernel=false")])
+    if causal.config.model_type not in KNOWN:  # transformers would leave it as it is without a word
+        what = f"model.use_liger_kernel=true with a model of type {causal.config.model_type}"
+        problem = Problem(what, ", ".join(sorted(KNOWN)), "model.use_liger_kernel=false")
+        raise ModelError("Liger has no kernels for this model.", [problem])
+    before = dict(vars(modeling))
+    apply_liger_kernel(causal, {"cross_entropy": False, "fused_linear_cross_entropy": False})
+    if _ROTARY in before:
+        _plain_rotary.setdefault(modeling, before[_ROTARY])
+    for name, value in before.items():
+        if isinstance(value, type):  # Liger's classes are for this model, not for others that are loaded later
+            setattr(modeling, name, value)

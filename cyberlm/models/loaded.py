@@ -16,7 +16,7 @@ from cyberlm.models.prefix_cache import PROBE_TOKENS, find_cacheable_tokens, nea
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem
 
-UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
+LOADING_ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, SafetensorError)
 """Errors of transformers, peft and safetensors at files that are torn or are not what their names say."""
 
 MAX_MESSAGE_CHARS = 300
@@ -95,7 +95,7 @@ def check_causal(loaded: LoadedModel) -> None:
             same = torch.allclose(logits.float(), loaded.head(hidden).float(), rtol=1e-3, atol=1e-3)
     except torch.OutOfMemoryError:
         raise
-    except UNREADABLE as error:
+    except LOADING_ERRORS as error:
         if distributed.lost_process(error):
             raise
         what = f"{type(causal).__name__} (model_type {causal.config.model_type}): {one_line(error)}"
@@ -109,18 +109,14 @@ def check_causal(loaded: LoadedModel) -> None:
     # of one shape: other kernels, for another one, would round otherwise, and a deep model in few bits multiplies that
     if not nearly_equal(changed[:, :half], hidden[:, :half]):
         raise ModelError(
-            f"{name} is no causal language model: its tokens see what stands behind them.",
+            f"{name} is no causal language model: its tokens attend to later ones.",
             hint="Llama, Mistral, Qwen and other decoders work.",
         )
     loaded.cacheable_tokens = find_cacheable_tokens(loaded.backbone, causal.config, loaded.device)
 
 
 def open_causal(causal: PreTrainedModel, name: str, weights_hash: str) -> LoadedModel:
-    """Takes a model that was just loaded, in eval mode.
-
-    Raises:
-        ModelError: As `check_causal` does.
-    """
+    """Takes a model that was just loaded, in eval mode; refuses one as `check_causal` does."""
     loaded = LoadedModel(causal, causal, name, weights_hash)
     check_causal(loaded)
     return loaded
@@ -145,8 +141,8 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 def one_line(error: Exception) -> str:
     """Shortens a library's message to one line that a screen has room for."""
-    told = " ".join(str(error).split()) or type(error).__name__
-    return told[:MAX_MESSAGE_CHARS] + ("..." if len(told) > MAX_MESSAGE_CHARS else "")
+    message = " ".join(str(error).split()) or type(error).__name__
+    return message[:MAX_MESSAGE_CHARS] + ("..." if len(message) > MAX_MESSAGE_CHARS else "")
 
 
 @contextlib.contextmanager

@@ -102,7 +102,9 @@ def load_base(
         causal = _from_pretrained(AutoModelForCausalLM, config, files, **options)
     if quant.name is QuantName.nf4:
         _keep_as_quantised(causal)
-        _leave_file(causal)
+        for parameter in causal.parameters():  # one view of the weights' file would keep all of it in host memory
+            if type(parameter) is nn.Parameter and parameter.device.type == "cpu":
+                parameter.data = parameter.data.clone()
     causal.config.use_cache = True
     if device.type == "cuda":
         choose_kernels(causal, liger=config.use_liger_kernel)
@@ -201,7 +203,6 @@ class BaseModel:
 
     Attributes:
         check: Called with the hash of its weights; raises where they are not those that were tuned.
-        sharding: Of a model of which each process holds its share (FSDP2), and all ask for it together.
     """
 
     model: ModelConfig
@@ -260,11 +261,7 @@ def _nf4(quant: QuantConfig, device: torch.device) -> BitsAndBytesConfig:
 
 
 def _check_stored(config: ModelConfig, shape: PretrainedConfig, quant: QuantConfig, trains_all_weights: bool) -> None:
-    """Refuses weights that lie quantised on the disk, unless they are bitsandbytes' nf4 and used as such.
-
-    Raises:
-        ModelError: With what they are.
-    """
+    """Refuses weights that lie quantised on the disk, unless they are bitsandbytes' nf4 and used as such."""
     stored = getattr(shape, "quantization_config", None)
     if stored is None:
         return
@@ -291,10 +288,3 @@ def _keep_as_quantised(causal: nn.Module) -> None:
     for module in causal.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  # torch types modules' attributes
-
-
-def _leave_file(causal: nn.Module) -> None:
-    """Copies what was not quantised out of the weights' file: one view of it would keep all of it in host memory."""
-    for parameter in causal.parameters():
-        if type(parameter) is nn.Parameter and parameter.device.type == "cpu":
-            parameter.data = parameter.data.clone()

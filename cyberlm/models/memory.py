@@ -139,7 +139,6 @@ def measure_model(shape: PretrainedConfig, config: TrainConfig, device: torch.de
 
     Args:
         shape: The model's own configuration (`read_shape`), or `published_shape`.
-        device: That the run would use: it decides the types.
 
     Raises:
         ModelError: If the model's blocks are not attention and one feed-forward layer.
@@ -383,7 +382,7 @@ def available_bytes(device: torch.device) -> int:
     with contextlib.suppress(OSError, ValueError):  # no such group, or `max`; psutil does not read a container's limit
         limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
         counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        cache = int(counts["active_file"]) + int(counts["inactive_file"])  # of files, which gives way
+        cache = int(counts["active_file"]) + int(counts["inactive_file"])  # of files, which the kernel frees
         free.append(max(0, limit - used + cache))
     if hasattr(process, "rlimit") and process.rlimit(psutil.RLIMIT_AS)[0] != psutil.RLIM_INFINITY:
         free.append(process.rlimit(psutil.RLIMIT_AS)[0] - process.memory_info().vms)

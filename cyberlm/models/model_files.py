@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
@@ -15,14 +15,14 @@ from safetensors import safe_open
 
 from cyberlm.config.schema import ModelConfig, ModelSource
 from cyberlm.models.gguf_import import convert_gguf
-from cyberlm.models.loaded import UNREADABLE, one_line, quiet
+from cyberlm.models.loaded import LOADING_ERRORS, one_line, quiet
 from cyberlm.runtime import distributed
 from cyberlm.runtime.errors import ModelError, Problem, lfs_problems
 from cyberlm.runtime.files import read_json, sha256_of
 
 Loaded = TypeVar("Loaded")
 
-USED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+DOWNLOADED_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 """Files of a repository that are read."""
 known_digests: dict[str, str] = {}
 """SHA-256 of weights, by path, size and time of their files: rank 0 makes each once, and hands them to the others."""
@@ -30,7 +30,7 @@ known_digests: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Argument of `from_pretrained`, with what tells these files from others.
+    """Argument of `from_pretrained`, with what identifies these files.
 
     Attributes:
         path: A folder, or a repository (owner/name) at `revision`.
@@ -45,11 +45,7 @@ class ModelFiles:
 
 
 def locate(config: ModelConfig) -> ModelFiles:
-    """Finds the folder or repository that holds tokenizer, configuration and weights; converts a GGUF file once.
-
-    Raises:
-        ModelError: If they cannot be had.
-    """
+    """Finds the folder or repository that holds tokenizer, configuration and weights; converts a GGUF file once."""
     if config.source is ModelSource.embedded:
         gguf = _embedded_gguf(config)
         return _of_gguf(gguf, config.hub_id or gguf.stem)
@@ -77,9 +73,6 @@ def fetch(models: Sequence[ModelConfig]) -> None:
     """Brings base models to each node, once: one process of it downloads and converts them. Called by all processes.
 
     What rank 0 has hashed is not hashed again.
-
-    Raises:
-        ModelError: If one cannot be had.
     """
     if distributed.world_size() == 1:
         return
@@ -90,9 +83,8 @@ def fetch(models: Sequence[ModelConfig]) -> None:
                 continue
             files = locate(config)
             if not Path(files.path).is_dir():
-                explain_errors(
-                    config, partial(snapshot_download, files.path, revision=files.revision, allow_patterns=USED)
-                )
+                options: Any = {"revision": files.revision, "allow_patterns": DOWNLOADED_FILES}
+                explain_errors(config, partial(snapshot_download, files.path, **options))
 
 
 def _of_gguf(gguf: Path, name: str) -> ModelFiles:
@@ -101,11 +93,7 @@ def _of_gguf(gguf: Path, name: str) -> ModelFiles:
 
 
 def check_files(folder: Path, patterns: Sequence[str], title: str, hint: str) -> None:
-    """Refuses a folder without the files of a model or adapter; pickles and Git LFS pointers in their place are named.
-
-    Raises:
-        ModelError: With what is there, or missing.
-    """
+    """Refuses a folder without the files of a model or adapter; names pickles and Git LFS pointers in their place."""
     missing = [pattern for pattern in patterns if not list(folder.glob(pattern))]
     ends = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
     pickled = sorted(file.name for end in ends for file in folder.glob(end))
@@ -139,7 +127,7 @@ def tensor_files(files: ModelFiles) -> dict[str, Path]:
     """Safetensors file of each tensor of a model, by the tensor's name; a repository is downloaded first."""
     folder = Path(files.path)
     if not folder.is_dir():
-        folder = Path(snapshot_download(files.path, revision=files.revision, allow_patterns=USED))
+        folder = Path(snapshot_download(files.path, revision=files.revision, allow_patterns=DOWNLOADED_FILES))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         return {name: folder / file for name, file in read_json(index)["weight_map"].items()}
@@ -183,11 +171,7 @@ def _check_reachable(config: ModelConfig, hub_id: str) -> None:
 
 
 def explain_errors(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
-    """Calls `load`, with a library's error turned into the reason why the model cannot be had.
-
-    Raises:
-        ModelError: With the reason, and what to do.
-    """
+    """Calls `load`, with a library's error turned into the reason why the model cannot be had."""
     try:
         with quiet():
             return load()
@@ -199,7 +183,7 @@ def explain_errors(config: ModelConfig, load: Callable[[], Loaded]) -> Loaded:
         if config.path is not None and Path(config.path).expanduser().is_dir():
             raise _unreadable(config, error) from error
         raise _unavailable(config, one_line(error)) from error
-    except UNREADABLE as error:
+    except LOADING_ERRORS as error:
         if distributed.lost_process(error):
             raise
         raise _unreadable(config, error) from error

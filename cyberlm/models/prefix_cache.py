@@ -1,6 +1,6 @@
 """Prefix cache: what all prompts of a batch begin with (system prompt, instructions) is encoded once.
 
-Keys and values of the shared tokens are the same in every row, since a token sees only what stands before it; a
+Keys and values of the shared tokens are the same in every row, since a token attends to earlier tokens only; a
 gradient to them is the sum over the rows. So results are those of whole prompts, with fewer tokens computed.
 """
 

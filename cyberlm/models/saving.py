@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from cyberlm.models.loaded import UNREADABLE, LoadedModel, one_line, quiet
+from cyberlm.models.loaded import LOADING_ERRORS, LoadedModel, one_line, quiet
 from cyberlm.models.methods.method import Method
 from cyberlm.models.sharding import full_tensors
 from cyberlm.runtime import distributed
@@ -29,9 +29,6 @@ def save_tuned(
     """Writes a folder of what was trained, the tokenizer and prompt.json, in place of one that is there.
 
     Called by all processes of a sharded model, of which rank 0 writes.
-
-    Args:
-        prompt: As `Prompt.identity` gives it.
     """
     writes = distributed.rank() == 0
     with new_folder(folder, existing="replace") if writes else contextlib.nullcontext(folder) as building, quiet():
@@ -78,7 +75,7 @@ def try_saving(
             "The disk has no room for what this run saves:",
             [Problem(f"{run}: {free:,} bytes free", f"at least {needed:,} bytes: weights of {trained:,}, checkpoints")],
         )
-    with saving(run), tempfile.TemporaryDirectory(prefix=".saving-", dir=run) as name, quiet():
+    with explain_saving_errors(run), tempfile.TemporaryDirectory(prefix=".saving-", dir=run) as name, quiet():
         if method.trains_all_weights:
             loaded.causal.save_pretrained(name, state_dict={})
         else:
@@ -88,20 +85,13 @@ def try_saving(
 
 
 @contextlib.contextmanager
-def saving(run: Path, hint: str = "") -> Iterator[None]:
-    """Turns what fails while a model is saved into one screen.
-
-    Args:
-        hint: What to do about it.
-
-    Raises:
-        RunError: In place of what transformers, peft or the operating system raised.
-    """
+def explain_saving_errors(run: Path, hint: str = "") -> Iterator[None]:
+    """Turns what fails while a model is saved into one screen."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (OSError, AssertionError, *UNREADABLE) as error:
+    except (OSError, AssertionError, *LOADING_ERRORS) as error:
         if distributed.lost_process(error):
             raise
         raise RunError(f"The tuned model cannot be saved in {run}:", [Problem(one_line(error))], hint) from error

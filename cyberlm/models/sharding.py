@@ -1,7 +1,7 @@
 """FSDP2: a model whose weights, gradients and optimizer states are spread over processes.
 
 Each block is read, quantised where it is to be, and sharded before the next is read. What a method adds is sharded with
-the block that it stands in.
+the block that it is in.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -39,7 +39,7 @@ Attach = Callable[[LoadedModel], LoadedModel]
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a model is spread over the processes.
+    """Settings by which a model is spread over the processes.
 
     Attributes:
         compute_dtype: Type that weights are gathered and computed in; None for the type that they are kept in.
@@ -59,7 +59,6 @@ class ShardedRoot(nn.Module):
     the other; what belongs to neither a layer nor a part alone (tied embeddings) is gathered by this call.
 
     Attributes:
-        device: That the model computes on.
         stays_whole: What was gathered by a call without gradients is kept for the next one (`equal_calls`).
     """
 
@@ -74,11 +73,7 @@ class ShardedRoot(nn.Module):
 
 
 def shard(
-    bare: LoadedModel,
-    attach: Attach,
-    files: Mapping[str, Path],
-    device: torch.device,
-    sharding: Sharding,
+    bare: LoadedModel, attach: Attach, files: Mapping[str, Path], device: torch.device, sharding: Sharding
 ) -> LoadedModel:
     """Attaches what a method trains, then reads and shards a model: each decoder layer on its own, the rest together.
 
@@ -91,20 +86,25 @@ def shard(
         ModelError: If the files do not hold the model's tensors under its own names.
     """
     if device.type == "cpu":
-        _return_memory_at_once()
+        with contextlib.suppress(OSError, AttributeError):  # another system, or another C library
+            # else glibc keeps freed memory: room for all the layers that are gathered one after the other
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
     else:
         torch.cuda.set_device(device)  # collectives of Python objects go there
     names = _put_placeholders(bare, files, device)
     loaded = attach(bare)
-    if not dist.is_initialized():  # one process can shard, too, as when it goes on with what several began
+    if not dist.is_initialized():  # one process can shard, too, as when it resumes what several began
         backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    spread = partial(
-        fully_shard, mesh=_mesh(device, sharding.replicas), offload_policy=_offload_policy(device, sharding)
-    )
+    size, replicas = dist.get_world_size(), sharding.replicas
+    rows, names_of_dims = ((size,), None) if replicas == 1 else ((replicas, size // replicas), ("replica", "shard"))
+    mesh = init_device_mesh(device.type, rows, mesh_dim_names=names_of_dims)
+    offload = CPUOffloadPolicy(pin_memory=device.type == "cuda") if sharding.cpu_offload else OffloadPolicy()
+    spread = partial(fully_shard, mesh=mesh, offload_policy=offload)
     policy = MixedPrecisionPolicy(sharding.compute_dtype, torch.float32 if sharding.compute_dtype else None)
     embeddings = loaded.causal.get_input_embeddings()
-    blocks: list[nn.Module] = [*_layers(loaded)]
+    lists = (module for module in loaded.backbone.children() if isinstance(module, nn.ModuleList))
+    blocks: list[nn.Module] = [*max(lists, key=len)]  # the decoder layers
     if embeddings.weight is not loaded.head.weight:
         blocks.append(embeddings)
     for block in blocks:
@@ -121,36 +121,12 @@ def shard(
     return loaded
 
 
-def _mesh(device: torch.device, replicas: int) -> DeviceMesh:
-    """All processes in a row, or, of several replicas, one row for each."""
-    size = dist.get_world_size()
-    if replicas == 1:
-        return init_device_mesh(device.type, (size,))
-    return init_device_mesh(device.type, (replicas, size // replicas), mesh_dim_names=("replica", "shard"))
-
-
-def _offload_policy(device: torch.device, sharding: Sharding) -> OffloadPolicy:
-    return CPUOffloadPolicy(pin_memory=device.type == "cuda") if sharding.cpu_offload else OffloadPolicy()
-
-
-def _return_memory_at_once() -> None:
-    """Lets glibc give tensors back when they are freed: it would keep room for all the layers that are gathered."""
-    with contextlib.suppress(OSError, AttributeError):  # another system, or another C library
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
-
-
 def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
     """Each parameter with the module that holds it and its name there; a tied one as often as it is held."""
     for module in model.modules():
         for leaf, parameter in list(module._parameters.items()):
             if parameter is not None:
                 yield module, leaf, parameter
-
-
-def _layers(loaded: LoadedModel) -> nn.ModuleList:
-    """The decoder layers: the backbone's longest list of modules."""
-    lists = (module for module in loaded.backbone.children() if isinstance(module, nn.ModuleList))
-    return max(lists, key=len)
 
 
 def _put_placeholders(bare: LoadedModel, files: Mapping[str, Path], device: torch.device) -> dict[nn.Parameter, str]:
@@ -163,7 +139,7 @@ def _put_placeholders(bare: LoadedModel, files: Mapping[str, Path], device: torc
     buffers = causal.state_dict().keys() - dict(causal.named_parameters(remove_duplicate=False)).keys()
     lacking = sorted({*names.values(), *buffers} - files.keys()) or sorted(buffers)
     if lacking:
-        what = f"{bare.name}: {lacking[0]} ({len(lacking)} of {len(names)} tensors) cannot be read by itself"
+        what = f"{bare.name}: {lacking[0]} ({len(lacking)} of {len(names)} tensors) cannot be read on its own"
         allowed = "safetensors files with the names of the model's own parameters"
         raise ModelError("The model cannot be sharded.", [Problem(what, allowed, "trainer.strategy=ddp")])
     for module in causal.modules():
@@ -217,6 +193,11 @@ def equal_calls(loaded: LoadedModel) -> Iterator[None]:
         yield
         return
 
+    def help_others() -> None:
+        filler = torch.zeros(1, 1, dtype=torch.long, device=loaded.device)
+        while distributed.world_size() > 1 and distributed.all_reduce(0)[0]:
+            loaded.backbone(input_ids=filler, use_cache=False)
+
     def announce(*_: Any) -> None:
         distributed.all_reduce(1)
 
@@ -226,15 +207,9 @@ def equal_calls(loaded: LoadedModel) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-    loaded.within(_help_others, loaded)
+    loaded.within(help_others)
     loaded.root.stays_whole = False
     loaded.root.reshard()
-
-
-def _help_others(loaded: LoadedModel) -> None:
-    filler = torch.zeros(1, 1, dtype=torch.long, device=loaded.device)
-    while distributed.world_size() > 1 and distributed.all_reduce(0)[0]:
-        loaded.backbone(input_ids=filler, use_cache=False)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

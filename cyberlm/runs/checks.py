@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from cyberlm.config.bounds import AUTO
 from cyberlm.config.commands import SCHEMAS
 from cyberlm.config.rules import WRITTEN_TO, Config, build_config, without_hydra
-from cyberlm.runs.resume import check_folder_is_named, check_settings, goes_on, keep_commits, restarted
-from cyberlm.runs.run_folder import claim_folder, refuse_results, seen_from_here, sole_owner, typed_overrides
+from cyberlm.runs.resume import check_folder_is_named, check_settings, continues_run, keep_commits, restarted
+from cyberlm.runs.run_folder import claim_folder, locked_folder, refuse_results, relative_folder, typed_overrides
 from cyberlm.runtime.errors import ConfigError, Problem
 from cyberlm.runtime.progress import exit_on_user_error
 from cyberlm.runtime.redaction import refuse_secrets
@@ -48,7 +48,7 @@ class CheckFirst(Callback):
             refuse = functools.partial(refuse_results, patterns=results, key="hydra.sweep.dir")
             again = restarted() or config.trainer.resume == AUTO
             owned = contextlib.ExitStack()
-            owned.enter_context(sole_owner(claim_folder(config, "hydra.sweep.dir", bool if again else refuse)))
+            owned.enter_context(locked_folder(claim_folder(config, "hydra.sweep.dir", bool if again else refuse)))
             atexit.register(owned.close)
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -64,11 +64,11 @@ class CheckFirst(Callback):
         with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(folder)
         HydraConfig.instance().set_config(config)
-        built = checked_config(without_hydra(config), self.schema, seen_from_here(str(folder)))
-        if goes_on(built, folder):
+        built = checked_config(without_hydra(config), self.schema, relative_folder(str(folder)))
+        if continues_run(built, folder):
             keep_commits(built, folder)
             check_settings(built, folder)
-        elif not built.only_shows and built.trainer.resume in (None, AUTO):
+        elif not built.dry_run and built.trainer.resume in (None, AUTO):
             refuse_results(folder, ("results.json", "checkpoints/*.ckpt"), "hydra.run.dir")
 
 

@@ -75,11 +75,7 @@ def check_metrics(eval_set: EvalSet) -> None:
 
 
 def saved_eval_set(run: Path, hashes: Sequence[str]) -> EvalSet:
-    """The questions of a run or an evaluation with these hashes, and its configuration.
-
-    Raises:
-        RunError: If the configuration or a question cannot be had.
-    """
+    """The questions of a run or an evaluation with these hashes, and its configuration."""
     config: RootConfig
     if "method" in saved_config(run):
         config = trained = config_of(run)

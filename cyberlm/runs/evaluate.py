@@ -3,7 +3,7 @@
 import gc
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 
 from cyberlm.config.saved import config_of, plain_config, save_config
 from cyberlm.config.schema import EvaluateConfig, ModelConfig, Strategy
-from cyberlm.data.datamodule import check_reads, encode_questions
+from cyberlm.data.datamodule import check_model_limits, encode_questions
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.inference import run_inference
 from cyberlm.evaluation.predictions import Predictions
@@ -31,9 +31,9 @@ from cyberlm.models.sharding import Sharding
 from cyberlm.runs.eval_set import build_eval_set
 from cyberlm.runs.model_specs import find_models, loaded_spec, trained_runs
 from cyberlm.runs.open_run import check_prompt, check_weights
-from cyberlm.runs.processes import lost_process_explained
-from cyberlm.runs.reporting import announce, conclude, opened_loggers, provenance_of, results_of, status_of
-from cyberlm.runs.run_folder import sole_owner, typed_overrides
+from cyberlm.runs.processes import explain_lost_process
+from cyberlm.runs.reporting import announce, opened_loggers, provenance_of, results_of, status_of, write_outputs
+from cyberlm.runs.run_folder import locked_folder, typed_overrides
 from cyberlm.runtime import distributed
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.errors import ConfigError, Problem
@@ -47,10 +47,10 @@ from cyberlm.training import loggers as experiment_loggers
 def evaluate(config: EvaluateConfig, folder: Path) -> None:
     """Scores one or more models on the same questions, with status and loggers."""
     with (
-        sole_owner(folder),
+        locked_folder(folder),
         status_of(folder),
         opened_loggers(config) as loggers,
-        lost_process_explained("evaluate", folder),
+        explain_lost_process("evaluate", folder),
     ):
         run_evaluation(config, folder, loggers)
 
@@ -65,7 +65,7 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     specs = find_models(config)
     trained = trained_runs(specs)
     given = _groups_given()
-    _refuse_foreign(config, specs, given)
+    _refuse_overrides(config, specs, given)
     if config.run is not None:
         own = trained[Path(config.run)]
         config = replace(config, model=own.model, quant=own.quant)
@@ -80,14 +80,14 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
         announce(config, folder)
     L.seed_everything(config.seed, workers=True, verbose=False)
 
-    entrants = [_entrant(spec, eval_set.questions, config) for spec in specs]  # all, before any is loaded
+    prompted = [_prompted(spec, eval_set.questions, config) for spec in specs]  # all, before any is loaded
     models_used = [spec.model for spec in specs]
     distributed.call_on_other_ranks(take_part, config, eval_set, models_used)
     fetch(models_used)
-    bench = _Bench(config)
-    loaded = bench.weights_of(distributed.broadcast(specs[0]))
+    loader = _ModelLoader(config)
+    loaded = loader.weights_of(distributed.broadcast(specs[0]))
     asked = hashlib.sha256("".join(question.hash for question in eval_set.questions).encode()).hexdigest()
-    provenance = provenance_of(config, sources, asked, entrants[0].prompt, loaded)
+    provenance = provenance_of(config, sources, asked, prompted[0].prompt, loaded)
     del loaded
     save_config(folder, config)
     write_json(folder / "provenance.json", provenance)
@@ -98,12 +98,12 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     scored: dict[str, ModelSpec] = {}
     names: dict[Hashable, str] = {}
     scored_as: dict[str, str] = {}
-    for entrant in entrants:
-        name = entrant.spec.name
-        spec = loaded_spec(entrant.spec, bench.weights_of(distributed.broadcast(entrant).spec), entrant.prompt)
-        first = scored_as[name] = names.setdefault(bench.identity(entrant), name)
+    for model in prompted:
+        name = model.spec.name
+        spec = loaded_spec(model.spec, loader.weights_of(distributed.broadcast(model).spec), model.prompt)
+        first = scored_as[name] = names.setdefault(loader.identity(model), name)
         if distributed.broadcast(first == name):
-            models[name] = _score(entrant, bench, eval_set)
+            models[name] = _score(model, loader, eval_set)
             scored[name] = spec
         else:
             say(f"{name} has the weights of {first}: scored once")
@@ -113,11 +113,11 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
     results = results_of(eval_set, models, _with_bases(scored, specs, scored_as), provenance)
     results = replace(
         results,
-        model=_list_of(spec.model.name for spec in specs),
-        method=_list_of(run.method.name for run in trained.values()) or "none",
-        quant=_list_of(spec.quant for spec in specs),
+        model=", ".join(dict.fromkeys(spec.model.name for spec in specs)),
+        method=", ".join(dict.fromkeys(run.method.name for run in trained.values())) or "none",
+        quant=", ".join(dict.fromkeys(spec.quant for spec in specs)),
     )
-    conclude(folder, results, eval_set, models, loggers)
+    write_outputs(folder, results, eval_set, models, loggers)
     return results
 
 
@@ -125,16 +125,16 @@ def take_part(config: EvaluateConfig, eval_set: EvalSet, models: Sequence[ModelC
     """The part of a process of a higher rank in an evaluation: its share of the questions, model by model."""
     fetch(models)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    bench = _Bench(config)
-    bench.weights_of(distributed.broadcast(None))  # type: ignore[arg-type]  # rank 0's is a model
-    while (entrant := distributed.broadcast(None)) is not None:
-        bench.weights_of(entrant.spec)
+    loader = _ModelLoader(config)
+    loader.weights_of(distributed.broadcast(None))  # type: ignore[arg-type]  # rank 0's is a model
+    while (model := distributed.broadcast(None)) is not None:
+        loader.weights_of(model.spec)
         if distributed.broadcast(None):
-            _score(entrant, bench, eval_set)
+            _score(model, loader, eval_set)
 
 
 @dataclass(frozen=True)
-class _Entrant:
+class _PromptedModel:
     """A model to be scored, with the prompt of its tokenizer and the questions in its tokens."""
 
     spec: ModelSpec
@@ -142,21 +142,21 @@ class _Entrant:
     encoded: Sequence[EncodedQuestion]
 
 
-def _entrant(spec: ModelSpec, questions: Sequence[Example], config: EvaluateConfig) -> _Entrant:
+def _prompted(spec: ModelSpec, questions: Sequence[Example], config: EvaluateConfig) -> _PromptedModel:
     prompt = Prompt(config.prompt, load_tokenizer(spec.model), make_task(config))
     if spec.folder is not None and (spec.runs or read_prompt(spec.folder)):  # models from elsewhere may not say
         check_prompt(prompt, spec.folder)
     encoded = encode_questions(questions, prompt, config.data.max_length, cache_folder() / "tokenised")
-    check_reads(read_shape(spec.model), prompt, encoded, config.evaluation)
-    return _Entrant(spec, prompt, encoded)
+    check_model_limits(read_shape(spec.model), prompt, encoded, config.evaluation)
+    return _PromptedModel(spec, prompt, encoded)
 
 
-def _score(entrant: _Entrant, bench: "_Bench", eval_set: EvalSet) -> Predictions:
-    encoded = {"test": entrant.encoded}
-    return run_inference(bench.load(entrant.spec), entrant.prompt, eval_set, encoded, entrant.spec.name)
+def _score(model: _PromptedModel, loader: "_ModelLoader", eval_set: EvalSet) -> Predictions:
+    encoded = {"test": model.encoded}
+    return run_inference(loader.load(model.spec), model.prompt, eval_set, encoded, model.spec.name)
 
 
-class _Bench:
+class _ModelLoader:
     """Loader of models, one at a time; a base that was scored stays for the adapter that follows it.
 
     All processes load the same in the same order: with `trainer.strategy=fsdp2` each holds its share.
@@ -196,13 +196,13 @@ class _Bench:
             return open_adapter(base, folder)
         return method_of(config_of(spec.runs[0]).method).load(base, folder)
 
-    def identity(self, entrant: _Entrant) -> Hashable:
+    def identity(self, model: _PromptedModel) -> Hashable:
         """Equal for bases that are one: by weights, 4 bits or not, architecture, and the tokens asked."""
-        if entrant.spec.kind != "base":
-            return entrant.spec.name
-        weights = self.weights_of(entrant.spec)
+        if model.spec.kind != "base":
+            return model.spec.name
+        weights = self.weights_of(model.spec)
         shape = json.dumps(weights.causal.config.to_dict() | {"_name_or_path": ""}, sort_keys=True, default=str)
-        return (weights.weights_hash, entrant.spec.quant, shape, tuple(entrant.encoded), entrant.prompt.stop_ids)
+        return (weights.weights_hash, model.spec.quant, shape, tuple(model.encoded), model.prompt.stop_ids)
 
 
 def _with_bases(
@@ -220,10 +220,6 @@ def _with_bases(
     return known
 
 
-def _list_of(words: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(words))
-
-
 # --------------------------------------------------------------------------------------------------- what is refused
 
 
@@ -233,8 +229,8 @@ def _groups_given() -> set[str]:
     return {item.lstrip("+~").split("=")[0].split(".")[0] for item in overrides}
 
 
-def _refuse_foreign(config: EvaluateConfig, specs: Sequence[ModelSpec], given: set[str]) -> None:
-    """Refuses overrides of what training runs bring with them."""
+def _refuse_overrides(config: EvaluateConfig, specs: Sequence[ModelSpec], given: set[str]) -> None:
+    """Refuses overrides of what belongs to a training run: its prompt, model and quantisation."""
     own = {"prompt"} if any(spec.runs for spec in specs) else set()
     if config.run or config.runs:
         own |= {"quant"} if all(spec.runs for spec in specs) else set()

@@ -44,7 +44,7 @@ Answered = tuple[list[Prediction], torch.Tensor | None]
 
 
 @dataclass
-class Exam:
+class ExportCheck:
     """The questions that a model answers before and after, with their tokens and the run's configuration."""
 
     config: TrainConfig
@@ -80,7 +80,7 @@ def export(config: ExportConfig) -> Path:
         problem = Problem(f"out={out}", "a folder that does not exist yet", "out=...")
         raise RunError(f"{out} is there already.", [problem])
     with new_folder(out) as folder:
-        exam = exam_of(config, trained, run)
+        exam = make_export_check(config, trained, run)
         if config.to is ExportForm.adapter:
             agreements = [_copy_adapter(config, exam, run, folder)]
         elif config.to is ExportForm.merged:
@@ -106,25 +106,24 @@ def _check_form(config: ExportConfig, trained: TrainConfig, run: Path) -> None:
         raise RunError(f"What method={trained.method.name} trains cannot be merged.", [problem])
 
 
-def exam_of(config: ExportConfig, trained: TrainConfig, run: Path) -> Exam:
+def make_export_check(config: ExportConfig, trained: TrainConfig, run: Path) -> ExportCheck:
     """The first of a run's test questions, `config.questions` at most; sample questions where its own are gone."""
     prompt = prompt_of(trained, run)
     hashes = [row["hash"] for row in read_manifest(run / SPLIT_MANIFEST)["parts"]["test"]]
     try:
         questions = select_questions(load_sources(trained.data, prompt.task), hashes[: config.questions])
     except DataError as error:
-        instead = f"{error.title}\nThe export is checked on the embedded sample questions instead of the run's own."
-        say(instead)
+        say(f"{error.title}\nThe export is checked on the embedded sample questions instead of the run's own.")
         (sample,) = load_sources(SAMPLE, prompt.task)
         questions = sample.questions[: config.questions]
     encoded = encode_questions(questions, prompt, trained.data.max_length, cache_folder() / "tokenised")
-    return Exam(trained, prompt, questions, encoded)
+    return ExportCheck(trained, prompt, questions, encoded)
 
 
 # -------------------------------------------------------------------------------------------------- the three forms
 
 
-def _write_gguf(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> list[Agreement]:
+def _write_gguf(config: ExportConfig, exam: ExportCheck, run: Path, folder: Path) -> list[Agreement]:
     with tempfile.TemporaryDirectory(prefix=".merged-", dir=folder.parent) as name:
         source = Path(name)
         merged, before, dtype = _merge(config, exam, run, source)
@@ -138,7 +137,7 @@ def _write_gguf(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> li
     return [merged, _agreement(config, ("merged", f"gguf {config.gguf_type.value}"), before, after)]
 
 
-def _copy_adapter(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> Agreement:
+def _copy_adapter(config: ExportConfig, exam: ExportCheck, run: Path, folder: Path) -> Agreement:
     """Copies the adapter; what plain PEFT makes of it is compared with what the run has on record, or answers."""
     shutil.copytree(saved_folder(exam.config.method, run), folder, dirs_exist_ok=True)
     device = pick_device(config.accelerator)
@@ -152,7 +151,7 @@ def _copy_adapter(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> 
     return _agreement(config, (before, "adapter"), (record, None), (predictions, None))
 
 
-def _merge(config: ExportConfig, exam: Exam, run: Path, folder: Path) -> tuple[Agreement, Answered, torch.dtype]:
+def _merge(config: ExportConfig, exam: ExportCheck, run: Path, folder: Path) -> tuple[Agreement, Answered, torch.dtype]:
     """Saves the merged model into `folder`, and loads it from there to see that it answers as the adapter did.
 
     Returns:

@@ -23,7 +23,7 @@ from cyberlm.config.rules import Config
 from cyberlm.config.schema import Monitor
 from cyberlm.evaluation.results import read_status, write_status
 from cyberlm.runs.checks import checked_config
-from cyberlm.runs.run_folder import recorded_overrides, refuse_results, seen_from_here, typed_overrides
+from cyberlm.runs.run_folder import recorded_overrides, refuse_results, relative_folder, typed_overrides
 from cyberlm.runtime import signals
 from cyberlm.runtime.errors import ConfigError, Problem
 from cyberlm.runtime.progress import print_error
@@ -37,14 +37,14 @@ log = logging.getLogger(__name__)
 
 
 def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> float:
-    """Runs one job of a sweep in its own process; a job that is there already, and has not finished, goes on.
+    """Runs one job of a sweep in its own process; a job that is there already, and has not finished, is resumed.
 
     Where its launcher starts a job as several processes (`hydra.launcher.nodes`, `tasks_per_node`), the children of
-    these are one world, whose first process speaks for the job.
+    these are one world, whose first process reports for the job.
 
     Returns:
         What a sweep maximises: validation accuracy, or minus the option NLL (`trainer.monitor`); `WORST_OBJECTIVE`
-        where the job failed: a sweep goes on, and the leaderboard says why.
+        where the job failed: a sweep continues, and the leaderboard says why.
 
     Raises:
         ConfigError: If the sweep would minimise it.
@@ -69,13 +69,13 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
         return WORST_OBJECTIVE
     monitor = OmegaConf.select(composed, "trainer.monitor")
     if (before := read_status(folder)) is not None:
-        if recorded_overrides(folder) not in (None, overrides):  # another job's folder: its name tells too little
+        if recorded_overrides(folder) not in (None, overrides):  # another job's folder: its name is not enough
             refuse_results(folder, ("status.json",), "hydra.sweep.subdir")
         if before.state == "finished":
             return _maximised(before.objective, monitor)
         line += ["trainer.resume=auto", "hydra.output_subdir=.hydra_resumed"] if command == "train" else []
     try:
-        checked_config(composed, schema, seen_from_here(str(folder)))
+        checked_config(composed, schema, relative_folder(str(folder)))
     except ConfigError as error:
         print_error(error)
         write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))
@@ -89,7 +89,7 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
     if status is None or status.state not in ("failed", "stopped"):
         reason = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         write_status(folder, "failed", reason=reason)
-    log.error("job %s failed (exit code %s); the sweep goes on", config.job.num, code)
+    log.error("job %s failed (exit code %s); the sweep continues", config.job.num, code)
     return WORST_OBJECTIVE
 
 

@@ -24,7 +24,7 @@ from cyberlm.config.help import help_text
 from cyberlm.config.rules import Config
 from cyberlm.runs.checks import checked_config, refuse_typed_secrets
 from cyberlm.runs.jobs import run_in_child
-from cyberlm.runs.run_folder import register_resolvers, seen_from_here
+from cyberlm.runs.run_folder import register_resolvers, relative_folder
 from cyberlm.runtime import signals
 from cyberlm.runtime.cache import ensure_home
 from cyberlm.runtime.errors import ConfigError, Problem, RunError, UserError
@@ -96,7 +96,7 @@ def _compose_and_run(command: str, schema: type[Config], run: Callable[[Config, 
         composing = False
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return run_in_child(command, schema, composed)
-        folder = seen_from_here(HydraConfig.get().runtime.output_dir)
+        folder = relative_folder(HydraConfig.get().runtime.output_dir)
         stoppable = signals.handled() if command in STOPPABLE else contextlib.nullcontext()
         # shown inside the job: Hydra prints a line of its own above the screen of an error that leaves it
         explain = (lambda _: None) if full_error else functools.partial(_explain_in_run, folder=folder)
@@ -157,7 +157,7 @@ def _one_screen(
 def _how_to_go_on(command: str, folder: Path | None) -> str:
     """Advice after a signal has ended a run in its folder, or a sweep."""
     if folder is None and any(item.startswith("study=") for item in sys.argv):
-        return f"To go on, type:\n{signals.train_command(sys.argv[1:])}"
+        return f"To resume, type:\n{signals.train_command(sys.argv[1:])}"
     if folder is None:
         return "The sweep starts no further job."
     return signals.resume_advice(command, folder)

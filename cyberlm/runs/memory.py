@@ -58,9 +58,7 @@ class RunMemory:
     """Estimates for one model and its questions on one kind of device, under any configuration.
 
     Args:
-        config: Of the run; `plan.device_memory_gib` stands in for the device's free memory.
-        end: Tokens that close an answer.
-        device: That each process of the run uses.
+        config: Of the run; `plan.device_memory_gib` replaces the device's free memory.
     """
 
     def __init__(
@@ -201,14 +199,14 @@ def check_memory(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: 
         if device.type == "cpu" and config.trainer.resume is None:
             enough = f"plan.device_memory_gib={math.ceil(memory.needed(config) / GIB)}"
             hint = f"The estimate may be off by a quarter. To run it all the same, add {enough}"
-            hint = f"{rendered(estimate.table(), width=80)}\n{hint}"
+            hint = f"{rendered(estimate.table())}\n{hint}"
             raise OutOfMemory(TOO_LARGE, [Problem(verdict, fix=command)], hint)
         say(f"Warning: memory may not suffice. {verdict}{f' This fits: {command}' if command else ''}")
     return estimate
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(config: TrainConfig) -> Iterator[None]:
+def explain_out_of_memory(config: TrainConfig) -> Iterator[None]:
     """Turns a failed allocation into one screen: what takes the memory, and what to type so that it fits."""
     runtime = resident_bytes()
     try:
@@ -233,7 +231,7 @@ def out_of_memory_explained(config: TrainConfig) -> Iterator[None]:
         raise OutOfMemory(TOO_LARGE, [Problem(reason, smaller), *error.problems]) from None
     memory.capacity = min(memory.capacity, memory.needed(config) - 1)  # this much did not suffice
     problems = [Problem(reason), Problem(verdict, fix=memory.command_that_fits())]
-    raise OutOfMemory(TOO_LARGE, problems, rendered(table, width=80))
+    raise OutOfMemory(TOO_LARGE, problems, rendered(table))
 
 
 def _questions(config: TrainConfig) -> tuple[Encoded, int]:

@@ -1,4 +1,4 @@
-"""Models of an evaluation: found by what was typed, told apart and named."""
+"""Models of an evaluation: found by what was typed, distinguished and named."""
 
 import re
 from collections.abc import Iterator, Sequence

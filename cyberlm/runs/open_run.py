@@ -18,12 +18,7 @@ from cyberlm.tasks.task import make_task
 
 
 def load_tuned(trained: TrainConfig, run: Path, device: torch.device) -> LoadedModel:
-    """Loads a run's tuned model.
-
-    Raises:
-        RunError: If the base is not the one that was tuned.
-        ModelError: If the run has no tuned model, or one that does not fit.
-    """
+    """Loads a run's tuned model."""
     return method_of(trained.method).load(base_of(trained, run, device), saved_folder(trained.method, run))
 
 

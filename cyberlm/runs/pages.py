@@ -8,13 +8,11 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import hydra
 import yaml
-from hydra.core.global_hydra import GlobalHydra
 from platformdirs import user_cache_path
 
 from cyberlm.config.commands import SCHEMAS, register_schemas
-from cyberlm.config.compose import conf_folder
+from cyberlm.config.compose import compose_config
 from cyberlm.config.rules import read_config
 from cyberlm.config.saved import flat_config
 from cyberlm.config.schema import RootConfig, TrainConfig
@@ -28,7 +26,7 @@ from cyberlm.runtime.progress import say
 from cyberlm.runtime.redaction import redact
 
 REPORT = "report.html"
-OF_THE_FOLDER = (
+FOLDER_OVERRIDES = (
     "hydra.run.dir=",
     "hydra.sweep.dir=",
     "hydra.mode=",
@@ -45,7 +43,7 @@ def write_run_page(folder: Path, results: Results, eval_set: EvalSet, models: Ma
     Args:
         models: By name; empty where no test question was answered.
     """
-    with _said_where_it_fails(folder, f"python -m cyberlm recompute {folder}"):
+    with _report_failure(folder, f"python -m cyberlm recompute {folder}"):
         from cyberlm.evaluation.pages.learning_curves import read_curves  # here: they import matplotlib, or torch
         from cyberlm.evaluation.pages.run_page import Origin, run_page
 
@@ -58,14 +56,8 @@ def write_run_page(folder: Path, results: Results, eval_set: EvalSet, models: Ma
 def write_sweep_page(
     folder: Path, rows: Sequence[Mapping[str, str]], swept: Sequence[str], ranked_by: str | None
 ) -> None:
-    """Writes report.html into the folder of a sweep.
-
-    Args:
-        rows: Of its leaderboard, the best job first.
-        swept: Columns of the settings that differ between jobs.
-        ranked_by: Column of the figure that ranks; None where no job has finished.
-    """
-    with _said_where_it_fails(folder, f"python -m cyberlm leaderboard {folder}"):
+    """Writes report.html into the folder of a sweep."""
+    with _report_failure(folder, f"python -m cyberlm leaderboard {folder}"):
         from cyberlm.evaluation.pages.sweep_page import Sweep, sweep_page  # here: it imports matplotlib
 
         pages = {row["job"]: f"{row['job']}/{REPORT}" for row in rows}
@@ -76,7 +68,7 @@ def write_sweep_page(
 
 
 @contextlib.contextmanager
-def _said_where_it_fails(folder: Path, again: str) -> Iterator[None]:
+def _report_failure(folder: Path, again: str) -> Iterator[None]:
     """Says that a page could not be written, whatever the reason: the results are in their own files."""
     if not writable(user_cache_path("matplotlib")):  # where it keeps its list of fonts
         os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
@@ -97,7 +89,7 @@ def command_of(folder: Path, results: Results) -> str:
     overrides = recorded_overrides(folder)
     if overrides is None:  # else they are those of the run's beginning, where it was resumed
         overrides = typed[1 : len(typed) - len(flags)]
-    kept = [word for word in (*overrides, *flags) if not word.startswith(OF_THE_FOLDER)]
+    kept = [word for word in (*overrides, *flags) if not word.startswith(FOLDER_OVERRIDES)]
     return redact(" ".join([start, *map(shlex.quote, kept)]))
 
 
@@ -108,7 +100,7 @@ def _sweep_command(folder: Path) -> str:
     if not kept:
         return f"The command was not kept: {record.name} is missing or empty."
     typed = [*kept["hydra"]["overrides"]["hydra"], *kept["hydra"]["overrides"]["task"]]
-    again = [shlex.quote(item) for item in typed if not item.startswith(OF_THE_FOLDER)]
+    again = [shlex.quote(item) for item in typed if not item.startswith(FOLDER_OVERRIDES)]
     return redact(" ".join([f"python -m cyberlm {kept['hydra']['job']['name']} -m", *again]))
 
 
@@ -125,10 +117,7 @@ def changed_settings(config: RootConfig) -> list[tuple[str, str, str]]:
 
 @functools.cache
 def _default_settings(command: str) -> dict[str, str]:
-    """`flat_config` a command without overrides."""
+    """`flat_config` of a command without overrides."""
     register_schemas()
     register_resolvers()
-    within_job = GlobalHydra.instance().is_initialized()
-    folder = str(conf_folder())
-    with contextlib.nullcontext() if within_job else hydra.initialize_config_dir(folder, version_base="1.3"):
-        return flat_config(read_config(hydra.compose(command), SCHEMAS[command]))
+    return flat_config(read_config(compose_config(command), SCHEMAS[command]))

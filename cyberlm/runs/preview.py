@@ -7,7 +7,7 @@ from cyberlm.config.schema import RootConfig
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.sources import load_sources
 from cyberlm.runtime.progress import say
-from cyberlm.tasks.task import Example, Task, make_task
+from cyberlm.tasks.task import Task, make_task
 
 SHOWN = 5
 MAX_ANSWERS = 8
@@ -20,8 +20,15 @@ def show_preview(config: RootConfig, folder: Path) -> None:
         _show_source(source, task)
         for example in source.questions[:SHOWN]:
             say(f"\n--- {example.id}{f' ({example.topic})' if example.topic else ''}")
-            _show_question(example, task, config.prompt.system)
-    say("\nNothing was trained, scored or written. Leave data.preview=true out to go on.")
+            turns = example.turns or (("user", task.prompt(example)),)
+            if config.prompt.system and turns[0][0] != "system":
+                turns = (("system", config.prompt.system), *turns)
+            for role, text in (*turns, ("assistant", task.target(example))):
+                say(f"{role + ':':10} {text}")
+            others = [text for text in task.candidates(example) or () if text != task.target(example)]
+            if others:
+                say(f"  compared with: {' | '.join(others)}")
+    say("\nNothing was trained, scored or written. Leave data.preview=true out to start the run.")
 
 
 def _show_source(source: QuestionSet, task: Task) -> None:
@@ -38,14 +45,3 @@ def _show_source(source: QuestionSet, task: Task) -> None:
     counts = [f"{answer} {count:,}" for answer, count in answers.most_common(MAX_ANSWERS)]
     apart = "; " if any("," in answer for answer in answers) else ", "
     say(f"Right answers: {apart.join(counts)}{' and others' if len(answers) > MAX_ANSWERS else ''}")
-
-
-def _show_question(example: Example, task: Task, system: str) -> None:
-    turns = example.turns or (("user", task.prompt(example)),)
-    if system and turns[0][0] != "system":
-        turns = (("system", system), *turns)
-    for role, text in (*turns, ("assistant", task.target(example))):
-        say(f"{role + ':':10} {text}")
-    others = [text for text in task.candidates(example) or () if text != task.target(example)]
-    if others:
-        say(f"  compared with: {' | '.join(others)}")

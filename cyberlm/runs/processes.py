@@ -48,7 +48,7 @@ def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what went wrong
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.getenv("PYTHONPATH")]))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // trainer.devices)))
-    heard = [signum.name for signum in signals.STOPPING if signal.getsignal(signum) != signal.SIG_IGN]
+    handled = [signum.name for signum in signals.STOPPING if signal.getsignal(signum) != signal.SIG_IGN]
     script = [sys.argv[0]] if Path(sys.argv[0]).name == f"{command}.py" else ["-m", "cyberlm", command]
     given = [item for item in sys.argv[1:] if not item.startswith("hydra.run.dir=")]
     with tempfile.TemporaryDirectory(prefix="cyberlm_") as logs:
@@ -60,7 +60,7 @@ def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
             max_restarts=0,
-            signals_to_handle=",".join(heard),
+            signals_to_handle=",".join(handled),
             shutdown_timeout=SECONDS_TO_STOP,
         )
         try:
@@ -115,14 +115,14 @@ def _end_at_once() -> None:
 
 
 @contextlib.contextmanager
-def lost_process_explained(command: str, folder: Path) -> Iterator[None]:
+def explain_lost_process(command: str, folder: Path) -> Iterator[None]:
     """Turns the error of a connection that has closed into one screen."""
     try:
         yield
     except RuntimeError as error:
         if not distributed.lost_process(error):
             raise
-        problem = Problem("its own output, or that of its node, tells why")
+        problem = Problem("its own output, or that of its node, says why")
         hint = signals.resume_advice(command, folder)
         raise RunError("Another process of this run has ended.", [problem], hint) from error
 
@@ -132,9 +132,8 @@ def check_work(questions: int) -> None:
     size = distributed.world_size()
     if questions < size:
         what = f"{size} processes, {questions} training questions"
-        raise ConfigError(
-            "There are more processes than questions to train on:", [Problem(what, f"at most {questions}")]
-        )
+        problem = Problem(what, f"at most {questions}")
+        raise ConfigError("There are more processes than questions to train on:", [problem])
 
 
 def check_nodes(folder: Path) -> None:

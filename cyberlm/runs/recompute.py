@@ -24,9 +24,6 @@ def recompute(run: Path) -> list[str]:
 
     Returns:
         Dotted names of the figures that differ by more than rounding, with both values; empty where all are equal.
-
-    Raises:
-        RunError: If the folder holds no finished run.
     """
     return _differing(*_read(run))
 

@@ -75,9 +75,8 @@ def _reason(error: BaseException) -> str:
         return error.signum.name
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "interrupted"
-    told = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
-    first = (str(told).splitlines() or [""])[0]
-    return f"{type(told).__name__}: {first}"
+    cause = error.__cause__ if isinstance(error, HydraException) and error.__cause__ else error
+    return f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}"
 
 
 MISCONFIGURED = (UserError, ImportError, TypeError, OmegaConfBaseException)
@@ -96,12 +95,12 @@ def opened_loggers(config: RootConfig) -> Iterator[list[Logger]]:
     try:
         for name, entry in config.logger.items():
             try:
-                opened.append(experiment_loggers.lenient(hydra.utils.instantiate(entry, _convert_="all")))
+                opened.append(experiment_loggers.open_failsafe(hydra.utils.instantiate(entry, _convert_="all")))
             except Exception as error:  # of any type: each logger has its own
                 cause = error.__cause__ if isinstance(error, HydraException) else error
                 if cause is None or isinstance(cause, MISCONFIGURED):
                     raise
-                experiment_loggers.say_left_aside(name, cause)
+                experiment_loggers.report_failure(name, cause)
         yield opened
         succeeded = True
     finally:
@@ -150,7 +149,7 @@ def announce_benchmarks(found: Mapping[str, tuple[int, int]]) -> None:
 def provenance_of(
     config: RootConfig, sources: Sequence[QuestionSet], split_hash: str, prompt: Prompt, loaded: LoadedModel
 ) -> dict[str, str]:
-    """Provenance of the figures: hashes, seeds and the command."""
+    """Hashes, seeds and the command that the figures come from."""
     return {
         "base_model": loaded.name,
         "weights": loaded.weights_hash,
@@ -168,10 +167,7 @@ def provenance_of(
 
 
 def results_of(
-    eval_set: EvalSet,
-    models: Mapping[str, Predictions],
-    specs: dict[str, ModelSpec],
-    provenance: dict[str, str],
+    eval_set: EvalSet, models: Mapping[str, Predictions], specs: dict[str, ModelSpec], provenance: dict[str, str]
 ) -> Results:
     """Metrics and comparisons of all models, as an evaluation has them; a training run adds what it knows besides."""
     config = eval_set.config
@@ -196,7 +192,7 @@ def results_of(
     )
 
 
-def conclude(
+def write_outputs(
     folder: Path, results: Results, eval_set: EvalSet, models: Mapping[str, Predictions], loggers: Sequence[Logger]
 ) -> None:
     """Results and predictions to files, figures to every logger, and what `report` asks for to the terminal."""

@@ -27,7 +27,7 @@ from cyberlm.config.saved import (
 from cyberlm.config.schema import RootConfig, Strategy, TrainConfig
 from cyberlm.data.splits import SPLIT_MANIFEST
 from cyberlm.evaluation.results import environment, read_status
-from cyberlm.runs.run_folder import seen_from_here, typed_overrides
+from cyberlm.runs.run_folder import relative_folder, typed_overrides
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import read_json, write_json
 from cyberlm.runtime.signals import resume_command
@@ -35,11 +35,11 @@ from cyberlm.runtime.world import find_world
 
 RESTART_COUNTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 SPLIT_AGAIN = "split_again.json"
-OF_PROCESSES = (
+PROCESS_SETTINGS = (
     *("data.batch_size", "trainer.devices", "trainer.strategy", "trainer.replicas"),
     *("trainer.accumulate_grad_batches", "trainer.val_check_interval"),
 )
-"""Settings that are others where a run goes on in another number of processes."""
+"""Settings that are others where a run is resumed in another number of processes."""
 
 
 def restarted() -> bool:
@@ -47,14 +47,14 @@ def restarted() -> bool:
     return any(int(os.environ.get(name) or 0) > 0 for name in RESTART_COUNTS)
 
 
-def goes_on(config: RootConfig, folder: Path) -> bool:
-    """True where the folder holds the training run that this one continues, without being told to by its name."""
+def continues_run(config: RootConfig, folder: Path) -> bool:
+    """True where the folder holds the training run that this one continues, without `trainer.resume=FOLDER`."""
     again = config.trainer.resume == AUTO or (config.trainer.resume is None and restarted())
     return isinstance(config, TrainConfig) and again and (folder / "config.yaml").is_file()
 
 
 def check_settings(config: RootConfig, folder: Path) -> None:
-    """Refuses to go on in the folder of a run with other settings; loggers may change.
+    """Refuses to resume in the folder of a run with other settings; loggers may change.
 
     The number of processes may, too, where `data.batch_size` keeps the optimizer steps.
     """
@@ -63,7 +63,7 @@ def check_settings(config: RootConfig, folder: Path) -> None:
     if problems := setting_changes(then, now, sorted({*then, *now} - free)):
         hint = "Type the settings of then, or hydra.run.dir=FOLDER of a new run."
         raise RunError(
-            f"{seen_from_here(str(folder))} holds a run with other settings, so it cannot go on:", problems, hint
+            f"{relative_folder(str(folder))} holds a run with other settings, so it cannot be resumed:", problems, hint
         )
 
 
@@ -83,20 +83,20 @@ def check_folder_is_named(composed: DictConfig, kind: str) -> None:
     if composed.trainer.resume == AUTO and f"${{{kind}_folder:" in str(composed.hydra[kind]._get_node("dir")._value()):
         what, allowed = f"hydra.{kind}.dir is made up of the time", "a folder that is the same each time"
         problem = Problem(what, allowed, f"hydra.{kind}.dir=outputs/NAME")
-        raise ConfigError("trainer.resume=auto goes on in a folder that is named:", [problem])
+        raise ConfigError("trainer.resume=auto resumes in a folder that is named:", [problem])
 
 
 def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
     """The configuration that the run began with; only its loggers, its report and `trainer.devices` can be changed.
 
     Raises:
-        RunError: If the folder is not of a run that can go on.
+        RunError: If the folder is not of a run that can be resumed.
         ConfigError: If anything else is overridden, or what the configuration names is gone.
     """
     status = read_status(folder)
     if status is not None and status.state == "finished":
         raise RunError(
-            f"{folder} has finished: there is nothing to go on with.",
+            f"{folder} has finished: there is nothing to resume.",
             hint=f"Score it again: python evaluate.py run={folder}\n"
             f"Train its model further, as a new run with a schedule of its own:\n"
             f"    python -m cyberlm export run={folder} to=merged\n"
@@ -124,7 +124,7 @@ def resumed_config(config: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def _change_processes(config: TrainConfig, devices: int) -> None:
-    """Lets a run go on in another number of processes, with the same questions in each optimizer step."""
+    """Lets a run resume in another number of processes, with the same questions in each optimizer step."""
     data, trainer = config.data, config.trainer
     if devices == trainer.devices:
         return
@@ -140,8 +140,8 @@ def _change_processes(config: TrainConfig, devices: int) -> None:
         trainer.strategy = Strategy.auto
 
 
-def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> None:
-    """Writes what the run is made of, or, for a resumed run, refuses to go on with anything else."""
+def write_or_check_provenance(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> None:
+    """Writes what the run is made of, or, for a resumed run, refuses anything else."""
     file = folder / "provenance.json"
     resumed = config.trainer.resume is not None
     if resumed and file.is_file():
@@ -149,7 +149,7 @@ def begin(folder: Path, config: TrainConfig, provenance: Mapping[str, str]) -> N
         before.setdefault("tokenizer", provenance["tokenizer"])  # older runs have not saved it
         problems = setting_changes(before, provenance, ("data", "split", "prompt", "tokenizer", "weights"))
         saved = flat_config(config_of(folder))
-        now = flat_config(config) | {key: saved[key] for key in OF_PROCESSES}
+        now = flat_config(config) | {key: saved[key] for key in PROCESS_SETTINGS}
         # config.yaml lacks keys that did not exist when the run began
         written = set(flatten_config(OmegaConf.to_container(saved_config(folder))))
         if before.get("config") != config_hash({key: value for key, value in now.items() if key in written}):
@@ -171,6 +171,6 @@ def _changed_settings(folder: Path, now: Mapping[str, str], written: Set[str]) -
 
     checkpoint = newest_whole(folder / CHECKPOINTS)
     if checkpoint is None:
-        return [Problem("config.yaml was changed, and there is no checkpoint that tells where")]
+        return [Problem("config.yaml was changed, and there is no checkpoint that says where")]
     then = read_checkpoint(checkpoint)[ORIGIN]["settings"]
     return setting_changes(then, now, sorted({*then, *written}))

@@ -28,7 +28,7 @@ def register_resolvers() -> None:
 
 
 def run_folder(resume: str | None, *names: str | Enum) -> str:
-    """outputs/TIME_NAMES, with a number behind it where that is taken; the folder itself of a run that goes on."""
+    """outputs/TIME_NAMES, with a number behind it where that is taken; the folder itself of a run that is resumed."""
     if resume and resume != AUTO:
         return str(resume)
     time = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -47,7 +47,7 @@ def sweep_folder(command: str) -> str:
 
 
 def record_folder(mode: RunMode | None, resume: str | None) -> str | None:
-    """Subfolder of Hydra's record: a sweep leaves it to its jobs, a run that goes on keeps that of how it began."""
+    """Subfolder of Hydra's record: a sweep leaves it to its jobs, a resumed run keeps that of its first start."""
     if mode == RunMode.MULTIRUN:
         return None
     return ".hydra_resumed" if resume and resume != AUTO else ".hydra"
@@ -56,10 +56,10 @@ def record_folder(mode: RunMode | None, resume: str | None) -> str | None:
 def run_dir() -> str:
     """The run's folder, for loggers; a stand-in where only the configuration is printed."""
     known = HydraConfig.initialized() and not OmegaConf.is_missing(HydraConfig.get().runtime, "output_dir")
-    return str(seen_from_here(HydraConfig.get().runtime.output_dir)) if known else "<run folder>"
+    return str(relative_folder(HydraConfig.get().runtime.output_dir)) if known else "<run folder>"
 
 
-def seen_from_here(folder: str) -> Path:
+def relative_folder(folder: str) -> Path:
     """The path from the working directory, where the folder lies below it."""
     path = Path(folder)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -73,8 +73,6 @@ def claim_folder(config: DictConfig, key: str, check: Callable[[Path], object]) 
 
     Args:
         config: Hydra's, with what its resolvers have made up so far.
-        key: `hydra.run.dir` or `hydra.sweep.dir`.
-        check: Called before the folder is made; raises where it must not be.
 
     Raises:
         ConfigError: If it cannot be made or written to.
@@ -94,7 +92,7 @@ def claim_folder(config: DictConfig, key: str, check: Callable[[Path], object]) 
                 continue
             raise ConfigError(
                 "The run's folder cannot be made or written to:",
-                [Problem(f"{seen_from_here(str(folder))}: {error.strerror}", "a folder that you may write to")],
+                [Problem(f"{relative_folder(str(folder))}: {error.strerror}", "a folder that you may write to")],
                 "Runs go to outputs/ in the working directory, or to hydra.run.dir=FOLDER.",
             ) from error
 
@@ -106,14 +104,14 @@ def refuse_results(folder: Path, patterns: Sequence[str], key: str) -> None:
         found = next((file for pattern in patterns for file in folder.glob(pattern)), None)
     if found is not None:
         raise RunError(
-            f"{seen_from_here(str(folder))} holds results already, which are not written over.",
+            f"{relative_folder(str(folder))} holds results already, which are not written over.",
             [Problem(f"there is {found.relative_to(folder)}", f"{key}=FOLDER, a folder without results")],
-            "A run that was stopped goes on by trainer.resume=FOLDER.",
+            "A run that was stopped is resumed by trainer.resume=FOLDER.",
         )
 
 
 @contextlib.contextmanager
-def sole_owner(folder: Path) -> Iterator[None]:
+def locked_folder(folder: Path) -> Iterator[None]:
     """Locks the folder of a run or a sweep for this process; the lock ends with it, however that ends.
 
     Raises:

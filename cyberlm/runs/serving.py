@@ -30,12 +30,7 @@ from cyberlm.runtime.progress import say
 
 
 def serve(config: ServeConfig) -> NoReturn:
-    """Becomes the server: vLLM's where it and a GPU are there, else transformers'.
-
-    Raises:
-        ConfigError: If the engine is not installed.
-        RunError: If the address cannot be listened on, or the run has not finished.
-    """
+    """Becomes the server: vLLM's where it and a GPU are there, else transformers'."""
     vllm = _takes_vllm(config)
     port = free_port(config.host, config.port)
     folder, cache = _serving_folder(config)
@@ -70,9 +65,8 @@ def _takes_vllm(config: ServeConfig) -> bool:
     usable = there and torch.cuda.is_available() and config.accelerator != "cpu"
     if config.engine is Engine.vllm and not usable:
         lacking = "there is no GPU for it" if there else "vllm is not installed"
-        raise ConfigError(
-            "engine=vllm cannot be used:", [Problem(lacking, "auto, transformers", "engine=transformers")]
-        )
+        problem = Problem(lacking, "auto, transformers", "engine=transformers")
+        raise ConfigError("engine=vllm cannot be used:", [problem])
     if usable and config.engine is not Engine.transformers:
         return True
     _check_installed()

@@ -18,24 +18,15 @@ from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.results import read_results
 from cyberlm.evaluation.study import TunedRate
 from cyberlm.evaluation.study_words import plan_lines, planned_power
-from cyberlm.runs.run_folder import seen_from_here, state_of
-from cyberlm.runs.study_jobs import (
-    PLAN,
-    STARTED,
-    TUNING,
-    Job,
-    confirming_jobs,
-    line_of,
-    progress,
-    tuning_jobs,
-)
+from cyberlm.runs.run_folder import relative_folder, state_of
+from cyberlm.runs.study_jobs import PLAN, STARTED, TUNING, Job, confirming_jobs, line_of, progress, tuning_jobs
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import read_json, write_json
 from cyberlm.runtime.progress import say
 from cyberlm.runtime.validation import from_json, to_json
 from cyberlm.tasks.task import make_task
 
-OF_JOBS = {
+JOB_SETTINGS = {
     "method": "study.methods=[...]",
     "seed": "study.seeds=[...]",
     "optim.learning_rate": "study.learning_rates.METHOD=[RATE]",
@@ -61,7 +52,7 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
         SystemExit: With code 1, if jobs have failed; the others are reported.
     """
     _refuse_job_settings(arguments)
-    folder = seen_from_here(str(composed.hydra.sweep.dir))
+    folder = relative_folder(str(composed.hydra.sweep.dir))
     config = build_config(without_hydra(composed), TrainConfig)
     study = config.study
     if study is None:
@@ -75,7 +66,7 @@ def run_study(composed: DictConfig, arguments: Sequence[str], launch: Launch, co
     if config.plan.enabled:
         return
     say(f"Folder {folder}")
-    settle(config, folder)
+    lock_settings(config, folder)
     OmegaConf.save(composed, folder / STARTED)
 
     say(progress(study, folder))
@@ -103,16 +94,16 @@ def _refuse_job_settings(arguments: Sequence[str]) -> None:
     problems = []
     for override in OverridesParser.create().parse_overrides(list(arguments)):
         key = override.key_or_group
-        if key in OF_JOBS:
-            problems.append(Problem(f"{override.input_line}: a study sets {key} for each job", OF_JOBS[key]))
+        if key in JOB_SETTINGS:
+            problems.append(Problem(f"{override.input_line}: a study sets {key} for each job", JOB_SETTINGS[key]))
         elif override.is_sweep_override():
             problems.append(Problem(f"{override.input_line}: a study does not sweep", "one value"))
     if problems:
         raise ConfigError("A study makes its jobs itself:", problems)
 
 
-def settle(config: TrainConfig, folder: Path) -> None:
-    """Writes the settings of a study before its first job, or refuses to go on with others."""
+def lock_settings(config: TrainConfig, folder: Path) -> None:
+    """Writes the settings of a study before its first job, or refuses to continue with others."""
     plan = folder / PLAN
     if not (plan / "config.yaml").is_file():
         save_config(plan, config)
@@ -120,15 +111,11 @@ def settle(config: TrainConfig, folder: Path) -> None:
     if problems := setting_changes(flat_config(load_config(plan, TrainConfig)), flat_config(config)):
         opened = "Its test set is open: what it decides by stays. " if (plan / "test_set.json").is_file() else ""
         hint = f"{opened}Type the settings of then, or hydra.sweep.dir=FOLDER of a new study."
-        raise RunError(f"{folder} holds a study with other settings, so it cannot go on:", problems, hint)
+        raise RunError(f"{folder} holds a study with other settings, so it cannot be resumed:", problems, hint)
 
 
 def tune(study: StudyConfig, folder: Path, run: Callable[[Sequence[Job]], None]) -> list[TunedRate]:
-    """Chooses a learning rate for each method by validation option NLL alone, once; of equals, the smaller rate.
-
-    Raises:
-        RunError: If no job of a method has finished.
-    """
+    """Chooses a learning rate for each method by validation option NLL alone, once; of equals, the smaller rate."""
     record = folder / TUNING
     if record.is_file():
         return [from_json(TunedRate, rate, str(record)) for rate in read_json(record)]
@@ -167,14 +154,7 @@ def _tried(job: Job, folder: Path) -> TunedRate:
 
 
 def open_test_set(folder: Path, rates: Mapping[str, float]) -> str:
-    """Locks what a study decides by, once its test questions are to be answered.
-
-    Returns:
-        Time at which the test set was opened first.
-
-    Raises:
-        RunError: If it has been opened with other learning rates.
-    """
+    """Locks what a study decides by, once its test questions are to be answered."""
     lock = folder / PLAN / "test_set.json"
     now = {"opened": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}", "learning_rates": dict(rates)}
     if not lock.is_file():

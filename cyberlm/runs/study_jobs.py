@@ -84,7 +84,7 @@ def line_of(job: Job, arguments: Sequence[str]) -> list[str]:
 
 
 def progress(study: StudyConfig, folder: Path, side_by_side: int = 1) -> str:
-    """How many jobs are done, and when the rest will be, from the mean time of finished jobs of the same kind."""
+    """Jobs done, and the time left, from the mean time of finished jobs of the same kind."""
     jobs = [*tuning_jobs(study), *confirming_jobs(study, {}, {})]
     states = {job: state_of(folder / job.name)[0] for job in jobs}
     took: dict[tuple[str, str], list[float]] = {}

@@ -16,16 +16,7 @@ from cyberlm.evaluation.pages.table import write_table
 from cyberlm.evaluation.records import Cost, Results
 from cyberlm.evaluation.results import read_models, read_results
 from cyberlm.evaluation.statistics import FloatArray
-from cyberlm.evaluation.study import (
-    SCHEMA_VERSION,
-    Curve,
-    Study,
-    StudyCost,
-    StudyJob,
-    StudyRow,
-    TunedRate,
-    write_study,
-)
+from cyberlm.evaluation.study import SCHEMA_VERSION, Curve, Study, StudyCost, StudyJob, StudyRow, TunedRate, write_study
 from cyberlm.evaluation.study_analysis import Answers, StudyAnalysis, analyse_all, figures_of, outcomes_of, stacked
 from cyberlm.evaluation.study_words import baseline_sentence, findings, found_power
 from cyberlm.runs.eval_set import saved_eval_set
@@ -45,7 +36,6 @@ class Finished:
     """A job that has finished, with what it found.
 
     Attributes:
-        rate: Learning rate that it was trained with.
         tuned, base: Outcomes of the test questions, by name, (Q,) each; no base where another job has scored it.
     """
 
@@ -65,11 +55,7 @@ def conclude_study(
     *,
     side_by_side: bool,
 ) -> Study:
-    """Writes the files of a study and prints its findings.
-
-    Raises:
-        RunError: If no job has finished, or jobs have split the questions differently.
-    """
+    """Writes the files of a study and prints its findings."""
     states = {job: state_of(folder / job.name) for job in jobs}
     done = [job for job, (state, _) in states.items() if state == "finished"]
     if not done:
@@ -78,7 +64,10 @@ def conclude_study(
     answers = read_models(folder / done[0].name)["tuned"].test
     context = saved_eval_set(folder / done[0].name, [row.hash for row in answers])
     finished = [_read(job, folder, context) for job in done]
-    _check_split(finished)
+    splits = {run.job.name: run.results.provenance["split"] for run in finished}
+    if len(set(splits.values())) > 1:
+        problems = [Problem(f"{name}: split {split[:16]}") for name, split in splits.items()]
+        raise RunError("The jobs of the study have split the questions differently:", problems)
     missing = [
         f"{job.name} has not finished: {reason or state}. The same command tries it again."
         for job, (state, reason) in states.items()
@@ -115,14 +104,6 @@ def _read(job: Job, folder: Path, context: EvalSet) -> Finished:
     return Finished(job, config_of(run).optim.learning_rate, read_results(run), tuned, base)
 
 
-def _check_split(finished: Sequence[Finished]) -> None:
-    """Refuses jobs of different splits: their answers could not be compared."""
-    splits = {run.job.name: run.results.provenance["split"] for run in finished}
-    if len(set(splits.values())) > 1:
-        problems = [Problem(f"{name}: split {split[:16]}") for name, split in splits.items()]
-        raise RunError("The jobs of the study have split the questions differently:", problems)
-
-
 def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, tuning: Sequence[TunedRate]) -> Study:
     """Findings of the finished jobs; the list of jobs and what is missing come later."""
     answers = _answers(study, finished)
@@ -131,7 +112,12 @@ def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, t
     if answers and answers[0].kind == "base" and study.reference in {row.name for row in answers}:
         analyses = analyse_all(answers, study.reference, context.clusters, study.margin)
     comparisons = tuple(pair for analysis in analyses.values() for pair in analysis.comparisons)
-    outcome, results, floors = study.outcome.name, finished[0].results, _baselines(finished[0].results)
+    outcome, results, prefix = study.outcome.name, finished[0].results, "baseline_"
+    baselines = {
+        metric.name.removeprefix(prefix).replace("_", " "): metric.value
+        for metric in results.metrics["tuned"].values()
+        if metric.name.startswith(prefix) and metric.value is not None
+    }
     main = analyses.get(outcome)
     first, *others = (run.results.provenance for run in finished)
     claims = main.claims if main is not None else ()
@@ -155,9 +141,9 @@ def _study(study: StudyConfig, finished: Sequence[Finished], context: EvalSet, t
         comparisons=comparisons,
         claims=claims,
         supported_margin=main.supported_margin if main is not None else None,
-        findings=(*findings(rows, comparisons, claims, outcome), *baseline_sentence(rows, floors, outcome)),
+        findings=(*findings(rows, comparisons, claims, outcome), *baseline_sentence(rows, baselines, outcome)),
         power=tuple(found_power(main, study.margin, len(study.seeds))) if main is not None else (),
-        floors=floors,
+        floors=baselines,
         notes=(),
         jobs=(),
         curves=(),
@@ -202,16 +188,6 @@ def _cost(costs: Sequence[Cost]) -> StudyCost:
         computed_tokens_per_second=float(np.mean(computed)) if computed else None,
         adapter_bytes=costs[0].adapter_bytes,
     )
-
-
-def _baselines(results: Results) -> dict[str, float]:
-    """Accuracies of the baselines that need no model, by name."""
-    prefix = "baseline_"
-    return {
-        metric.name.removeprefix(prefix).replace("_", " "): metric.value
-        for metric in results.metrics["tuned"].values()
-        if metric.name.startswith(prefix) and metric.value is not None
-    }
 
 
 def _job(job: Job, folder: Path, finished: Sequence[Finished]) -> StudyJob:

@@ -14,7 +14,7 @@ from cyberlm.config.bounds import AUTO
 from cyberlm.config.saved import plain_config, save_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.data.benchmarks import trained_on_benchmarks
-from cyberlm.data.datamodule import check_reads, encode_split
+from cyberlm.data.datamodule import check_model_limits, encode_split
 from cyberlm.data.label_check import lint_labels
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import SPLIT_MANIFEST, split_questions, write_manifest
@@ -27,26 +27,26 @@ from cyberlm.export.model_card import write_card
 from cyberlm.models.loaded import LoadedModel, count_parameters
 from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
 from cyberlm.models.memory import MemoryEstimate
-from cyberlm.models.methods.method import load_for_training, method_of, prepare, saved_folder
+from cyberlm.models.methods.method import attach, load_for_training, method_of, saved_folder
 from cyberlm.models.model_files import fetch
-from cyberlm.models.saving import save_tuned, saving, try_saving
+from cyberlm.models.saving import explain_saving_errors, save_tuned, try_saving
 from cyberlm.runs.eval_set import check_metrics
-from cyberlm.runs.memory import check_memory, out_of_memory_explained
+from cyberlm.runs.memory import check_memory, explain_out_of_memory
 from cyberlm.runs.model_specs import loaded_spec
-from cyberlm.runs.processes import check_nodes, check_work, lost_process_explained
+from cyberlm.runs.processes import check_nodes, check_work, explain_lost_process
 from cyberlm.runs.reporting import (
     Clock,
     announce,
     announce_benchmarks,
     announce_split,
-    conclude,
     opened_loggers,
     provenance_of,
     results_of,
     status_of,
+    write_outputs,
 )
-from cyberlm.runs.resume import SPLIT_AGAIN, begin, goes_on, keep_commits, resumed_config
-from cyberlm.runs.run_folder import sole_owner
+from cyberlm.runs.resume import SPLIT_AGAIN, continues_run, keep_commits, resumed_config, write_or_check_provenance
+from cyberlm.runs.run_folder import locked_folder
 from cyberlm.runtime import distributed
 from cyberlm.runtime.cache import cache_folder
 from cyberlm.runtime.progress import say
@@ -65,8 +65,8 @@ Encoded = dict[str, list[EncodedQuestion]]
 
 def train(config: TrainConfig, folder: Path) -> float | None:
     """Trains, or continues a run, with its status and loggers; returns the validation figure that chose the weights."""
-    with sole_owner(folder):
-        if goes_on(config, folder):
+    with locked_folder(folder):
+        if continues_run(config, folder):
             if (status := read_status(folder)) is not None and status.state == "finished":
                 say(f"{folder} has finished: nothing is left to do.")
                 return status.objective
@@ -80,8 +80,8 @@ def train(config: TrainConfig, folder: Path) -> float | None:
         with (
             status_of(folder) as report,
             opened_loggers(config) as loggers,
-            lost_process_explained("train", folder),
-            out_of_memory_explained(config),
+            explain_lost_process("train", folder),
+            explain_out_of_memory(config),
         ):
             objective = run_training(config, folder, loggers)
             report.objective = objective
@@ -92,9 +92,6 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
     """Trains, scores the base and the tuned model on the same questions, and writes what was found.
 
     A frozen base is scored behind the training, with its adapter switched off, so that training begins at once.
-
-    Returns:
-        The validation figure that chose the weights (`trainer.monitor`).
     """
     clock = Clock()
     announce(config, folder)
@@ -112,7 +109,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         own, jaccard = {file.sha256 for file in split.sources}, config.data.near_duplicate_jaccard
         benchmarks = trained_on_benchmarks((*split.train, *split.validation), jaccard, own)
         announce_benchmarks(benchmarks)
-        check_reads(read_shape(config.model), prompt, chain(*encoded.values()), config.evaluation)
+        check_model_limits(read_shape(config.model), prompt, chain(*encoded.values()), config.evaluation)
         lint_labels(split.train, encoded["train"], prompt)
         estimate = check_memory(config, encoded, prompt, device)
         check_work(len(encoded["train"]))
@@ -122,13 +119,13 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         loaded = load_for_training(config, device)
     provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
     provenance |= {"benchmarks": ", ".join(f"{name} {seen}/{n}" for name, (seen, n) in benchmarks.items())}
-    begin(folder, config, provenance)
+    write_or_check_provenance(folder, config, provenance)
     experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
 
     eval_set = EvalSet(config, split.test, split.validation, seen=(*split.train, *split.validation))
     check_metrics(eval_set)
     meter = CostMeter()
-    learned = learn(config, folder, loaded, prompt, (encoded, eval_set), loggers, meter, clock)
+    learned = train_and_score(config, folder, loaded, prompt, (encoded, eval_set), loggers, meter, clock)
     distributed.release()
     loaded, tuned = learned.loaded, saved_folder(config.method, folder)
 
@@ -147,7 +144,7 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         cost=_cost(loaded, clock, meter, tuned, estimate),
     )
     write_card(tuned, config, loaded.name, results)
-    conclude(folder, results, eval_set, learned.predictions, loggers)
+    write_outputs(folder, results, eval_set, learned.predictions, loggers)
     return learned.validation[config.trainer.monitor.name]
 
 
@@ -166,17 +163,16 @@ def take_part(config: TrainConfig, folder: Path) -> None:
     _make_repeatable(config)
     prompt = Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
     loaded = load_for_training(config, pick_device(config.trainer.accelerator))
-    learn(config, folder, loaded, prompt, None, [], CostMeter(), Clock())
+    train_and_score(config, folder, loaded, prompt, None, [], CostMeter(), Clock())
 
 
 @dataclass(frozen=True)
-class Learned:
-    """Outcome of `learn`.
+class TrainingOutcome:
+    """Outcome of `train_and_score`.
 
     Attributes:
         predictions: By name of the model, `base` and `tuned`; none with `evaluation.test=false`.
         validation: The validation figures of the weights that were chosen, by name.
-        steps: Optimizer steps taken.
     """
 
     loaded: LoadedModel
@@ -185,7 +181,7 @@ class Learned:
     steps: int
 
 
-def learn(
+def train_and_score(
     config: TrainConfig,
     folder: Path,
     loaded: LoadedModel,
@@ -194,7 +190,7 @@ def learn(
     loggers: Sequence[Logger],
     meter: CostMeter,
     clock: Clock,
-) -> Learned:
+) -> TrainingOutcome:
     """Trains and answers: what all processes of a run do together, each its share.
 
     Args:
@@ -212,7 +208,7 @@ def learn(
 
     if scores_base and not method.keeps_base:
         score_base()
-    loaded = prepare(loaded, config)
+    loaded = attach(loaded, config)
     writes = loaded.sharded or distributed.rank() == 0  # of a sharded model, all give rank 0 their part
     if writes:
         try_saving(method, loaded, prompt.tokenizer, prompt.identity(), folder)
@@ -220,7 +216,7 @@ def learn(
         validation, steps = fit(config, folder, loaded, prompt, encoded, loggers, meter)
     if writes:
         kept = f"What was trained is kept in {folder / CHECKPOINTS}. To save it from there, type:\n"
-        with saving(folder, kept + resume_command(folder)):
+        with explain_saving_errors(folder, kept + resume_command(folder)):
             tuned = saved_folder(config.method, folder)
             save_tuned(method, loaded, prompt.tokenizer, prompt.identity(), tuned)
     if scores_base and method.keeps_base:
@@ -228,7 +224,7 @@ def learn(
     if config.evaluation.test:
         with clock.phase("score tuned"):
             predictions["tuned"] = run_inference(loaded, prompt, eval_set, encoded, "the tuned model")
-    return Learned(loaded, predictions, validation, steps)
+    return TrainingOutcome(loaded, predictions, validation, steps)
 
 
 def _spec(name: str, config: TrainConfig, loaded: LoadedModel, prompt: Prompt, tuned: Path) -> ModelSpec:

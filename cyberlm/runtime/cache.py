@@ -12,11 +12,7 @@ from cyberlm.runtime.errors import ConfigError, Problem
 
 
 def cache_folder() -> Path:
-    """$CYBERLM_CACHE_DIR, or the user's cache folder for cyberlm; a temporary folder where that cannot be written to.
-
-    Raises:
-        ConfigError: If the path is a file.
-    """
+    """$CYBERLM_CACHE_DIR, or the user's cache folder for cyberlm; a temporary one where that cannot be written to."""
     given = os.environ.get("CYBERLM_CACHE_DIR")
     folder = Path(given) if given else user_cache_path("cyberlm")
     existing = _existing(folder)

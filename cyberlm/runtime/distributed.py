@@ -22,9 +22,9 @@ from cyberlm.runtime.world import World
 
 Item = TypeVar("Item")
 
-MEETING = datetime.timedelta(minutes=10)
+JOIN_TIMEOUT = datetime.timedelta(minutes=10)
 """Longest wait for all processes to join."""
-WORK = datetime.timedelta(hours=4)
+WORK_TIMEOUT = datetime.timedelta(hours=4)
 """Longest wait for each other after that, as rank 0 may tokenise many questions alone; one that ends is noticed."""
 SECONDS_FOR_RANK_0 = 3.0
 """An error that all processes meet is shown by rank 0, which has files to close first."""
@@ -42,7 +42,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """0 in the process that writes files and speaks to the user."""
+    """0 in the process that writes files and prints."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -69,16 +69,16 @@ def join(world: World) -> None:
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            store, number, size = next(dist.rendezvous(world.init_method, world.rank, world.size, timeout=MEETING))
+            store, number, size = next(dist.rendezvous(world.init_method, world.rank, world.size, timeout=JOIN_TIMEOUT))
             if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
                 store = fresh_store(store, number, size)
-            dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=MEETING)
+            dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=JOIN_TIMEOUT)
         except (dist.DistError, RuntimeError) as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if "env" in world.init_method else ""
             problem = Problem(f"rank {world.rank} at {where or world.init_method}: {str(error).splitlines()[0]}")
             hint = "MASTER_ADDR and MASTER_PORT name the place: an address and a port of rank 0's node, open to all."
             raise RunError(f"The {world.size} processes of this run have not met:", [problem], hint) from error
-        dist.distributed_c10d._set_pg_timeout(WORK)
+        dist.distributed_c10d._set_pg_timeout(WORK_TIMEOUT)
     if RESTARTS in os.environ:
         os.environ[RESTARTS] = max(all_gather(os.environ[RESTARTS]), key=int)
 
@@ -89,9 +89,6 @@ def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
     torch's agents keep their store when they start processes again (https://github.com/pytorch/pytorch/issues/135712),
     and know of no number of the start that all nodes share. So rank 0 makes one up. It answers the request of each
     other rank with it, until that confirms: that of a process that has ended is answered, too, but never confirmed.
-
-    Raises:
-        dist.DistError: If they do not meet.
     """
     mine = uuid.uuid4().hex
     if rank:
@@ -99,7 +96,7 @@ def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
         start = store.get(mine).decode()
         store.set(f"{start}/{rank}", "")
         return dist.PrefixStore(start, store)
-    missing, until = list(range(1, size)), time.monotonic() + MEETING.total_seconds()
+    missing, until = list(range(1, size)), time.monotonic() + JOIN_TIMEOUT.total_seconds()
     while missing:
         for other in missing:
             store.set(store.get(f"request/{other}").decode(), mine)

@@ -22,7 +22,6 @@ class UserError(Exception):
     """Base of every error that the person at the keyboard can put right.
 
     Args:
-        title: One line that says what could not be done.
         problems: Every problem found, not only the first.
         hint: Closing lines, for example the command that works without what is missing.
     """

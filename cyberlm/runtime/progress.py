@@ -92,7 +92,6 @@ def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:
     """Prints what a person reads, as it is: brackets and colons in it are never read as rich's markup or emoji.
 
     Args:
-        content: A line, or what rich lays out.
         wrap: Breaks lines at the terminal's width; a path stays in one piece without.
     """
     if isinstance(content, str):
@@ -101,10 +100,10 @@ def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:
     console.file.flush()
 
 
-def rendered(table: Table, width: int) -> str:
-    """A table as plain text."""
+def rendered(table: Table) -> str:
+    """A table as plain text of 80 columns."""
     text = io.StringIO()
-    Console(file=text, width=width, markup=False, emoji=False, highlight=False).print(table)
+    Console(file=text, width=80, markup=False, emoji=False, highlight=False).print(table)
     return text.getvalue().strip()
 
 
@@ -120,11 +119,7 @@ def track(label: str, total: int, unit: str) -> Iterator[Advance]:
 
     Args:
         label: For example `Scoring the base model`.
-        total: Units of work in all.
         unit: Name of one unit, plural, for example `questions`.
-
-    Yields:
-        The function to call as work gets done.
     """
     done, all_tokens = 0, 0
     started = last = time.monotonic()

@@ -71,7 +71,7 @@ def refuse_secrets(config: Any) -> None:
         raise ConfigError(
             "A run's configuration is saved, so that it may not hold secrets:",
             [Problem(key, "a reference to an environment variable", f"'{key}=${{oc.env:NAME}}'") for key in keys],
-            "The variable is read when a run begins or goes on: export NAME=...",
+            "The variable is read when a run begins or resumes: export NAME=...",
         )
 
 

@@ -1,10 +1,9 @@
 """Signals that ask a run to stop: the optimizer step in hand ends first, then a checkpoint and an exit code of its own.
 
-SIGTERM, SIGINT (Ctrl-C), SIGHUP (the terminal is gone; left alone under nohup), SIGUSR1 (what Slurm's
-`--signal=USR1@60` sends before the time is up) and SIGUSR2 (submitit's) all mean: stop soon, so that the run can be
-resumed. Training asks
-`requested()` between two optimizer steps; everywhere else the signal raises `Stopped` at once. A second SIGINT stops
-at once, a third is Python's own KeyboardInterrupt.
+SIGTERM, SIGINT (Ctrl-C), SIGHUP (the terminal is gone; ignored under nohup), SIGUSR1 (what Slurm's `--signal=USR1@60`
+sends before the time is up) and SIGUSR2 (submitit's) all mean: stop soon, so that the run can be resumed. Training
+checks `requested()` between two optimizer steps; everywhere else the signal raises `Stopped` at once. A second SIGINT
+stops at once, a third is Python's own KeyboardInterrupt.
 """
 
 import contextlib
@@ -106,7 +105,7 @@ def defer() -> None:
     """From now on a signal is only noted, for `requested`. Takes the signals back from whoever has taken them since.
 
     Lightning handles SIGTERM itself when training begins (it would stop between two micro-batches, inside an optimizer
-    step) and, under Slurm, requeues the job; its handlers give way here and are not put back.
+    step) and, under Slurm, requeues the job; its handlers are replaced here and not put back.
     """
     if _requests is not None and threading.current_thread() is threading.main_thread():
         _requests.deferred = True
@@ -114,7 +113,7 @@ def defer() -> None:
 
 
 def stop_deferring() -> None:
-    """A signal raises `Stopped` at once again; so does one that has been noted and not heeded."""
+    """A signal raises `Stopped` at once again; so does one that has been noted and not yet handled."""
     if _requests is not None and _requests.deferred:
         _requests.deferred = False
         if _requests.first is not None:
@@ -132,7 +131,7 @@ def quote_override(text: str) -> str:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that goes on with the run in `folder`."""
+    """The command that resumes the run in `folder`."""
     value = str(folder)
     if not re.fullmatch(r"[\w/.\-]+", value):  # else Hydra would read more into it than a string
         value = quote_override(value)
@@ -142,7 +141,7 @@ def resume_command(folder: Path) -> str:
 def resume_advice(command: str, folder: Path) -> str:
     """Advice for a run, or an evaluation, that has ended before its work was done."""
     if command == "train" and (folder / "config.yaml").is_file():
-        return f"To go on, type:\n{resume_command(folder)}"
+        return f"To resume, type:\n{resume_command(folder)}"
     return "Type the same command again."
 
 
@@ -164,23 +163,23 @@ def run_forwarding(command: Sequence[str], environment: Mapping[str, str]) -> in
     Raises:
         Stopped: If a signal came, once the command has ended.
     """
-    heard: list[int] = []
+    received: list[int] = []
     process: subprocess.Popen[bytes] | None = None
 
     def forward(signum: int, frame: FrameType | None) -> None:
-        heard.append(signum)
+        received.append(signum)
         if process is not None and process.poll() is None:
             process.send_signal(signum)
 
     handles = threading.current_thread() is threading.main_thread()
     with _handler(forward) as before:
         process = subprocess.Popen(command, env=dict(environment), process_group=0 if handles else None)
-        if heard:
-            process.send_signal(heard[0])
+        if received:
+            process.send_signal(received[0])
         code = process.wait()
-    if heard:
-        handler = before[heard[0]]
+    if received:
+        handler = before[received[0]]
         if callable(handler) and handler is not signal.default_int_handler:
-            handler(heard[0], None)
-        raise Stopped(heard[0])
+            handler(received[0], None)
+        raise Stopped(received[0])
     return code

@@ -1,4 +1,4 @@
-"""The processes that a launcher has started together, as the environment tells each of them. Imports no torch.
+"""The processes that a launcher has started together, as its environment variables describe them. Imports no torch.
 
 torchrun, accelerate, Kubernetes' training operator and Ray Train set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT;
 srun sets variables of its step (those of the job are there in a batch script, too, which is one process).
@@ -20,7 +20,7 @@ class World:
         rank, size: Of this process, and of the world.
         local_rank: Number of this process on its node, from 0.
         init_method: Address at which all meet, as torch.distributed takes it.
-        launcher: Name to tell a person.
+        launcher: Name for messages.
     """
 
     rank: int

@@ -13,7 +13,7 @@ ROLES = ("system", "user", "assistant")
 
 
 class Chat(FreeAnswer):
-    """The last message of the assistant is the answer, what stands before it the prompt.
+    """The last message of the assistant is the answer; the messages before it are the prompt.
 
     A conversation is a row with one of the fields
     - `messages`: a list of {"role", "content"},
@@ -26,11 +26,7 @@ class Chat(FreeAnswer):
     def __init__(self, prompt: PromptConfig) -> None: ...
 
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:
-        """Make an example of a conversation; messages behind the last answer are left out, and noted.
-
-        Raises:
-            ValueError: It is of no known shape, or its roles do not take turns.
-        """
+        """Make an example of a conversation; messages behind the last answer are left out, and noted."""
         messages = list(_messages(row))
         last = max((k for k, (role, _) in enumerate(messages) if role == "assistant"), default=0)
         roles = [role for role, _ in messages[: last + 1]]

@@ -30,12 +30,10 @@ class ChatTemplate:
     """A tokenizer's chat template, and what it writes around an answer.
 
     Attributes:
-        source: The template as the tokenizer has it.
         timeless: The template with a fixed clock.
         takes_system: Whether it writes system messages; where not, they are put before the first user message.
         opening: Text between generation prompt and answer, a closed thought for example. It is part of the prompt.
         space: Spaces before an answer, tokenised with it.
-        ending: Text behind an answer.
 
     Raises:
         ModelError: If it cannot be rendered, leaves out texts, or answers do not follow its generation prompt.

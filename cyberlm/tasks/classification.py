@@ -48,11 +48,7 @@ class Classification:
         self.label = re.compile(rf"(?<![\w.])(?:{form or '|'.join(map(re.escape, ordered))})(?!\w|\.\d)", re.IGNORECASE)
 
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:
-        """Make an example of the fields `question` (the text), `answer` (the label), and `group` and `topic`, if any.
-
-        Raises:
-            ValueError: The text is empty, or the label is not one of the classes.
-        """
+        """Make an example of the fields `question` (the text), `answer` (the label), `group` and `topic`, if any."""
         text, notes = self._shortened(str(row["question"]))
         label = self.strict(str(row["answer"]))
         if not text:

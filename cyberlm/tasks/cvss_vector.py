@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from cvss import CVSS3
@@ -42,39 +43,25 @@ def deviation(completion: str, reference: str) -> float:
     return max(right, 10 - right) if vector is None else abs(base_score(vector) - right)
 
 
-def _same(metric: str) -> Callable[[str, str], bool]:
-    def same(completion: str, reference: str) -> bool:
-        answer, right = vector_in(completion) or "", reference
-        return _values(answer).get(metric) == _values(right)[metric]
-
-    return same
-
-
-def _values(vector: str) -> dict[str, str]:
-    return dict(part.split(":", 1) for part in vector.split("/") if part)
+def has_right(metric: str, completion: str, reference: str) -> bool:
+    """True for a completion whose vector has the value of one metric that the reference has."""
+    right = dict(part.split(":") for part in reference.split("/"))
+    return f"{metric}:{right[metric]}" in (vector_in(completion) or "").split("/")
 
 
 class CvssVector(FreeAnswer):
-    """The answer is a vector such as `AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H`; it is right where all metrics are.
-
-    Args:
-        instruction: Text of the prompt, with {text}.
-    """
+    """The answer is a vector such as `AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H`; it is right where all metrics are."""
 
     figures: Mapping[str, Callable[[str, str], float]] = {
         "deviation": deviation,
-        **{f"accuracy_{name}": _same(name) for name in METRICS},
+        **{f"accuracy_{name}": partial(has_right, name) for name in METRICS},
     }
 
     def __init__(self, prompt: PromptConfig, instruction: str = "{text}") -> None:
         self.instruction = instruction
 
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:
-        """Make an example of the fields `question` (the description), `answer` (the vector), and `group`, if any.
-
-        Raises:
-            ValueError: The description is empty, or the answer is no vector.
-        """
+        """Make an example of the fields `question` (the description), `answer` (the vector), and `group`, if any."""
         text, vector = str(row["question"]), vector_in(str(row["answer"]))
         if not text:
             raise ValueError("question is empty; allowed: a text")

@@ -16,13 +16,13 @@ def labels_of(answer: str) -> frozenset[str]:
 class Extraction(FreeAnswer):
     """The answer is a set of labels in order, apart by commas; it is right where the sets are equal.
 
-    A completion's labels are all that it holds, wherever they stand. Each counts once. With `main_only` a sub-technique
+    A completion's labels are all that it holds, in any place. Each counts once. With `main_only` a sub-technique
     counts as its technique, as CTI-Bench asks for (arXiv 2406.07599).
 
     Args:
         form: Regular expression of a label.
         instruction: Text of the prompt, with {text}.
-        main_only: Leave out what stands behind a label's first full stop: `T1003.001` is `T1003`.
+        main_only: Leave out a label's first full stop and what follows: `T1003.001` is `T1003`.
     """
 
     def __init__(self, prompt: PromptConfig, form: str, instruction: str = "{text}", main_only: bool = False) -> None:
@@ -34,11 +34,7 @@ class Extraction(FreeAnswer):
         return {"macro_f1": self.f1}
 
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:
-        """Make an example of the fields `question` (the text), `answer` (its labels), and `group` and `topic`, if any.
-
-        Raises:
-            ValueError: The text is empty, or the answer holds no label.
-        """
+        """Make an example of the fields `question` (the text), `answer` (its labels), `group` and `topic`, if any."""
         text, labels = str(row["question"]), self.found_in(str(row["answer"]))
         if not text:
             raise ValueError("question is empty; allowed: a text")

@@ -15,7 +15,7 @@ from cyberlm.tasks.task import Example, FreeAnswer
 
 YES_NO = ("yes", "no")
 APART = r"(?:\s*[,;|/&+]\s*|\s+)(?:(?:and|or)\s+)?"
-"""Regular expression of what stands between two letters."""
+"""Regular expression of what separates two letters."""
 LETTER_SET = re.compile(rf"[A-H](?:{APART}[A-H])*", re.IGNORECASE)
 TOGETHER = re.compile(r"[A-H]{2,8}")
 ALONE = re.compile(r"(?<![\w'’-])(?:[B-H]|A(?!\s+(?!(?:and|or|is|are)\b)[a-z]))(?![\w'’-])")
@@ -52,11 +52,8 @@ class MultipleAnswer(FreeAnswer):
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:
         """Make an example of a row as multiple choice has them; its answer names one right option or several.
 
-        Several are a list, or a text in which they stand apart (`A,C`, `A and C`; of options' texts by `;`, `|` or
+        Several are a list, or a text in which they are separated (`A,C`, `A and C`; of options' texts by `;`, `|` or
         commas) or, of letters, together (`AC`). Each is written as `answer_is` says.
-
-        Raises:
-            ValueError: With what is wrong with the row.
         """
         name = next((name for name in row if name.lower() in GOLD_FIELDS), None)
         if name is None:

@@ -44,9 +44,6 @@ class MultipleChoice:
 
         The answer is a letter, or what the field `answer_is` says. Where all options begin with their own letters,
         these are stripped.
-
-        Raises:
-            ValueError: With all that is wrong with the row.
         """
         try:
             notes: list[str] = []

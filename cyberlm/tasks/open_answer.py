@@ -8,21 +8,13 @@ from cyberlm.tasks.task import Example, FreeAnswer
 
 
 class OpenAnswer(FreeAnswer):
-    """The answer is free text; it is right only where it is the reference itself.
-
-    Args:
-        instruction: Text of the prompt, with {text}.
-    """
+    """The answer is free text; it is right only where it is the reference itself."""
 
     def __init__(self, prompt: PromptConfig, instruction: str = "{text}") -> None:
         self.instruction = instruction
 
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:
-        """Make an example of the fields `question`, `answer` (the reference), and `group` and `topic`, if any.
-
-        Raises:
-            ValueError: One of the two is empty or no text.
-        """
+        """Make an example of the fields `question`, `answer` (the reference), and `group` and `topic`, if any."""
         for name in ("question", "answer"):
             if not (isinstance(row[name], str) and row[name]):
                 raise ValueError(f"{name} is {row[name]!r}; allowed: a text")

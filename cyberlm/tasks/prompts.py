@@ -38,7 +38,6 @@ class EncodedQuestion:
         prompt_ids: Everything before the answer, with exactly one beginning-of-sequence token where the model has one.
         option_ids: Answer tokens of each option, end of turn left out.
         option_chars: Characters of each option's answer.
-        gold: Index of the right option.
         turns: Places in `prompt_ids` of a conversation's earlier answers: of the first token, and behind the last one,
             end of turn left out.
     """
@@ -60,7 +59,6 @@ class Prompt:
     """Renders and tokenises questions for one tokenizer.
 
     Args:
-        config: Templates and protocol.
         tokenizer: With its chat template, where it has one.
         task: What is asked; multiple choice unless given.
 
@@ -109,7 +107,7 @@ class Prompt:
 
     def _messages(self, question: Example) -> list[dict[str, str]]:
         if question.turns and not self.template:
-            problem = Problem("a plain prompt does not tell who speaks", "a model with a chat template, and its style")
+            problem = Problem("a plain prompt has no roles", "a model with a chat template, and its style")
             raise ConfigError("Conversations need a chat template:", [problem])
         turns = question.turns or [("user", self.task.prompt(question))]
         return [{"role": role, "content": text} for role, text in turns]
@@ -131,12 +129,6 @@ class Prompt:
         candidates = self.task.candidates(question)
         return (self.task.target(question),) if candidates is None else candidates
 
-    def _question_as_text(self, question: Example) -> Example:
-        if not self.holds_control_token(question):
-            return question
-        options = tuple(map(self._as_text, question.options))
-        return replace(question, question=self._as_text(question.question), options=options)
-
     def holds_control_token(self, question: Example) -> bool:
         """Test a question, its options and the messages before it for the text of a control token."""
         texts = (question.question, *question.options, *(text for _, text in question.turns))
@@ -153,21 +145,25 @@ class Prompt:
         """
         texts: list[str] = []
         for question in questions:
-            prompt = self._render(self._question_as_text(question))
+            as_text = question
+            if self.holds_control_token(question):
+                options = tuple(map(self._as_text, question.options))
+                as_text = replace(question, question=self._as_text(question.question), options=options)
+            prompt = self._render(as_text)
             answers = map(self._as_text, self.answers(question))
             texts += [prompt, *(f"{prompt}{self.space}{answer}" for answer in answers)]
         rows = iter(self._ids(texts) if texts else [])
         encoded = []
         for question in questions:
             prompt_ids, chars = next(rows), tuple(map(len, self.answers(question)))
-            options = tuple(self._behind(prompt_ids, next(rows), question) for _ in chars)
-            if self.config.protocol is Protocol.letter and any(len(ids) != 1 for ids in options):
+            answer_ids = tuple(self._behind(prompt_ids, next(rows), question) for _ in chars)
+            if self.config.protocol is Protocol.letter and any(len(ids) != 1 for ids in answer_ids):
                 raise ModelError(
                     "The letter protocol needs letters of one token each, and this tokenizer splits them:",
-                    [Problem(f"{question.id}: {options}", fix="prompt=text")],
+                    [Problem(f"{question.id}: {answer_ids}", fix="prompt=text")],
                 )
             turns = self._earlier_answers(question, prompt_ids)
-            encoded.append(EncodedQuestion(tuple(prompt_ids), options, chars, question.gold, turns))
+            encoded.append(EncodedQuestion(tuple(prompt_ids), answer_ids, chars, question.gold, turns))
         return encoded
 
     def _earlier_answers(self, question: Example, prompt_ids: list[int]) -> tuple[tuple[int, int], ...]:
@@ -196,9 +192,6 @@ class Prompt:
 
         Args:
             messages: Each with a role and a content; the system message is put first unless they begin with their own.
-
-        Raises:
-            ModelError: If the chat template refuses them.
         """
         as_text = [{**message, "content": self._as_text(message["content"])} for message in messages]
         return self._ids([self._render_messages(as_text)])[0]
@@ -236,15 +229,9 @@ class Prompt:
     def _behind(self, prompt_ids: list[int], whole: list[int], question: Example) -> tuple[int, ...]:
         cut = len(prompt_ids)
         if whole[:cut] != prompt_ids or len(whole) == cut:
-            raise DataError(
-                "The answer's tokens cannot be told from the prompt's:",
-                [
-                    Problem(
-                        f"{question.id}: the tokenizer merges the end of the prompt with the start of the answer",
-                        fix="another prompt.plain_cue, or prompt.style=chat",
-                    )
-                ],
-            )
+            what = f"{question.id}: the tokenizer merges the end of the prompt with the start of the answer"
+            problem = Problem(what, fix="another prompt.plain_cue, or prompt.style=chat")
+            raise DataError("The answer's tokens cannot be separated from the prompt's:", [problem])
         return tuple(whole[cut:])
 
     def _find_end(self) -> tuple[int, ...]:

@@ -6,14 +6,14 @@ same shape anywhere on PYTHONPATH, and a YAML in your own configuration folder.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import hydra.utils
 from hydra.errors import InstantiationException
 
-from cyberlm.config.schema import PromptConfig, RootConfig
+from cyberlm.config.schema import RootConfig
 from cyberlm.runtime.errors import ConfigError, Problem
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -38,7 +38,6 @@ class Example:
         id: Unique within its file: the file's name and the row's number, for example `CyberMetric-500-v1:17`.
         question: The text that is asked about, white space already normalised.
         options: The closed set of answers, option k under `option_name(k)`; the reference alone where answers are free.
-        gold: Index of the right option.
         topic: Sub-topic, where the file states one.
         notes: What the task changed when it read the row, for the user: rows are counted by note.
         group: What the question comes from with others, a report for example: a split keeps it on one side.
@@ -78,9 +77,11 @@ class Task(Protocol):
 
     A task is made by its `_target_` with `prompt`, the group of that name, and its own settings from its YAML. That
     YAML names the metrics of the task too, and the one that chooses the weights: with `# @package _global_` it sets
-    `trainer.monitor`, and takes other options of the groups `metrics` and `prompt`. A task may also have `figures`: by
-    name, functions of a completion and its target, whose means are compared between models; and `most_candidates`,
-    where its metrics know more than 26.
+    `trainer.monitor`, and takes other options of the groups `metrics` and `prompt`.
+
+    A task may also have these attributes, which are read by `getattr` with a default: `figures`, by name functions of a
+    completion and its target, whose means are compared between models; `most_candidates`, where its metrics know more
+    than 26; `keeps_white_space`, where texts are not to be normalised.
     """
 
     def read(self, row: Mapping[str, Any], example_id: str) -> Example:
@@ -133,27 +134,18 @@ class FreeAnswer:
         return None
 
 
-def figures_of(task: Task) -> Mapping[str, Callable[[str, str], float]]:
-    """Figures of a completion beside its target, by name: of a task that has the further part `figures`."""
-    return getattr(task, "figures", {})
-
-
 def make_task(config: RootConfig) -> Task:
-    """Make the task that a configuration names.
+    """Make the task that a configuration names, for its prompt.
 
     Raises:
         ConfigError: If its class cannot be imported or made, or lacks a part of `Task`.
     """
-    return task_of(config.task, config.prompt)
-
-
-def task_of(entry: Mapping[str, Any], prompt: PromptConfig) -> Task:
-    """Make a task of its `_target_` with its settings, for one prompt."""
+    entry = config.task
     try:
-        task = hydra.utils.instantiate(dict(entry), _partial_=True, _convert_="all")(prompt=prompt)
+        task = hydra.utils.instantiate(dict(entry), _partial_=True, _convert_="all")(prompt=config.prompt)
     except (InstantiationException, TypeError) as error:
-        told = " ".join(str(error.__cause__ or error).split())
-        problem = Problem(told, "a class whose module is on PYTHONPATH")
+        what = " ".join(str(error.__cause__ or error).split())
+        problem = Problem(what, "a class whose module is on PYTHONPATH")
         raise ConfigError(f"The task {entry.get('_target_')} cannot be made:", [problem]) from error
     if not isinstance(task, Task):
         parts = ("read", "prompt", "target", "candidates", "parse")

@@ -56,7 +56,7 @@ def seal(folder: Path) -> None:
 
 
 class _Stream:
-    """A file for `torch.save`, which cannot bear a write that fails: the first error is kept, the rest only counted."""
+    """A file for `torch.save`, which cannot handle failed writes: the first error is kept, the rest only counted."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -133,7 +133,7 @@ def damage(path: Path) -> str:
 
 
 def _damaged_shard(folder: Path) -> str:
-    """Reason why a sharded checkpoint cannot be used: a file that is missing, or is not as it was written."""
+    """`damage` of a sharded checkpoint: a file that is missing, or is not as it was written."""
     try:
         manifest = read_json(folder / MANIFEST)
         for name, digest in manifest.items():

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from transformers import PretrainedConfig
 
 from cyberlm.config.saved import flat_config
-from cyberlm.config.schema import MethodConfig, Monitor, Strategy, TrainConfig
+from cyberlm.config.schema import Monitor, Strategy, TrainConfig
 from cyberlm.data.batches import count_batches
 from cyberlm.data.datamodule import QuestionData
 from cyberlm.models.loaded import LoadedModel
@@ -58,7 +58,9 @@ def fit(
     _check_interval(config, len(encoded["train"]))
     data = question_data(config, loaded, prompt, encoded, share_validation=share_validation)
     free = all(len(question.option_ids) == 1 for question in encoded["validation"])
-    _check_monitor(config.trainer.monitor, free=free)
+    if free and config.trainer.monitor is Monitor.accuracy:
+        what, fix = "answers without options have no accuracy by likelihood", "trainer.monitor=option_nll"
+        raise ConfigError("The figure that chooses the weights is not measured:", [Problem(what, fix=fix)])
     module = FineTuningModule(
         loaded, config.optim, config.evaluation.option_score, share_validation=share_validation, free=free
     )
@@ -68,7 +70,7 @@ def fit(
     tidy = LambdaCallback(
         **dict.fromkeys(("on_validation_start", "on_validation_end"), lambda *_: release_freed_memory())
     )
-    with _calm_lightning():
+    with _filter_warnings():
         trainer = L.Trainer(
             **_trainer_settings(config, loaded.device),
             logger=[metrics, *loggers],
@@ -86,7 +88,7 @@ def fit(
             ],
             default_root_dir=folder,
         )
-        # by which rank 0 tells the others of SIGTERM, before each micro-batch; here ResumePoints heeds signals
+        # rank 0's broadcast of SIGTERM before each micro-batch; here ResumePoints handles signals
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         point = distributed.broadcast(_resume_point(config, folder, module) if distributed.rank() == 0 else None)
         if point is None:
@@ -162,7 +164,7 @@ def question_data(
     *,
     share_validation: bool = False,
 ) -> QuestionData:
-    """Batches of training and of validation, as the configuration and the model want them."""
+    """Batches of training and of validation, by the configuration and the model."""
     return QuestionData(
         config.data,
         encoded["train"],
@@ -197,19 +199,16 @@ def shares_prefix(
         cacheable_tokens: Of the model (`cyberlm.models.prefix_cache.cacheable_tokens_of`).
     """
     trainer = config.trainer
-    if _drops(config.method, shape) or trainer.gradient_checkpointing or trainer.strategy is Strategy.fsdp2:
+    # of a method, or of a model (GPT-2: attn_pdrop, embd_pdrop, resid_pdrop)
+    settings = {**shape.get_text_config(decoder=True).to_dict(), **config.method.settings}
+    settings["lora_dropout"] = getattr(config.method.lora, "dropout", 0.0)
+    drops = any(isinstance(value, float) and value > 0 for name, value in settings.items() if "drop" in name)
+    if drops or trainer.gradient_checkpointing or trainer.strategy is Strategy.fsdp2:
         return False
     shared = shared_length([item.prompt_ids for item in questions])
     if not saves_enough(shared, config.data.micro_batch_size, device):
         return False
     return max(len(item.prompt_ids) + len(item.option_ids[item.gold]) for item in questions) + end <= cacheable_tokens
-
-
-def _drops(method: MethodConfig, shape: PretrainedConfig) -> bool:
-    """True where a method or a model (GPT-2: attn_pdrop, embd_pdrop, resid_pdrop) is set to drop anything at random."""
-    settings = {**shape.get_text_config(decoder=True).to_dict(), **method.settings}
-    settings["lora_dropout"] = getattr(method.lora, "dropout", 0.0)
-    return any(isinstance(value, float) and value > 0 for name, value in settings.items() if "drop" in name)
 
 
 def _accumulate(config: TrainConfig) -> int:
@@ -223,26 +222,13 @@ def _check_interval(config: TrainConfig, questions: int) -> None:
     every, size = config.trainer.val_check_interval, config.data.micro_batch_size
     batches = count_batches(questions, size, _accumulate(config), distributed.world_size())
     if every is not None and every > batches:
-        raise ConfigError(
-            "Validation would never come:",
-            [
-                Problem(
-                    f"trainer.val_check_interval={every}, but an epoch has {batches} micro-batches a process",
-                    f"at most {batches}, or null for once an epoch",
-                    "trainer.val_check_interval=null",
-                )
-            ],
-        )
-
-
-def _check_monitor(monitor: Monitor, *, free: bool) -> None:
-    if free and monitor is Monitor.accuracy:
-        what, fix = "answers without options have no accuracy by likelihood", "trainer.monitor=option_nll"
-        raise ConfigError("The figure that chooses the weights is not measured:", [Problem(what, fix=fix)])
+        what = f"trainer.val_check_interval={every}, but an epoch has {batches} micro-batches a process"
+        problem = Problem(what, f"at most {batches}, or null for once an epoch", "trainer.val_check_interval=null")
+        raise ConfigError("Validation would never come:", [problem])
 
 
 @contextlib.contextmanager
-def _calm_lightning() -> Iterator[None]:
+def _filter_warnings() -> Iterator[None]:
     """Silences advice that does not apply here, and deprecations between libraries."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -284,8 +270,8 @@ def _resume_point(config: TrainConfig, folder: Path, module: FineTuningModule) -
         return None
     file = resume_point(folder)
     if file is None:
-        say("There is no checkpoint to go on from: training starts from its beginning.")
+        say("There is no checkpoint to resume from: training starts from its beginning.")
         return None
     module.check_names(read_checkpoint(file))
-    say(f"Going on from {file}")
+    say(f"Resuming from {file}")
     return file

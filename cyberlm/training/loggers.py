@@ -35,32 +35,33 @@ WANDB_CHARTS = {
 CALLED_BY_LIGHTNING = ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize")
 
 
-def lenient(logger: Logger) -> Logger:
+def open_failsafe(logger: Logger) -> Logger:
     """Opens a logger and returns it; from here on its failures, whoever calls it, end nothing."""
     getattr(logger, "experiment", None)
     for name in CALLED_BY_LIGHTNING:
-        setattr(logger, name, functools.partial(attempt, logger, getattr(logger, name)))
+        setattr(logger, name, functools.partial(call_failsafe, logger, getattr(logger, name)))
     return logger
 
 
-def attempt(logger: Logger, call: Callable[..., Any], *args: Any, **named: Any) -> None:
-    """Calls; a failure is said, and the logger is left aside from then on: the run itself goes on."""
-    if vars(logger).get("left_aside"):
+def call_failsafe(logger: Logger, call: Callable[..., Any], *args: Any, **named: Any) -> None:
+    """Calls a logger; after a failure, which is printed, it is disabled, and the run continues."""
+    if vars(logger).get("disabled"):
         return
     try:
         call(*args, **named)
     except Exception as error:  # of any type: each logger has its own
-        vars(logger)["left_aside"] = True
-        say_left_aside(type(logger).__name__, error)
+        vars(logger)["disabled"] = True
+        report_failure(type(logger).__name__, error)
 
 
-def say_left_aside(name: str, error: BaseException) -> None:
+def report_failure(name: str, error: BaseException) -> None:
+    """Prints why a logger is disabled."""
     reason = redact(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
-    say(f"{name} has failed ({reason}). The run goes on without it; metrics.csv and results.json hold every figure.")
+    say(f"{name} has failed ({reason}). The run continues without it; metrics.csv and results.json hold every figure.")
 
 
 def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: str | None = None) -> WandbLogger:
-    """A run of its own, named after the run's folder; a resumed run goes on under the same id.
+    """A run of its own, named after the run's folder; a resumed run keeps its id.
 
     Args:
         save_dir: The run's folder.
@@ -153,7 +154,7 @@ def _require(package: str, extra: str) -> None:
 
 
 class MetricsFile(Logger):
-    """metrics.csv in the run's folder: a row a step, written at once; a resumed run goes on in the same file.
+    """metrics.csv in the run's folder: a row a step, written at once; a resumed run appends to it.
 
     Figures logged at the step of the last row are added to that row. Of the processes of a run, the first alone writes.
     """
@@ -233,7 +234,7 @@ def log_results(
 ) -> None:
     """Final figures to every logger; charts, and the page where there is one, to those that can hold them."""
     for logger in loggers:
-        attempt(logger, _log_results, logger, metrics, charts, page)
+        call_failsafe(logger, _log_results, logger, metrics, charts, page)
 
 
 def _log_results(logger: Logger, metrics: Mapping[str, float], charts: Sequence[Chart], page: Path | None) -> None:
@@ -278,6 +279,6 @@ def finish(loggers: Sequence[Logger], succeeded: bool) -> None:
         if isinstance(logger, WandbLogger):
             import wandb
 
-            attempt(logger, wandb.finish, exit_code=0 if succeeded else 1)
+            call_failsafe(logger, wandb.finish, exit_code=0 if succeeded else 1)
         else:
-            attempt(logger, logger.finalize, "success" if succeeded else "failed")
+            call_failsafe(logger, logger.finalize, "success" if succeeded else "failed")

@@ -1,8 +1,5 @@
 """Loss: cross-entropy on answer tokens only, normalised over the whole optimizer step."""
 
-import contextlib
-from collections.abc import Iterator
-
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import masking_utils
@@ -15,21 +12,14 @@ from cyberlm.models.prefix_cache import encode_prefix
 def hidden_states(loaded: LoadedModel, batch: AnswerBatch) -> Tensor:
     """Hidden states (B, T, H) of the tokens behind the shared ones, which go through the model once."""
     past = encode_prefix(loaded.backbone, loaded.causal.config, batch.prefix_ids, rows=len(batch.input_ids))
-    with _nothing_packed():
-        output = loaded.backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None)
-    hidden: Tensor = output.last_hidden_state
-    return hidden
-
-
-@contextlib.contextmanager
-def _nothing_packed() -> Iterator[None]:
-    """Skips transformers' search for packed sequences, for whose result the host would wait."""
-    search = masking_utils.find_packed_sequence_indices
+    search = masking_utils.find_packed_sequence_indices  # whose result the host would wait for; nothing is packed here
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
     try:
-        yield
+        output = loaded.backbone(input_ids=batch.input_ids, past_key_values=past, use_cache=past is not None)
     finally:
         masking_utils.find_packed_sequence_indices = search
+    hidden: Tensor = output.last_hidden_state
+    return hidden
 
 
 def answer_nll_sum(loaded: LoadedModel, batch: AnswerBatch) -> Tensor:

@@ -65,7 +65,10 @@ class ShardedStrategy(ModelParallelStrategy):
             with new_folder(path, existing="replace") if first else contextlib.nullcontext() as made:
                 building = distributed.broadcast(made)
                 assert building is not None
-                files = _by_file(tensors)
+                files, size = {}, 0  # number, from 1, of the file that each process writes its part of a tensor to
+                for name, tensor in tensors.items():
+                    size += tensor.nbytes // distributed.world_size()
+                    files[name] = 1 + size // FILE_BYTES
                 dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(building), files, save_distributed=True))
                 if first:
                     AtomicCheckpointIO().save_checkpoint(checkpoint, building / STATE)
@@ -104,12 +107,3 @@ def trained_shards(module: nn.Module) -> dict[str, Tensor]:
 def load_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fills tensors, which may be spread over the processes, from a checkpoint that any number of them has written."""
     dcp.load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)))
-
-
-def _by_file(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Number, from 1, of the file that each process writes its part of a tensor to."""
-    numbers, size = {}, 0
-    for name, tensor in tensors.items():
-        size += tensor.nbytes // distributed.world_size()
-        numbers[name] = 1 + size // FILE_BYTES
-    return numbers

@@ -18,7 +18,6 @@ class StepTotals:
     Attributes:
         losses: Each micro-batch's share in the loss, those of all processes together.
         loss: Mean over the answer tokens of the step (nats).
-        gradient_norm: Of all gradients together, before they are clipped.
         questions, computed_tokens, tokens, label_tokens: As in `AnswerBatch`.
         due: True where a process has a checkpoint to write after this step; set by its own beforehand.
         stopping: True where a signal has asked a process to stop.

@@ -19,7 +19,7 @@ def test_torchrun_starts_a_run_again_after_a_rank_was_killed(reference: Path, tm
     kill = once(batch=5, rank=1, signum=int(signal.SIGKILL))
     line = ["--nproc-per-node=2", "--max-restarts=1", "train.py", *TRAIN, *kill, f"hydra.run.dir={tmp_path}"]
     said = run([sys.executable, *TORCHRUN, *line])
-    assert (tmp_path / "once").is_file() and "Going on from" in said
+    assert (tmp_path / "once").is_file() and "Resuming from" in said
     assert whole(tmp_path) == whole(reference / "train")
 
 
@@ -82,7 +82,7 @@ def test_two_machines(reference: Path, nodes: list[tuple[str, str, str]], tmp_pa
     """The process of the second is killed on the way; the first, whose torchrun has lost none, goes on with it."""
     kill = once(batch=5, rank=1, signum=int(signal.SIGKILL))
     said = on_both(nodes, tmp_path, "train.py", *TRAIN, *kill, f"hydra.run.dir={tmp_path / 'train'}")
-    assert "Going on from" in said
+    assert "Resuming from" in said
     assert whole(tmp_path / "train") == whole(reference / "train")
     line = [*EVALUATE, f"run={tmp_path / 'train'}", f"hydra.run.dir={tmp_path / 'evaluate'}"]
     on_both(nodes, tmp_path, "evaluate.py", *line)

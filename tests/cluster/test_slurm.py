@@ -34,7 +34,7 @@ def test_requeued_job_goes_on(reference: Path, slurm: dict[str, str], tmp_path: 
     run(["scancel", "--signal=USR1", job], **slurm)
     wait_for(lambda: job_is_over(job, slurm), said.read_text)
     assert "Restarts=1" in run(["scontrol", "show", "job", job], **slurm), said.read_text()
-    assert "Stopped by SIGUSR1" in said.read_text() and "Going on from" in said.read_text()
+    assert "Stopped by SIGUSR1" in said.read_text() and "Resuming from" in said.read_text()
     assert whole(tmp_path / "run") == whole(reference / "train")
 
 
@@ -60,5 +60,5 @@ def test_preempted_job_of_a_sweep_goes_on(
     finally:
         sweep.kill()
     assert sweep.returncode == 0, told()
-    assert "Requeued job" in told() and "Going on from" in told()
+    assert "Requeued job" in told() and "Resuming from" in told()
     assert whole(tmp_path / "0") == whole(reference / "train")

@@ -12,7 +12,7 @@ from statistics_support import answered, cybermetric, measured, needs_files
 
 from cyberlm.config.schema import DataConfig
 from cyberlm.data import near_duplicates
-from cyberlm.data.near_duplicates import CROWD, alike, alike_between, number_words, words_of
+from cyberlm.data.near_duplicates import CROWD, number_words, similar_pairs, similar_pairs_between, words_of
 from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.metrics.contamination import (
     CHECKS,
@@ -254,8 +254,8 @@ def test_no_pair_of_word_sets_is_missed_or_guessed(
     within = [(i, j) for i, a in enumerate(left) for j, b in enumerate(left[:i]) if is_alike(a, b, threshold)]
     between = [(i, j) for i, a in enumerate(left) for j, b in enumerate(right) if is_alike(a, b, threshold)]
     with mock.patch.object(near_duplicates, "CROWD", crowd):
-        assert alike(number_words(left), threshold) == within
-        assert alike_between(number_words([*left, *right]), len(left), threshold) == between
+        assert similar_pairs(number_words(left), threshold) == within
+        assert similar_pairs_between(number_words([*left, *right]), len(left), threshold) == between
 
 
 # --- the real files ---

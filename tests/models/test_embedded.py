@@ -12,7 +12,7 @@ from cyberlm.config.schema import TrainConfig
 from cyberlm.data.sources import load_sources
 from cyberlm.evaluation.scoring import eval_mode, generate
 from cyberlm.models.loading import load_base, load_tokenizer
-from cyberlm.models.methods.method import prepare
+from cyberlm.models.methods.method import attach
 from cyberlm.tasks.prompts import Prompt
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.fit import fit
@@ -51,7 +51,7 @@ def test_its_prompt_has_the_system_message_and_ends_its_turn() -> None:
 def test_its_adapter_opens_with_peft_alone_and_answers_the_same(tmp_path: Path) -> None:
     config = config_of("data.micro_batch_size=2", "optim.learning_rate=1e-3", "method.lora.rank=4")
     questions = load_sources(config.data, MULTIPLE_CHOICE)[0].questions[:4]
-    loaded = prepare(load_base(config.model, config.quant, CPU), config)
+    loaded = attach(load_base(config.model, config.quant, CPU), config)
     prompt = Prompt(config.prompt, load_tokenizer(config.model))
     encoded = prompt.encode(questions)
     fit(config, tmp_path, loaded, prompt, {"train": encoded, "validation": encoded[:2]}, [], CostMeter())

@@ -18,7 +18,7 @@ from cyberlm.evaluation.scoring import eval_mode, generate, next_logits, option_
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
 from cyberlm.models.methods.lora import Lora
-from cyberlm.models.methods.method import method_of, prepare
+from cyberlm.models.methods.method import attach, method_of
 from cyberlm.models.tiny import tiny_tokenizer
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.export import export
@@ -298,7 +298,7 @@ def test_every_adapter_method_fits_a_family_with_a_preset(name: str, tmp_path: P
         base = load_base(config.model, config.quant, CPU)
         with eval_mode(base.model):
             expected = base.model(input_ids=ids).logits
-        loaded = prepare(base, config)
+        loaded = attach(base, config)
         with eval_mode(loaded.model), method_of(config.method).base_view(loaded):
             assert torch.equal(loaded.model(input_ids=ids).logits, expected), method
         loss = loaded.head(loaded.backbone(input_ids=ids, use_cache=False).last_hidden_state).square().mean()

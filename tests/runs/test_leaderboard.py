@@ -287,7 +287,7 @@ def test_sweep_outlives_a_killed_job(tmp_path: Path) -> None:
     shown = (tmp_path / "log").read_text()
     assert code == 0, shown
     assert "Traceback" not in shown
-    assert "job 1 failed (exit code -9); the sweep goes on" in shown
+    assert "job 1 failed (exit code -9); the sweep continues" in shown
 
     with (folder / "leaderboard.csv").open(newline="") as stream:
         rows = {row["job"]: row for row in csv.DictReader(stream)}

@@ -158,7 +158,7 @@ def test_equal_weights_under_two_configurations_are_scored_once(tmp_path: Path) 
 
 def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(tmp_path: Path) -> None:
     config, questions = scoring(LOW), sample_questions(24)
-    bench, bases = evaluating._Bench(config), []
+    loader, bases = evaluating._ModelLoader(config), []
     for name, word, theta in (("a", "the", 1e4), ("b", "of", 1e4), ("c", "the", 1e4), ("d", "the", 5e5)):
         causal, tokenizer = load_base(config_of().model, config.quant, torch.device("cpu")).causal, tiny_tokenizer()
         causal.config.rope_parameters = {"rope_type": "default", "rope_theta": theta}
@@ -169,8 +169,8 @@ def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(t
         tokenizer.save_pretrained(tmp_path / name)
         model = config_of("model=local", f"model.path={tmp_path / name}").model
         spec = ModelSpec(name, "base", name=name, model=model, quant_config=config.quant)
-        entrant = evaluating._entrant(spec, questions, config)
-        bases.append(bench.identity(entrant))
+        prompted = evaluating._prompted(spec, questions, config)
+        bases.append(loader.identity(prompted))
     assert [base == bases[0] for base in bases] == [True, False, True, False]
     assert len({base[0] for base in bases}) == 1  # the weights
 

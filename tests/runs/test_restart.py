@@ -9,7 +9,7 @@ from typed import type_line
 
 from cyberlm.config.saved import save_config
 from cyberlm.runs import resume
-from cyberlm.runs.resume import goes_on
+from cyberlm.runs.resume import continues_run
 from cyberlm.runs.train import train
 
 TORCHRUN, SLURM = {"TORCHELASTIC_RESTART_COUNT": "1"}, {"SLURM_RESTART_COUNT": "2"}
@@ -28,7 +28,7 @@ def begun(tmp_path: Path) -> Path:
 def typed(folder: Path, *line: str, **variables: str) -> object:
     """Types a training run in `folder`/run; the exit code, or the screen where that is not 0."""
     seen: list[bool] = []
-    run = lambda config, run: seen.append(goes_on(config, run))  # noqa: E731
+    run = lambda config, run: seen.append(continues_run(config, run))  # noqa: E731
     ended = type_line(folder, "train", *TINY, "hydra.run.dir=run", *line, run=run, **variables)
     return ended.err if ended.code else seen[0]
 
@@ -49,7 +49,7 @@ def test_other_settings_are_refused_each_with_its_values(begun: Path) -> None:
     before = set(begun.rglob("*"))
     shown = typed(begun.parent, "seed=4", "method.lora.rank=2", **SLURM)
     assert shown == (
-        "run holds a run with other settings, so it cannot go on:\n"
+        "run holds a run with other settings, so it cannot be resumed:\n"
         "  - method.lora.rank: 16 then, 2 now\n"
         "  - seed: 3 then, 4 now\n\n"
         "Type the settings of then, or hydra.run.dir=FOLDER of a new run."
@@ -66,7 +66,7 @@ def test_batch_size_lets_another_number_of_processes_go_on(begun: Path) -> None:
 def test_auto_needs_a_folder_that_is_named(tmp_path: Path) -> None:
     for kind, line in (("run", []), ("sweep", ["-m", "seed=1,2"])):
         ended = type_line(tmp_path, "train", *TINY, "trainer.resume=auto", *line, run=lambda *_: None)
-        shown = f"trainer.resume=auto goes on in a folder that is named:\n  - hydra.{kind}.dir is made up of the time"
+        shown = f"trainer.resume=auto resumes in a folder that is named:\n  - hydra.{kind}.dir is made up of the time"
         assert ended.err.startswith(shown)
     assert not list(tmp_path.iterdir())
 
@@ -84,8 +84,8 @@ def test_a_run_that_has_finished_is_not_trained_again(lora_run: Path, tmp_path: 
 def test_an_evaluation_begins_again(begun: Path) -> None:
     config = evaluation_of("model=tiny_random")
     config.trainer.resume = "auto"
-    assert not goes_on(config, begun)
-    assert goes_on(config_of("trainer.resume=auto"), begun)
+    assert not continues_run(config, begun)
+    assert continues_run(config_of("trainer.resume=auto"), begun)
 
 
 @pytest.mark.parametrize(("devices", "then", "now"), [(8, 2, 2), (4, 2, 1), (12, 2, 3), (6, 2, 1), (12, 1, 1)])

@@ -83,8 +83,8 @@ def test_folder_that_cannot_be_used(tmp_path: Path, line: str, shown: str) -> No
 
 
 def test_a_sweep_is_alone_in_its_folder(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from cyberlm.runs.run_folder import sole_owner\n"
-    code += "with sole_owner(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from cyberlm.runs.run_folder import locked_folder\n"
+    code += "with locked_folder(Path(sys.argv[1])): print('mine', flush=True); sys.stdin.read()"
     line = [sys.executable, "-c", code, str(tmp_path / "sweep")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(line, **pipes) as other:  # type: ignore[call-overload]

@@ -14,7 +14,7 @@ from typed import TRAIN, run_python
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
 from cyberlm.evaluation.results import read_results
-from cyberlm.runs.memory import RunMemory, out_of_memory_explained, show_plan
+from cyberlm.runs.memory import RunMemory, explain_out_of_memory, show_plan
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ModelError, OutOfMemory
 from cyberlm.training.fit import question_data
@@ -132,14 +132,14 @@ def test_the_first_micro_batch_is_the_one_that_was_estimated(setting: str) -> No
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")]
 )
 def test_a_failed_allocation_becomes_a_screen(error: Exception) -> None:
-    with pytest.raises(OutOfMemory) as caught, out_of_memory_explained(config_of(*SMALL)):
+    with pytest.raises(OutOfMemory) as caught, explain_out_of_memory(config_of(*SMALL)):
         raise error
     told = str(caught.value)
     assert "The run takes more memory than there is" in told and "activations" in told
 
 
 def test_other_errors_pass_the_screen() -> None:
-    with pytest.raises(RuntimeError, match="something else"), out_of_memory_explained(config_of(*SMALL)):
+    with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory(config_of(*SMALL)):
         raise RuntimeError("something else")
 
 

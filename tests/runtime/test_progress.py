@@ -77,7 +77,7 @@ def test_what_others_wrote_is_printed_as_it_is(monkeypatch, text: str, terminal:
     table.add_column(text)
     table.add_row(text)
     assert screen.getvalue().count(text) >= 4
-    assert rendered(table, 80).count(text) == 3
+    assert rendered(table).count(text) == 3
 
 
 def test_control_characters_reach_no_terminal(monkeypatch) -> None:

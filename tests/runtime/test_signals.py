@@ -161,13 +161,13 @@ def test_slurms_signal_ends_with_the_code_and_the_command(tmp_path: Path) -> Non
     process = start(tmp_path, *LINE, "hydra.run.dir=outputs/run", **SLURM)
     printed = stop(process, run / "metrics.csv", signal.SIGUSR1)
     assert "scontrol" not in printed
-    command = re.search(r"Stopped by SIGUSR1\. To go on, type:\n(.+)\n", printed)
+    command = re.search(r"Stopped by SIGUSR1\. To resume, type:\n(.+)\n", printed)
     assert command is not None and command[1] == "python train.py trainer.resume=outputs/run"
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
     again = start(tmp_path, *shlex.split(command[1])[2:])
     printed = again.communicate(timeout=300)[0]
     assert again.returncode == 0, printed
-    assert "Going on from outputs/run/checkpoints/step_" in printed
+    assert "Resuming from outputs/run/checkpoints/step_" in printed
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_other_commands_are_the_work_of_one_process(monkeypatch: pytest.MonkeyPa
 
 def test_processes_that_do_not_meet_are_told_where(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "0")  # set again by what joins
-    monkeypatch.setattr(distributed, "MEETING", datetime.timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT", datetime.timedelta(seconds=1))
     with pytest.raises(RunError) as caught:
         distributed.join(World(1, 2, 1, "tcp://127.0.0.1:9", "a test"))
     assert "rank 1 at tcp://127.0.0.1:9" in caught.value.screen()

@@ -125,7 +125,7 @@ def test_a_letter_of_two_tokens_is_refused() -> None:
 
 def test_a_merged_boundary_is_refused() -> None:
     """The end of the cue and the answer are one token."""
-    with pytest.raises(DataError, match="cannot be told from the prompt"):
+    with pytest.raises(DataError, match="cannot be separated from the prompt"):
         make("prompt=letter", "prompt.style=plain", tokenizer=with_word(": B")).encode([QUESTION])
 
 

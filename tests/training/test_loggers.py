@@ -281,7 +281,7 @@ def test_a_logger_that_fails_fails_no_run(tmp_path: Path, capsys: pytest.Capture
     config.logger = {"mine": {"_target_": "test_loggers.Failing", "fails": fails}}
     train(config, tmp_path / "run")
     told = capsys.readouterr().out
-    assert told.count("has failed (OSError: no space left). The run goes on without it") == 1
+    assert told.count("has failed (OSError: no space left). The run continues without it") == 1
     status = read_status(tmp_path / "run")
     assert status is not None and status.state == "finished"
 
@@ -314,7 +314,7 @@ def test_wandb_without_a_folder_of_its_own_stages_in_the_run(
     shown: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null/wandb")
-    logger = loggers.lenient(loggers.wandb_logger(str(tmp_path / "run"), "cyberlm"))
+    logger = loggers.open_failsafe(loggers.wandb_logger(str(tmp_path / "run"), "cyberlm"))
     loggers.log_results([logger], {"test/accuracy": 0.25}, [Chart("predictions", "table", ("right",), [(True,)])])
     loggers.finish([logger], succeeded=True)
     assert "has failed" not in shown.getvalue()

@@ -278,8 +278,8 @@ def test_a_run_from_before_the_monitor_goes_on_by_accuracy(validated: bool, tmp_
 
 
 def test_one_process_at_a_time(stopped_run: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from cyberlm.runs.run_folder import sole_owner\n"
-    code += "with sole_owner(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+    code = "import sys, time; from pathlib import Path; from cyberlm.runs.run_folder import locked_folder\n"
+    code += "with locked_folder(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
     line = [sys.executable, "-c", code, str(stopped_run)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "mine\n"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from support import SHORT, config_of
 from test_fsdp2 import losses
 
-from cyberlm.data.batches import count_batches, part_of, plan_epoch
+from cyberlm.data.batches import batches_of_rank, count_batches, plan_epoch
 from cyberlm.evaluation.results import read_predictions, read_results, read_status
 from cyberlm.runs.processes import start_processes
 from cyberlm.runs.train import train
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize("accumulate", [1, 2, 4, 6])
 def test_each_question_in_one_process(size: int, accumulate: int) -> None:
     planned = plan_epoch([5] * 46, [2] * 46, batch_size=3, accumulate=accumulate, seed=0, epoch=1)
-    parts = [part_of(planned, accumulate, rank, size) for rank in range(size)]
+    parts = [batches_of_rank(planned, accumulate, rank, size) for rank in range(size)]
     assert sorted(row for part in parts for batch in part for row in batch.rows) == list(range(46))
     assert {len(part) for part in parts} == {count_batches(46, 3, accumulate, size)}
     each = -(-accumulate // size)

@@ -234,5 +234,5 @@ def _chance(rows: Sequence[Prediction]) -> float:
 
 
 def _above(count: int, n: int, share: float) -> bool:
-    """Check that `count` of `n` is too many to come about by chance where the expected share is `rows_of_rank`."""
+    """Check that `count` of `n` is too many to come about by chance where the expected share is `share`."""
     return bool(binom.sf(count - 1, n, share) < SURE)

@@ -1,4 +1,4 @@
-"""Metrics of classes: macro-F1, recall of each class, confusion; floors that need no language model.
+"""Metrics of classes: macro-F1, recall of each class, confusion; baselines that need no language model.
 
 Answers are read in up to three ways: by likelihood where labels are listed and few, from a completion that is a label
 (strict), and from the last line of a completion (`last_line`). Macro-F1 is the mean of F1 over the classes that are
@@ -109,18 +109,17 @@ def floors(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     if not closed and any(row.generated is None for row in predictions.test):
         return
     correct = right(predictions.test, generated=not closed).tolist()
-    yield from above_baselines([floor for floor, _ in found], correct, context.clusters)
+    yield from above_baselines([baseline for baseline, _ in found], correct, context.clusters)
     gold = [question.answer for question in context.questions]
-    for floor, given in found:
+    for baseline, given in found:
         value, limits = macro_f1(gold, given, context.clusters)
-        yield Metric(
-            f"baseline_{floor.name}_macro_f1", value, limits, len(gold), floor.note, format_spec=".3f", place="detail"
-        )
+        name, note = f"baseline_{baseline.name}_macro_f1", baseline.note
+        yield Metric(name, value, limits, len(gold), note, format_spec=".3f", place="detail")
 
 
 @functools.lru_cache(maxsize=1)
 def class_baselines(context: EvalSet) -> tuple[tuple[Baseline, list[str]], ...]:
-    """Floors with their answers, learnt from the seen questions; without any, the most frequent class of the test."""
+    """Baselines with their answers, fitted on the seen questions; without any, the most frequent class of the test."""
     gold, seen = [question.answer for question in context.questions], context.seen
     name, most = Counter(question.answer for question in seen or context.questions).most_common(1)[0]
     what = f"always {name}, which is right in {most} of {len(seen or gold)} {'training' if seen else 'test'} questions"
@@ -130,8 +129,8 @@ def class_baselines(context: EvalSet) -> tuple[tuple[Baseline, list[str]], ...]:
         given = tfidf_svm(train, test, [question.answer for question in seen])
         answers.append(("tfidf_svm", given, f"TF-IDF and a linear SVM, fitted on {len(seen)} questions"))
     return tuple(
-        (Baseline(floor, tuple(float(mine == its) for mine, its in zip(given, gold, strict=True)), note), given)
-        for floor, given, note in answers
+        (Baseline(name, tuple(float(mine == its) for mine, its in zip(given, gold, strict=True)), note), given)
+        for name, given, note in answers
     )
 
 

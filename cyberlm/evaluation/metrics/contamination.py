@@ -11,11 +11,12 @@ from itertools import chain
 
 import numpy as np
 
-from cyberlm.data.near_duplicates import alike_between, number_words, without_gc, words_of
+from cyberlm.data.near_duplicates import number_words, similar_pairs_between, words_of
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, share_metric
 from cyberlm.evaluation.predictions import Predictions, has_candidates, right
 from cyberlm.runtime.errors import Problem, RunError
+from cyberlm.runtime.garbage_collection import gc_disabled
 from cyberlm.tasks.task import LETTERS, Example
 
 CHECKS = {
@@ -30,7 +31,7 @@ JACCARD = 0.8
 NGRAM = 13
 """Words (Brown et al. 2020, "Language Models are Few-Shot Learners", arXiv:2005.14165, appendix C)."""
 COMMON_NGRAM = 10
-"""An n-gram of more training texts than this is a common phrase and no leak (the same appendix)."""
+"""An n-gram of more training texts than this is a common phrase and no contamination (the same appendix)."""
 MAX_NAMED = 10
 """Training questions named for one test question and check."""
 
@@ -47,7 +48,7 @@ def contamination(predictions: Predictions, context: EvalSet) -> Iterator[Metric
     """
     if not context.seen:
         return
-    found, n = _found(context), len(context.questions)
+    found, n = _matches(context), len(context.questions)
     flagged = np.zeros(n, dtype=bool)
     flagged[list(set(chain.from_iterable(found.values())))] = True
     total, exact = int(flagged.sum()), len(found["question"])
@@ -68,14 +69,18 @@ def contamination(predictions: Predictions, context: EvalSet) -> Iterator[Metric
 
 
 @functools.lru_cache(maxsize=1)
-def _found(context: EvalSet) -> dict[str, Matches]:
+def _matches(context: EvalSet) -> dict[str, Matches]:
     return find_contamination(context.questions, context.seen)
 
 
-@without_gc()
+@gc_disabled()
 def find_contamination(test: Sequence[Example], train: Sequence[Example]) -> dict[str, Matches]:
     """Compares every test question with every question that a model has seen, by each of `CHECKS`."""
-    return {**_same_text(test, train), "jaccard": _alike(test, train), "ngram": _share_ngram(test, train)}
+    sets = number_words(words_of(question.question) for question in chain(test, train))
+    alike: Matches = {}
+    for i, j in similar_pairs_between(sets, len(test), JACCARD):
+        alike.setdefault(i, []).append(j)
+    return {**_same_text(test, train), "jaccard": alike, "ngram": _share_ngram(test, train)}
 
 
 def refuse_contaminated(test: Sequence[Example], train: Sequence[Example], run: str) -> None:
@@ -121,15 +126,6 @@ def _same_text(test: Sequence[Example], train: Sequence[Example]) -> dict[str, M
     return found
 
 
-def _alike(test: Sequence[Example], train: Sequence[Example]) -> Matches:
-    """Matches of word sets with a Jaccard index of at least `JACCARD`."""
-    sets = number_words(words_of(question.question) for question in chain(test, train))
-    found: Matches = {}
-    for i, j in alike_between(sets, len(test), JACCARD):
-        found.setdefault(i, []).append(j)
-    return found
-
-
 def _share_ngram(test: Sequence[Example], train: Sequence[Example]) -> Matches:
     """Matches of texts that share an n-gram that is not common; a shorter text has none."""
     wanted = {ngram for question in test for ngram in _ngrams(_all_words(question))}
@@ -141,10 +137,10 @@ def _share_ngram(test: Sequence[Example], train: Sequence[Example]) -> Matches:
             if words in texts or len(texts) <= COMMON_NGRAM:  # one more than that says enough
                 texts.setdefault(words, []).append(row)  # equal texts count once
     rare = {ngram: texts for ngram, texts in holders.items() if len(texts) <= COMMON_NGRAM}
-    leaked = {ngram: list(chain.from_iterable(texts.values())) for ngram, texts in rare.items()}
+    shared = {ngram: list(chain.from_iterable(texts.values())) for ngram, texts in rare.items()}
     found = {}
     for i, question in enumerate(test):
-        rows = {row for ngram in _ngrams(_all_words(question)) & leaked.keys() for row in leaked[ngram]}
+        rows = {row for ngram in _ngrams(_all_words(question)) & shared.keys() for row in shared[ngram]}
         if rows:
             found[i] = sorted(rows)
     return found

@@ -7,7 +7,7 @@ from cyberlm.evaluation.metrics.metric import Metric, mean_metric
 from cyberlm.evaluation.predictions import Predictions
 from cyberlm.tasks.cvss_vector import base_score, deviation, vector_in
 
-FLOOR = 7.5
+BASELINE = 7.5
 """Base score of most vectors of CTI-VSP, and its median: what no model is needed for."""
 
 
@@ -19,8 +19,8 @@ def cvss_score(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     of the task.
     """
     rows, clusters = predictions.test, context.clusters
-    always = [abs(FLOOR - base_score(row.reference)) for row in rows]
-    yield mean_metric("baseline_always_7.5", always, clusters, f"deviation of always {FLOOR}", "evidence")
+    always = [abs(BASELINE - base_score(row.reference)) for row in rows]
+    yield mean_metric("baseline_always_7.5", always, clusters, f"deviation of always {BASELINE}", "evidence")
     if any(row.generated is None for row in rows):
         return
     given = [deviation(row.generated or "", row.reference) for row in rows]

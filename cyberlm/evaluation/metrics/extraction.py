@@ -21,8 +21,8 @@ Labels = Sequence[frozenset[str]]
 def extraction(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """Micro-F1, precision and recall of the completions' labels; micro-F1 of the most frequent labels."""
     right = [labels_of(question.answer) for question in context.questions]
-    floor, note = frequent_labels([labels_of(question.answer) for question in context.seen] or right)
-    always, label = [floor] * len(right), "micro-F1 of the most frequent"
+    most_frequent, note = frequent_labels([labels_of(question.answer) for question in context.seen] or right)
+    always, label = [most_frequent] * len(right), "micro-F1 of the most frequent"
     baseline = _metric("baseline_frequent_labels", always, right, context.clusters, label)
     yield replace(baseline, note=note, place="evidence")
     rows = predictions.test

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, mean_metric, share_metric
 from cyberlm.evaluation.predictions import Predictions
-from cyberlm.tasks.task import figures_of, make_task
+from cyberlm.tasks.task import make_task
 
 
 def figures(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
@@ -16,7 +16,7 @@ def figures(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     rows = predictions.test
     if any(row.generated is None for row in rows):
         return
-    for name, figure in figures_of(make_task(context.config)).items():
+    for name, figure in getattr(make_task(context.config), "figures", {}).items():
         values = [figure(row.generated or "", row.reference) for row in rows]
         label = name.replace("_", " ")
         if isinstance(values[0], bool):

@@ -61,18 +61,18 @@ def read_noisy_labels(path: Path, questions: Sequence[Example]) -> dict[str, Noi
     """
     hint = f"A list of suspects has the shape {SHAPE}"
     items = from_json(NoisyLabels, read_json(path, hint), str(path), hint).items
-    suspects, problems = {item.hash: item for item in items}, []
+    listed, problems = {item.hash: item for item in items}, []
     for question in questions:
-        suspect, others = suspects.get(question.hash), LETTERS[: len(question.options)].replace(question.letter, "")
-        if suspect and suspect.corrected and suspect.corrected not in others:
+        item, others = listed.get(question.hash), LETTERS[: len(question.options)].replace(question.letter, "")
+        if item and item.corrected and item.corrected not in others:
             what = (
-                f"{suspect.hash}: corrected is {suspect.corrected}; the question has {len(question.options)} options "
+                f"{item.hash}: corrected is {item.corrected}; the question has {len(question.options)} options "
                 f"and key {question.letter}"
             )
             problems.append(Problem(what, f"{', '.join(others)} or null"))
     if problems:
         raise RunError("The list of suspects does not fit the questions.", problems)
-    return suspects
+    return listed
 
 
 def label_noise(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
@@ -82,14 +82,14 @@ def label_noise(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """
     if context.config.evaluation.suspects is None:
         return
-    suspects = read_noisy_labels(Path(context.config.evaluation.suspects), context.questions)
+    listed = read_noisy_labels(Path(context.config.evaluation.suspects), context.questions)
     chosen, key, clusters = choices(predictions.test), golds(predictions.test), context.clusters
-    listed = [suspects.get(question.hash) for question in context.questions]
-    sure = np.array([suspect is None for suspect in listed])
-    asked = zip(listed, context.questions, strict=True)
+    doubtful = [listed.get(question.hash) for question in context.questions]
+    sure = np.array([item is None for item in doubtful])
+    asked = zip(doubtful, context.questions, strict=True)
     letters = [item.corrected if item and item.corrected else question.letter for item, question in asked]
     corrected = np.array(list(map(LETTERS.index, letters)))
-    doubted, absent = int((~sure).sum()), len(suspects.keys() - {question.hash for question in context.questions})
+    doubted, absent = int((~sure).sum()), len(listed.keys() - {question.hash for question in context.questions})
     note = f"{doubted} of {key.size} questions are suspects; of the list, {absent} are not among the questions"
     label = "accuracy without suspects"
     if sure.any():

@@ -82,13 +82,7 @@ class Metric:
 
 
 def share_metric(
-    name: str,
-    hits: ArrayLike,
-    clusters: Clusters = None,
-    *,
-    note: str = "",
-    label: str = "",
-    place: Place = "headline",
+    name: str, hits: ArrayLike, clusters: Clusters = None, *, note: str = "", label: str = "", place: Place = "headline"
 ) -> Metric:
     """Share of questions, with Wilson's interval on their effective number.
 

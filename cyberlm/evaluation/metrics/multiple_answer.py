@@ -1,4 +1,4 @@
-"""Metrics of sets of right options: exact match, Jaccard index and micro-F1, beside floors that read no question.
+"""Metrics of sets of right options: exact match, Jaccard index and micro-F1, beside baselines that read no question.
 
 Answers are read in up to three ways: by likelihood, where an option is in the set if `yes` is likelier than `no`; from
 a completion that is a set (strict); and from the last line of a completion (`last_line`).

@@ -54,7 +54,7 @@ def circular_eval(predictions: Predictions, context: EvalSet) -> Iterator[Metric
     for group in groups:
         chosen = choices(group)  # (K,)
         correct = chosen == golds(group)
-        # Back to where each option stood in the question itself.
+        # Back to each option's place in the question itself.
         originals = {int(choice + shift) % len(group) for shift, choice in enumerate(chosen)}
         shares.append(float(correct.mean()))
         circular.append(bool(correct.all()))

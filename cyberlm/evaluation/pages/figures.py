@@ -114,7 +114,7 @@ def forest(rows: Sequence[Interval], xlabel: str, band: float | None = None) -> 
 
 
 @themed()
-def curves(panels: Mapping[str, Mapping[str, Points]], xlabel: str = "optimizer step") -> Figure:
+def curves(panels: Mapping[str, Mapping[str, Points]]) -> Figure:
     """Learning curves, by panel and name: a panel each, one above the other on one x axis."""
     figure = Figure((WIDTH, 0.4 + 1.35 * len(panels)))
     stacked: list[Axes] = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0].tolist()
@@ -124,7 +124,8 @@ def curves(panels: Mapping[str, Mapping[str, Points]], xlabel: str = "optimizer 
             every = len(x) // MAX_POINTS + 1
             if len(x) > 60:  # what a reader follows is the mean of near steps
                 axes.plot(x[::every], y[::every], color=colour, linewidth=0.6, alpha=0.35)
-                x, y = _running_mean(x, y, len(x) // 20)
+                kernel = np.ones(len(x) // 20) / (len(x) // 20)
+                x, y = (np.convolve(values, kernel, "valid").tolist() for values in (x, y))
             marker = "o" if few else ""
             axes.plot(x[::every], y[::every], color=colour, linewidth=1.4, marker=marker, markersize=3.5, label=name)
         axes.set_title(title, loc="left")
@@ -133,14 +134,8 @@ def curves(panels: Mapping[str, Mapping[str, Points]], xlabel: str = "optimizer 
         if len(lines) > 1:
             axes.legend(loc="best", handlelength=1.4)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    axes.set_xlabel(xlabel)
+    axes.set_xlabel("optimizer step")
     return figure
-
-
-def _running_mean(x: Sequence[float], y: Sequence[float], width: int) -> Points:
-    """Means over `width` neighbours each, at the place in their middle."""
-    kernel = np.ones(width) / width
-    return tuple(np.convolve(values, kernel, "valid").tolist() for values in (x, y))  # type: ignore[return-value]
 
 
 @themed()

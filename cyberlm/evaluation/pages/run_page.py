@@ -33,7 +33,7 @@ MAX_PAIRS = 12
 
 @dataclass(frozen=True)
 class Origin:
-    """How a run was made, and how to make it again.
+    """Command, settings and learning curves of a run.
 
     Attributes:
         command: To type; without secrets.
@@ -84,7 +84,7 @@ def run_page(results: Results, eval_set: EvalSet, models: Mapping[str, Predictio
 
 
 def _pair(results: Results) -> PairComparison | None:
-    """The comparison that a page speaks of first."""
+    """Main comparison of a page."""
     return main_comparison(results.comparisons) or next(iter(primary_comparisons(results.comparisons)), None)
 
 
@@ -104,9 +104,9 @@ def _cards(results: Results) -> list[tuple[str, str]]:
 
 
 def _outcome(results: Results) -> str:
-    """Outcome that a page speaks of first."""
+    """Main outcome of a page."""
     pair = _pair(results)
-    return GENERATION if pair is not None and pair.outcome == GENERATION else LIKELIHOOD
+    return pair.outcome if pair else LIKELIHOOD
 
 
 def _topics(

@@ -94,7 +94,7 @@ def differences(study: Study) -> Figure:
 
 @themed()
 def accuracy(study: Study) -> Figure:
-    """Accuracy of each row with its interval, seeds as dots, floors as lines."""
+    """Accuracy of each row with its interval, seeds as dots, baselines as lines."""
     rows = [row for row in study.rows if study.outcome in row.figures]
     figure = Figure((WIDTH, 1.1 + 0.3 * len(rows)))
     axes, colour = figure.add_subplot(), colours(study)
@@ -103,9 +103,9 @@ def accuracy(study: Study) -> Figure:
         axes.hlines(place, found.ci_lo or 0.0, found.ci_hi or 0.0, color=colour[row.name], linewidth=1.8)
         axes.plot(found.by_seed, [place] * len(found.by_seed), "o", color=colour[row.name], alpha=0.35, markersize=4)
         axes.plot(found.value, place, "o", color=colour[row.name], markersize=5.5)
-    for name, floor in study.floors.items():
-        axes.axvline(floor, color=INK, linewidth=0.8, linestyle=":")
-        axes.annotate(name, (floor, -0.6), rotation=90, fontsize=7, va="top", ha="right")
+    for name, value in study.floors.items():
+        axes.axvline(value, color=INK, linewidth=0.8, linestyle=":")
+        axes.annotate(name, (value, -0.6), rotation=90, fontsize=7, va="top", ha="right")
     name_rows(axes, [row.name for row in rows])
     axes.set_ylim(top=-0.6)
     axes.set_xlabel(f"accuracy by {study.outcome}")

@@ -120,7 +120,6 @@ def heat_map(
 
     Args:
         x, y: Settings of J jobs.
-        values: (J,) figures that the jobs are ranked by.
     """
     columns, rows = sorted(set(x), key=_order), sorted(set(y), key=_order)
     means = np.full((len(rows), len(columns)), np.nan)

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cyberlm.config.method_rules import EMBEDDING_MODULES
 from cyberlm.models.fast_layers import use_fast_layers
-from cyberlm.models.loaded import UNREADABLE, LoadedModel, one_line, quiet
+from cyberlm.models.loaded import LOADING_ERRORS, LoadedModel, one_line, quiet
 from cyberlm.models.loading import BaseModel
 from cyberlm.models.model_files import check_saved
 from cyberlm.models.prefix_cache import PROBE_TOKENS, nearly_equal
@@ -137,7 +137,7 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> LoadedModel:
         _check_names(folder / "adapter_model.safetensors", model)
     except torch.OutOfMemoryError:
         raise
-    except (OSError, *UNREADABLE) as error:
+    except (OSError, *LOADING_ERRORS) as error:
         raise ModelError(
             f"What lies in {folder} does not fit {loaded.name}.",
             [Problem(one_line(error), "the folder as the run wrote it")],
@@ -170,7 +170,7 @@ def skip_input_casts(model: nn.Module) -> None:
 
 
 def _linear_layers(causal: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the linear layers that an adapter can stand on, and of those that give something else than a product.
+    """Names of the linear layers that an adapter can be put on, and of those that give something else than a product.
 
     A router of Llama 4's experts, for example, is a linear layer by its class, and gives which experts are chosen.
     """
@@ -189,7 +189,7 @@ def _gives_rows(module: Any) -> bool:
     weight = module.weight
     try:
         given = module(torch.zeros(1, module.in_features, device=weight.device, dtype=weight.dtype))
-    except UNREADABLE:
+    except LOADING_ERRORS:
         return False
     return isinstance(given, Tensor) and given.shape == (1, module.out_features)
 
@@ -204,7 +204,7 @@ def _check_targets(loaded: LoadedModel, known: list[str], names: list[str], key:
     tied = [name for name in names if name in EMBEDDING_MODULES]
     if tied and loaded.causal.config.tie_word_embeddings:
         raise ModelError(
-            "The adapter cannot stand on embeddings that input and output share: merging it would change both.",
+            "The adapter cannot be put on embeddings that input and output share: merging it would change both.",
             [Problem(f"{key}: {', '.join(tied)}", fix=f"{key}={ALL_LINEAR}")],
         )
 
@@ -218,17 +218,16 @@ def _check_names(file: Path, model: PeftModel) -> None:
         found = set(tensors.keys())
     needed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     known = set(get_peft_model_state_dict(model, save_embedding_layers=True))
-    for names, told in ((found - known, "belong to none of its layers"), (needed - found, "are missing")):
+    for names, what in ((found - known, "belong to none of its layers"), (needed - found, "are missing")):
         if names:
-            raise ValueError(f"{len(names)} tensors {told}, for example {min(names)}")
+            raise ValueError(f"{len(names)} tensors {what}, for example {min(names)}")
 
 
 @torch.inference_mode()
 def _check_computes_in_layers(loaded: LoadedModel, folder: Path) -> None:
-    """Compares PEFT's own forward pass with the model's halves, which training and scoring call.
+    """Refuses an adapter with which PEFT's own forward pass differs from the model's halves, which scoring calls.
 
-    Raises:
-        ModelError: If they differ: virtual tokens, routers and activation by a token stand outside the layers.
+    Virtual tokens, routers and activation by a token are outside the layers.
     """
     ids = torch.arange(PROBE_TOKENS, device=loaded.device)[None]  # (1, 12)
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}  # alike: the same kernels
@@ -240,7 +239,7 @@ def _check_computes_in_layers(loaded: LoadedModel, folder: Path) -> None:
         same = nearly_equal(halves, whole[:, -PROBE_TOKENS:])
     except torch.OutOfMemoryError:
         raise
-    except UNREADABLE:
+    except LOADING_ERRORS:
         same = False
     if not same:
         assert isinstance(loaded.model, PeftModel)

@@ -10,7 +10,7 @@ from cyberlm.models.loading import BaseModel, hash_weights, load_base
 from cyberlm.models.model_files import check_saved
 from cyberlm.models.sharding import save_sharded
 
-WHOLE = QuantConfig(name=QuantName.none)
+UNQUANTISED = QuantConfig(name=QuantName.none)
 
 
 class Full:
@@ -37,11 +37,11 @@ class Full:
 
     def load(self, base: BaseModel, folder: Path) -> LoadedModel:
         """Loads the tuned weights; the base's file is hashed, and not loaded."""
-        return replace(base, model=self._tuned(base, folder), quant=WHOLE, check=lambda _: None).loaded
+        return replace(base, model=self._tuned(base, folder), quant=UNQUANTISED, check=lambda _: None).loaded
 
     def merge(self, base: BaseModel, folder: Path) -> LoadedModel:
         """Loads the tuned weights in the type of training."""
-        return load_base(self._tuned(base, folder), WHOLE, base.device, trains_all_weights=True)
+        return load_base(self._tuned(base, folder), UNQUANTISED, base.device, trains_all_weights=True)
 
     def _tuned(self, base: BaseModel, folder: Path) -> ModelConfig:
         check_saved(folder, "*.safetensors", "config.json")

@@ -62,11 +62,7 @@ class Method(Protocol):
 
 
 def method_of(config: MethodConfig) -> Method:
-    """Makes the method that `_target_` names.
-
-    Raises:
-        ConfigError: If there is no such class.
-    """
+    """Makes the method that `_target_` names."""
     try:
         kind: type[Method] = resolve_name(config._target_)
     except (ImportError, ValueError, AttributeError) as error:
@@ -105,13 +101,10 @@ def load_for_training(config: TrainConfig, device: torch.device) -> LoadedModel:
     )
 
 
-def prepare(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
-    """Makes what the method trains trainable; a sharded model is loaded so."""
-    return loaded if loaded.sharded else attach(loaded, config)
-
-
 def attach(loaded: LoadedModel, config: TrainConfig) -> LoadedModel:
-    """`Method.attach`, with gradient checkpointing where it is asked for."""
+    """`Method.attach`, with gradient checkpointing where it is asked for; a sharded model is loaded attached."""
+    if loaded.sharded:
+        return loaded
     if config.trainer.gradient_checkpointing:
         loaded.causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     attached = method_of(config.method).attach(loaded)

@@ -21,11 +21,7 @@ TYPES = ("IA3", "LN_TUNING", "MISS", "OFT", "PROMPT_TUNING", "RANDLORA", "SHIRA"
 
 class PeftAdapter(Adapter):
     def __init__(self, config: MethodConfig) -> None:
-        """Checks the settings.
-
-        Raises:
-            ConfigError: If the kind or a setting does not exist, or PEFT refuses a value.
-        """
+        """Checks the settings."""
         settings = {str(name): value for name, value in config.settings.items()}
         kind = settings.pop("peft_type", None)
         self.can_merge = kind != "PROMPT_TUNING"

@@ -46,7 +46,7 @@ _SUPPOSED = (
     r"(?:if\b(?!\s+\w+\s+had\s+to\b)[^.!?;\n\ue000-\ue1ff]{1,100}?\b(?:were|was|had|did|didn't|asked|meant|concerned|wanted|needed)|had|were)"
     r"|at\s+first(?:\s+(?:glance|sight))?|on\s+the\s+surface|superficially)\b[^.!?;\n\ue000-\ue1ff]{0,100}?"
 )
-# What speaks of an option, and neither names it nor denies it. An answer with its text, once announced, may begin a
+# A mention of an option that neither names nor denies it. An answer with its text, once announced, may begin a
 # sentence on itself: "The answer is C. MD5 cannot resist collisions."
 _ASIDE = re.compile(
     rf"(?i)(?:{_SUPPOSED}|\b(?:rather\s+than|instead\s+of|as\s+opposed\s+to|unlike|over|than|between|except(?:\s+for)?|other\s+than|besides"

@@ -111,7 +111,7 @@ class CostMeter(L.Callback):
 
 
 class MetricRows(L.Callback):
-    """Logs every n-th optimizer step, and each that is validated; metrics.csv goes on where the checkpoint left it.
+    """Logs every n-th optimizer step, and each that is validated; a resumed run continues metrics.csv.
 
     Lightning logs a step after the hooks in which checkpoints are written: a run killed in between and resumed would
     lack that row. Steps count from 0, as in Lightning's own rows. docs/results.md describes the figures.

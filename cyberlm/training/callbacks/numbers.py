@@ -93,7 +93,7 @@ class FiniteNumbers(L.Callback):
         raise RunError(
             f"The {what} is {value} in optimizer step {step}; the step was not taken.",
             [Problem(why), Problem(saved if file.is_file() else f"{file} could not be written")],
-            "The last good checkpoint stays, but going on from it would meet the same batch. Start again with a lower "
+            "The last good checkpoint stays, but resuming from it would reach the same batch. Start again with a lower "
             "optim.learning_rate, a longer optim.warmup_fraction, or trainer.precision=32-true.",
         )
 

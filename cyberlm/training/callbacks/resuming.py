@@ -67,7 +67,6 @@ class EarlyStopping(callbacks.EarlyStopping):
     """Ends training when the figure that chooses the weights has stopped getting better.
 
     Args:
-        monitor: `trainer.monitor`.
         patience: Validations without a better one before training ends.
     """
 
@@ -166,7 +165,7 @@ def _any_asked() -> bool:
 
 
 class RandomState(L.Callback):
-    """Random numbers go on where the checkpoint left them, so that a resumed run draws the same dropout.
+    """Random numbers continue where the checkpoint left them, so that a resumed run draws the same dropout.
 
     Each process has numbers of its own: with the same ones, all would drop the same units.
 

@@ -1,4 +1,4 @@
-"""results.json and evidence.json of schema version 1, read as results of today."""
+"""results.json and evidence.json of schema version 1, read as those of the current version."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,21 +13,21 @@ from cyberlm.runtime.validation import from_json
 EVIDENCE_FILE = "evidence.json"
 
 
-def older_results(value: Any, path: Path, hint: str) -> Results:
+def results_of_v1(value: Any, path: Path, hint: str) -> Results:
     """Results of a folder that holds results.json of version 1, with evidence.json beside it.
 
     Of the evidence only comparisons are taken: its other figures were defined otherwise. Raises as `read_results`.
     """
     evidence = read_json(path.with_name(EVIDENCE_FILE), hint)
     try:
-        today = _as_today(value, evidence)
+        current = _as_current(value, evidence)
     except (AttributeError, KeyError, TypeError) as error:
         problem = Problem(f"it is not as version 1 was written ({type(error).__name__}: {error})")
         raise RunError(f"{path} or {EVIDENCE_FILE} cannot be read.", [problem], hint) from error
-    return from_json(Results, today, str(path), hint)
+    return from_json(Results, current, str(path), hint)
 
 
-def _as_today(old: dict[str, Any], evidence: dict[str, Any]) -> dict[str, Any]:
+def _as_current(old: dict[str, Any], evidence: dict[str, Any]) -> dict[str, Any]:
     scores = old["scores"]
     unchanged = {name: item for name, item in old.items() if name not in ("scores", "comparison")}
     return unchanged | {

@@ -1,5 +1,6 @@
 """`cyberlm COMMAND ...`: train and evaluate (train.py and evaluate.py too), export, chat, serve and more."""
 
+import gc
 import importlib
 import sys
 from pathlib import Path
@@ -62,7 +63,10 @@ def run_command(command: str) -> None:
 def _function(name: str) -> Any:
     """A function of cyberlm.runs; torch and the rest are imported only now that the configuration is right."""
     module, _, function = name.partition(".")
-    return getattr(importlib.import_module(f"cyberlm.runs.{module}"), function)
+    story = getattr(importlib.import_module(f"cyberlm.runs.{module}"), function)
+    if not gc.get_freeze_count():
+        gc.freeze()  # collections between a run's phases leave out what was imported
+    return story
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ folder as second argument, the memory that each process takes is measured.
 
 import contextlib
 import json
-import sys
 import threading
 import time
 import warnings
@@ -107,13 +106,14 @@ def measured(folder: Path, *overrides: str) -> dict[str, int]:
     """Bytes above those of the libraries: the most in each phase of a run, and what is left behind it."""
     found: dict[str, int] = {}
     folder.mkdir(exist_ok=True)
-    config = config_of(*COMMON, "trainer.max_steps=2", "data.max_batch_tokens=512", *overrides)
+    short = ("trainer.max_steps=1", "evaluation.max_new_tokens=2", "data.max_batch_tokens=512")
+    config = config_of(*COMMON, *short, *overrides)
     method, prompt = method_of(config.method), Prompt(config.prompt, load_tokenizer(config.model), make_task(config))
     encoded = prompt.encode(QUESTIONS)
     parts = {"train": encoded, "validation": encoded[:4]}
 
     def score(loaded: LoadedModel) -> None:
-        predict(loaded, prompt, QUESTIONS[:8], encoded[:8], config.evaluation, 512, "it")
+        predict(loaded, prompt, QUESTIONS[:4], encoded[:4], config.evaluation, 512, "it")
 
     release_freed_memory()
     peak = Peak()
@@ -131,7 +131,7 @@ def measured(folder: Path, *overrides: str) -> dict[str, int]:
 
 
 def main(folder: Path, *models: str) -> None:
-    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
     dist.init_process_group("gloo")
     devices = f"trainer.devices={dist.get_world_size()}"
     for name, (overrides, stopped_at, resumed) in json.loads((folder / "cases.json").read_text()).items():
@@ -144,8 +144,3 @@ def main(folder: Path, *models: str) -> None:
             trained([devices, "trainer.strategy=fsdp2", *overrides], stopped_at, resumed, folder / name)
         dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -2,29 +2,30 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import sharded_ranks
 import torch
 import torch.distributed as dist
+from forks import run_ranks, type_command
 from safetensors.torch import load_file
 from sharded_ranks import trained
-from support import SHORT, TINY, config_of
+from support import SHORT, TINY, config_of, evaluation_of
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cyberlm.evaluation.results import read_predictions
 from cyberlm.models.methods.method import load_for_training
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
+from cyberlm.runs.evaluate import evaluate
+from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ModelError
+from cyberlm.runtime.signals import EXIT_STOPPED
 from cyberlm.training.callbacks.resuming import RandomState
 from cyberlm.training.checkpointing import MANIFEST, damage, resume_point, seal
 
-ROOT = Path(__file__).parents[2]
 CHECKPOINTED = "trainer.gradient_checkpointing=true"
 DDP = "trainer.strategy=auto"
 DROPOUT = ["method=lora", "method.lora.dropout=0.2", DDP, "data.batch_size=16"]
@@ -43,21 +44,13 @@ STOPPED_AT = 8
 """Micro-batch of each of two processes, which have 5 an epoch: in the second epoch, after its first optimizer step."""
 
 
-def run_ranks(count: int, folder: Path, cases: dict[str, object], *arguments: str) -> str:
+def train_cases(count: int, folder: Path, cases: dict[str, object], *models: str) -> str:
     """Runs `sharded_ranks.py` in several processes; returns what they said."""
     folder.mkdir(exist_ok=True)
     (folder / "cases.json").write_text(json.dumps(cases))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    done = subprocess.run(
-        [sys.executable, *torchrun, str(ROOT / "tests" / "sharded_ranks.py"), str(folder), *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    codes, said = run_ranks(count, sharded_ranks.main, folder, *models, folder=folder)
+    assert codes == [0] * count, said
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +62,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases["stopped"] = (EQUAL["sft"], STOPPED_AT, False)
     cases |= {"dropout": (DROPOUT, None, False), "dropout stopped": (DROPOUT, STOPPED_AT, False)}
     cases |= {f"{name} offloaded": ([*EQUAL[name], OFFLOADED], None, False) for name in ("sft", "qlora")}
-    run_ranks(2, folder, cases)
+    train_cases(2, folder, cases)
     return folder
 
 
@@ -78,7 +71,7 @@ def replicas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Cases that four processes have trained, two for each of two replicas."""
     folder = tmp_path_factory.mktemp("replicas")
     stopped = {"stopped": ([*EQUAL["sft"], REPLICAS], 4, False)}  # of 3 an epoch: after the second one's first step
-    run_ranks(4, folder, {name: ([*EQUAL[name], REPLICAS], None, False) for name in REPLICATED} | stopped)
+    train_cases(4, folder, {name: ([*EQUAL[name], REPLICAS], None, False) for name in REPLICATED} | stopped)
     return folder
 
 
@@ -133,7 +126,7 @@ def test_replicas_are_as_one_process(name: str, replicas: Path, tmp_path: Path) 
 @pytest.mark.slow
 def test_one_replica_goes_on_with_the_shards_of_two(replicas: Path, tmp_path: Path) -> None:
     shutil.copytree(replicas / "stopped", tmp_path / "stopped")
-    run_ranks(2, tmp_path, {"stopped": (EQUAL["sft"], None, True)})
+    train_cases(2, tmp_path, {"stopped": (EQUAL["sft"], None, True)})
     assert_equal_runs(tmp_path / "stopped", replicas / "sft", 1e-5)
 
 
@@ -172,7 +165,7 @@ def test_any_number_of_processes_goes_on(name: str, count: int, two: Path, tmp_p
     whole, overrides = ("sft", EQUAL["sft"]) if name == "stopped" else ("dropout", DROPOUT)
     shutil.copytree(two / name, tmp_path / name)
     assert len(losses(tmp_path / name, "train/loss")) == 4
-    said = run_ranks(count, tmp_path, {name: (overrides, None, True)})
+    said = train_cases(count, tmp_path, {name: (overrides, None, True)})
     assert len(losses(tmp_path / name, "train/loss")) == 6
     assert_equal_runs(tmp_path / name, two / whole, 0 if count == 2 else 1e-5)
     assert (f"The checkpoint is of 2 processes, now there are {count}" in said) == (count != 2)
@@ -247,35 +240,27 @@ def test_model_that_cannot_be_read_tensor_by_tensor_is_refused(tmp_path: Path) -
 # -------------------------------------------------------------------------------------------------- whole runs
 
 
-def cyberlm(command: str, folder: Path, *overrides: str) -> None:
-    line = [sys.executable, "-m", "cyberlm", command, *overrides, f"hydra.run.dir={folder}"]
-    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
-    assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
-
-
 @pytest.mark.slow
 def test_runs_are_sharded_from_training_to_evaluation(tmp_path: Path) -> None:
     """A run of two processes goes on as three after a signal; its model is scored by two, base and tuned, as by one."""
     run, kill = tmp_path / "run", "+callbacks.of_the_test"
-    small, few = ("data.max_train=21", "data.max_validation=5", "data.max_test=9"), "evaluation.max_new_tokens=4"
-    given = (
-        *TINY,
-        *SHORT,
-        *small,
-        few,
-        "method=qlora",
-        "data.micro_batch_size=4",
-        "data.batch_size=8",
-        "trainer.max_epochs=2",
-    )
+
+    def typed(count: int, command: str, name: str, *overrides: str) -> list[int]:
+        line = (type_command, command, *overrides, f"hydra.run.dir={tmp_path / name}")
+        codes, said = run_ranks(count, *line, folder=tmp_path)
+        assert "Traceback" not in said, said
+        return codes
+
+    few = "evaluation.max_new_tokens=4"
+    small = ("data.max_train=21", "data.max_validation=5", "data.max_test=9", few, "trainer.max_epochs=2")
+    given = (*TINY, *SHORT, *small, "method=qlora", "data.micro_batch_size=4", "data.batch_size=8")
     stopped = (f"{kill}._target_=training_support.Kill", f"{kill}.signum=15", f"{kill}.batch=2", f"{kill}.rank=1")
-    with pytest.raises(AssertionError, match="Stopped by SIGTERM"):
-        cyberlm("train", run, *given, *stopped, "trainer.strategy=fsdp2", "trainer.devices=2")
-    cyberlm("train", run, f"trainer.resume={run}", "trainer.devices=3")
-    cyberlm("train", tmp_path / "one", *given)
+    assert typed(2, "train", "run", *given, *stopped, "trainer.strategy=fsdp2") == [EXIT_STOPPED] * 2
+    assert typed(3, "train", "run", f"trainer.resume={run}") == [0] * 3
+    train(config_of(*given), tmp_path / "one")
     assert losses(run, "train/loss") == pytest.approx(losses(tmp_path / "one", "train/loss"), abs=1e-5)
-    for folder, overrides in (("two", ("trainer.devices=2", "trainer.strategy=fsdp2")), ("alone", ())):
-        cyberlm("evaluate", tmp_path / folder, f"run={run}", few, *overrides)
+    assert typed(2, "evaluate", "two", f"run={run}", few, "trainer.strategy=fsdp2") == [0] * 2
+    evaluate(evaluation_of(f"run={run}", few), tmp_path / "alone")
     answers = [read_predictions(folder / "predictions.jsonl") for folder in (run, tmp_path / "two", tmp_path / "alone")]
     for name in ("base", "tuned"):
         for found in answers[:2]:
@@ -315,7 +300,7 @@ def test_no_process_holds_the_base(tmp_path: Path) -> None:
         ("sft", ["method=sft", shard]),
         ("whole", ["method=lora"]),
     ):
-        run_ranks(2, tmp_path, {name: (overrides, None, False)}, str(tmp_path / "model"))
+        train_cases(2, tmp_path, {name: (overrides, None, False)}, str(tmp_path / "model"))
         for rank in (0, 1):
             found = json.loads((tmp_path / name / f"memory_{rank}.json").read_text())
             print(name, rank, {phase: f"{size / MB:.0f} MB" for phase, size in found.items()})

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import Fork, run_ranks, type_command
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
-from support import SHORT, config_of
+from support import SHORT, config_of, evaluation_of
 from test_fsdp2 import losses
 
 from cyberlm.data.batches import batches_of_rank, count_batches, plan_epoch
 from cyberlm.evaluation.results import read_predictions, read_results, read_status
+from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.processes import start_processes
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError
@@ -61,12 +63,17 @@ def assert_as_one(run: Path, alone: Path, *overrides: str) -> None:
     assert answered(run) == answered(alone)
 
 
-def run_two(folder: Path, *overrides: str) -> tuple[int, str]:
-    """Exit code and output of a run of two processes on the command line, or of one that goes on (`trainer.resume`)."""
+def launch_two(folder: Path, *overrides: str) -> tuple[int, str]:
+    """Exit code and output of a run by `trainer.devices=2`, or of one that goes on (`trainer.resume`)."""
     own = overrides if overrides[0].startswith("trainer.resume") else (*SMALL, *overrides, "trainer.devices=2")
     line = [sys.executable, "-m", "cyberlm", "train", *own, f"hydra.run.dir={folder}"]
     done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
     return done.returncode, done.stdout
+
+
+def run_two(folder: Path, *overrides: str) -> tuple[list[int], str]:
+    """Exit codes and output of two processes of a run, started here as another launcher would."""
+    return run_ranks(2, type_command, "train", *SMALL, *overrides, f"hydra.run.dir={folder}", folder=folder)
 
 
 def callback(name: str, **arguments: object) -> list[str]:
@@ -77,10 +84,10 @@ def callback(name: str, **arguments: object) -> list[str]:
 @pytest.mark.slow
 def test_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, said = run_two(run, *callback("Kill", signum=int(signal.SIGTERM), batch=2, rank=1))
+    code, said = launch_two(run, *callback("Kill", signum=int(signal.SIGTERM), batch=2, rank=1))
     assert code == EXIT_STOPPED and said.count("Stopped by SIGTERM. To go on") == 1, said
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["step_000002.ckpt"]
-    code, said = run_two(run, f"trainer.resume={run}")
+    code, said = launch_two(run, f"trainer.resume={run}")
     assert code == 0, said
     assert_as_one(run, tmp_path / "alone")
 
@@ -88,8 +95,8 @@ def test_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) ->
 @pytest.mark.slow
 def test_number_that_goes_wrong_in_one_process_stops_both(tmp_path: Path) -> None:
     """The first writes what all of them had, a micro-batch of each, and alone says so."""
-    code, said = run_two(tmp_path, *callback("Poison", batch=2, rank=1))
-    assert code == 1 and "Traceback" not in said
+    codes, said = run_two(tmp_path, *callback("Poison", batch=2, rank=1))
+    assert codes == [1, 1] and "Traceback" not in said
     assert said.count("The loss is nan in optimizer step 1; the step was not taken") == 1, said
     assert {name.partition(".")[0] for name in load_file(tmp_path / BAD_BATCH)} == {"batch0", "batch1", "weights"}
 
@@ -97,7 +104,7 @@ def test_number_that_goes_wrong_in_one_process_stops_both(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_process_that_is_killed_ends_the_run(rank: int, tmp_path: Path) -> None:
-    code, said = run_two(tmp_path, *callback("Kill", signum=int(signal.SIGKILL), batch=2, rank=rank))
+    code, said = launch_two(tmp_path, *callback("Kill", signum=int(signal.SIGKILL), batch=2, rank=rank))
     assert code == 1 and "Traceback" not in said, said
     assert f"- rank {rank}: SIGKILL" in said and f"trainer.resume={tmp_path}" in said
     assert ("Another process of this run has ended" in said) == (rank == 1)
@@ -105,8 +112,8 @@ def test_process_that_is_killed_ends_the_run(rank: int, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_process_that_fails_tells_why(tmp_path: Path) -> None:
-    code, said = run_two(tmp_path, *callback("Fail", batch=2, rank=1))
-    assert code == 1 and said.count("Traceback") == 1, said
+    codes, said = run_two(tmp_path, *callback("Fail", batch=2, rank=1))
+    assert codes == [1, 1] and said.count("Traceback") == 1, said
     assert "Rank 1 on " in said and "ConnectionAbortedError" in said
     assert "Another process of this run has ended" in said
     assert read_status(tmp_path).state == "failed"
@@ -116,8 +123,8 @@ def test_process_that_fails_tells_why(tmp_path: Path) -> None:
 def test_a_step_has_one_collective_beside_its_gradients(tmp_path: Path) -> None:
     """Of three micro-batches in two processes; DDP's own reduction of gradients is not called from Python."""
     steps_of_three = ("data.max_train=40", "data.micro_batch_size=2", "trainer.accumulate_grad_batches=3")
-    code, said = run_two(tmp_path, *callback("CountCollectives"), *steps_of_three, "trainer.max_epochs=1")
-    assert code == 0, said
+    codes, said = run_two(tmp_path, *callback("CountCollectives"), *steps_of_three, "trainer.max_epochs=1")
+    assert codes == [0, 0], said
     for rank in (0, 1):
         _, *batches = json.loads((tmp_path / f"collectives_{rank}.json").read_text())
         assert len(batches) == 10  # 20 micro-batches, 10 in each process
@@ -128,11 +135,11 @@ def test_a_step_has_one_collective_beside_its_gradients(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_evaluation_by_two_processes_is_that_of_one(lora_run: Path, tmp_path: Path) -> None:
     """By likelihood and by generation."""
-    for devices in (1, 2):
-        line = [*(sys.executable, "-m", "cyberlm", "evaluate", f"run={lora_run}", f"trainer.devices={devices}")]
-        done = subprocess.run([*line, f"hydra.run.dir={tmp_path / str(devices)}"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    one, two = (read_predictions(tmp_path / name / "predictions.jsonl") for name in ("1", "2"))
+    evaluate(evaluation_of(f"run={lora_run}"), tmp_path / "one")
+    line = ("evaluate", f"run={lora_run}", f"hydra.run.dir={tmp_path / 'two'}")
+    codes, said = run_ranks(2, type_command, *line, folder=tmp_path)
+    assert codes == [0, 0], said
+    one, two = (read_predictions(tmp_path / name / "predictions.jsonl") for name in ("one", "two"))
     assert one.keys() == two.keys() == {"base", "tuned"}
     for name, answers in one.items():
         for answer, other in zip(answers, two[name], strict=True):
@@ -143,29 +150,18 @@ def test_evaluation_by_two_processes_is_that_of_one(lora_run: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_optuna_sweep_with_two_processes_a_job(tmp_path: Path) -> None:
     """Both processes of a job train with its hyperparameters, and its figures are those of one process."""
-    folder = tmp_path / "sweep"
-    line = [
-        *(sys.executable, "-m", "cyberlm", "train", "-m", "sweep=optuna", *SMALL, "trainer.devices=2"),
-        *(
-            "hydra.sweeper.n_trials=2",
-            f"hydra.sweep.dir={folder}",
-            "+callbacks.record._target_=training_support.Record",
-        ),
-    ]
-    done = subprocess.run(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=400)
-    assert done.returncode == 0 and "Traceback" not in done.stdout, done.stdout
-    assert done.stdout.count("Training: 42/42 questions") == 2, done.stdout
-    chosen = []
-    for job in ("0", "1"):
-        given = [str(item) for item in OmegaConf.load(folder / job / ".hydra" / "overrides.yaml")]
-        sampled = [item for item in given if item.startswith(("method.lora.rank", "optim.learning_rate"))]
-        rank, rate = (item.split("=")[1] for item in sorted(sampled))
-        chosen.append((rank, rate))
-        for process in (0, 1):
-            seen = json.loads((folder / job / f"process_{process}.json").read_text())
-            assert seen == {"rank": int(rank), "learning_rate": float(rate), "processes": 2}
-        assert_as_one(folder / job, tmp_path / f"alone_{job}", *sampled)
-    assert chosen[0] != chosen[1]
+    folder, record = tmp_path / "sweep", "+callbacks.record._target_=training_support.Record"
+    optuna = ("-m", "sweep=optuna", "hydra.sweeper.n_trials=1", f"hydra.sweep.dir={folder}")
+    sweep = Fork(type_command, "train", *optuna, *SMALL, "trainer.devices=2", record, folder=tmp_path)
+    code, said = sweep.ended()
+    assert code == 0 and "Traceback" not in said and said.count("Training: 42/42 questions") == 1, said
+    given = [str(item) for item in OmegaConf.load(folder / "0" / ".hydra" / "overrides.yaml")]
+    sampled = [item for item in given if item.startswith(("method.lora.rank", "optim.learning_rate"))]
+    rank, rate = (item.split("=")[1] for item in sorted(sampled))
+    for process in (0, 1):
+        seen = json.loads((folder / "0" / f"process_{process}.json").read_text())
+        assert seen == {"rank": int(rank), "learning_rate": float(rate), "processes": 2}
+    assert_as_one(folder / "0", tmp_path / "alone", *sampled)
 
 
 # ------------------------------------------------------------------------------------------------- what cannot work

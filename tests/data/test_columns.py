@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +12,17 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from support import MULTIPLE_CHOICE, config_of
+from test_readers import read, refusal, write
 
-from cyberlm.config.schema import OnBadRow
 from cyberlm.data import text_files
-from cyberlm.data.readers import QuestionSet, read_questions
+from cyberlm.data.readers import read_questions
 from cyberlm.data.sources import load_sources
-from cyberlm.runtime.errors import DataError
 from cyberlm.tasks.task import Example, make_task
 
 PORTS = Example("q:1", "Which port does HTTPS use?", ("80", "443", "22"), 1)
 CTI = {"question": "Question", "options": ["Option A", "Option B", "Option C"], "answer": "GT"}
 NUMBERED = {"question": 1, "options": [2, 3, 4], "answer": 5}
 
-
-def read(path: Path, columns: Mapping[str, Any] | None = None, **settings: Any) -> QuestionSet:
-    return read_questions(path, "q", OnBadRow.error, MULTIPLE_CHOICE, columns, **settings)
-
-
-def write(folder: Path, name: str, content: str | bytes) -> Path:
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def rows(path: Path, columns: Mapping[str, Any] | None = None) -> list[tuple[tuple[str, ...], int]]:
-    return [(item.options, item.gold) for item in read(path, columns).questions]
-
-
-def refusal(path: Path, columns: Mapping[str, Any] | None = None, **settings: Any) -> str:
-    with pytest.raises(DataError) as caught:
-        read(path, columns, **settings)
-    return caught.value.screen()
-
-
-# --- formats ---
 
 CSV = "URL,Question,Option A,Option B,Option C,Prompt,GT\nx,Which port does HTTPS use?,80,443,22,y,b\n"
 ROW = {"Question": PORTS.question, "Option A": "80", "Option B": "443", "Option C": "22", "GT": "B", "URL": "x"}
@@ -115,34 +91,27 @@ def test_a_folder_of_the_datasets_library_is_read_by_split(tmp_path: Path) -> No
     assert "data.split=test of a file" in refusal(write(tmp_path, "q.csv", CSV), CTI, split="test")
 
 
-# --- options and answers ---
-
-
-@pytest.mark.parametrize(
-    ("options", "answer", "more"),
-    [
-        (["80", "443", "22"], "b", {}),
-        ({"A": "80", "B": "443", "C": "22"}, "B", {}),
-        ({"text": ["80", "443", "22"], "label": ["A", "B", "C"]}, "B", {}),
-        ({"text": ["80", "443", "22"], "label": ["1", "2", "3"]}, "2", {}),
-        ([{"text": "80", "label": "A"}, {"text": "443", "label": "B"}, {"text": "22", "label": "C"}], "B", {}),
-        (["80", "443", "22"], 1, {"answer_is": "index0"}),
-        (["80", "443", "22"], "1", {"answer_is": "index0"}),
-        (["80", "443", "22"], 2, {"answer_is": "index1"}),
-        (["80", "443", "22"], "443", {"answer_is": "text"}),
-        (["A: 80", "B: 443", "C: 22"], "B", {}),
-        (["A: 80", "B: 443", "C: 22"], "B: 443", {"answer_is": "text"}),
-        (["(a) 80", "(b) 443", "(c) 22"], "443", {"answer_is": "text"}),
-        (["A. 80", "B. 443", "C. 22"], "B", {}),
-    ],
-)
-def test_options_and_answers_in_every_form(options: Any, answer: Any, more: dict[str, str], tmp_path: Path) -> None:
-    row = {"q": PORTS.question, "choices": options, "key": answer, "n": 7}
-    path = write(tmp_path, "q.jsonl", json.dumps(row))
-    columns = {"question": "q", "options": "choices", "answer": "key"} | more
-    assert rows(path, columns) == [(PORTS.options, 1)]
-    own = write(tmp_path, "own.jsonl", json.dumps({"question": "x?", "options": options, "answer": answer}))
-    assert rows(own, more) == [(PORTS.options, 1)]
+def test_options_and_answers_in_every_form(tmp_path: Path) -> None:
+    plain, labelled = ["80", "443", "22"], ["A: 80", "B: 443", "C: 22"]
+    for options, answer, answer_is in (
+        (plain, "b", None),
+        ({"A": "80", "B": "443", "C": "22"}, "B", None),
+        ({"text": plain, "label": ["A", "B", "C"]}, "B", None),
+        ({"text": plain, "label": ["1", "2", "3"]}, "2", None),
+        ([{"text": text, "label": letter} for text, letter in zip(plain, "ABC", strict=True)], "B", None),
+        (plain, 1, "index0"),
+        (plain, "1", "index0"),
+        (plain, 2, "index1"),
+        (plain, "443", "text"),
+        (labelled, "B", None),
+        (labelled, "B: 443", "text"),
+        (["(a) 80", "(b) 443", "(c) 22"], "443", "text"),
+        (["A. 80", "B. 443", "C. 22"], "B", None),
+    ):
+        path = write(tmp_path, "q.jsonl", json.dumps({"q": PORTS.question, "choices": options, "key": answer}))
+        columns = {"question": "q", "options": "choices", "answer": "key", "answer_is": answer_is}
+        (found,) = read(path, columns).questions
+        assert (found.options, found.gold) == (PORTS.options, 1)
 
 
 def test_option_letters_are_stripped_only_where_each_option_has_its_own_and_counted(tmp_path: Path) -> None:
@@ -155,9 +124,8 @@ def test_option_letters_are_stripped_only_where_each_option_has_its_own_and_coun
     assert "gives A and B the same text: 'x'" in refusal(write(tmp_path, "same.jsonl", same))
 
 
-@pytest.mark.parametrize(
-    ("answer", "answer_is", "reason"),
-    [
+def test_an_answer_that_does_not_fit_its_form_is_refused(tmp_path: Path) -> None:
+    for answer, answer_is, reason in (
         (3, "index0", "is '3'; allowed: 0 to 2"),
         (0, "index1", "is '0'; allowed: 1 to 3"),
         (1.5, "index0", "is '1.5'; allowed: 0 to 2"),
@@ -165,14 +133,9 @@ def test_option_letters_are_stripped_only_where_each_option_has_its_own_and_coun
         ("8080", "text", "is '8080', which is the text of no option"),
         (443, "text", "is the number 443; allowed: the text of an option"),
         (1, None, "is the number 1, not text"),
-    ],
-)
-def test_an_answer_that_does_not_fit_its_form_is_refused(
-    answer: Any, answer_is: str | None, reason: str, tmp_path: Path
-) -> None:
-    row = {"question": "x?", "options": ["80", "443", "22"], "answer": answer}
-    path = write(tmp_path, "q.jsonl", json.dumps(row))
-    assert reason in refusal(path, {"answer_is": answer_is})
+    ):
+        row = json.dumps({"question": "x?", "options": ["80", "443", "22"], "answer": answer})
+        assert reason in refusal(write(tmp_path, "q.jsonl", row), {"answer_is": answer_is})
 
 
 def test_ids_of_the_file_are_kept_and_none_is_given_twice(tmp_path: Path) -> None:
@@ -188,20 +151,12 @@ def test_ids_of_the_file_are_kept_and_none_is_given_twice(tmp_path: Path) -> Non
     assert "id is null" in refusal(write(tmp_path, "q.jsonl", json.dumps(ROW | {"URL": None})), columns)
 
 
-# --- proposals ---
-
 HEADERLESS = "".join(f"Which is number {k} of them?,{k},x{k},y{k},{'ABC'[k % 3]}\n" for k in range(6))
 LETTERED = [
-    {
-        "id": str(k),
-        "source": "x",
-        "question": f"Which is number {k}?",
-        "choices": [f"A: {k}", f"B: x{k}", f"C: y{k}"],
-        "answer": (f"A: {k}", f"B: x{k}", f"C: y{k}")[k % 3],
-        "topics": ["t"],
-    }
-    for k in range(6)
+    {"id": str(k), "question": f"Which is number {k}?", "choices": choices, "answer": choices[k % 3], "topics": ["t"]}
+    for k, choices in enumerate([f"A: {k}", f"B: x{k}", f"C: y{k}"] for k in range(6))
 ]
+INDEXED = [{"frage, (neu)": f"No.{k}?", "o1": "x", "o2": "y", "o3": "z", "cop": k % 3, "domain": "d"} for k in range(6)]
 CTI_TSV = "URL\tQuestion\tOption A\tOption B\tOption C\tPrompt\tGT\n" + "".join(
     f"http://x/{k}\tWhich is {k}?\t{k}\tx{k}\t{'' if k == 4 else 'y'}\tWhich is {k}? A) B) C)\t{'ABc'[k % 3]}\n"
     for k in range(6)
@@ -212,49 +167,36 @@ CTI_TSV = "URL\tQuestion\tOption A\tOption B\tOption C\tPrompt\tGT\n" + "".join(
     ("name", "content", "proposed", "count"),
     [
         (
-            "cti.tsv",
-            CTI_TSV,
+            *("cti.tsv", CTI_TSV),
             "data.columns.question=Question 'data.columns.options=[Option A,Option B,Option C]' data.columns.answer=GT "
             "data.on_bad_row=skip",
-            "5 of its 6 rows",
+            5,
         ),
+        ("mmlu.csv", HEADERLESS, "data.columns.question=1 'data.columns.options=[2,3,4]' data.columns.answer=5", 6),
         (
-            "mmlu.csv",
-            HEADERLESS,
-            "data.columns.question=1 'data.columns.options=[2,3,4]' data.columns.answer=5",
-            "6 of its 6 rows",
-        ),
-        (
-            "lettered.json",
-            json.dumps(LETTERED),
+            *("lettered.json", json.dumps(LETTERED)),
             "data.columns.question=question data.columns.options=choices data.columns.answer=answer "
             "data.columns.answer_is=text",
-            "6 of its 6 rows",
+            6,
         ),
         (
-            "indexed.jsonl",
-            "\n".join(
-                json.dumps(
-                    {"frage, (neu)": f"Number {k}?", "o1": "x", "o2": "y", "o3": "z", "cop": k % 3, "domain": "d"}
-                )
-                for k in range(6)
-            ),
+            *("indexed.jsonl", "\n".join(map(json.dumps, INDEXED))),
             """'data.columns.question='"'"'frage, (neu)'"'"'' 'data.columns.options=[o1,o2,o3]' """
             "data.columns.answer=cop data.columns.topic=domain data.columns.answer_is=index0",
-            "6 of its 6 rows",
+            6,
         ),
     ],
 )
 def test_what_would_read_a_file_is_proposed_and_reads_it(
-    name: str, content: str, proposed: str, count: str, tmp_path: Path
+    name: str, content: str, proposed: str, count: int, tmp_path: Path
 ) -> None:
     path = write(tmp_path, name, content)
     screen = refusal(path)
-    assert f"These overrides read {count}:\n    {proposed}" in screen
+    assert f"These overrides read {count} of its 6 rows:\n    {proposed}" in screen
     assert "with the first row:\n    " in screen and len(screen.splitlines()) < 24
     config = config_of("data=file", f"data.path={path}", *shlex.split(proposed))
     (found,) = load_sources(config.data, MULTIPLE_CHOICE)
-    assert len(found.questions) == int(count[0]) and len({item.gold for item in found.questions}) == 3
+    assert len(found.questions) == count and len({item.gold for item in found.questions}) == 3
 
 
 @pytest.mark.parametrize("answers", [("A", "B,C"), (["A"], ["B", "C"]), ("B", "AC")])
@@ -268,20 +210,15 @@ def test_several_right_answers_propose_their_task(answers: tuple[Any, Any], tmp_
     assert len({item.answer for item in found.questions}) == 2
 
 
-def test_indices_that_may_count_from_0_or_1_are_left_to_the_reader(tmp_path: Path) -> None:
+def test_what_a_proposal_leaves_to_the_reader(tmp_path: Path) -> None:
+    """Indices that may count from 0 or 1; columns that nothing reads; a column that is not there."""
     lines = (json.dumps({"q": f"Number {k}?", "options": ["x", "y", "z"], "key": 1 + k % 2}) for k in range(6))
     screen = refusal(write(tmp_path, "q.jsonl", "\n".join(lines)))
     assert "data.columns.answer_is=index0\n" in screen and "data.columns.answer_is=index1 as well" in screen
-
-
-def test_a_file_that_nothing_reads_shows_its_columns_and_the_overrides_form(tmp_path: Path) -> None:
     screen = refusal(write(tmp_path, "q.csv", "name,age\nalice,3\nbob,4\n"))
     assert "    name: 'alice'" in screen and "'data.columns.options=[COLUMN,COLUMN]'" in screen
     missing = refusal(write(tmp_path, "q.csv", CSV), CTI | {"answer": "Key"})
     assert "there is no column 'Key'" in missing and "data.columns.answer=GT" in missing
-
-
-# --- named sources ---
 
 
 def test_named_sources_read_files_of_their_shape(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def refusal(*overrides: str) -> str:
     return caught.value.screen()
 
 
-def test_a_dataset_of_the_hub_is_read_by_subset_and_split(cached: Path) -> None:
+def test_a_dataset_of_the_hub_is_read_by_subset_and_split(cached: Path, tmp_path: Path) -> None:
     config = config_of("data=secqa").data
     (main,) = load_sources(config, MULTIPLE_CHOICE)
     assert (main.name, len(main.questions)) == ("secqa", 40)
@@ -83,12 +83,9 @@ def test_a_dataset_of_the_hub_is_read_by_subset_and_split(cached: Path) -> None:
     own = ("data=file", "data.path=zefang-liu/secqa", "data.subset=secqa_v1", *columns)
     train_set, test_set = load(*own, "data.split=test", "data.test_split=dev")
     assert (train_set.name, test_set.name, len(test_set.questions)) == ("secqa", "secqa-test", 5)
-
-
-def test_a_plain_file_is_held_out_beside_a_subset_and_a_split(cached: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text(csv("mine", 6))
-    config = config_of("data=secqa", f"data.test_path={tmp_path / 'mine.csv'}")
-    assert [len(file.questions) for file in load_sources(config.data, MULTIPLE_CHOICE)] == [40, 6]
+    held_out = load("data=secqa", f"data.test_path={tmp_path / 'mine.csv'}")
+    assert [len(file.questions) for file in held_out] == [40, 6]
 
 
 def test_a_local_copy_of_a_repository_is_the_same_and_runs_no_code(cached: Path, tmp_path: Path) -> None:
@@ -135,9 +132,7 @@ def test_what_cannot_be_had_is_told_on_one_screen(
     assert len(screen.splitlines()) < 24
 
 
-def test_without_a_network_the_cache_is_read_and_said(
-    cached: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_network_the_cache_is_read_and_said(cached: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     folder, commit = hub.dataset_folder("zefang-liu/secqa", None, "CC BY-NC-SA 4.0")

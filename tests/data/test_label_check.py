@@ -1,7 +1,7 @@
 """The label linter: each rule is broken once with a real tokenizer, and sound examples pass."""
 
 import io
-import time
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -71,31 +71,18 @@ def lint(prompt: Prompt, questions=QUESTIONS, collate=None, encoded: list[Encode
     lint_labels(questions, prompt.encode(questions) if encoded is None else encoded, prompt, collate)
 
 
-def problems(*arguments, **named) -> list[str]:
-    """Messages of the broken rules."""
-    with pytest.raises(DataError) as caught:
-        lint(*arguments, **named)
-    return [found.what for found in caught.value.problems]
-
-
-# --------------------------------------------------------------------------------------------------- what passes
+def smollm2() -> PreTrainedTokenizerFast:
+    """Opens each turn with its beginning-of-sequence token."""
+    return load_tokenizer(config_of("model=smollm2_135m").model)
 
 
 @pytest.mark.parametrize("protocol", ["letter", "text"])
 @pytest.mark.parametrize("style", ["chat", "plain"])
-@pytest.mark.parametrize("make", [tiny_tokenizer, llama3_like, lambda: with_bos(tiny_tokenizer())])
+@pytest.mark.parametrize("make", [tiny_tokenizer, llama3_like, lambda: with_bos(tiny_tokenizer()), smollm2])
 def test_sound_examples_pass(make: Callable[[], PreTrainedTokenizerFast], style: str, protocol: str, shown) -> None:
-    lint(prompt_of(make(), f"prompt={protocol}", f"prompt.style={style}"))
-
-
-@pytest.mark.parametrize("protocol", ["letter", "text"])
-@pytest.mark.parametrize("style", ["chat", "plain"])
-def test_embedded_model_and_data_pass(style: str, protocol: str, shown) -> None:
-    """SmolLM2 opens each turn with its beginning-of-sequence token."""
-    config = config_of("model=smollm2_135m", f"prompt={protocol}", f"prompt.style={style}")
-    tokenizer = load_tokenizer(config.model)
-    assert tokenizer.pad_token_id not in (tokenizer.eos_token_id, Prompt(config.prompt, tokenizer).end_ids[-1])
-    lint(Prompt(config.prompt, tokenizer), sample_questions(360))
+    """Also where texts hold control tokens."""
+    odd = replace(QUESTIONS[0], question="What is <|begin_of_text|>?", options=("a <|eot_id|> b", "c"))
+    lint(prompt_of(make(), f"prompt={protocol}", f"prompt.style={style}"), (*QUESTIONS, odd, *sample_questions(60)))
     assert "[" in shown.getvalue()
 
 
@@ -103,26 +90,6 @@ def test_padding_may_be_the_end_of_turn_as_long_as_the_loss_leaves_it_out(shown)
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = "<|eot_id|>"
     lint(prompt_of(tokenizer, "prompt=text"))
-
-
-def test_ten_thousand_examples_in_a_second(shown) -> None:
-    prompt = prompt_of(tiny_tokenizer(), "prompt=letter", "prompt.system=", "prompt.question='{question} {options}'")
-    questions = [replace(QUESTIONS[k % 12], id=f"q:{k}") for k in range(10_000)]
-    few = prompt.encode(QUESTIONS)
-    encoded = [few[k % 12] for k in range(10_000)]
-    started = time.process_time()
-    lint_labels(questions, encoded, prompt)
-    assert time.process_time() - started < 2  # 0.5 s on an idle core
-
-
-# ------------------------------------------------------------------------------------------- each rule, broken once
-
-
-def test_control_tokens_in_texts_are_texts(shown) -> None:
-    questions = (replace(QUESTIONS[0], question="What is <|begin_of_text|>?", options=("a <|eot_id|> b", "c")),)
-    for make in (llama3_like, tiny_tokenizer):
-        for protocol in ("letter", "text"):
-            lint(prompt_of(make(), f"prompt={protocol}"), questions)
 
 
 def lossy_tokenizer() -> PreTrainedTokenizerFast:
@@ -161,11 +128,11 @@ def altered(row: int, **changes: Callable[[EncodedQuestion, Prompt], object]):
     return encoded
 
 
-def collated(change: Callable[[AnswerBatch, Prompt], AnswerBatch], end_ids: tuple[int, ...] | None = None):
+def collated(change: Callable[[AnswerBatch, Prompt], AnswerBatch]):
     """A collator whose batches are changed."""
 
     def collate(prompt: Prompt) -> dict[str, object]:
-        ours = AnswerCollator(end_ids or prompt.end_ids, share_prefix=False)
+        ours = AnswerCollator(prompt.end_ids, share_prefix=False)
         return {"collate": lambda fetched: change(ours(fetched), prompt)}
 
     return collate
@@ -208,9 +175,7 @@ DECODED = "the labels do not read as the right answer"
             ["the end of turn is not trained on: 12 examples", CUT, DECODED],
         ),
         (
-            tiny_tokenizer,
-            "text",
-            collated(with_padding_labelled),
+            *(tiny_tokenizer, "text", collated(with_padding_labelled)),
             ["padding is trained on: 11", "the end of turn", "an end of turn", CUT, DECODED],
         ),
         (
@@ -219,9 +184,7 @@ DECODED = "the labels do not read as the right answer"
             ["no token of the answer is trained on: 12"],
         ),
         (
-            tiny_tokenizer,
-            "text",
-            collated(lambda batch, _: kept(batch, slice(1, None))),
+            *(tiny_tokenizer, "text", collated(lambda batch, _: kept(batch, slice(1, None)))),
             [f"{CUT}: 1", f"{DECODED}: 1"],
         ),
         (
@@ -240,29 +203,26 @@ DECODED = "the labels do not read as the right answer"
 )
 def test_each_rule_is_broken_once(make, protocol: str, broken, expected: list[str]) -> None:
     prompt = prompt_of(make(), f"prompt={protocol}")
-    found = problems(prompt, **((broken(prompt) if broken else None) or {}))
+    with pytest.raises(DataError) as caught:
+        lint(prompt, **((broken(prompt) if broken else None) or {}))
+    found = [problem.what for problem in caught.value.problems]
     assert len(found) == len(expected) and all(map(str.startswith, found, expected))
 
 
-# ------------------------------------------------------------------------------------------------ what is shown
-
-
-def test_example_without_a_terminal_is_in_brackets(shown: io.StringIO) -> None:
-    lint(prompt_of(tiny_tokenizer(), "prompt=letter", "prompt.system="), QUESTIONS[:3])
+def test_the_example_marks_what_is_trained_on(shown: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In brackets, or by colours on a terminal."""
+    prompt = prompt_of(tiny_tokenizer(), "prompt=letter", "prompt.system=")
+    lint(prompt, QUESTIONS[:3])
     assert shown.getvalue() == (
         "First training example; what is trained on is in [brackets]:\n"
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n"
         "Which port is number 0?\n\nA) port 0\nB) none\nC) é and ☃\nD) all of them\n\nAnswer with one letter."
         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[A<|eot_id|>]\n"
     )
-
-
-def test_example_on_a_terminal_is_coloured(monkeypatch: pytest.MonkeyPatch) -> None:
-    printed = io.StringIO()
-    terminal = Console(file=printed, force_terminal=True, color_system="standard", soft_wrap=True)
+    terminal = Console(file=(printed := io.StringIO()), force_terminal=True, color_system="standard", soft_wrap=True)
     monkeypatch.setattr(progress, "console", terminal)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    lint(prompt_of(tiny_tokenizer(), "prompt=letter", "prompt.system="), QUESTIONS[:3])
+    lint(prompt, QUESTIONS[:3])
     assert printed.getvalue().endswith("\x1b[1;30;42mA<|eot_id|>\x1b[0m\n")
     assert "[A<|eot_id|>]" not in printed.getvalue()
 
@@ -278,22 +238,6 @@ def test_what_could_steer_a_terminal_is_shown_as_an_escape(shown: io.StringIO) -
     assert visible("a\tb\r\n\ud800") == "a\\tb\\r\n\\ud800"
 
 
-# ------------------------------------------------------------------------------------------------ too long a prompt
-
-
-def split_with_long_questions() -> Split:
-    def question(name: str, words: int) -> Example:
-        return Example(name, "word " * words, ("a", "b"), 0)
-
-    return Split(
-        train=(question("t:1", 5), question("t:2", 90), question("t:3", 5)),
-        validation=(question("v:1", 5),),
-        test=(question("e:1", 5),),
-        sources=(),
-        clusters=5,
-    )
-
-
 @pytest.mark.parametrize(
     ("policy", "part", "hint"),
     [
@@ -304,25 +248,22 @@ def split_with_long_questions() -> Split:
     ],
 )
 def test_long_questions_are_refused(policy: str, part: str, hint: str) -> None:
-    split = split_with_long_questions()
-    if part != "train":
-        split = replace(split, train=split.train[:1])
-        split = replace(split, **{part.removeprefix("all of "): split_with_long_questions().train[1:2]})
+    short, long = (Example(f"q:{words}", "word " * words, ("a", "b"), 0) for words in (5, 90))
+    parts = dict.fromkeys(("train", "validation", "test"), (short,))
+    parts |= {"train": (short, long)} if part == "train" else {part.removeprefix("all of "): (long,)}
     config = config_of("data.max_length=400", f"data.on_long_prompt={policy}")
-    with pytest.raises(DataError, match=r"t:2: \d+ tokens") as caught:
-        encode_split(split, prompt_of(tiny_tokenizer()), config.data)
+    with pytest.raises(DataError, match=r"q:90: \d+ tokens") as caught:
+        encode_split(Split(**parts, sources=(), clusters=5), prompt_of(tiny_tokenizer()), config.data)
     assert hint in caught.value.hint
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # between libraries
 def test_a_run_says_what_it_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
-    short = "\n".join(
-        f'{{"question": "Port {k} or {k * 7}?", "options": ["x{k}", "y"], "answer": "A"}}' for k in range(20)
-    )
-    long = f'{{"question": "{"long " * 100}?", "options": ["x", "y"], "answer": "A"}}'
+    rows = [{"question": f"Port {k} or {k * 7}?", "options": [f"x{k}", "y"], "answer": "A"} for k in range(20)]
+    short = "\n".join(map(json.dumps, rows))
     (tmp_path / "test.jsonl").write_text(short.replace("Port", "Which"))
-    (tmp_path / "q.jsonl").write_text(f"{short}\n{long}\n")
+    (tmp_path / "q.jsonl").write_text(f"{short}\n{json.dumps(rows[0] | {'question': 'long ' * 100})}\n")
     config = config_of(
         *("data=mcq", f"data.path={tmp_path / 'q.jsonl'}", f"data.test_path={tmp_path / 'test.jsonl'}"),
         *("data.max_length=300", "data.on_long_prompt=skip", "data.near_duplicate_jaccard=1", "data.seed=3"),

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from test_splits import config, held_out_set, question_set, texts
@@ -38,29 +37,36 @@ def test_without_weights_each_source_is_split_as_it_would_be_alone() -> None:
     }
     assert split.dropped == {} and split == split_questions(mixed(), [A, B])
     assert split.sources == (A, B) and [item.source for item in split.test] == ["a"] * 40 + ["b"] * 20
+    held_out = counts(split_questions(mixed(), [A, of("a", texts(30, seed=4), held_out=True), B]))
+    assert (held_out["test"], held_out["train"]) == ({"a": 30, "b": 20}, {"a": 180, "b": 70}), "of its source alone"
+    with pytest.raises(DataError) as caught:
+        split_questions(mixed(), [A, of("b", ["the same words every time"] * 30)])
+    assert "no test questions of b" in caught.value.screen()
 
 
 @pytest.mark.parametrize(
     ("weights", "most", "drawn"),
     [
-        ((2, 1), None, (140, 70)),  # 140 and 70 are there
-        ((1, 1), None, (70, 70)),
-        ((1, 4), None, (17, 70)),
-        ((0.5, 0.5), 50, (25, 25)),
-        ((3, 1), 40, (30, 10)),
+        ((2, 1), None, {"a": 140, "b": 70}),  # all that are there
+        ((1, 1), None, {"a": 70, "b": 70}),
+        ((1, 4), None, {"a": 17, "b": 70}),
+        ((0.5, 0.5), 50, {"a": 25, "b": 25}),
+        ((3, 1), 40, {"a": 30, "b": 10}),
     ],
 )
-def test_weights_draw_as_many_training_questions_as_there_are_in_these_shares(
-    weights: tuple[float, float], most: int | None, drawn: tuple[int, int]
-) -> None:
-    split = split_questions(mixed(weights, max_train=most), [A, B])
-    assert counts(split)["train"] == dict(zip("ab", drawn, strict=True))
-    assert split.dropped.get(f"not drawn, by data.weights{' and data.max_train' if most else ''}", 0) == 210 - sum(
-        drawn
-    )
+def test_weights_draw_as_many_training_questions_as_there_are_in_these_shares(weights, most, drawn, tmp_path) -> None:
+    settings = mixed(weights, max_train=most)
+    split = split_questions(settings, [A, B])
+    assert counts(split)["train"] == drawn
+    left = f"not drawn, by data.weights{' and data.max_train' if most else ''}"
+    assert split.dropped.get(left, 0) == 210 - sum(drawn.values())
     assert counts(split)["test"] == {"a": 40, "b": 20}, "weights are of training alone"
-    assert split.train == split_questions(mixed(weights, max_train=most), [A, B]).train
+    assert split.train == split_questions(settings, [A, B]).train
     assert set(split.train) <= set(split_questions(mixed(), [A, B]).train)
+    write_manifest(split, settings, tmp_path / "m.json")
+    manifest = read_manifest(tmp_path / "m.json")
+    assert (manifest["settings"]["mix"], manifest["settings"]["weights"]) == (["a", "b"], list(weights))
+    assert all(row["source"] == row["id"].partition(":")[0] for part in manifest["parts"].values() for row in part)
 
 
 def test_what_one_source_shares_with_the_test_of_another_leaves_training() -> None:
@@ -70,26 +76,3 @@ def test_what_one_source_shares_with_the_test_of_another_leaves_training() -> No
     assert not tested & {item.question.removesuffix(" too") for item in split.train}
     found = sum(map(len, split.parts().values())) + sum(split.dropped.values())
     assert found == 160 and split.dropped["near-duplicate of a test question"] > 0
-
-
-def test_a_held_out_file_is_the_test_of_its_source_alone() -> None:
-    split = split_questions(mixed(), [A, of("a", texts(30, seed=4), held_out=True), B])
-    assert counts(split)["test"] == {"a": 30, "b": 20}
-    assert counts(split)["train"] == {"a": 180, "b": 70}
-
-
-def test_a_source_without_a_test_question_is_refused() -> None:
-    same = ["the same words every time"] * 30
-    with pytest.raises(DataError) as caught:
-        split_questions(mixed(), [A, of("b", same)])
-    assert "no test questions of b" in caught.value.screen()
-
-
-def test_the_manifest_names_the_source_of_every_question(tmp_path: Path) -> None:
-    settings = mixed((1, 1))
-    write_manifest(split_questions(settings, [A, B]), settings, tmp_path / "m.json")
-    manifest = read_manifest(tmp_path / "m.json")
-    assert (manifest["settings"]["mix"], manifest["settings"]["weights"]) == (["a", "b"], [1, 1])
-    rows = [row for part in manifest["parts"].values() for row in part]
-    assert all(row["source"] == row["id"].partition(":")[0] for row in rows)
-    assert Counter(row["source"] for row in manifest["parts"]["train"]) == {"a": 70, "b": 70}

@@ -18,7 +18,7 @@ from support import MULTIPLE_CHOICE, config_of
 from cyberlm.config.compose import conf_folder
 from cyberlm.config.schema import DataConfig, OnBadRow
 from cyberlm.data.readers import QuestionSet
-from cyberlm.data.sources import SAMPLE, load_sources, pinned_file
+from cyberlm.data.sources import SAMPLE, load_sources
 from cyberlm.runtime import cache as cache_module
 from cyberlm.runtime.errors import ConfigError, DataError
 
@@ -97,12 +97,7 @@ def cached() -> list[str]:
     return [path.name for path in Path(os.environ["CYBERLM_CACHE_DIR"]).iterdir()]
 
 
-# --- downloading ---
-
-
-def test_a_file_is_downloaded_once_and_read_from_the_cache_after(
-    server: Server, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_is_downloaded_once_and_read_from_the_cache_after(server, tmp_path, monkeypatch, capsys) -> None:
     main, held_out = load(server.source())
     assert held_out is None
     assert (main.name, len(main.questions)) == ("CyberMetric-2000-v1", 2000)
@@ -113,6 +108,10 @@ def test_a_file_is_downloaded_once_and_read_from_the_cache_after(
     assert load(server.source()) == (main, None)
     assert server.paths == [f"/2f5818b/{FILE}"]
     assert cached() == [FILE], "no partial file stays behind"
+    monkeypatch.delenv("CYBERLM_CACHE_DIR")
+    monkeypatch.setattr(cache_module, "user_cache_path", lambda name: tmp_path / name)
+    load(server.source())
+    assert (tmp_path / "cyberlm" / FILE).read_bytes() == CONTENT, "without a variable the cache is the user's"
 
 
 def test_a_torn_download_leaves_nothing_and_the_next_run_starts_afresh(server: Server) -> None:
@@ -126,26 +125,26 @@ def test_a_torn_download_leaves_nothing_and_the_next_run_starts_afresh(server: S
     assert len(load(server.source())[0].questions) == 2000, "a server need not say the length"
 
 
-def test_a_download_with_another_hash_is_refused_with_both_and_not_kept(server: Server) -> None:
+def test_another_hash_is_refused_with_both_in_a_download_and_in_the_cache(server: Server) -> None:
     server.content = CONTENT.replace(b'"B"}', b'"A"}', 1)
     screen = refusal(server.source())
     assert f"What {server.address}/2f5818b/{FILE} sent is not the CyberMetric-2000-v1" in screen
     assert f"its sha256 is {sha256(server.content)}" in screen
     assert f"allowed: {sha256(CONTENT)}" in screen
     assert cached() == []
-
-
-def test_a_cached_file_that_changed_is_refused_and_left_for_the_user_to_remove(server: Server) -> None:
-    load(server.source())
     path = Path(os.environ["CYBERLM_CACHE_DIR"]) / FILE
     path.write_bytes(CONTENT + b"\n")
     screen = refusal(server.source())
     assert f"its sha256 is {sha256(path.read_bytes())}" in screen
     assert f"rm '{path}'" in screen
-    assert path.is_file()
+    assert path.is_file(), "the user removes it"
 
 
-def test_no_network_gives_the_address_and_every_way_out(server: Server) -> None:
+def test_no_network_gives_the_address_and_every_way_out(server: Server, tmp_path: Path) -> None:
+    screen = refusal(server.source(dir=str(tmp_path)))
+    assert f"there is no {FILE} in it" in screen
+    assert f"curl -fLo '{tmp_path}/{FILE}' {server.address}" in screen
+    assert server.paths == [], "a folder without the file is refused, and nothing is downloaded"
     server.status = 404
     assert "HTTP Error 404: Not Found" in refusal(server.source())
     server.address = "http://127.0.0.1:9"
@@ -153,37 +152,6 @@ def test_no_network_gives_the_address_and_every_way_out(server: Server) -> None:
     assert f"http://127.0.0.1:9/2f5818b/{FILE}" in screen
     for way in ("data.dir=FOLDER", "CYBERLM_DATA_DIR=FOLDER", "CYBERLM_CACHE_DIR", "python train.py data=sample"):
         assert way in screen
-
-
-def test_without_a_variable_the_cache_is_the_users(
-    monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("CYBERLM_CACHE_DIR")
-    monkeypatch.setattr(cache_module, "user_cache_path", lambda name: tmp_path / name)
-    load(server.source())
-    assert (tmp_path / "cyberlm" / FILE).read_bytes() == CONTENT
-
-
-def test_the_pinned_addresses_and_the_hash_of_a_file_that_is_not_here() -> None:
-    main = "https://raw.githubusercontent.com/cybermetric/CyberMetric"
-    config = cybermetric()
-    assert {size: pinned_file(config, size).address for size in config.files} == {
-        80: f"{main}/2f5818b/CyberMetric-80-v1.json",
-        500: f"{main}/2f5818b/CyberMetric-500-v1.json",
-        2000: f"{main}/2f5818b/CyberMetric-2000-v1.json",
-        10000: f"{main}/205262cdf5022ba890e792efd176fb19d42913fa/CyberMetric-10000-v1.json",
-    }
-    assert pinned_file(config, 10000).sha256 == "4e35bb62c73b60bd27e54512b2ace6f9286ff2921a45a3d5fe2da22401e04bbb"
-
-
-# --- files at hand ---
-
-
-def test_a_folder_without_the_file_is_refused_and_nothing_is_downloaded(server: Server, tmp_path: Path) -> None:
-    screen = refusal(server.source(dir=str(tmp_path)))
-    assert f"there is no {FILE} in it" in screen
-    assert f"curl -fLo '{tmp_path}/{FILE}' {server.address}" in screen
-    assert server.paths == []
 
 
 @needs_files
@@ -209,39 +177,31 @@ def test_a_local_file_is_read_in_place_by_its_hash_its_reader_and_its_columns(sc
     pinned = DataConfig(name="cti", address=f"{scheme}{path}", sha256=sha256(path.read_bytes()), columns=columns)
     main, _ = load(dataclasses.replace(pinned, reader="tsv"))
     assert (main.name, main.source) == ("cti", str(path))
-    assert [(item.question, item.options, item.letter) for item in main.questions] == [
-        ("Which port?", ("80", "443"), "B")
-    ]
+    (found,) = main.questions
+    assert (found.question, found.options, found.letter) == ("Which port?", ("80", "443"), "B")
     assert "its name ends in '.txt'" in refusal(pinned)
     other = dataclasses.replace(pinned, reader="tsv", columns=columns | {"answer": "Key"})
     assert "there is no column 'Key', which data.columns names" in refusal(other)
     assert "that is pinned by its sha256" in refusal(dataclasses.replace(pinned, sha256="0" * 64))
 
 
-@pytest.mark.parametrize(
-    ("typed", "problem"),
-    [
-        ("data=sample +data.files={1:{file:x}} data.size=2", "data.size=2: sample has no such file"),
-        ("data=sample data.address='https://x/{commit}/q.json' data.sha256=abc", "without data.commit"),
-        ("data=sample data.address=https://x/q.json data.sha256=null", "without data.sha256"),
-        ("data=sample data.size=80", "data.size=80 with data=sample"),
-        ("data=sample data.address='x{y'", "data.address=x{y"),
-    ],
-)
-def test_what_a_source_does_not_pin_is_asked_for_before_anything_is_read(typed: str, problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
-        config_of(*typed.split())
-
-
-# --- your own files and the sample ---
+def test_what_a_source_does_not_pin_is_asked_for_before_anything_is_read() -> None:
+    for typed, problem in (
+        ("+data.files={1:{file:x}} data.size=2", "data.size=2: sample has no such file"),
+        ("data.address='https://x/{commit}/q.json' data.sha256=abc", "without data.commit"),
+        ("data.address=https://x/q.json data.sha256=null", "without data.sha256"),
+        ("data.size=80", "data.size=80 with data=sample"),
+        ("data.address='x{y'", "data.address=x{y"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            config_of("data=sample", *typed.split())
 
 
 def test_your_own_file_alone_and_with_a_test_file(tmp_path: Path) -> None:
     train, test, same_name = tmp_path / "train.jsonl", tmp_path / "test.jsonl", tmp_path / "held" / "train.json"
     same_name.parent.mkdir()
-    train.write_text(json.dumps(ROW))
-    test.write_text(json.dumps(ROW))
-    same_name.write_text(json.dumps([ROW]))
+    for path in (train, test, same_name):
+        path.write_text(json.dumps([ROW]) if path.suffix == ".json" else json.dumps(ROW))
     config = DataConfig(name="mcq", path=str(train))
     main, held_out = load(config)
     assert (main.name, main.source, held_out) == ("train", str(train), None)
@@ -249,27 +209,17 @@ def test_your_own_file_alone_and_with_a_test_file(tmp_path: Path) -> None:
         main, held_out = load(dataclasses.replace(config, test_path=str(path)))
         assert held_out is not None
         assert (main.questions[0].id, held_out.questions[0].id) == ("train:1", f"{name}:1")
-
-
-def test_bad_rows_of_your_own_file_follow_the_setting(tmp_path: Path) -> None:
-    path = tmp_path / "q.json"
-    path.write_text(json.dumps([ROW, ROW | {"solution": "C"}]))
-    assert "row 2" in refusal(DataConfig(name="mcq", path=str(path)))
-    main, _ = load(DataConfig(name="mcq", path=str(path), on_bad_row=OnBadRow.skip))
+    test.write_text(json.dumps(ROW) + "\n" + json.dumps(ROW | {"solution": "C"}))
+    assert "row 2" in refusal(dataclasses.replace(config, path=str(test)))
+    main, _ = load(dataclasses.replace(config, path=str(test), on_bad_row=OnBadRow.skip))
     assert (len(main.questions), len(main.skipped)) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("address", "words"),
-    [("package://nowhere/x.json", "No module named 'nowhere'"), ("package://cyberlm/data/gone.json", "No such file")],
-)
-def test_an_address_that_leads_nowhere_is_told(address: str, words: str) -> None:
-    assert words in refusal(DataConfig(name="mine", address=address))
-
-
-def test_the_sample_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_file_of_a_package_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for config in (SAMPLE, config_of("data=sample").data):
         main, held_out = load(config)
         assert (main.name, main.source, len(main.questions)) == ("sample", "cyberlm/data/sample.json", 360)
         assert held_out is None
+    for address, words in (("nowhere/x.json", "No module named 'nowhere'"), ("cyberlm/data/gone.json", "No such file")):
+        assert words in refusal(DataConfig(name="mine", address=f"package://{address}"))

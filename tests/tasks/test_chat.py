@@ -44,21 +44,24 @@ def read(row: object) -> Example:
 
 @pytest.mark.parametrize("row", [MESSAGES, SHAREGPT])
 def test_a_conversation_keeps_its_messages_and_their_white_space(row: dict[str, object], tmp_path: Path) -> None:
-    assert read(row) == EXAMPLE
+    """The column of a file that holds one is proposed."""
     (tmp_path / "c.jsonl").write_text(json.dumps(row))
     (found,) = read_questions(tmp_path / "c.jsonl", "c", OnBadRow.error, CHAT).questions
     assert found == EXAMPLE and found.hash != Example("c:1", EXAMPLE.question, EXAMPLE.options, 0).hash
+    ((shape, messages),) = row.items()
+    (tmp_path / "c.jsonl").write_text(json.dumps({"chat": messages}))
+    with pytest.raises(DataError) as caught:
+        read_questions(tmp_path / "c.jsonl", "c", OnBadRow.error, CHAT)
+    assert f"These overrides read 1 of its 1 rows:\n    data.columns.{shape}=chat" in caught.value.screen()
 
 
-def test_alpacas_columns_are_one_turn() -> None:
+def test_other_shapes_of_a_conversation() -> None:
+    """Alpaca's columns are one turn; messages behind the last answer are left out and noted."""
     row = {"instruction": "Name the port.", "input": "SSH", "output": " 22 \n"}
     assert read(row) == Example("c:1", "Name the port.\n\nSSH", ("22",), 0, turns=(("user", "Name the port.\n\nSSH"),))
     assert read(row | {"input": ""}).turns == (("user", "Name the port."),)
-
-
-def test_messages_behind_the_last_answer_are_left_out_and_noted() -> None:
-    row = {"messages": [*MESSAGES["messages"], {"role": "user", "content": "Thanks"}]}
-    assert read(row).turns == EXAMPLE.turns and read(row).notes == ("messages behind the last answer left out",)
+    thanks = read({"messages": [*MESSAGES["messages"], {"role": "user", "content": "Thanks"}]})
+    assert thanks.turns == EXAMPLE.turns and thanks.notes == ("messages behind the last answer left out",)
 
 
 @pytest.mark.parametrize(
@@ -104,15 +107,12 @@ def test_every_answer_of_the_assistant_is_trained_on_and_nothing_else(template: 
     lint_labels([example], [encoded], prompt)
 
 
-def test_a_template_that_changes_earlier_messages_is_refused() -> None:
+def test_a_template_that_changes_earlier_messages_or_is_not_there_is_refused() -> None:
     prompt = Prompt(PROMPT, templated(REASONING), CHAT)
     assert prompt.encode([Example("c:1", "x", ("y",), 0, turns=(("user", "x"),))]), "one turn is as it was asked for"
     with pytest.raises(ModelError) as caught:
         prompt.encode([EXAMPLE])
     assert "c:1: message 3 is not written as an answer to those before it" in caught.value.screen()
-
-
-def test_a_conversation_needs_a_chat_template() -> None:
     with pytest.raises(ConfigError, match="Conversations need a chat template"):
         Prompt(PROMPT, templated(None), CHAT).encode([EXAMPLE])
 
@@ -148,19 +148,3 @@ def test_a_run_on_conversations_is_scored_and_scored_again(tmp_path: Path) -> No
     assert "rougeL" in metrics["tuned"] and metrics["tuned"]["gold_nll"].n == 12
     evaluate(evaluation_of(f"run={run}", "evaluation.max_new_tokens=4"), tmp_path / "again")
     assert read_results(tmp_path / "again").metrics["tuned"]["gold_nll"] == metrics["tuned"]["gold_nll"]
-
-
-def test_a_question_file_is_no_chat_file(tmp_path: Path) -> None:
-    (tmp_path / "q.csv").write_text("question,A,B,solution\nx?,1,2,A\n")
-    with pytest.raises(DataError) as caught:
-        read_questions(tmp_path / "q.csv", "q", OnBadRow.error, CHAT)
-    assert "allowed: one of messages, conversations, or instruction and output" in caught.value.screen()
-
-
-@pytest.mark.parametrize("row", [MESSAGES, SHAREGPT])
-def test_the_column_of_conversations_is_proposed(row: dict[str, list[object]], tmp_path: Path) -> None:
-    ((shape, messages),) = row.items()
-    (tmp_path / "c.jsonl").write_text(json.dumps({"chat": messages}))
-    with pytest.raises(DataError) as caught:
-        read_questions(tmp_path / "c.jsonl", "c", OnBadRow.error, CHAT)
-    assert f"These overrides read 1 of its 1 rows:\n    data.columns.{shape}=chat" in caught.value.screen()

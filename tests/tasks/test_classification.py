@@ -37,8 +37,7 @@ def test_a_label_of_a_form(completion: str, strict: object, last_line: object) -
 
 def test_a_technique_and_its_sub_technique_differ() -> None:
     example = TECHNIQUE.read({"question": "dumps LSASS", "answer": "T1003.001"}, "q:1")
-    assert TECHNIQUE.parse("T1003.001.", example) == 0
-    assert TECHNIQUE.parse("T1003", example) == "T1003"
+    assert [TECHNIQUE.parse(text, example) for text in ("T1003.001.", "T1003")] == [0, "T1003"]
     assert TECHNIQUE.parse_last_line("So: T1003.001, LSASS Memory", example) == 0
 
 
@@ -47,6 +46,13 @@ def test_listed_labels_are_candidates() -> None:
     assert FAMILY.candidates(example) == example.options == ("Virus", "Trojan", "Worms") and example.gold == 1
     assert FAMILY.prompt(example) == "a b\nVirus, Trojan, Worms?"
     assert [FAMILY.parse(text, example) for text in ("worms", "Trojan.", "Trojans", "none")] == [2, 1, None, None]
+    with pytest.raises(ValueError, match="answer is 'Spy'; allowed: Virus, Trojan"):
+        FAMILY.read({"question": "x", "answer": "Spy"}, "q:1")
+    with pytest.raises(ValueError, match="empty"):
+        FAMILY.read({"question": " ", "answer": "Virus"}, "q:1")
+    for settings in ({}, {"labels": ["a", "b"], "form": "a|b"}):
+        with pytest.raises(TypeError, match=r"task\.labels or task\.form"):
+            Classification(PROMPT, **settings)
 
 
 @pytest.mark.parametrize(("characters", "scored"), [(2, True), (40, True), (41, False)])
@@ -67,21 +73,3 @@ def test_repeats_are_counted_and_long_texts_keep_both_ends() -> None:
         "text shortened to its first and last words (3)",
     )
     assert task.read({"question": "1,2,3", "answer": "b"}, "q:2").notes == ()
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"question": "x", "answer": "Spy"}, "answer is 'Spy'; allowed: Virus, Trojan"),
-        ({"question": " ", "answer": "Virus"}, "empty"),
-    ],
-)
-def test_a_row_without_text_or_with_another_label_is_refused(row: dict[str, str], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        FAMILY.read(row, "q:1")
-
-
-def test_labels_or_a_form() -> None:
-    for settings in ({}, {"labels": ["a", "b"], "form": "a|b"}):
-        with pytest.raises(TypeError, match=r"task\.labels or task\.form"):
-            Classification(PROMPT, **settings)

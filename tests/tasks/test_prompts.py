@@ -55,6 +55,12 @@ def templated(template: str | None) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def with_word(word: str) -> PreTrainedTokenizerFast:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([word])
+    return tokenizer
+
+
 @pytest.fixture
 def said(capsys: pytest.CaptureFixture[str]):
     """Printed text, the lines that are said once among it."""
@@ -62,69 +68,25 @@ def said(capsys: pytest.CaptureFixture[str]):
     return lambda: capsys.readouterr().out
 
 
-def test_letter_prompt_in_the_chat_template() -> None:
-    assert make("prompt=letter").render(QUESTION) == LETTER_CHAT
-
-
-def test_without_a_chat_template_a_prompt_is_plain_or_refused() -> None:
-    tokenizer = templated(None)
-    assert make("prompt=text", tokenizer=tokenizer).render(QUESTION) == TEXT_PLAIN
+def test_a_prompt_is_rendered_and_its_answer_ended_with_the_chat_template_or_without() -> None:
+    chat, plain = make("prompt=letter"), templated(None)
+    assert chat.render(QUESTION) == LETTER_CHAT
+    assert chat.tokenizer.convert_ids_to_tokens(chat.stop_ids) == ["<|eot_id|>", "<|end_of_text|>"]
+    assert chat.end_ids == chat.stop_ids[:1]
+    assert make("prompt=text", tokenizer=plain).render(QUESTION) == TEXT_PLAIN
+    assert make("prompt=letter", "prompt.style=plain").end_ids == (plain.eos_token_id,)
     with pytest.raises(ConfigError, match="no chat template"):
-        make("prompt=letter", "prompt.style=chat", tokenizer=tokenizer)
+        make("prompt=letter", "prompt.style=chat", tokenizer=plain)
+    shown = make("prompt=text", "prompt.show_options=true", "prompt.question='{question} | {options}'")
+    assert "Which port does SSH use? | A) 21\nB) 22\nC) 23" in shown.render(QUESTION)
 
 
-def test_options_can_be_shown_in_a_text_prompt() -> None:
-    prompt = make("prompt=text", "prompt.show_options=true", "prompt.question='{question} | {options}'")
-    assert "Which port does SSH use? | A) 21\nB) 22\nC) 23" in prompt.render(QUESTION)
-
-
-@pytest.mark.parametrize("style", ["chat", "plain"])
-@pytest.mark.parametrize("protocol", ["letter", "text"])
-def test_tokens_are_the_text_with_one_bos_and_the_answer_behind_it(style: str, protocol: str) -> None:
-    tokenizer = tiny_tokenizer()
-    prompt = make(f"prompt={protocol}", f"prompt.style={style}", tokenizer=tokenizer)
-    encoded = prompt.encode([QUESTION])[0]
-    text = tokenizer.decode(encoded.prompt_ids + encoded.option_ids[1])
-    answer = "B" if protocol == "letter" else "22"
-    space = "" if style == "chat" else " "
-    assert text.endswith(prompt.render(QUESTION) + space + answer)
-    assert encoded.prompt_ids.count(tokenizer.bos_token_id) == (1 if style == "chat" else 0)  # the tiny one adds none
-
-
-def test_a_plain_prompt_gets_the_bos_its_tokenizer_adds() -> None:
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = tiny_tokenizer()
-    bos = tokenizer.bos_token
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
-    )
-    encoded = make("prompt=text", "prompt.style=plain", tokenizer=tokenizer).encode([QUESTION])[0]
-    assert encoded.prompt_ids[0] == tokenizer.bos_token_id
-    assert encoded.prompt_ids.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.bos_token_id not in encoded.option_ids[0]
-    chat = make("prompt=text", tokenizer=tokenizer).encode([QUESTION])[0]
-    assert chat.prompt_ids.count(tokenizer.bos_token_id) == 1
-
-
-def test_the_end_of_turn_closes_an_answer() -> None:
-    tokenizer = tiny_tokenizer()
-    chat = make("prompt=letter", tokenizer=tokenizer)
-    assert tokenizer.convert_ids_to_tokens(chat.end_ids) == ["<|eot_id|>"]
-    assert set(chat.stop_ids) == {chat.end_ids[0], tokenizer.eos_token_id}
-    plain = make("prompt=letter", "prompt.style=plain", tokenizer=tokenizer)
-    assert plain.end_ids == (tokenizer.eos_token_id,)
-
-
-def test_a_letter_of_two_tokens_is_refused() -> None:
+def test_answers_whose_tokens_cannot_be_scored_are_refused() -> None:
+    """A letter of two tokens; the end of the cue and the answer in one."""
     broken = make("prompt=letter")
     broken.task.candidates = lambda question: ("AA", "BB", "AA")
     with pytest.raises(ModelError, match="one token each"):
         broken.encode([QUESTION])
-
-
-def test_a_merged_boundary_is_refused() -> None:
-    """The end of the cue and the answer are one token."""
     with pytest.raises(DataError, match="cannot be separated from the prompt"):
         make("prompt=letter", "prompt.style=plain", tokenizer=with_word(": B")).encode([QUESTION])
 
@@ -139,27 +101,21 @@ def test_fingerprint_changes_with_what_the_model_sees_and_with_nothing_else() ->
     assert make("prompt=letter", tokenizer=tokenizer).fingerprint() != same
 
 
-def test_tokens_come_back_from_the_cache_and_torn_ones_are_made_again(tmp_path) -> None:
-    prompt = make("prompt=text")
-    fresh = encode_questions([QUESTION], prompt, 512, tmp_path)
-    assert encode_questions([QUESTION], prompt, 512, tmp_path) == fresh == prompt.encode([QUESTION])
-    (file,) = tmp_path.glob("*.arrow")
-    file.write_bytes(file.read_bytes()[:99])
-    assert encode_questions([QUESTION], prompt, 512, tmp_path) == fresh
-    assert encode_questions([QUESTION], prompt, 512, tmp_path) == fresh
+def test_tokens_come_back_from_the_cache_of_their_tokenizer_or_are_made_again(tmp_path: Path) -> None:
+    """Also where they are torn, or cannot be kept."""
+    question = replace(QUESTION, question="Is a firewall a router?")
+    one, other = (make("prompt=letter", tokenizer=with_word(word)) for word in ("firewall", "router"))
+    assert one.fingerprint() == other.fingerprint()  # of a question with neither word
+    for prompt in (one, other, one):
+        assert encode_questions([question], prompt, 512, tmp_path) == prompt.encode([question])
+    assert one.encode([question]) != other.encode([question])
+    files = list(tmp_path.glob("*.arrow"))
+    assert len(files) == 2
+    for file in files:
+        file.write_bytes(file.read_bytes()[:99])
+    for folder in (tmp_path, tmp_path, Path("/proc/no/cache")):
+        assert encode_questions([question], one, 512, folder) == one.encode([question])
 
-
-def test_a_question_that_is_too_long_is_refused_and_named() -> None:
-    with pytest.raises(DataError, match=r"q:1: \d+ tokens"):
-        encode_questions([QUESTION], make("prompt=letter"), 64)
-
-
-def test_tokens_are_made_where_they_cannot_be_kept() -> None:
-    prompt = make("prompt=letter")
-    assert encode_questions([QUESTION], prompt, 512, Path("/proc/no/cache")) == prompt.encode([QUESTION])
-
-
-# ------------------------------------------------------------------------------- chat templates of several families
 
 HEADER = "<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
 CUE = "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
@@ -174,9 +130,8 @@ ALTERNATING = (
 )
 SILENT = (
     "{{ bos_token }}{% for m in messages if m['role'] != 'system' %}"
-    + HEADER
-    + "{{ m['content'] }}<|eot_id|>{% endfor %}"
-) + CUE
+    f"{HEADER}{{{{ m['content'] }}}}<|eot_id|>{{% endfor %}}{CUE}"
+)
 REASONING = (
     "{{ bos_token }}{% for m in messages %}" + HEADER + "{{ m['content'].split('</think>')[-1] }}<|eot_id|>{% endfor %}"
 ) + CUE.replace("{% endif %}", "<think>\n{% endif %}")
@@ -217,6 +172,9 @@ def test_system_text_goes_before_the_first_user_message(template: str, said) -> 
     turns = [("system", "Be brief."), ("user", "one"), ("assistant", "two"), ("user", "three")]
     ids = prompt.encode_messages([{"role": role, "content": text} for role, text in turns])
     assert "user<|end_header_id|>\n\nBe brief.\n\none<|eot_id|>" in prompt.tokenizer.decode(ids)
+    if template is ALTERNATING:
+        with pytest.raises(ModelError, match="must alternate"):
+            prompt.encode_messages([{"role": "user", "content": "one"}, {"role": "user", "content": "two"}])
 
 
 @pytest.mark.parametrize(
@@ -235,12 +193,6 @@ def test_a_chat_template_that_cannot_be_used_is_refused(template: str, why: str)
         make("prompt=letter", tokenizer=templated(template))
     assert why in caught.value.problems[0].what and caught.value.problems[0].fix == "prompt.style=plain"
     make("prompt=letter", "prompt.style=plain", tokenizer=templated(template))
-
-
-def test_messages_that_a_chat_template_refuses_are_a_users_mistake() -> None:
-    prompt = make("prompt=letter", tokenizer=templated(ALTERNATING))
-    with pytest.raises(ModelError, match="must alternate"):
-        prompt.encode_messages([{"role": "user", "content": "one"}, {"role": "user", "content": "two"}])
 
 
 @pytest.mark.parametrize("protocol", ["letter", "text"])
@@ -262,24 +214,19 @@ def test_what_is_trained_is_what_the_template_writes(template: str, protocol: st
 
 def test_letters_are_found_where_they_stand() -> None:
     """'A' after a chat header and ' A' after 'Answer:', or after a space of the template, are different tokens."""
-    chat, plain, spaced = make("prompt=letter"), make("prompt=letter", "prompt.style=plain"), templated(LLAMA_2)
-    for prompt, space in ((chat, ""), (plain, " "), (make("prompt=letter", tokenizer=spaced), " ")):
+    chat, plain = make("prompt=letter"), make("prompt=letter", "prompt.style=plain")
+    spaced, thinking = (make("prompt=letter", tokenizer=templated(template)) for template in (LLAMA_2, REASONING))
+    for prompt, space in ((chat, ""), (plain, " "), (spaced, " "), (thinking, "")):
         options = prompt.encode([QUESTION])[0].option_ids
         assert [prompt.tokenizer.decode(ids) for ids in options] == [f"{space}{letter}" for letter in "ABC"]
-
-
-def test_a_thought_that_the_template_opens_is_closed() -> None:
-    prompt = make("prompt=letter", tokenizer=templated(REASONING))
-    assert prompt.render(QUESTION) == LETTER_CHAT + "<think>\n\n</think>\n\n"
-    encoded = prompt.encode([QUESTION])[0]
-    assert [prompt.tokenizer.decode(ids) for ids in encoded.option_ids] == ["A", "B", "C"]
-    assert prompt.tokenizer.decode(prompt.end_ids) == "<|eot_id|>"
+    assert thinking.render(QUESTION) == LETTER_CHAT + "<think>\n\n</think>\n\n", "a thought that is opened is closed"
+    assert thinking.tokenizer.decode(thinking.end_ids) == "<|eot_id|>"
     asked = [{"role": role, "content": text} for role, text in CONVERSATIONS[1]]
-    assert prompt.tokenizer.decode(prompt.encode_messages(asked)).count("<think>") == 1
+    assert thinking.tokenizer.decode(thinking.encode_messages(asked)).count("<think>") == 1
 
 
-@pytest.mark.parametrize("code", ["%d %b %Y", "%B %-d, %Y", "%Y-%m-%d %H:%M:%S", "%A, %j"])
-def test_a_template_that_asks_for_the_date_gets_the_same_every_day(code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_asks_for_the_date_gets_the_same_every_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "%A, %j, %d %b %Y %H:%M:%S"
     day = f"{{%- if strftime_now is defined %}}{{% set day = strftime_now('{code}') %}}{{% endif %}}"
     tokenizer = templated(day + CHAT_TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}Today is {{ day }}. "))
     seen = set()
@@ -311,15 +258,8 @@ def test_the_served_template_writes_the_prompt_of_the_run(template: str, overrid
         messages = [{"role": role, "content": text} for role, text in turns]
         given = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
         assert given == prompt.encode_messages(messages)
-
-
-def test_a_prompt_that_no_template_writes_is_not_served() -> None:
-    prompt = make("prompt=letter", "prompt.system='<|eot_id|> is text'")
     with pytest.raises(RunError, match="cannot be served"):
-        serving_template(prompt)
-
-
-# ------------------------------------------------------------------------------------- control tokens in the data
+        serving_template(make("prompt=letter", "prompt.system='<|eot_id|> is text'"))
 
 
 def sentencepiece_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -435,26 +375,6 @@ def test_questions_with_control_tokens_are_counted_once(said) -> None:
     assert said().count(told) == 1
     make("prompt=letter", "prompt.system='Say <|eot_id|>'")
     assert "The prompt's own text looks like control tokens" in said()
-
-
-# ------------------------------------------------------------------------------------------ whole tokenizers compared
-
-
-def with_word(word: str) -> PreTrainedTokenizerFast:
-    tokenizer = tiny_tokenizer()
-    tokenizer.add_tokens([word])
-    return tokenizer
-
-
-def test_tokens_of_another_tokenizer_are_not_taken_from_the_cache(tmp_path: Path) -> None:
-    question = replace(QUESTION, question="Is a firewall a router?")
-    one, other = (make("prompt=letter", tokenizer=with_word(word)) for word in ("firewall", "router"))
-    assert one.fingerprint() == other.fingerprint()  # of a question with neither word
-    first, second = (encode_questions([question], prompt, 512, tmp_path) for prompt in (one, other))
-    assert first == one.encode([question]) != second
-    assert second == other.encode([question])
-    assert encode_questions([question], one, 512, tmp_path) == first
-    assert len(list(tmp_path.glob("*.arrow"))) == 2
 
 
 def test_another_tokenizer_of_the_same_size_is_refused_beside_a_tuned_model(tmp_path: Path) -> None:

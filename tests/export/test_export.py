@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import bitsandbytes
 import gguf
 import numpy as np
 import pytest
@@ -24,8 +23,6 @@ from cyberlm.evaluation.results import read_predictions
 from cyberlm.evaluation.scoring import eval_mode
 from cyberlm.export import gguf as gguf_export
 from cyberlm.export.gguf import CONVERTER, PRE_TOKENIZERS, check_tokens, load_gguf, write_gguf, write_llama
-from cyberlm.models.loading import load_base
-from cyberlm.models.methods.adapters import load_adapter
 from cyberlm.models.methods.method import saved_folder
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runs.export import export
@@ -35,7 +32,10 @@ from cyberlm.runtime.errors import ModelError, RunError
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 IDS = torch.arange(5, 45)[None]
-RUNS = {"sft": ("method=sft",), "lora": ("method=lora",), "qlora": ("method=qlora",)}
+RUNS = {
+    **{name: (f"method={name}",) for name in ("sft", "lora", "qlora")},
+    "dora": ("method=lora", "method.lora.use_dora=true", "method.lora.target_modules=[q_proj,down_proj]"),
+}
 RUNS["dora"] = ("method=lora", "method.lora.use_dora=true", "method.lora.target_modules=[q_proj,down_proj]")
 QUICK = ("evaluation=default", "evaluation.base=false", "evaluation.generate=false")
 
@@ -90,27 +90,6 @@ def test_merged_folder_is_plain_transformers_and_answers_the_same(run: Path, tmp
     assert all(words in card for words in (*shown, "0 of 16 answers differ"))
 
 
-def test_a_4bit_base_is_merged_as_what_its_4_bits_stand_for(qlora_run: Path, tmp_path: Path):
-    """By hand: the expanded weight plus (alpha / rank) B A. Rounding to 4 bits again would lose what was learned."""
-    run = qlora_run
-    config = config_of_run(run)
-    base = load_base(config.model, config.quant, CPU)
-    layer = base.causal.model.layers[0].self_attn.q_proj.weight
-    expanded = bitsandbytes.functional.dequantize_4bit(layer.data, layer.quant_state)
-    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
-    place = "base_model.model.model.layers.0.self_attn.q_proj"
-    update = 2.0 * adapter[f"{place}.lora_B.weight"] @ adapter[f"{place}.lora_A.weight"]  # alpha 32, rank 16
-    merged = load_file(exported(run, tmp_path / "m") / "model.safetensors")
-    torch.testing.assert_close(merged["model.layers.0.self_attn.q_proj.weight"], expanded + update, atol=1e-6, rtol=0)
-
-    tuned = load_adapter(base, run / "adapter")
-    with pytest.warns(UserWarning, match="rounding errors"):
-        rounded = tuned.model.merge_and_unload()
-    right = tuned_logits(run)
-    exact = (plain_logits(AutoModelForCausalLM.from_pretrained(tmp_path / "m")) - right).abs().max()
-    assert (plain_logits(rounded) - right).abs().max() > 1000 * exact
-
-
 def test_exported_adapter_is_plain_peft(lora_run: Path, sft_run: Path, tmp_path: Path):
     folder = exported(lora_run, tmp_path / "a", "adapter")
     name = "adapter_model.safetensors"
@@ -123,25 +102,24 @@ def test_exported_adapter_is_plain_peft(lora_run: Path, sft_run: Path, tmp_path:
         exported(sft_run, tmp_path / "b", "adapter")
 
 
-# ------------------------------------------------------------------------------------------------------------ GGUF
-
-
 @pytest.mark.parametrize(("kind", "atol"), [("f32", 1e-5), ("f16", 1e-2), ("bf16", 1e-1), ("q8_0", 3e-1)])
 def test_gguf_file_reads_back_as_the_merged_model(kind: str, atol: float, qlora_run: Path, tmp_path: Path):
     folder = exported(qlora_run, tmp_path / "g", "gguf", gguf_type=GgufType(kind), max_flip_share=1.0)
     assert {file.name for file in folder.iterdir()} == {"model.gguf", "prompt.json", "export.json", "README.md"}
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=torch.float32)
     torch.testing.assert_close(plain_logits(model), tuned_logits(qlora_run), atol=atol, rtol=0)
+    reader = gguf.GGUFReader(folder / "model.gguf")
+    assert {tensor.tensor_type.name for tensor in reader.tensors} == {kind.upper(), "F32"}
     if kind == "f32":
         merged = load_file(exported(qlora_run, tmp_path / "m") / "model.safetensors")
         assert all(torch.equal(value, merged[name]) for name, value in model.state_dict().items())
+        check_metadata(reader, qlora_run.name)
 
 
-def test_gguf_metadata_and_tokens(lora_run: Path, tmp_path: Path):
-    reader = gguf.GGUFReader(exported(lora_run, tmp_path / "g", "gguf") / "model.gguf")
+def check_metadata(reader: gguf.GGUFReader, name: str) -> None:
     said = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF")}
     tokenizer = tiny_tokenizer()
-    assert said["general.architecture"] == "llama" and said["general.name"] == lora_run.name
+    assert said["general.architecture"] == "llama" and said["general.name"] == name
     assert (said["llama.attention.head_count"], said["llama.attention.head_count_kv"]) == (4, 2)
     assert said["llama.vocab_size"] == len(tokenizer) == len(said["tokenizer.ggml.tokens"])
     assert said["tokenizer.ggml.pre"] == "gpt-2" and said["tokenizer.chat_template"] == tokenizer.chat_template
@@ -150,7 +128,6 @@ def test_gguf_metadata_and_tokens(lora_run: Path, tmp_path: Path):
     types = said["tokenizer.ggml.token_type"]
     assert types[tokenizer.eos_token_id] == gguf.TokenType.CONTROL and types[0] == gguf.TokenType.NORMAL
     assert said["tokenizer.ggml.merges"][0] == "Ġ A"
-    assert {tensor.tensor_type.name for tensor in reader.tensors} == {"F16", "F32"}
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -160,21 +137,12 @@ def test_gguf_keeps_the_rotary_frequencies_of_llama_3_1(tied: bool, tmp_path: Pa
     rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     tokenizer = tiny_tokenizer()
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "vocab_size": len(tokenizer) + 3}  # rows that no token has
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer) + 3,  # rows that no token has
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        rope_parameters=rope,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-        **shape,
-        **ends,
-    )
+    config = LlamaConfig(**shape, **ends, rope_parameters=rope, tie_word_embeddings=tied, initializer_range=0.2)
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
-    model.save_pretrained(tmp_path / "m")
-    tokenizer.save_pretrained(tmp_path / "m")
+    saved(tmp_path / "m", model)
     file = tmp_path / "model.gguf"
     write_llama(tmp_path / "m", file, GgufType.f32, "m", "none")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
@@ -277,9 +245,6 @@ def test_an_installed_converter_is_used(tmp_path: Path, monkeypatch: pytest.Monk
     assert "Q8_0" in {tensor.tensor_type.name for tensor in reader.tensors}
 
 
-# ------------------------------------------------------------------------------------------------------ what is refused
-
-
 def test_flips_are_shown_and_too_many_leave_nothing(lora_run: Path, tmp_path: Path, capsys):
     """The run's record is changed, so that the adapter no longer answers what it says."""
     run = Path(shutil.copytree(lora_run, tmp_path / "run"))
@@ -309,27 +274,22 @@ def test_agreement_counts_flips_and_differences(lora_run: Path):
     assert found.sentence().startswith("b against a: 1 of 2 answers differ")
 
 
-def test_what_is_not_finished_or_not_the_same_is_refused(lora_run: Path, tmp_path: Path):
-    run = tmp_path / "run"
-    run.mkdir()
-    for item in lora_run.iterdir():
-        (run / item.name).symlink_to(item)
-    (run / "results.json").unlink()
-    with pytest.raises(RunError, match=r"no results\.json"):
-        exported(run, tmp_path / "m")
-    (run / "results.json").symlink_to(lora_run / "results.json")
-    provenance = json.loads((lora_run / "provenance.json").read_text())
-    (run / "provenance.json").unlink()
+def test_what_is_not_finished_not_the_same_or_there_already_is_refused(lora_run: Path, tmp_path: Path):
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    provenance = json.loads((run / "provenance.json").read_text())
     (run / "provenance.json").write_text(json.dumps(provenance | {"weights": "0" * 64}))
     with pytest.raises(RunError, match="base weights are not those"):
         exported(run, tmp_path / "m")
-    assert not (tmp_path / "m").exists() and list(tmp_path.glob(".m-*")) == []
+    (run / "results.json").unlink()
+    with pytest.raises(RunError, match=r"no results\.json"):
+        exported(run, tmp_path / "m")
     (tmp_path / "there").mkdir()
     with pytest.raises(RunError, match="there already"):
         exported(lora_run, tmp_path / "there")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]
 
 
-def test_the_command_says_what_is_wrong_on_one_screen_and_writes_nothing(tmp_path: Path):
+def test_the_command_exports_or_says_what_is_wrong_on_one_screen(lora_run: Path, tmp_path: Path):
     ended = type_line(tmp_path, "export", "run=nowhere", "questions=0", "max_flip_share=2", "out=.")
     assert (ended.code, ended.out) == (1, "")
     wrong = ("run=nowhere: there is no config.yaml", "questions=0", "max_flip_share=2", "out=. is there")
@@ -337,35 +297,24 @@ def test_the_command_says_what_is_wrong_on_one_screen_and_writes_nothing(tmp_pat
     ended = type_line(tmp_path, "export", "-m", "run=a,b")
     assert ended.code == 1 and "leave -m out" in ended.err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_command_exports(lora_run: Path, tmp_path: Path):
     ended = type_line(tmp_path, "export", f"run={lora_run}", "questions=4", "out=m", "accelerator=cpu")
     assert ended.code == 0, ended.err
     assert "merged against adapter: 0 of 4 answers differ" in ended.out and "Files: m" in ended.out
     assert [item.name for item in tmp_path.iterdir()] == ["m"]
 
 
-@pytest.fixture(scope="module")
-def without_questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose question file and list of doubtful items have been deleted since."""
-    folder = tmp_path_factory.mktemp("gone")
-    source, suspects = folder / "mine.json", folder / "suspects.json"
+def test_a_run_whose_questions_are_gone_is_exported_all_the_same(tmp_path: Path, capsys):
+    """Its question file and its list of doubtful items have been deleted since."""
+    source, suspects = tmp_path / "mine.json", tmp_path / "suspects.json"
     source.write_text((ROOT / "cyberlm/data/sample.json").read_text().replace("What ", "Tell me what "))
     suspects.write_text('{"version": 1, "items": []}')
     named = ("data=mcq", f"data.path={source}", f"evaluation.suspects={suspects}")
-    run = train_tiny(folder / "run", "method=lora", *QUICK, *named)
+    run = train_tiny(tmp_path / "run", "method=lora", *QUICK, *named)
     source.unlink()
     suspects.unlink()
-    return run
-
-
-@pytest.mark.parametrize("to", ["merged", "adapter"])
-def test_a_run_whose_questions_are_gone_is_exported_all_the_same(
-    to: str, without_questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = exported(without_questions, tmp_path / to, to)
-    said = " ".join(capsys.readouterr().out.split())
-    assert "mine.json" in said and "on the embedded sample questions instead of the run's own" in said
-    (agreement, *_) = json.loads((folder / "export.json").read_text())["agreement"]
-    assert agreement["questions"] == ExportConfig(run="").questions and agreement["flips"] == []
+    for to in ("merged", "adapter"):
+        folder = exported(run, tmp_path / to, to)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "mine.json" in said and "on the embedded sample questions instead of the run's own" in said
+        (agreement, *_) = json.loads((folder / "export.json").read_text())["agreement"]
+        assert agreement["questions"] == ExportConfig(run="").questions and agreement["flips"] == []

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -36,12 +37,19 @@ def _as_on_a_processor_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(fast_layers, "onednn_is_faster", lambda: True)
 
 
-def test_layers_on_a_gpu_are_left_as_they_are() -> None:
+def test_what_onednn_does_not_do_is_left_to_pytorch() -> None:
+    """Layers on a GPU, other types, autocast, batches without a row."""
     with FakeTensorMode():
         layer = nn.Sequential(nn.Linear(8, 8, device="meta"))
         layer[0].weight = nn.Parameter(torch.empty(8, 8, device="cuda"))
         use_fast_layers(layer)
     assert type(layer[0]) is nn.Linear
+    layer = nn.Sequential(nn.Linear(32, 32))
+    use_fast_layers(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(2, 32)).dtype is torch.bfloat16
+    assert layer.double()(torch.randn(2, 32, dtype=torch.float64)).dtype is torch.float64
+    assert layer.float()(torch.empty(0, 32)).shape == (0, 32)
 
 
 def test_mapped_weights_are_moved_to_whole_cache_lines_with_what_is_tied(tmp_path) -> None:
@@ -79,21 +87,6 @@ def test_linear_layer_and_its_gradients_equal_float64(bias: bool) -> None:
         torch.testing.assert_close(got.grad.double(), reference.grad, atol=2e-3, rtol=1e-4)
 
 
-@pytest.mark.parametrize("double_quant", [True, False])
-def test_4bit_layer_and_its_gradient_equal_bitsandbytes(double_quant: bool) -> None:
-    loaded, _ = tiny(config_of("method=qlora", f"quant.double_quant={str(double_quant).lower()}"))
-    layer = next(module for module in loaded.model.modules() if isinstance(module, OneDnnLinear4bit))
-    x = torch.randn(4, 5, layer.in_features, requires_grad=True)
-    out = layer(x)
-    (gradient,) = torch.autograd.grad((out**2).sum(), x)
-    layer.__class__ = Linear4bit
-    expected = layer(x)
-    (reference,) = torch.autograd.grad((expected**2).sum(), x)
-    assert out.grad_fn is not None and "_Linear4bit" in out.grad_fn.next_functions[0][0].name()  # behind a view
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(gradient, reference, atol=1e-4, rtol=1e-4)
-
-
 MANY_SHAPES = """
 import torch
 from torch import nn
@@ -124,15 +117,6 @@ def test_new_shapes_do_not_fill_memory() -> None:
     assert after - before < 60 * 2**20
 
 
-def test_other_types_and_autocast_are_left_to_pytorch() -> None:
-    layer = nn.Sequential(nn.Linear(32, 32))
-    use_fast_layers(layer)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert layer(torch.randn(2, 32)).dtype is torch.bfloat16
-    assert layer.double()(torch.randn(2, 32, dtype=torch.float64)).dtype is torch.float64
-    assert layer.float()(torch.empty(0, 32)).shape == (0, 32)
-
-
 def test_the_choice_is_the_processors(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     for faster in (True, False):
         monkeypatch.setattr(fast_layers, "onednn_is_faster", lambda faster=faster: faster)
@@ -148,15 +132,9 @@ def test_the_choice_is_the_processors(monkeypatch: pytest.MonkeyPatch, tmp_path)
     assert onednn_is_faster.__wrapped__() is False
 
 
-# ------------------------------------------------------------------------------------------------------------- LoRA
-
-
 def adapted(**settings) -> nn.Module:
     torch.manual_seed(1)
-    model = nn.Sequential()
-    model.add_module("q", nn.Linear(64, 48))
-    model.add_module("act", nn.SiLU())
-    model.add_module("v", nn.Linear(48, 80, bias=False))
+    model = nn.Sequential(OrderedDict(q=nn.Linear(64, 48), act=nn.SiLU(), v=nn.Linear(48, 80, bias=False)))
     config = LoraConfig(r=4, lora_alpha=12, target_modules=["q", "v"], init_lora_weights=False, **settings)
     return get_peft_model(model, config)
 
@@ -204,30 +182,24 @@ def test_mixed_precision_is_as_near_to_float64_as_pefts() -> None:
         assert off <= 1.1 * theirs_off + 1e-4
 
 
-def test_4bit_layer_equals_pefts() -> None:
-    loaded, _ = tiny(config_of("method=qlora"))
-    layer = next(module for module in loaded.model.modules() if isinstance(module, FusedLora4bit))
-    nn.init.normal_(layer.lora_B["default"].weight)
+@pytest.mark.parametrize("double_quant", ["true", "false"])
+@pytest.mark.parametrize(
+    ("fast", "theirs", "function"), [(OneDnnLinear4bit, Linear4bit, "_Linear4bit"), (FusedLora4bit, Lora4bit, "_Lora")]
+)
+def test_4bit_layers_equal_those_of_bitsandbytes_and_peft(fast, theirs, function: str, double_quant: str) -> None:
+    loaded, _ = tiny(config_of("method=qlora", f"quant.double_quant={double_quant}"))
+    layer = next(module for module in loaded.model.modules() if isinstance(module, fast))
+    for parameter in layer.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
     x = torch.randn(4, 5, layer.in_features, requires_grad=True)
     out, grads = gradients(layer, x)
-    layer.__class__ = Lora4bit
+    layer.__class__ = theirs
     expected, references = gradients(layer, x)
-    assert out.grad_fn is not None and "_Lora" in out.grad_fn.next_functions[0][0].name()  # behind a view
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert out.grad_fn is not None and function in out.grad_fn.next_functions[0][0].name()  # behind a view
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-5)
     for got, reference in zip(grads, references, strict=True):
-        torch.testing.assert_close(got, reference, atol=1e-3, rtol=1e-4)
-
-
-def test_checkpointing_gives_the_same_gradients() -> None:
-    model = adapted()
-    use_fast_layers(model)
-    x = torch.randn(5, 64, requires_grad=True)
-    trained = [x, *(parameter for parameter in model.parameters() if parameter.requires_grad)]
-    again = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=False)
-    for one, other in zip(
-        torch.autograd.grad(model(x).sum(), trained), torch.autograd.grad(again.sum(), trained), strict=True
-    ):
-        torch.testing.assert_close(one, other, atol=0, rtol=0)
+        torch.testing.assert_close(got, reference, atol=1e-3 * float(reference.abs().max()), rtol=1e-4)
 
 
 def test_what_is_more_than_plain_lora_stays_with_peft() -> None:

@@ -82,11 +82,8 @@ def test_a_real_file_is_read_whole_with_the_size_of_its_heads(tmp_path: Path) ->
     config = config_of("model=local", f"model.path={tmp_path / 'm.gguf'}")
     assert load_tokenizer(config.model)("AB")["input_ids"]
     causal = load_base(config.model, config.quant, pick_device("cpu")).causal
-    assert (causal.config.model_type, causal.config.head_dim, causal.config.num_hidden_layers) == (
-        "qwen3",
-        HEAD,
-        BLOCKS,
-    )
+    found = causal.config
+    assert (found.model_type, found.head_dim, found.num_hidden_layers) == ("qwen3", HEAD, BLOCKS)
     attention = causal.model.layers[1].self_attn
     for name, module in (("attn_q", attention.q_proj), ("attn_k_norm", attention.k_norm)):
         assert np.array_equal(module.weight.numpy(force=True), written[f"blk.1.{name}"])
@@ -98,7 +95,7 @@ def test_a_real_file_is_read_whole_with_the_size_of_its_heads(tmp_path: Path) ->
         ({"embedding": 1 << 20}, "its metadata claims"),
         ({"blocks": 1 << 20}, "qwen3.block_count is 1,048,576"),
         ({"wide": 1 << 30}, "its metadata claims"),
-        ({"heads": 0}, "one screen"),
+        ({"heads": 0}, "m.gguf"),
         ({"head": 1 << 20}, "its metadata claims"),
         ({"split": 3}, r"part 1 of 3 of a split model.*llama-gguf-split --merge"),
         ({"without": "attn_q_norm"}, r"2 weights are missing: model\.layers\.0\.self_attn\.q_norm\.weight"),
@@ -109,9 +106,8 @@ def test_a_real_file_is_read_whole_with_the_size_of_its_heads(tmp_path: Path) ->
 )
 def test_metadata_that_does_not_fit_the_tensors_is_refused(claimed: dict, words: str, tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", **claimed)
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(ModelError, match=words):
         convert_gguf(tmp_path / "m.gguf", "0" * 64)
-    assert words == "one screen" or caught.match(words)
     assert not (tmp_path / "cache" / "models").exists()
 
 
@@ -154,20 +150,18 @@ def test_changed_bytes_never_hang_or_fill_the_memory(count: int, whole: bytes, t
 def test_what_git_lfs_has_not_fetched_is_named(tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
     (tmp_path / "m.gguf").write_text(pointer)
-    folder = tmp_path / "m"
-    folder.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (folder / name).write_text(pointer if name != "config.json" else "{}")
-    for path, names in ((tmp_path / "m.gguf", ("m.gguf",)), (folder, ("model.safetensors", "tokenizer.json"))):
-        config = config_of("model=local", f"model.path={path}")
+    for folder in ("m", "a"):
+        (tmp_path / folder).mkdir()
+        for name in ("model.safetensors", "tokenizer.json", "adapter_model.safetensors", "adapter_config.json"):
+            (tmp_path / folder / name).write_text(pointer)
+    (tmp_path / "m" / "config.json").write_text("{}")
+    (tmp_path / "m" / "adapter_config.json").unlink()
+    for path, names in (("m.gguf", ("m.gguf",)), ("m", ("model.safetensors", "tokenizer.json"))):
+        config = config_of("model=local", f"model.path={tmp_path / path}")
         with pytest.raises(ModelError) as caught:
             load_base(config.model, config.quant, pick_device("cpu"))
         shown = caught.value.screen()
         assert all(f"{name} is a Git LFS pointer" in shown for name in names) and "git lfs pull" in shown
-    adapter = tmp_path / "a"
-    adapter.mkdir()
-    for name in ("adapter_model.safetensors", "adapter_config.json"):
-        (adapter / name).write_text(pointer)
     config = config_of()
     with pytest.raises(ModelError, match="have not been fetched"):
-        load_adapter(load_base(config.model, config.quant, pick_device("cpu")), adapter)
+        load_adapter(load_base(config.model, config.quant, pick_device("cpu")), tmp_path / "a")

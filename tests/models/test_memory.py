@@ -14,22 +14,7 @@ from cyberlm.data.batches import AnswerBatch
 from cyberlm.models import fast_layers, memory
 from cyberlm.models.loaded import count_parameters
 from cyberlm.models.loading import read_shape
-from cyberlm.models.memory import (
-    SCALE_BITS,
-    SCALES,
-    STATE_BYTES,
-    STATE_BYTES_8BIT,
-    Batches,
-    MemoryEstimate,
-    ModelSizes,
-    activation_bytes,
-    available_bytes,
-    estimate_memory,
-    measure_model,
-    overrides_that_fit,
-    published_shape,
-    resident_bytes,
-)
+from cyberlm.models.memory import Batches, ModelSizes, activation_bytes, estimate_memory, measure_model
 from cyberlm.models.methods.adapters import skip_input_casts
 from cyberlm.runtime.errors import ModelError
 from cyberlm.training.losses import hidden_states
@@ -40,7 +25,9 @@ CPU, GPU, GIB = torch.device("cpu"), torch.device("cuda"), 2**30
 
 def sizes_of(config: TrainConfig, device: torch.device = CPU) -> ModelSizes:
     shape = config.model.shape
-    known = read_shape(config.model) if shape is None else published_shape(shape, bool(config.model.tied_embeddings))
+    known = (
+        read_shape(config.model) if shape is None else memory.published_shape(shape, bool(config.model.tied_embeddings))
+    )
     return measure_model(known, config, device)
 
 
@@ -64,7 +51,11 @@ def test_parameters_are_those_that_were_published(model: str, published: int) ->
 
 
 @pytest.mark.parametrize(
-    "method", ["miss", "oft", "shira", "randlora", "ia3", "ln_tuning", "prompt_tuning", "lora method.lora.init=pissa"]
+    "method",
+    [
+        *("sft", "lora", "qlora", "lora method.lora.init=pissa"),
+        *("miss", "oft", "shira", "randlora", "ia3", "ln_tuning", "prompt_tuning"),
+    ],
 )
 def test_what_a_method_trains_is_counted_without_weights(method: str) -> None:
     config = config_of(*f"method={method}".split())
@@ -76,27 +67,23 @@ def test_what_a_method_trains_is_counted_without_weights(method: str) -> None:
 def test_qlora_keeps_embeddings_and_head_out_of_the_four_bits() -> None:
     sizes = sizes_of(config_of("model=llama3_8b", "method=qlora"), GPU)
     linear = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
-    assert sizes.weights["weights, nf4"] + sizes.weights[SCALES] == pytest.approx(linear * 4.127 / 8)
+    assert sizes.weights["weights, nf4"] + sizes.weights[memory.SCALES] == pytest.approx(linear * 4.127 / 8)
     assert sizes.weights["weights, bfloat16"] == 2 * (8_030_261_248 - linear)
     assert sizes.trained == 32 * 16 * (4 * 4096 + 2 * (4096 + 1024) + 3 * (4096 + 14336)) == 41_943_040
 
 
-@pytest.mark.parametrize("shape", [GPT2Config(n_layer=1, n_embd=8, n_head=2), MixtralConfig(num_hidden_layers=1)])
-def test_other_blocks_are_refused(shape: GPT2Config | MixtralConfig) -> None:
-    with pytest.raises(ModelError, match="cannot be estimated"):
-        measure_model(shape, config_of("method=sft"), CPU)
-
-
-# ----------------------------------------------------------------------------------------------------- activations
+def test_other_blocks_are_refused() -> None:
+    for shape in (GPT2Config(n_layer=1, n_embd=8, n_head=2), MixtralConfig(num_hidden_layers=1)):
+        with pytest.raises(ModelError, match="cannot be estimated"):
+            measure_model(shape, config_of("method=sft"), CPU)
 
 
 LARGER = (
-    "model.tiny.hidden_size=96",
-    "model.tiny.intermediate_size=320",
-    "model.tiny.num_hidden_layers=5",
-    "model.tiny.num_attention_heads=6",
-    "model.tiny.num_key_value_heads=2",
+    *("model.tiny.hidden_size=96", "model.tiny.intermediate_size=320", "model.tiny.num_hidden_layers=5"),
+    *("model.tiny.num_attention_heads=6", "model.tiny.num_key_value_heads=2"),
 )
+WHOLE, SHARED = Batches(4, 105, 0, 0, 0, 0, 0), Batches(6, 30, 50, 0, 0, 0, 0)
+"""Prompts that share nothing, and 50 tokens."""
 
 
 def saved_bytes(config: TrainConfig, batches: Batches, device: torch.device) -> int:
@@ -126,35 +113,30 @@ def saved_bytes(config: TrainConfig, batches: Batches, device: torch.device) -> 
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
-@pytest.mark.parametrize("onednn", [True, False], ids=["oneDNN", "plain"])
-@pytest.mark.parametrize("rows_width_prefix", [(4, 105, 0), (6, 30, 50)], ids=str)
-@pytest.mark.parametrize("method", ["sft", "lora", "qlora", "lora method.lora.target_modules=[q_proj,v_proj]"])
-def test_activations_are_what_autograd_saves(
-    method: str, rows_width_prefix: tuple[int, int, int], onednn: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fast_layers, "onednn_is_faster", lambda: onednn)
-    check_activations(f"method={method}", *rows_width_prefix)
+MIXED = "trainer.precision=bf16-mixed"
+EVERY = ("sft", "lora", "qlora", "lora method.lora.target_modules=[q_proj,v_proj]")
 
 
 @pytest.mark.parametrize(
-    ("overrides", "device"),
+    ("overrides", "batches", "onednn", "device"),
     [
-        ("method=lora method.lora.dropout=0.1", CPU),
-        ("method=lora method.lora.use_dora=true", CPU),
-        ("method=lora model.attention=eager", CPU),
-        ("method=lora model.dtype=bfloat16", CPU),
-        ("method=sft trainer.precision=bf16-mixed", CPU),
-        ("method=lora trainer.precision=bf16-mixed model.dtype=bfloat16", CPU),
-        ("method=lora trainer.precision=bf16-mixed model.dtype=bfloat16", GPU),
+        *((f"method={method}", WHOLE, onednn, CPU) for method in EVERY for onednn in (True, False)),
+        *((f"method={method}", SHARED, True, CPU) for method in EVERY),
+        ("method=lora method.lora.dropout=0.1", WHOLE, None, CPU),
+        ("method=lora method.lora.use_dora=true", WHOLE, None, CPU),
+        ("method=lora model.attention=eager", WHOLE, None, CPU),
+        ("method=lora model.dtype=bfloat16", WHOLE, None, CPU),
+        (f"method=sft {MIXED}", WHOLE, None, CPU),
+        (f"method=lora {MIXED} model.dtype=bfloat16", WHOLE, None, CPU),
+        (f"method=lora {MIXED} model.dtype=bfloat16", WHOLE, None, GPU),
     ],
 )
-def test_activations_of_variants(overrides: str, device: torch.device) -> None:
-    check_activations(overrides, 4, 105, 0, device)
-
-
-def check_activations(overrides: str, rows: int, width: int, prefix: int, device: torch.device = CPU) -> None:
+def test_activations_are_what_autograd_saves(
+    overrides: str, batches: Batches, onednn: bool | None, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if onednn is not None:
+        monkeypatch.setattr(fast_layers, "onednn_is_faster", lambda: onednn)
     config = config_of(*overrides.split(), *LARGER)
-    batches = Batches(rows, width, prefix, labels=0, scored=0, cached=0, scored_labels=0)
     estimated = activation_bytes(sizes_of(config, device), config, batches)
     assert estimated == pytest.approx(saved_bytes(config, batches, device), rel=0.15)
 
@@ -162,15 +144,9 @@ def check_activations(overrides: str, rows: int, width: int, prefix: int, device
 @pytest.mark.parametrize("method", ["sft", "lora"])
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer(method: str) -> None:
     config = config_of(f"method={method}", "trainer.gradient_checkpointing=true", *LARGER)
-    batches = Batches(4, 105, 0, labels=0, scored=0, cached=0, scored_labels=0)
     sizes = sizes_of(config)
-    plain = config_of(f"method={method}", *LARGER)
-    layer = activation_bytes(sizes, plain, batches) / sizes.shape.num_hidden_layers
-    kept = saved_bytes(config, batches, CPU)
-    assert activation_bytes(sizes, config, batches) == pytest.approx(kept + layer, rel=0.15)
-
-
-# ----------------------------------------------------------------------------------------- weights, gradients, states
+    layer = activation_bytes(sizes, config_of(f"method={method}", *LARGER), WHOLE) / sizes.shape.num_hidden_layers
+    assert activation_bytes(sizes, config, WHOLE) == pytest.approx(saved_bytes(config, WHOLE, CPU) + layer, rel=0.15)
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
@@ -178,7 +154,9 @@ def test_four_bit_weights_take_what_bitsandbytes_takes(double_quant: bool) -> No
     packed, state = quantize_4bit(torch.randn(1024, 1024), compress_statistics=double_quant, quant_type="nf4")
     parts = [packed, state.absmax, state.code]
     parts += [state.offset, state.state2.absmax, state.state2.code] if double_quant else []
-    assert 2**20 * (4 + SCALE_BITS[double_quant]) / 8 == pytest.approx(sum(part.nbytes for part in parts), rel=0.005)
+    assert 2**20 * (4 + memory.SCALE_BITS[double_quant]) / 8 == pytest.approx(
+        sum(part.nbytes for part in parts), rel=0.005
+    )
 
 
 @pytest.mark.parametrize("method", ["sft", "lora"])
@@ -192,7 +170,7 @@ def test_gradients_and_states_of_adamw(method: str) -> None:
     sizes = sizes_of(config)
     states = [value for s in optimizer.state.values() for name, value in s.items() if name.startswith("exp_avg")]
     assert sizes.gradients == sum(p.grad.nbytes for p in loaded.model.parameters() if p.grad is not None)
-    assert sizes.trained * STATE_BYTES == sum(state.nbytes for state in states)
+    assert sizes.trained * memory.STATE_BYTES == sum(state.nbytes for state in states)
 
 
 def test_states_of_eight_bits() -> None:
@@ -203,16 +181,13 @@ def test_states_of_eight_bits() -> None:
     optimizer.check_overrides()
     optimizer.init_state(optimizer.param_groups[0], parameter, 0, 0)
     states = [value.nbytes for value in optimizer.state[parameter].values() if isinstance(value, torch.Tensor)]
-    assert parameter.numel() * STATE_BYTES_8BIT == pytest.approx(sum(states), rel=0.01)
-
-
-# ------------------------------------------------------------------------------------------------------- whole runs
+    assert parameter.numel() * memory.STATE_BYTES_8BIT == pytest.approx(sum(states), rel=0.01)
 
 
 FSDP2 = ("trainer.strategy=fsdp2", "trainer.devices=2")
 
 
-def estimate_of(config: TrainConfig, sizes: ModelSizes | None = None, width: int = 512) -> MemoryEstimate:
+def estimate_of(config: TrainConfig, sizes: ModelSizes | None = None, width: int = 512) -> memory.MemoryEstimate:
     size, rows = config.data.micro_batch_size, config.data.max_batch_tokens // width
     batches = Batches(size, width, 0, 2 * size, rows * width, rows * width, rows)
     return estimate_memory(sizes or sizes_of(config, GPU), config, batches, GPU, runtime=0)
@@ -227,21 +202,15 @@ def test_smaller_batches_and_checkpointing_take_less() -> None:
     assert recomputed < whole / 10
 
 
-def test_full_fine_tuning_is_spread_over_processes() -> None:
+def test_full_fine_tuning_is_spread_over_the_processes_of_each_replica() -> None:
     """Sixteen bytes a weight: it in float32, its gradient and two means; little is whole for a moment."""
-    config = config_of("model=llama3_8b", "method=sft", "trainer.devices=8", "trainer.strategy=fsdp2")
-    parts = estimate_of(config).phases["train"]
-    held = sum(parts[name] for name in ("weights, float32", "gradients", "optimizer states"))
-    assert held == pytest.approx(16 * 8_030_261_248 / 8)
-    layer, head = 2 * 218_112_000, 2 * 128_256 * 4096
-    assert parts["gathered layers"] == head + max(2 * layer, head) + head
-
-
-def test_replicas_hold_a_whole_model_each() -> None:
     line = ("model=llama3_8b", "method=sft", "trainer.devices=8", "trainer.strategy=fsdp2")
     one, two = (estimate_of(config_of(*line, f"trainer.replicas={number}")).phases["train"] for number in (1, 2))
-    for name in ("weights, float32", "gradients", "optimizer states"):
-        assert two[name] == 2 * one[name]
+    spread = ("weights, float32", "gradients", "optimizer states")
+    assert sum(one[name] for name in spread) == pytest.approx(16 * 8_030_261_248 / 8)
+    layer, head = 2 * 218_112_000, 2 * 128_256 * 4096
+    assert one["gathered layers"] == head + max(2 * layer, head) + head
+    assert {name: two[name] for name in spread} == {name: 2 * one[name] for name in spread}
     assert two["activations"] == one["activations"]
 
 
@@ -255,8 +224,8 @@ def test_offloaded_shards_are_in_host_memory() -> None:
     moved = ("weights, nf4", "weights, bfloat16", "adapter weights", "gradients", "optimizer states")
     assert not set(moved) & less.keys()
     assert offloaded.host == sum(train[name] for name in moved)
-    assert {name: less[name] for name in (SCALES, "gathered layers")} == {
-        name: train[name] for name in (SCALES, "gathered layers")
+    assert {name: less[name] for name in (memory.SCALES, "gathered layers")} == {
+        name: train[name] for name in (memory.SCALES, "gathered layers")
     }
     batches = Batches(8, 512, 0, 16, 512, 512, 1)
     on_host = [estimate_memory(sizes_of(c, CPU), c, batches, CPU, runtime=0) for c in (config, config_of(*line))]
@@ -268,7 +237,7 @@ def test_scales_of_four_bits_are_in_every_process() -> None:
     parts = estimate_of(config).phases["train"]
     linear = 80 * (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672)
     assert parts["weights, nf4"] == linear / 2 / 2
-    assert parts[SCALES] == pytest.approx(linear * 0.127 / 8)
+    assert parts[memory.SCALES] == pytest.approx(linear * 0.127 / 8)
     assert parts["weights, bfloat16"] == 70_553_706_496 - linear
     assert parts["gathered layers"] > 2 * linear / 80 / 2
 
@@ -299,21 +268,18 @@ def test_overrides_that_fit(overrides: tuple[str, ...], gib: int, found: list[st
             sizes[method] = sizes_of(candidate, GPU)
         return estimate_of(candidate, sizes[method]).total
 
-    assert overrides_that_fit(config, total, gib * GIB, on_gpu=True) == found
+    assert memory.overrides_that_fit(config, total, gib * GIB, on_gpu=True) == found
     if found:  # typed, they make the run that was estimated
         kept = [item for item in overrides if item.split("=")[0] not in str(found)]
         assert estimate_of(config_of("model=llama3_8b", *kept, *found)).total <= gib * GIB
 
 
-def test_a_process_may_hold_more_than_it_holds() -> None:
-    assert 2**26 < resident_bytes() < available_bytes(CPU)
-
-
 def test_a_containers_limit_counts_without_its_cache_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 2**26 < memory.resident_bytes() < memory.available_bytes(CPU)
     files = {"max": "1000\n", "current": "990\n", "stat": "anon 200\nfile 790\nactive_file 300\ninactive_file 480\n"}
     for name, content in files.items():
         (tmp_path / f"memory.{name}").write_text(content)
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    assert available_bytes(CPU) == pytest.approx(resident_bytes() + 790, abs=2**20)
+    assert memory.available_bytes(CPU) == pytest.approx(memory.resident_bytes() + 790, abs=2**20)
     (tmp_path / "memory.max").write_text("max\n")
-    assert available_bytes(CPU) > resident_bytes() + 2**20
+    assert memory.available_bytes(CPU) > memory.resident_bytes() + 2**20

@@ -40,10 +40,7 @@ LORA = {
 OTHERS = {name: f"method={name}" for name in ("miss", "oft", "shira", "randlora", "ia3", "ln_tuning", "prompt_tuning")}
 METHODS = LORA | OTHERS
 CHANGE_BASE = ("pissa", "olora")
-CASES = [
-    *((name, "none") for name in METHODS),
-    *((name, "nf4") for name in METHODS if name not in CHANGE_BASE),
-]
+CASES = [(name, quant) for quant in ("none", "nf4") for name in METHODS if quant == "none" or name not in CHANGE_BASE]
 
 
 def logits(model: torch.nn.Module) -> Tensor:
@@ -112,14 +109,23 @@ def test_a_run_scores_the_base_exactly_and_opens_again(overrides: str, finished_
         assert again[row.hash].generated == row.generated
 
 
-def test_a_setting_that_does_not_exist_names_the_nearest() -> None:
-    config = config_of("method=miss")
-    config.method.settings["target_module"] = ["q_proj"]
-    with pytest.raises(ConfigError, match=r"there is no setting method\.settings\.target_module\. Did you mean"):
-        method_of(config.method)
-    config.method.settings = {"peft_type": "LOHA"}
-    with pytest.raises(ConfigError, match=r"peft_type=LOHA\n +allowed: IA3"):
-        method_of(config.method)
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ("method=qlora method.lora.init=pissa", "would be rounded to 4 bits"),
+        ("method=qlora method.lora.init=olora", "allowed: default or gaussian; or quant=none"),
+        ("method=ia3 optim.loraplus_lr_ratio=16", "which has no A and B"),
+        ("method=miss trainer.strategy=fsdp2", "fsdp2 with method=miss"),
+        (
+            "method=miss +method.settings.target_module=[q_proj]",
+            r"no setting method\.settings\.target_module\. Did",
+        ),
+        ("method=miss method.settings.peft_type=LOHA", r"peft_type=LOHA\n +allowed: IA3"),
+    ],
+)
+def test_what_a_method_cannot_do_is_refused_before_any_work(overrides: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        method_of(config_of(*overrides.split()).method)
 
 
 def test_lora_plus_gives_b_its_own_rate() -> None:
@@ -130,22 +136,6 @@ def test_lora_plus_gives_b_its_own_rate() -> None:
     assert set(named) == set(trainable_names(loaded.model))
     assert all(rate == (4e-3 if "lora_B" in name else 1e-3) for name, rate in named.items())
 
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (("method=qlora", "method.lora.init=pissa"), "would be rounded to 4 bits"),
-        (("method=qlora", "method.lora.init=olora"), "allowed: default or gaussian; or quant=none"),
-        (("method=ia3", "optim.loraplus_lr_ratio=16"), "which has no A and B"),
-        (("method=miss", "trainer.strategy=fsdp2"), "fsdp2 with method=miss"),
-    ],
-)
-def test_what_a_method_cannot_do_is_refused_before_any_work(overrides: tuple[str, ...], words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
-        config_of(*overrides)
-
-
-# ----------------------------------------------------------------------------------------- adapters from elsewhere
 
 Q_V = {"target_modules": ["q_proj", "v_proj"]}
 FOREIGN = {
@@ -171,6 +161,7 @@ OUTSIDE = {
     "prefix_tuning": peft.PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM"),
     "alora": peft.LoraConfig(r=2, alora_invocation_tokens=[7, 8], task_type="CAUSAL_LM", **Q_V),
 }
+"""Those that compute outside the layers."""
 
 
 def foreign_adapter(config: peft.PeftConfig, folder: Path) -> Tensor:
@@ -191,27 +182,21 @@ def foreign_adapter(config: peft.PeftConfig, folder: Path) -> Tensor:
         return logits(model)
 
 
-@pytest.mark.parametrize("name", FOREIGN)
-def test_an_adapter_that_peft_alone_has_made_is_opened(name: str, tmp_path: Path) -> None:
-    expected, config = foreign_adapter(FOREIGN[name], tmp_path), config_of()
-    opened = open_adapter(BaseModel(config.model, config.quant, CPU, lambda _: None), tmp_path)
+@pytest.mark.parametrize("name", [*FOREIGN, *OUTSIDE])
+def test_an_adapter_that_peft_alone_has_made_is_opened_or_refused(name: str, tmp_path: Path) -> None:
+    expected, config = foreign_adapter((FOREIGN | OUTSIDE)[name], tmp_path), config_of()
+    base = BaseModel(config.model, config.quant, CPU, lambda _: None)
+    if name in OUTSIDE:
+        with pytest.raises(ModelError, match="This adapter cannot be scored here"):
+            open_adapter(base, tmp_path)
+        return
+    opened = open_adapter(base, tmp_path)
     with eval_mode(opened.model):
         found = opened.head(opened.backbone(input_ids=IDS, use_cache=False).last_hidden_state)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     if name.startswith("lora"):
         merged = opened.model.merge_and_unload(safe_merge=True)
         torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_an_adapter_that_computes_outside_the_layers_is_refused(name: str, tmp_path: Path) -> None:
-    foreign_adapter(OUTSIDE[name], tmp_path)
-    config = config_of()
-    with pytest.raises(ModelError, match="This adapter cannot be scored here"):
-        open_adapter(BaseModel(config.model, config.quant, CPU, lambda _: None), tmp_path)
-
-
-# -------------------------------------------------------------------------------------------------- virtual tokens
 
 
 def test_virtual_tokens_are_scored_and_generated_behind_as_peft_does() -> None:
@@ -242,13 +227,9 @@ def test_virtual_tokens_are_scored_and_generated_behind_as_peft_does() -> None:
 
 def test_virtual_tokens_train_alike_behind_a_shared_beginning() -> None:
     loaded, prompt = tiny(config_of("method=prompt_tuning", "prompt=text"))
-    encoded = prompt.encode(sample_questions(3))
+    questions = (prompt.encode(sample_questions(3)), 1)
     trained = [p for p in loaded.model.parameters() if p.requires_grad]
-    losses, gradients = [], []
-    for share in (False, True):
-        batch = AnswerCollator(prompt.end_ids, share_prefix=share)((encoded, 1))
-        loss = answer_nll_sum(loaded, batch)
-        losses.append(float(loss.detach()))
-        gradients.append(torch.autograd.grad(loss, trained)[0])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-3)
+    collators = [AnswerCollator(prompt.end_ids, share_prefix=share) for share in (False, True)]
+    losses = [answer_nll_sum(loaded, collator(questions)) for collator in collators]
+    assert float(losses[0].detach()) == pytest.approx(float(losses[1].detach()), rel=1e-5)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, trained)[0] for loss in losses), atol=1e-4, rtol=1e-3)

@@ -7,7 +7,7 @@ import torch
 from support import config_of, sample_questions, tiny
 from torch import nn
 
-from cyberlm.data.batches import AnswerBatch, AnswerCollator, collate_scoring
+from cyberlm.data.batches import AnswerBatch, AnswerCollator
 from cyberlm.models.loaded import LoadedModel, check_causal
 from cyberlm.models.prefix_cache import MAX_ROUNDING, shared_length
 from cyberlm.training.losses import answer_nll_sum
@@ -47,15 +47,6 @@ def test_loss_and_gradients_are_those_of_whole_prompts(protocol: str, method: st
     assert loss == pytest.approx(expected, rel=1e-5)
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(gradient, reference, atol=1e-5 * float(reference.abs().max()) + 1e-6, rtol=1e-4)
-
-
-def test_a_batch_keeps_what_is_not_shared() -> None:
-    _, prompt = tiny(config_of())
-    encoded = prompt.encode(sample_questions(5))
-    batch = collate_scoring(encoded)
-    for row, item in enumerate(encoded):
-        kept = batch.prompt_ids[row][batch.prompt_mask[row].bool()]
-        assert (*batch.prefix_ids.tolist(), *kept.tolist()) == item.prompt_ids
 
 
 @pytest.mark.parametrize("noise", [0.04, 0.5])

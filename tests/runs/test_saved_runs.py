@@ -69,6 +69,8 @@ def test_a_stopped_run_ends_as_the_unbroken_one_did(outputs: Path, monkeypatch: 
     config = config_of()
     config.trainer.resume = str(outputs / "stopped")
     train(config, outputs / "stopped")
+    results = read_results(outputs / "stopped")
+    assert (results.monitor, results.objective) == ("accuracy", results.validation["accuracy"]), "as before the monitor"
     whole, again = (load_file(outputs / name / "adapter/adapter_model.safetensors") for name in ("unbroken", "stopped"))
     torch.testing.assert_close(again, whole, atol=1e-6, rtol=0)
     rows = [

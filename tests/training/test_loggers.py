@@ -74,9 +74,7 @@ def written(folder: Path) -> dict[str, object]:
     return wandb_run(folder)
 
 
-def test_wandb_without_a_login_is_offline(
-    shown: io.StringIO, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_wandb_without_a_login_is_offline(shown: io.StringIO, tmp_path: Path, capfd) -> None:
     """What sends the run later can be typed for any folder."""
     folder = tmp_path / "sweep" / "its [/b] $a; b"
     logger = loggers.wandb_logger(str(folder), "mine", group="sweep", entity="us")
@@ -94,13 +92,6 @@ def test_wandb_without_a_login_is_offline(
     assert shlex.split(command) == ["wandb", "sync", str(run["folder"])]
     assert capfd.readouterr() == ("", "")
     assert "WANDB_MODE" not in os.environ, "the next run of this process must be free to choose"
-
-
-def test_wandb_run_that_failed_is_marked(shown: io.StringIO, tmp_path: Path) -> None:
-    loggers.finish([loggers.wandb_logger(str(tmp_path / "run"), "cyberlm")], succeeded=False)
-    run = written(tmp_path / "run")
-    assert (run["group"], run["name"], run["exit"]) == ("", "run", 1)
-    assert wandb.run is None
 
 
 def test_a_whole_run_is_read_back_from_the_offline_file(shown: io.StringIO, tmp_path: Path) -> None:
@@ -155,25 +146,32 @@ def test_wandb_run_is_one_for_each_folder(shown: io.StringIO, tmp_path: Path) ->
     ids = [first.experiment.id]
     ids += [loggers.wandb_logger(str(tmp_path / name), "cyberlm").experiment.id for name in ("2", "1")]
     loggers.finish([first], succeeded=True)
-    assert ids[0] != ids[1]
-    assert ids[0] == ids[2]
+    assert ids[0] == ids[2] != ids[1]
+    loggers.finish([loggers.wandb_logger(str(tmp_path / "failed"), "cyberlm")], succeeded=False)
+    run = written(tmp_path / "failed")
+    assert (run["group"], run["name"], run["exit"]) == ("", "failed", 1)
+    assert wandb.run is None
 
 
-def test_wandb_that_is_disabled_stays_disabled(
-    shown: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_that_is_disabled_stays_disabled(shown: io.StringIO, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     logger = loggers.wandb_logger(str(tmp_path / "run"), "cyberlm")
     loggers.log_config([logger], {"seed": 0})
     loggers.finish([logger], succeeded=True)
-    assert shown.getvalue() == ""
-    assert not list(tmp_path.rglob("*.wandb"))
+    assert shown.getvalue() == "" and not list(tmp_path.rglob("*.wandb"))
+
+
+def test_wandb_without_a_folder_of_its_own_stages_in_the_run(shown: io.StringIO, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null/wandb")
+    logger = loggers.open_failsafe(loggers.wandb_logger(str(tmp_path / "run"), "cyberlm"))
+    loggers.log_results([logger], {"test/accuracy": 0.25}, [Chart("predictions", "table", ("right",), [(True,)])])
+    loggers.finish([logger], succeeded=True)
+    assert "has failed" not in shown.getvalue()
+    assert list((tmp_path / "run" / "wandb" / "artifacts" / "staging").iterdir())
 
 
 @pytest.mark.parametrize(("key", "reason"), [("short", "WANDB_API_KEY invalid"), (KEY, "context deadline exceeded")])
-def test_wandb_that_cannot_be_reached_is_offline(
-    shown: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, reason: str
-) -> None:
+def test_wandb_that_cannot_be_reached_is_offline(shown, tmp_path: Path, monkeypatch, key: str, reason: str) -> None:
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(loggers, "WANDB_INIT_SECONDS", 2.0)
@@ -186,34 +184,23 @@ def test_wandb_that_cannot_be_reached_is_offline(
     assert key not in shown.getvalue()
 
 
-# ------------------------------------------------------------------------------------------------- the other loggers
-
-
-@pytest.mark.parametrize(
-    ("make", "package"),
-    [
-        (lambda folder: loggers.tensorboard_logger(folder), "tensorboard"),
-        (lambda folder: loggers.mlflow_logger(folder, "cyberlm", f"sqlite:///{folder}/mlflow.db"), "mlflow"),
-    ],
-)
-def test_missing_package(make, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
-    with pytest.raises(ConfigError) as caught:
-        make(str(tmp_path))
-    assert caught.value.title == f"logger={package} needs a package that is not installed:"
-    assert caught.value.problems == (Problem(f"{package} is missing", fix=f"pip install 'cyberlm[{package}]'"),)
+def test_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find, missing = importlib.util.find_spec, ("tensorboard", "mlflow")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
+    for package, given in zip(missing, ([], ["cyberlm", f"sqlite:///{tmp_path}/mlflow.db"]), strict=True):
+        with pytest.raises(ConfigError) as caught:
+            getattr(loggers, f"{package}_logger")(str(tmp_path), *given)
+        assert caught.value.title == f"logger={package} needs a package that is not installed:"
+        assert caught.value.problems == (Problem(f"{package} is missing", fix=f"pip install 'cyberlm[{package}]'"),)
 
 
 def test_metrics_of_a_resumed_run_go_on_after_the_rows_of_its_checkpoint(tmp_path: Path) -> None:
-    """With a column that comes later, and a torn last line as a kill leaves it."""
+    """With a column that comes later, and a torn last line as a kill leaves it; figures of one step share a row."""
     file = tmp_path / "metrics.csv"
     first = loggers.MetricsFile(tmp_path)
     first.keep(0)
-    first.log_metrics({"train/loss": 1.5}, step=0)
-    first.log_metrics({"train/loss": 1.25}, step=1)
-    first.log_metrics({"train/loss": 1.0}, step=2)
-    assert first.rows == 3
+    for step, loss in enumerate((1.5, 1.25, 1.0)):
+        first.log_metrics({"train/loss": loss}, step=step)
     first.log_metrics({"val/accuracy": 0.5}, step=2)
     assert first.rows == 3
     whole = file.read_bytes()
@@ -222,27 +209,14 @@ def test_metrics_of_a_resumed_run_go_on_after_the_rows_of_its_checkpoint(tmp_pat
     again = loggers.MetricsFile(tmp_path)
     again.keep(2)
     assert file.read_text().split() == ["step,train/loss", "0,1.5", "1,1.25"]
-    again.log_metrics({"train/loss": 1.0}, step=2)
-    again.log_metrics({"val/accuracy": 0.5}, step=2)
-    assert file.read_bytes() == whole
+    again.log_metrics({"train/loss": 9.0}, step=2)
+    later = loggers.MetricsFile(tmp_path)  # of a process that goes on within the step: the newer figure counts
+    later.keep(3)
+    later.log_metrics({"val/accuracy": 0.5}, step=2)
+    later.log_metrics({"train/loss": 1.0}, step=2)
+    assert file.read_bytes() == whole and later.rows == 3
     loggers.MetricsFile(tmp_path).keep(0)
     assert not file.exists()
-
-
-def test_figures_of_one_step_share_a_row(tmp_path: Path) -> None:
-    """Also where the first of them was written by a process before; a figure that comes again replaces the older."""
-    file = tmp_path / "metrics.csv"
-    loggers.MetricsFile(tmp_path).log_metrics({"a": 1.125, "b": 2.0}, step=7)
-    again = loggers.MetricsFile(tmp_path)
-    again.keep(1)
-    again.log_metrics({"c": 3.0}, step=7)
-    again.log_metrics({"a": 1.0}, step=7)
-    again.log_metrics({"a": 4.0}, step=8)
-    assert file.read_text().split() == ["a,b,c,step", "1.0,2.0,3.0,7", "4.0,,,8"]
-    assert again.rows == 2
-
-
-# ------------------------------------------------------------------------------------------------ loggers that fail
 
 
 class Failing(Logger):
@@ -267,21 +241,21 @@ class Failing(Logger):
         self.closed = status
 
 
-@pytest.mark.parametrize(("succeeded", "status"), [(True, "success"), (False, "failed")])
-def test_loggers_are_told_how_the_run_ended(succeeded: bool, status: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_loggers_are_told_how_the_run_ended(capsys: pytest.CaptureFixture[str]) -> None:
     """Each of them, also behind one that fails."""
-    last = Failing()
-    loggers.finish([Failing("finalize"), last], succeeded)
-    assert last.closed == status and "Failing has failed" in capsys.readouterr().out
+    for succeeded, status in ((True, "success"), (False, "failed")):
+        last = Failing()
+        loggers.finish([Failing("finalize"), last], succeeded)
+        assert last.closed == status and "Failing has failed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fails", ["__init__", "experiment", "log_hyperparams", "log_metrics", "save", "finalize"])
-def test_a_logger_that_fails_fails_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], fails: str) -> None:
+def test_loggers_that_fail_fail_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_of(*SMALL, "evaluation.generate=false")
-    config.logger = {"mine": {"_target_": "test_loggers.Failing", "fails": fails}}
+    methods = ("__init__", "experiment", "log_hyperparams", "log_metrics", "save", "finalize")
+    config.logger = {name: {"_target_": "test_loggers.Failing", "fails": name} for name in methods}
     train(config, tmp_path / "run")
     told = capsys.readouterr().out
-    assert told.count("has failed (OSError: no space left). The run continues without it") == 1
+    assert told.count("has failed (OSError: no space left). The run continues without it") == len(methods)
     status = read_status(tmp_path / "run")
     assert status is not None and status.state == "finished"
 
@@ -290,7 +264,7 @@ DYING = """
 import psutil
 from cyberlm.evaluation.charts import Chart
 from cyberlm.training import loggers
-logger = loggers.lenient(loggers.wandb_logger("run", "cyberlm"))
+logger = loggers.open_failsafe(loggers.wandb_logger("run", "cyberlm"))
 logger.log_metrics({"val/accuracy": 0.5}, step=1)
 for process in psutil.Process().children(recursive=True):
     process.kill()
@@ -308,17 +282,6 @@ def test_wandb_whose_process_has_died_fails_no_run(tmp_path: Path) -> None:
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("WandbLogger has failed (") == 1 and done.stdout.endswith("finished\n")
-
-
-def test_wandb_without_a_folder_of_its_own_stages_in_the_run(
-    shown: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_DATA_DIR", "/dev/null/wandb")
-    logger = loggers.open_failsafe(loggers.wandb_logger(str(tmp_path / "run"), "cyberlm"))
-    loggers.log_results([logger], {"test/accuracy": 0.25}, [Chart("predictions", "table", ("right",), [(True,)])])
-    loggers.finish([logger], succeeded=True)
-    assert "has failed" not in shown.getvalue()
-    assert list((tmp_path / "run" / "wandb" / "artifacts" / "staging").iterdir())
 
 
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="only root can be somebody else")
@@ -343,23 +306,13 @@ def test_a_user_without_a_home_and_a_name(tmp_path: Path, home: str | None) -> N
     assert not (tmp_path / "mine" / "~").exists()
 
 
-# --------------------------------------------------------------------------------------------------- configuration
-
-
-@pytest.mark.parametrize(
-    ("override", "names"),
-    [
-        ("logger=none", []),
-        ("logger=[]", []),
-        ("logger=[none,mlflow]", ["mlflow"]),
-        ("logger=[wandb,tensorboard,mlflow,csv]", ["mlflow", "tensorboard", "wandb"]),
-    ],
-)
-@pytest.mark.parametrize(("command", "schema"), [("train", TrainConfig), ("evaluate", EvaluateConfig)])
-def test_loggers_compose(command: str, schema: type[Any], override: str, names: list[str]) -> None:
-    config = build_config(compose(override, "group=mine", command=command), schema)
-    assert sorted(config.logger) == names
-    for name, entry in config.logger.items():
-        assert callable(getattr(loggers, entry["_target_"].rpartition(".")[2]))
-        assert entry.get("group", "mine") == "mine", name
-        assert entry["save_dir"] == "<run folder>"
+def test_loggers_compose() -> None:
+    every = ["mlflow", "tensorboard", "wandb"]
+    for typed, names in (("[]", []), ("[none,mlflow]", ["mlflow"]), ("[wandb,tensorboard,mlflow,csv]", every)):
+        for command, schema in (("train", TrainConfig), ("evaluate", EvaluateConfig)):
+            config = build_config(compose(f"logger={typed}", "group=mine", command=command), schema)
+            assert sorted(config.logger) == names
+            for name, entry in config.logger.items():
+                assert callable(getattr(loggers, entry["_target_"].rpartition(".")[2]))
+                assert entry.get("group", "mine") == "mine", name
+                assert entry["save_dir"] == "<run folder>"

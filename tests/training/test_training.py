@@ -32,7 +32,6 @@ from cyberlm.evaluation.predictions import golds
 from cyberlm.evaluation.scores import scores_of
 from cyberlm.models.loaded import trainable_names
 from cyberlm.models.loading import load_tokenizer
-from cyberlm.models.tiny import tiny_model
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import RunError
 from cyberlm.tasks.prompts import Prompt
@@ -54,13 +53,12 @@ def test_tiny_llama_overfits_32_questions(method: str, tmp_path: Path) -> None:
     assert figures["accuracy"] == 1.0
 
 
-def curve(method: str, tmp_path: Path, *overrides: str) -> list[float]:
+def curve(method: str, folder: Path, *overrides: str) -> list[float]:
     """Training loss of each of 8 optimizer steps."""
     config = config_of(f"method={method}", "trainer.max_epochs=2", "optim.learning_rate=1e-3", *SHORT, *overrides)
-    fit_tiny(config, short_questions(32), tmp_path)
-    rows = (tmp_path / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("train/loss")
-    return [float(row.split(",")[column]) for row in rows[1:] if row.split(",")[column]]
+    fit_tiny(config, short_questions(32), folder)
+    rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    return [float(row["train/loss"]) for row in rows if row["train/loss"]]
 
 
 FROZEN = {
@@ -75,6 +73,13 @@ def test_loss_curve_is_frozen(method: str, tmp_path: Path) -> None:
     assert curve(method, tmp_path) == pytest.approx(FROZEN[method], abs=1e-5)
 
 
+def test_dropout_is_active_in_training(tmp_path: Path) -> None:
+    """transformers loads in eval mode; B is zero in the first step, and has moved after it."""
+    first = curve("lora", tmp_path, "method.lora.dropout=0.9")
+    assert first[0] == pytest.approx(FROZEN["lora"][0], abs=1e-5)
+    assert first[3] != pytest.approx(FROZEN["lora"][3], abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("overrides", "steps", "validated"),
     [
@@ -84,11 +89,7 @@ def test_loss_curve_is_frozen(method: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_row_of_metrics_holds_all_that_is_known_at_its_step(
-    overrides: tuple[str, ...],
-    steps: list[int],
-    validated: list[int],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    overrides: tuple[str, ...], steps: list[int], validated: list[int], tmp_path: Path, capsys
 ) -> None:
     """Two epochs of two steps: a row for each logged step, and for each that validation follows, which is told too."""
     config = config_of("method=lora", "trainer.max_epochs=2", "optim.schedule=linear", *SHORT, *overrides)
@@ -108,14 +109,8 @@ def test_a_row_of_metrics_holds_all_that_is_known_at_its_step(
     assert figures["accuracy"] in [float(row["val/accuracy"]) for row in rows if row["val/accuracy"]]
 
 
-# ---------------------------------------------------------------------------------------------- its device
-
-
-@pytest.mark.parametrize("overrides", [["trainer.max_epochs=2"], ["trainer.max_steps=1"]])
-@pytest.mark.parametrize("method", METHODS)
-def test_nothing_moves_the_model_to_the_cpu(
-    method: str, overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("method", "length"), [("sft", "max_steps=1"), ("qlora", "max_epochs=2")])
+def test_nothing_moves_the_model_to_the_cpu(method: str, length: str, tmp_path: Path, monkeypatch) -> None:
     """In a whole run: base scored, trained, validated (by itself too), saved, tuned model scored and answering."""
     moves: list[str] = []
     for name in ("cpu", "to"):
@@ -128,24 +123,21 @@ def test_nothing_moves_the_model_to_the_cpu(
 
         monkeypatch.setattr(nn.Module, name, moved)
     sizes = ("data.max_train=16", "data.max_validation=8", "data.max_test=8", "evaluation.max_new_tokens=2")
-    train(config_of(f"method={method}", *sizes, *overrides, *SHORT), tmp_path / "run")
+    train(config_of(f"method={method}", *sizes, f"trainer.{length}", *SHORT), tmp_path / "run")
     loading = {"LlamaForCausalLM.to"}  # a random model, once: to the run's device
     assert set(moves) <= loading | {"FineTuningModule.to"}  # Lightning, before training: to the device that it is on
 
 
-@pytest.mark.parametrize(
-    ("strategy", "options"),
-    [(SingleDeviceStrategy, {}), (DDPStrategy, {"cluster_environment": LightningEnvironment()})],
-)
-def test_the_model_stays_on_its_device_when_training_ends(strategy, options) -> None:
+def test_the_model_stays_on_its_device_when_training_ends() -> None:
     """On torch's device without memory, a copy to the CPU is an error."""
     config = config_of("method=lora", *SHORT)
     loaded, _ = tiny(config)
     loaded.model.to("meta")
-    ended = strategy(accelerator=CPUAccelerator(), checkpoint_io=AtomicCheckpointIO(), **options)
-    ended.connect(FineTuningModule(loaded, config.optim, config.evaluation.option_score))
-    ended.teardown()
-    assert {parameter.device.type for parameter in loaded.model.parameters()} == {"meta"}
+    own = {"accelerator": CPUAccelerator(), "checkpoint_io": AtomicCheckpointIO()}
+    for ended in (SingleDeviceStrategy(**own), DDPStrategy(**own, cluster_environment=LightningEnvironment())):
+        ended.connect(FineTuningModule(loaded, config.optim, config.evaluation.option_score))
+        ended.teardown()
+        assert {parameter.device.type for parameter in loaded.model.parameters()} == {"meta"}
 
 
 def test_optimizer_states_go_with_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,45 +148,23 @@ def test_optimizer_states_go_with_the_training(tmp_path: Path, monkeypatch: pyte
     assert [len(optimizers) for optimizers in moved] == [1, 0]  # before training to the device, behind it nothing
 
 
-# ---------------------------------------------------------------------------------------- the loss, plainly
-
-
-def plain_step_gradient(config, batches, prompt) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of one optimizer step by a reference: full logits of each question alone, no padding."""
-    model = tiny_model(config.model.tiny, len(prompt.tokenizer))
-    total, count = torch.zeros(()), 0
-    for question in [question for batch in batches for question in batch]:
-        answer = list(question.option_ids[question.gold]) + list(prompt.end_ids)
-        ids = torch.tensor([list(question.prompt_ids) + answer])
-        logits = model(input_ids=ids).logits[0, len(question.prompt_ids) - 1 : -1]
-        total = total - torch.log_softmax(logits, -1)[range(len(answer)), answer].sum()
-        count += len(answer)
-    loss = total / count
-    loss.backward()
-    return float(loss.detach()), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-@pytest.mark.parametrize("accumulate", [1, 4])
-def test_loss_and_gradient_equal_a_plain_reference(accumulate: int) -> None:
-    config = config_of("method=sft", "prompt=text", "prompt.system=", "prompt.question='{question}'")
-    loaded, prompt = tiny(config)
-    loaded.causal.eval()
+def test_the_loss_of_a_step_is_the_mean_over_all_its_labels() -> None:
+    """Of answers of many lengths in four micro-batches; tests/models/test_families.py has the sum of a batch."""
+    loaded, prompt = tiny(config_of("method=sft", "prompt=text", "prompt.system=", "prompt.question='{question}'"))
     encoded = prompt.encode(short_questions(12))
-    size = 12 // accumulate
-    batches = [encoded[k : k + size] for k in range(0, 12, size)]
-    collator = AnswerCollator(prompt.end_ids, share_prefix=True)
-    labels = sum(len(collator.example(question)[1]) for question in encoded)
-    total = 0.0
-    for batch in batches:
-        examples = collator((batch, labels))
-        loss = step_loss(answer_nll_sum(loaded, examples), examples, accumulate) / accumulate
-        loss.backward()
-        total += float(loss.detach())
-    reference, gradients = plain_step_gradient(config, batches, prompt)
-    assert total == pytest.approx(reference, abs=1e-5)
-    for name, parameter in loaded.causal.named_parameters():
-        assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4, msg=name)
+    answers = [[*item.option_ids[item.gold], *prompt.end_ids] for item in encoded]
+    labels, collator = sum(map(len, answers)), AnswerCollator(prompt.end_ids, share_prefix=True)
+    losses, expected = [], torch.zeros(())
+    for k in range(0, 12, 3):
+        examples = collator((encoded[k : k + 3], labels))
+        losses.append(step_loss(answer_nll_sum(loaded, examples), examples, 4) / 4)
+    for item, answer in zip(encoded, answers, strict=True):
+        logits = loaded.causal(input_ids=torch.tensor([[*item.prompt_ids, *answer]])).logits[0]
+        log_probs = logits[len(item.prompt_ids) - 1 : -1].log_softmax(-1)
+        expected = expected - log_probs[range(len(answer)), answer].sum() / labels
+    torch.testing.assert_close(sum(losses), expected, atol=1e-5, rtol=0)
+    found, references = (torch.autograd.grad(loss, loaded.causal.parameters()) for loss in (sum(losses), expected))
+    torch.testing.assert_close(found, references, atol=1e-5, rtol=1e-4)
 
 
 def test_accumulation_does_not_change_a_run(tmp_path: Path) -> None:
@@ -202,14 +172,8 @@ def test_accumulation_does_not_change_a_run(tmp_path: Path) -> None:
     questions = short_questions(8)
     weights = []
     for size, accumulate in ((8, 1), (2, 4), (2, 8)):
-        config = config_of(
-            "method=sft",
-            "trainer.max_epochs=3",
-            "optim.learning_rate=1e-3",
-            f"data.micro_batch_size={size}",
-            f"trainer.accumulate_grad_batches={accumulate}",
-            *SHORT,
-        )
+        sizes = (f"data.micro_batch_size={size}", f"trainer.accumulate_grad_batches={accumulate}")
+        config = config_of("method=sft", "trainer.max_epochs=3", "optim.learning_rate=1e-3", *sizes, *SHORT)
         loaded, _, steps = fit_tiny(config, questions, tmp_path / f"{size}_{accumulate}")
         assert steps == 3
         weights.append(torch.cat([parameter.detach().flatten() for parameter in loaded.causal.parameters()]))
@@ -217,30 +181,19 @@ def test_accumulation_does_not_change_a_run(tmp_path: Path) -> None:
     torch.testing.assert_close(weights[0], weights[2], atol=2e-5, rtol=0)
 
 
-# ------------------------------------------------------------------------------------------------ batches
-
-
-def test_every_question_once_an_epoch_and_longest_first() -> None:
+def test_every_question_once_an_epoch_longest_first_and_with_little_padding() -> None:
     lengths = [10 + 7 * k % 50 for k in range(103)]
-    for epoch in (0, 1):
-        planned = plan_epoch(lengths, [2] * 103, batch_size=8, accumulate=4, seed=3, epoch=epoch)
-        rows = [row for batch in planned for row in batch.rows]
-        assert sorted(rows) == list(range(103))
-        for start in range(0, len(planned), 4):
-            step = planned[start : start + 4]
+    planned = [plan_epoch(lengths, [2] * 103, batch_size=8, accumulate=4, seed=3, epoch=epoch) for epoch in (0, 1)]
+    for batches in planned:
+        assert sorted(row for batch in batches for row in batch.rows) == list(range(103))
+        for start in range(0, len(batches), 4):
+            step = batches[start : start + 4]
             assert {batch.step_label_tokens for batch in step} == {2 * sum(len(batch.rows) for batch in step)}
-    assert max(lengths) in [lengths[row] for row in plan_epoch(lengths, [2] * 103, 8, 4, 3, 0)[0].rows]
-    assert plan_epoch(lengths, [2] * 103, 8, 4, 3, 0) != plan_epoch(lengths, [2] * 103, 8, 4, 3, 1)
-
-
-def test_buckets_hold_little_padding() -> None:
-    lengths = [20 + (k * 37) % 200 for k in range(2000)]
-    planned = plan_epoch(lengths, [2] * 2000, batch_size=8, accumulate=1, seed=0, epoch=1)
-    padded = sum(len(batch.rows) * max(lengths[row] for row in batch.rows) for batch in planned)
-    assert sum(lengths) / padded > 0.95
-
-
-# ------------------------------------------------------------------------------------ checkpoints and resuming
+    assert max(lengths) in [lengths[row] for row in planned[0][0].rows]
+    assert planned[0] == plan_epoch(lengths, [2] * 103, 8, 4, 3, 0) != planned[1]
+    many = [20 + (k * 37) % 200 for k in range(2000)]
+    batches = plan_epoch(many, [2] * 2000, batch_size=8, accumulate=1, seed=0, epoch=1)
+    assert sum(many) / sum(len(batch.rows) * max(many[row] for row in batch.rows) for batch in batches) > 0.95
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -354,6 +307,9 @@ def test_the_monitored_figure_chooses_and_equals_go_by_the_other(
         trainer.fit(Planted(figures), loader, torch.utils.data.DataLoader(torch.ones(1, 1)))
     assert torch.load(best.file, weights_only=True)["global_step"] == chosen
     assert (best.figures["accuracy"], best.figures["option_nll"]) == pytest.approx(figures[chosen - 1])
+    entry = config_of("callbacks=early_stopping", f"trainer.monitor={monitor}").callbacks["early_stopping"]
+    stopping = hydra.utils.instantiate(entry, _convert_="all")
+    assert (stopping.monitor, stopping.mode) == (f"val/{monitor}", "max" if monitor == "accuracy" else "min")
 
 
 @pytest.mark.parametrize(("prompt", "how"), [("letter", "per_token"), *(("text", how.name) for how in OptionScore)])
@@ -377,18 +333,3 @@ def test_srun_that_is_installed_brings_no_advice(tmp_path: Path, monkeypatch: py
     with pytest.warns(PossibleUserWarning, match="srun"):
         SLURMEnvironment.detect()
     fit_tiny(config_of("method=lora", "trainer.max_steps=1", *SHORT), short_questions(4), tmp_path / "run")
-
-
-def test_early_stopping_follows_the_monitored_figure() -> None:
-    for monitor, mode in (("option_nll", "min"), ("accuracy", "max")):
-        entry = config_of("callbacks=early_stopping", f"trainer.monitor={monitor}").callbacks["early_stopping"]
-        stopping = hydra.utils.instantiate(entry, _convert_="all")
-        assert (stopping.monitor, stopping.mode) == (f"val/{monitor}", mode)
-
-
-def test_dropout_is_active_in_training(tmp_path: Path) -> None:
-    """transformers loads in eval mode; with dropout at 0.9 the first losses of two seeds must differ after B moved."""
-    first = curve("lora", tmp_path / "a", "method.lora.dropout=0.9")
-    without = curve("lora", tmp_path / "b")
-    assert first[0] == pytest.approx(without[0], abs=1e-6)  # B is zero in the first step
-    assert first[3:] != pytest.approx(without[3:], abs=1e-6)

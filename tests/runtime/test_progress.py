@@ -55,12 +55,9 @@ def test_a_narrow_terminal_keeps_the_eta_and_what_the_note_begins_with(monkeypat
     assert len(last) <= 80
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (83.4, "1:23"), (4000, "1:06:40")])
-def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+def test_clock() -> None:
+    assert [clock(seconds) for seconds in (0.4, 83.4, 4000)] == ["0:00", "1:23", "1:06:40"]
 
-
-# ------------------------------------------------------------------------------------------------------- no markup
 
 FOREIGN = ("x[/b]y", "[bold]x[/bold] [link=http://h]l[/link]", ":smile: :warning:", "[1, 2]", "\\[red]", "[/]", "100%")
 
@@ -94,8 +91,6 @@ def test_nothing_else_prints_through_rich() -> None:
     modules = [path for path in PACKAGE.rglob("*.py") if path.name != "progress.py"]
     assert [path.name for path in modules if through_rich.search(path.read_text("utf-8"))] == []
 
-
-# ------------------------------------------------------------------------------------------- output that gets lost
 
 CODE = """
 import sys

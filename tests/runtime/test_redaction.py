@@ -40,28 +40,19 @@ def test_names_of_secrets() -> None:
         ("hf_abcdefghijklmnopqrst is a token", "<redacted> is a token"),
         ("Authorization: Bearer abcdefghijkl", "Authorization: <redacted> <redacted>"),
         ("AKIAABCDEFGHIJKLMNOP", "<redacted>"),
+        ("evaluation.max_new_tokens=32 data.max_batch_tokens=4096", None),
+        ("Tokenising: 8/8 questions in 0:00, 973 questions/s, 176755 tokens/s", None),
+        ("token: null", None),
+        ("'logger.mine.password=${oc.env:NAME}' token: '${oc.env:NAME}'", None),
+        ("https://huggingface.co/meta-llama/Meta-Llama-3-8B", None),
+        ("sqlite:///outputs/mlflow.db", None),
+        ("What is a password? It is a secret, e.g. a token; the API key opens it.", None),
+        ("not exactly one beginning-of-sequence token: 12 examples", None),
+        ("me@example.org", None),
     ],
 )
-def test_text(text: str, expected: str) -> None:
-    assert redact(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "evaluation.max_new_tokens=32 data.max_batch_tokens=4096",
-        "Tokenising: 8/8 questions in 0:00, 973 questions/s, 176755 tokens/s",
-        "token: null",
-        "'logger.mine.password=${oc.env:NAME}' token: '${oc.env:NAME}'",
-        "https://huggingface.co/meta-llama/Meta-Llama-3-8B",
-        "sqlite:///outputs/mlflow.db",
-        "What is a password? It is a secret, e.g. a token; the API key opens it.",
-        "not exactly one beginning-of-sequence token: 12 examples",
-        "me@example.org",
-    ],
-)
-def test_ordinary_text_stays(text: str) -> None:
-    assert redact(text) == text
+def test_secrets_are_taken_out_of_text_and_ordinary_text_stays(text: str, expected: str | None) -> None:
+    assert redact(text) == (expected or text)
 
 
 @pytest.mark.parametrize("part", ["-", "_", "a-", "a_", "a.", ", ", "{"])
@@ -83,23 +74,17 @@ def test_values_of_the_environment_go_wherever_they_stand(monkeypatch: pytest.Mo
     }
 
 
-REFUSED = (
-    {"logger": {"mine": {"password": "abc"}}},
-    {"logger.mine.api_key": 12345},
-    {"logger": {"x": {"uri": "postgresql://me:pa55@db/x"}}},
-    {"logger": {"x": {"uri": ["https://h/x?token=pa55"]}}},
-    {"model": {"path": "hf_abcdefghijklmnopqrst"}},
-    {"logger": {"x": {"note": "planted value 1"}}},
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"logger": {"mine": {"password": "abc"}}},
+        {"logger.mine.api_key": 12345},
+        {"logger": {"x": {"uri": "postgresql://me:pa55@db/x"}}},
+        {"logger": {"x": {"uri": ["https://h/x?token=pa55"]}}},
+        {"model": {"path": "hf_abcdefghijklmnopqrst"}},
+        {"logger": {"x": {"note": "planted value 1"}}},
+    ],
 )
-KEPT = (
-    {"logger": {"mine": {"password": "${oc.env:MY_SERVICE_TOKEN}", "secret": None, "token": "", "key": "<redacted>"}}},
-    {"prompt": {"system": "The secret: it is security. api_key=none https://me:pa55@h hf_abcdefghijklmnopqrst"}},
-    {"logger": {"x": {"uri": "postgresql://me@db/x", "project": "cybersecurity", "save_token": True}}},
-    {"data": {"path": "security.jsonl"}, "evaluation": {"max_new_tokens": 8}},
-)
-
-
-@pytest.mark.parametrize("config", REFUSED)
 def test_typed_secrets_are_refused_by_key(monkeypatch: pytest.MonkeyPatch, config: dict[str, object]) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", "planted value 1")
     with pytest.raises(ConfigError) as caught:
@@ -109,11 +94,14 @@ def test_typed_secrets_are_refused_by_key(monkeypatch: pytest.MonkeyPatch, confi
     assert "abc" not in str(caught.value) and "pa55" not in str(caught.value)
 
 
-@pytest.mark.parametrize("config", KEPT)
-def test_words_and_references_are_not_refused(monkeypatch: pytest.MonkeyPatch, config: dict[str, object]) -> None:
+def test_words_and_references_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DB_PASSWORD", "cybersecurity")
     monkeypatch.setenv("OTHER_PASSWORD", "security.jsonl"[:8])
-    refuse_secrets(config)
+    references = {"password": "${oc.env:MY_SERVICE_TOKEN}", "secret": None, "token": "", "key": "<redacted>"}
+    words = {"uri": "postgresql://me@db/x", "project": "cybersecurity", "save_token": True}
+    refuse_secrets({"logger": {"mine": references, "x": words}, "evaluation": {"max_new_tokens": 8}})
+    told = "The secret: it is security. api_key=none https://me:pa55@h hf_abcdefghijklmnopqrst"
+    refuse_secrets({"prompt": {"system": told}, "data": {"path": "security.jsonl"}})
 
 
 def test_logs_and_tracebacks(tmp_path: Path) -> None:

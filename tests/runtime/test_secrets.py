@@ -74,14 +74,6 @@ def loggers() -> list[str]:
     return [*line, f"+logger.mine={{{mine},password:'${{oc.env:PASSWORD}}'}}"]
 
 
-def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "f.bin").write_bytes(b"\0planted-url-secret\0")
-    with zipfile.ZipFile(tmp_path / "c.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("data.pkl", "x" * 1000 + "planted-aws" + PLANTED["AWS_SECRET_ACCESS_KEY"])
-    assert len(found(tmp_path, "planted-parameter")) == 3
-
-
 def test_no_planted_secret_in_any_output(place: Path) -> None:
     ended = typed(place, *SMALL, *loggers(), "hydra.run.dir=outputs/run")
     assert ended.code == 0, ended.err

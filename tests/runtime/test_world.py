@@ -34,13 +34,9 @@ def launched(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> Worl
     return find_world()
 
 
-def test_a_process_that_nothing_has_launched_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert find_world() is None
+def test_world_of_torchrun_and_of_a_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     # a batch script has the variables of its job, and is one process
     assert launched(monkeypatch, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}) is None
-
-
-def test_world_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launched(monkeypatch, TORCHRUN) == World(3, 4, 1, "env://", "its launcher")
     assert launched(monkeypatch, {"TORCHELASTIC_RUN_ID": "none"}) == World(3, 4, 1, "env://", "torchrun")
 
@@ -62,12 +58,8 @@ def test_the_launcher_decides_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError) as caught:
         build_config(compose("trainer.devices=2"), TrainConfig)
     assert "trainer.devices=2 under its launcher, which has started 4" in caught.value.screen()
-
-
-def test_other_commands_are_the_work_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    launched(monkeypatch, TORCHRUN)
     monkeypatch.setattr(sys, "argv", ["cyberlm", "export", "run=nowhere"])
-    main()  # rank 0 alone would complain
+    main()  # other commands are the work of one process: rank 0 alone would complain
 
 
 def test_processes_that_do_not_meet_are_told_where(monkeypatch: pytest.MonkeyPatch) -> None:

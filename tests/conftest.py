@@ -20,14 +20,16 @@ torch.set_num_threads(1)  # tiny models: a second thread costs more than it brin
 
 @pytest.fixture(scope="session", autouse=True)
 def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache for all tests, and paths for the processes that they start.
+    """One cache for all tests, those of pytest-xdist's other processes too, and paths for the processes they start.
 
     Runs collect garbage between their phases: what was imported is left out of it.
     """
     gc.freeze()
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
-        patch.setenv("CYBERLM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("CYBERLM_CACHE_DIR", str(base / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("WANDB_MODE", "offline")
         patch.delenv("WANDB_API_KEY", raising=False)

@@ -28,19 +28,17 @@ from cyberlm.runtime.errors import ConfigError, RunError
 ROOT = Path(__file__).parents[2]
 SAVED = ROOT / "tests" / "saved_runs"
 HELLO = [{"role": "user", "content": "hello"}]
-EMBEDDED = ("model=smollm2_135m", "prompt=text", "data.max_train=8", "trainer.max_epochs=1")
-RUNS = {"lora": ("method=lora",), "sft": ("method=sft",), "qlora": ("method=qlora",), "embedded": EMBEDDED}
+FEW = ("data.max_train=4", "data.max_validation=2", "data.max_test=4", "trainer.max_epochs=1")
+EMBEDDED = ("model=smollm2_135m", "prompt=text", *FEW)
+RUNS = {"lora": ("method=lora",), "sft": ("method=sft",), "embedded": EMBEDDED}
 KINDS = ["lora", *(pytest.param(kind, marks=pytest.mark.slow) for kind in RUNS if kind != "lora")]
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # between libraries
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("serve")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CYBERLM_CACHE_DIR", str(folder / "cache"))
-        yield tuned_run(folder / f"run--{request.param}", *RUNS[request.param])
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tuned_run(tmp_path_factory.mktemp("serve") / f"run--{request.param}", *RUNS[request.param])
 
 
 def command(*arguments: str, cwd: Path = ROOT) -> subprocess.Popen[str]:

@@ -124,7 +124,7 @@ def test_torn_files_are_refused(whole: bytes, tmp_path: Path) -> None:
             check_gguf(path)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(240, marks=pytest.mark.slow)])
 def test_changed_bytes_never_hang_or_fill_the_memory(count: int, whole: bytes, tmp_path: Path) -> None:
     """A changed byte gives our error, or a file whose claims still hold (in a weight, a name of a token)."""
     path, choose = tmp_path / "x.gguf", random.Random(count)

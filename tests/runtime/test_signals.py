@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from training_support import differences, fit_again, run_config, with_callback
+from typed import type_line
 
 from cyberlm.evaluation.results import read_status
 from cyberlm.runs.reporting import status_of
@@ -159,10 +160,9 @@ def test_slurms_signal_ends_with_the_code_and_the_command(tmp_path: Path) -> Non
     command = re.search(r"Stopped by SIGUSR1\. To resume, type:\n(.+)\n", printed)
     assert command is not None and command[1] == "python train.py trainer.resume=outputs/run"
     assert json.loads((run / "status.json").read_text())["state"] == "stopped"
-    again = start(tmp_path, *shlex.split(command[1])[2:])
-    printed = again.communicate(timeout=300)[0]
-    assert again.returncode == 0, printed
-    assert "Resuming from outputs/run/checkpoints/step_" in printed
+    again = type_line(tmp_path, "train", *shlex.split(command[1])[2:])
+    assert again.code == 0, again.err
+    assert "Resuming from outputs/run/checkpoints/step_" in again.out
 
 
 @pytest.mark.slow

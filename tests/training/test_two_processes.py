@@ -85,7 +85,7 @@ def callback(name: str, **arguments: object) -> list[str]:
 def test_signal_to_one_process_stops_both_after_the_same_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
     code, said = launch_two(run, *callback("Kill", signum=int(signal.SIGTERM), batch=2, rank=1))
-    assert code == EXIT_STOPPED and said.count("Stopped by SIGTERM. To go on") == 1, said
+    assert code == EXIT_STOPPED and said.count("Stopped by SIGTERM. To resume") == 1, said
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["step_000002.ckpt"]
     code, said = launch_two(run, f"trainer.resume={run}")
     assert code == 0, said

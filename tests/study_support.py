@@ -4,15 +4,7 @@ import functools
 
 import numpy as np
 
-from cyberlm.evaluation.study import (
-    SCHEMA_VERSION,
-    Curve,
-    Study,
-    StudyCost,
-    StudyJob,
-    StudyRow,
-    TunedRate,
-)
+from cyberlm.evaluation.study import SCHEMA_VERSION, Curve, Study, StudyCost, StudyJob, StudyRow, TunedRate
 from cyberlm.evaluation.study_analysis import Answers, analyse_all, figures_of
 from cyberlm.evaluation.study_words import baseline_sentence, findings, found_power
 

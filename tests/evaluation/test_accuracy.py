@@ -27,34 +27,29 @@ def completed(texts_and_parsed: Sequence[tuple[str, int | None, str | None]]) ->
     ]
 
 
-def test_near_duplicates_count_once_in_the_interval() -> None:
+def test_near_duplicates_count_once_in_the_interval_and_ties_are_told() -> None:
     rows = predictions("AAAA", "AABB")
     asked = [replace(question(k, 0), question=text) for k, text in enumerate(("one", "one", "two", "two"))]
     rows = [replace(row, hash=q.hash) for row, q in zip(rows, asked, strict=True)]
     found = measured(accuracy, asked, rows)
     assert (found["n_eff"].value, found["n_eff"].n) == (2.0, 4)
     assert found["accuracy"].interval == pytest.approx(wilson(0.5, 2))
+    assert "ties" not in found
+    tied = measured(accuracy, asked, [replace(rows[0], tied=True), *rows[1:]])
+    assert tied["ties"].note.startswith("two or more options are equally likely in 1 of 4 questions")
 
 
-def test_unparseable_is_wrong_and_counted_apart_from_what_was_cut_off() -> None:
-    rows = completed(
-        [
-            ("A", 0, "stop"),
-            ("A, because", 0, "length"),  # cut off behind its answer, it is read as any other
-            ("Perhaps", None, "stop"),
-            ("Let us see:", None, "length"),
-            ("To begin", None, "length"),
-        ]
-    )
+def test_unparseable_is_wrong_and_what_generation_cannot_say_is_explained() -> None:
+    named = [("A", 0, "stop"), ("A, because", 0, "length")]  # cut off behind its answer, it is read as any other
+    unread = [("Perhaps", None, "stop"), ("Let us see:", None, "length"), ("To begin", None, "length")]
+    rows = completed([*named, *unread])
     found = accuracy_of(rows)
     names = ("accuracy_generation", "no_option_named", "cut_off", "agreement")
     assert [found[name].value for name in names] == [0.4, 0.2, 0.4, 0.4]
     assert found["cut_off"].place == "headline"
     older = accuracy_of([replace(row, finish_reason=None) for row in rows])
     assert older["no_option_named"].value == 0.6 and "cut_off" not in older
-
-
-def test_what_generation_cannot_say_is_explained() -> None:
+    # no completions, or options that were not shown
     found = accuracy_of(predictions("AB", "AB"))["accuracy_generation"]
     assert (found.value, found.note) == (None, "no accuracy by generation: no answers were generated")
     rows = completed([("a firewall", None, "stop")])
@@ -66,19 +61,9 @@ def test_what_generation_cannot_say_is_explained() -> None:
         accuracy_of([rows[0], *predictions("AB", "AB")[1:]])
 
 
-def test_ties_are_told() -> None:
-    assert "ties" not in accuracy_of(predictions("AB", "AB"))
-    rows = [replace(row, tied=row.gold == 0) for row in predictions("AB", "AB")]
-    assert accuracy_of(rows)["ties"].note.startswith("two or more options are equally likely in 1 of 2 questions")
-
-
 def test_option_scores_are_compared_in_the_text_protocol() -> None:
-    row = replace(
-        answered(question(0, 2), 0, (-6.0, -4.0, -9.0)),
-        n_options=3,
-        option_tokens=(3, 1, 9),
-        option_chars=(12, 4, 6),
-    )
+    row = answered(question(0, 2), 0, (-6.0, -4.0, -9.0))
+    row = replace(row, n_options=3, option_tokens=(3, 1, 9), option_chars=(12, 4, 6))
     asked = [question(0, 2, ("x", "y", "z"))]
     by = {name: metric.value for name, metric in measured(by_option_score, asked, [row], "prompt=text").items()}
     assert by == {"accuracy_by_sum": 0.0, "accuracy_by_per_token": 1.0, "accuracy_by_per_char": 0.0}

@@ -4,12 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
-from statistics_support import answered, calmly, measured, question
+from statistics_support import answered, measured, question
 from statsmodels.discrete.conditional_models import ConditionalLogit
 
 from cyberlm.evaluation.metrics.calibration import (
@@ -45,18 +43,22 @@ def calibration_of(test: Drawn, validation: Drawn | None = None, *overrides: str
     return measured(calibration, *rows_of(*test), *overrides, **further)
 
 
-def test_ece_by_hand() -> None:
+def test_ece_by_hand_and_without_options_that_do_not_exist() -> None:
     # Two bins: {0.4 wrong, 0.6 right} and {0.8 right, 1.0 wrong}: 2/4 |0.5 - 0.5| + 2/4 |0.5 - 0.9| = 0.2.
     assert expected_calibration_error([0.8, 0.4, 1.0, 0.6], [1, 0, 0, 1], bins=2) == pytest.approx(0.2)
     # More bins than questions: each is its own. 0.4 + 0.4 + 0.2 + 1.0 over 4.
     assert expected_calibration_error([0.8, 0.4, 1.0, 0.6], [1, 0, 0, 1]) == pytest.approx(0.5)
     # Equals share a bin; cut by place, {right, right}, {wrong, wrong} would give 0.5.
     assert expected_calibration_error([0.5, 0.5, 0.5, 0.5], [1, 1, 0, 0], bins=2) == 0
+    # options that do not exist weigh nothing
+    scores = np.array([[1.0, 0.0, -np.inf], [0.0, 1.0, 2.0]])
+    short, other = calibration_measures(scores[:1, :2], [0]), calibration_measures(scores[1:], [2])
+    for name in ("option_nll", "brier"):
+        assert calibration_measures(scores, [0, 2])[name] == pytest.approx((short[name] + other[name]) / 2)
 
 
-@pytest.mark.parametrize("n", [300, 1500])
-def test_measures_equal_scikit_learn(n: int) -> None:
-    scores, gold = drawn(n, seed=n, sharpness=1.7)
+def test_measures_equal_scikit_learn() -> None:
+    scores, gold = drawn(1500, seed=1500, sharpness=1.7)
     probs = softmax(scores, axis=1)
     found = calibration_measures(scores, gold)
     share, mean = calibration_curve(probs.argmax(axis=1) == gold, probs.max(axis=1), n_bins=15, strategy="quantile")
@@ -64,6 +66,7 @@ def test_measures_equal_scikit_learn(n: int) -> None:
     expected = brier_score_loss(gold, probs, labels=[0, 1, 2, 3], scale_by_half=False)
     assert found["brier"] == pytest.approx(expected, abs=1e-12)
     assert found["option_nll"] == pytest.approx(log_loss(gold, probs), abs=1e-12)
+    assert calibration_measures(scores[::-1], gold[::-1]) == pytest.approx(found)
 
 
 def test_aurc_by_hand_and_over_all_orders_of_equals() -> None:
@@ -80,22 +83,6 @@ def test_aurc_by_hand_and_over_all_orders_of_equals() -> None:
     assert area_under_risk_coverage(confidence, correct) == pytest.approx(np.mean(areas))
 
 
-@calmly
-@given(st.lists(st.tuples(st.lists(st.integers(-5, 5), min_size=3, max_size=3), st.integers(0, 2)), min_size=1))
-def test_measures_stay_in_their_ranges_and_ignore_order(rows: list[tuple[list[int], int]]) -> None:
-    scores, gold = np.array([row for row, _ in rows], dtype=float), np.array([right for _, right in rows])
-    found = calibration_measures(scores, gold)
-    assert 0 <= found["ece"] <= 1 and 0 <= found["brier"] <= 2 and found["option_nll"] >= 0 and 0 <= found["aurc"] <= 1
-    assert calibration_measures(scores[::-1], gold[::-1]) == pytest.approx(found)
-
-
-def test_options_that_do_not_exist_weigh_nothing() -> None:
-    scores = np.array([[1.0, 0.0, -np.inf], [0.0, 1.0, 2.0]])
-    short, other = calibration_measures(scores[:1, :2], [0]), calibration_measures(scores[1:], [2])
-    for name in ("option_nll", "brier"):
-        assert calibration_measures(scores, [0, 2])[name] == pytest.approx((short[name] + other[name]) / 2)
-
-
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 3.0])
 def test_temperature_equals_conditional_logit(sharpness: float) -> None:
     # Choosing among K options with one coefficient on the score is the conditional logit; the coefficient is 1/T.
@@ -104,8 +91,6 @@ def test_temperature_equals_conditional_logit(sharpness: float) -> None:
     fit = ConditionalLogit(chosen, scores.reshape(-1, 1), groups=np.repeat(np.arange(400), 4)).fit(disp=0)
     temperature = fit_temperature(scores, gold)
     assert temperature == pytest.approx(1 / float(fit.params[0]), rel=1e-4) == pytest.approx(sharpness, rel=0.25)
-    expected = (softmax(scores / temperature, axis=1) * scores).sum(axis=1)  # the slope is zero
-    assert expected.mean() == pytest.approx(scores[np.arange(400), gold].mean(), abs=1e-5)
 
 
 def test_temperature_without_an_optimum_is_the_limit() -> None:
@@ -126,13 +111,11 @@ def test_metrics_raw_and_scaled() -> None:
     assert {name: found[f"{name}_scaled"].value for name in scaled} == scaled
     assert scaled["ece"] < raw["ece"] / 2 and scaled["option_nll"] < raw["option_nll"]
     assert found["ece"].value > 2 * found["ece_chance"].interval[1] and found["ece_p"].value < 0.001
-    assert found["bad_calibration"].note == (
-        f"Confidence is badly calibrated: on average it is {raw['ece']:.2f} away from the share of right answers, more "
-        "than a calibrated model shows by chance on 600 questions"
-    )
+    told = f"Confidence is badly calibrated: on average it is {raw['ece']:.2f} away from the share of right answers"
+    assert found["bad_calibration"].note.startswith(told)
     assert not any(found[name].note for name in ("ece", "ece_scaled"))
     good = calibration_of(drawn(300, seed=0), None, "prompt=text", "evaluation.option_score=per_token")
-    assert "bad_calibration" not in good and "ece_scaled" not in good and "temperature" not in good
+    assert not {"bad_calibration", "ece_scaled", "temperature"} & good.keys()
     assert good["ece"].value == calibration_measures(*drawn(300, seed=0))["ece"]  # one token each
 
 

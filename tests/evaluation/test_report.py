@@ -89,14 +89,14 @@ def test_a_summary_is_eight_lines(console: Console, tmp_path: Path) -> None:
 
 def test_a_summary_of_many_models_is_as_short(console: Console) -> None:
     names = [f"model_{k}" for k in range(6)]
-    p_values = dict(zip(names[1:], (0.01, 1, 1, 1, 0.04), strict=True))
-    pairs = [replace(PAIR, first="model_0", second=name, p_holm=p) for name, p in p_values.items()]
-    models = dict.fromkeys(names, TUNED)
-    report.print_summary(results(metrics=models, comparisons=tuple(pairs), cost=None), FILES)
+    pairs = [
+        replace(PAIR, first="model_0", second=name, p_holm=p)
+        for name, p in zip(names[1:], (0.01, 1, 1, 1, 0.04), strict=True)
+    ]
+    report.print_summary(results(metrics=dict.fromkeys(names, TUNED), comparisons=tuple(pairs), cost=None), FILES)
     lines = [line.strip() for line in console.export_text().splitlines()][1:]
     assert [line.split(":")[0] for line in lines[1:5]] == [*names[:3], "and 3 more models"]
-    assert lines[5] == "Differences by likelihood: 2 of 5 significant (Holm, 5%)"
-    assert len(lines) == 8
+    assert lines[5] == "Differences by likelihood: 2 of 5 significant (Holm, 5%)" and len(lines) == 8
 
 
 @pytest.mark.parametrize(("outcome", "suffix"), [("generation", "_generation"), ("likelihood", "")])
@@ -119,25 +119,14 @@ def test_a_whole_model_is_saved_on_a_gpu(console: Console) -> None:
 
 
 def test_leaderboard_fits_and_hides_nothing(console: Console) -> None:
-    best = {
-        "rank": "1",
-        "job": "3",
-        "state": "finished",
-        "val accuracy": "0.4100",
-        "method.lora.rank": "8",
-        "optim.learning_rate": "0.0002",
-        "test accuracy": "0.4000",
-        "trainable": "4884480",
-        "resumed": "",
-        "reason": "",
-    }
+    best = {"rank": "1", "job": "3", "state": "finished", "val accuracy": "0.4100", "method.lora.rank": "8"}
+    best |= {"optim.learning_rate": "0.0002", "test accuracy": "0.4000", "trainable": "4884480", "reason": ""}
     failed = {"rank": "2", "job": "0", "state": "failed", "reason": "RuntimeError: tried to allocate [20 MiB]"}
-    report.print_leaderboard([best, failed])
+    report.print_leaderboard([{**best, "resumed": ""}, failed])
     text = console.export_text()
     assert all(len(line) <= 80 for line in text.splitlines())
     words = " ".join(text.split())
-    for shown in [*(key for key in best if key != "resumed"), *best.values(), *failed.values()]:
-        assert shown in words
+    assert all(shown in words for shown in (*best, *best.values(), *failed.values()))
     assert "resumed" not in text  # empty in every row
     assert row(text, "rank")[:2] == ["job", "state"]
     report.print_leaderboard([{"rank": "1", "val accuracy": "0.5"}, {"rank": "2", "val accuracy": "0.4"}])

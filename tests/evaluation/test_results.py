@@ -48,27 +48,17 @@ PREDICTION = Prediction(
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"kind": "evaluate", "metrics": {"base": BASE}, "comparisons": (), "objective": None, "cost": None}],
+    "changes", [{}, {"kind": "evaluate", "metrics": {"base": BASE}, "comparisons": (), "objective": None, "cost": None}]
 )
 def test_results_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
     write_results(results(**changes), tmp_path / "new" / "folder")
     assert read_results(tmp_path / "new" / "folder") == results(**changes)
-
-
-def test_results_file_is_for_people_too(tmp_path: Path) -> None:
-    write_results(results(), tmp_path)
-    text = (tmp_path / "results.json").read_text(encoding="utf-8")
-    assert text.startswith('{\n  "schema_version": 2,\n  "kind": "train",\n')
-    assert "model.name='é'" in text
+    text = (tmp_path / "new" / "folder" / "results.json").read_text(encoding="utf-8")
+    assert text.startswith('{\n  "schema_version": 2,\n  "kind": ') and "model.name='é'" in text  # for people too
     value = json.loads(text)
     assert list(value) == [field.name for field in fields(Results)]
-    assert value["metrics"]["base"]["temperature"] == {
-        "name": "temperature",
-        "value": 2.0,
-        "note": "fitted",
-        "place": "detail",
-    }
+    fitted = {"name": "temperature", "value": 2.0, "note": "fitted", "place": "detail"}
+    assert value["metrics"]["base"]["temperature"] == fitted  # no default is written
     assert set(value["models"]["base"]) == set(SPEC)  # what is needed to load a model stays out
 
 
@@ -100,16 +90,11 @@ def test_missing_results_say_why(tmp_path: Path) -> None:
         ('"kind": "train"', '"kind": "tr', r"results\.json cannot be read(.|\n)*python evaluate\.py run="),
         ('"objective": 0.5', '"objective": NaN', "NaN is not a JSON number"),
         *(('"schema_version": 2', f'"schema_version": {v}', "schema_version is") for v in ("0", "3", '"1"', "null")),
-        ('"schema_version": 2,', "", "schema_version is None"),
         ('"objective"', '"objektive"', r"objektive is not known. Did you mean 'objective'\?"),
-        ('  "steps": 40,\n', "", "steps is missing"),
-        ('"steps": 40', '"steps": "4"', r"steps is '4'; allowed: a valid integer"),
         ('"value": 4.51234,', "", r"metrics\.base\.gold_nll\.value is missing"),
     ],
 )
-def test_results_that_are_torn_or_of_another_shape_are_refused(
-    tmp_path: Path, written: str, instead: str, message: str
-) -> None:
+def test_results_that_are_torn_or_of_another_shape_are_refused(tmp_path, written, instead, message) -> None:
     write_results(results(), tmp_path)
     text = (tmp_path / "results.json").read_text()
     assert text.count(written) == 1
@@ -130,6 +115,17 @@ def test_predictions_round_trip(tmp_path: Path) -> None:
     assert [next(iter(row)) for row in rows] == ["model"] * 3
     assert [(row["correct"], row["generated_correct"]) for row in rows] == [(True, False), (True, None), (False, True)]
     assert "naïve" in path.read_text(encoding="utf-8")
+    write_predictions(tmp_path / "predictions.parquet", by_model)
+    table = parquet.read_table(tmp_path / "predictions.parquet")
+    assert (table.to_pylist(), table.column_names) == (rows, list(rows[0]))
+    nothing = {"base": [replace(PREDICTION, generated=None, parsed=None)]}
+    write_predictions(tmp_path / "none.parquet", nothing)  # columns keep their types where all are null
+    assert parquet.read_schema(tmp_path / "none.parquet") == table.schema
+    bad = {"base": [PREDICTION, replace(PREDICTION, option_logprobs=(float("nan"), -1.0))]}
+    for file in ("bad.jsonl", "bad.parquet"):
+        with pytest.raises(RunError, match=rf"{file}, prediction 2 of base(.|\n)*option_logprobs.0 is nan"):
+            write_predictions(tmp_path / file, bad)
+        assert not (tmp_path / file).exists()
 
 
 def test_further_passes_are_read_back_with_the_predictions(tmp_path: Path) -> None:
@@ -147,22 +143,6 @@ def test_further_passes_are_read_back_with_the_predictions(tmp_path: Path) -> No
         write_models(tmp_path, {"base": replace(full, rotated=[[turned[0], *others]])})
         with pytest.raises(RunError, match=r"passes\.jsonl cannot be read(.|\n)*sample:1 of base(.|\n)*each rotation"):
             read_models(tmp_path)
-
-
-def test_parquet_holds_the_rows_of_the_lines(tmp_path: Path) -> None:
-    by_model = {
-        "base": [PREDICTION, replace(PREDICTION, id="sample:2", generated=None, parsed=None)],
-        "tuned": [replace(PREDICTION, choice=0, parsed=1)],
-    }
-    for name in ("predictions.jsonl", "predictions.parquet"):
-        write_predictions(tmp_path / name, by_model)
-    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-    table = parquet.read_table(tmp_path / "predictions.parquet")
-    assert table.to_pylist() == [json.loads(line) for line in lines]
-    assert table.column_names == list(json.loads(lines[0]))
-    nothing = {"base": [replace(PREDICTION, generated=None, parsed=None)]}
-    write_predictions(tmp_path / "none.parquet", nothing)  # columns keep their types where all are null
-    assert parquet.read_schema(tmp_path / "none.parquet") == table.schema
 
 
 @pytest.mark.parametrize(
@@ -184,22 +164,13 @@ def test_bad_prediction_line_is_named(tmp_path: Path, line: str, message: str) -
         read_predictions(path)
 
 
-@pytest.mark.parametrize("file", ["predictions.jsonl", "predictions.parquet"])
-def test_prediction_that_is_not_a_number_is_refused(tmp_path: Path, file: str) -> None:
-    bad = replace(PREDICTION, option_logprobs=(float("nan"), -1.0))
-    with pytest.raises(RunError, match=rf"{file}, prediction 2 of base(.|\n)*option_logprobs.0 is nan"):
-        write_predictions(tmp_path / file, {"base": [PREDICTION, bad]})
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_status(tmp_path: Path) -> None:
     assert read_status(tmp_path) is None
-    write_status(tmp_path, "running")
-    assert read_status(tmp_path) == Status("running", None, "")
-    write_status(tmp_path, "finished", 0.75)
-    assert read_status(tmp_path) == Status("finished", 0.75, "")
-    write_status(tmp_path, "failed", float("nan"), "diverged")
-    assert read_status(tmp_path) == Status("failed", None, "diverged")
+    for status in (("running", None, ""), ("finished", 0.75, ""), ("failed", None, "diverged")):
+        write_status(tmp_path, *status)
+        assert read_status(tmp_path) == Status(*status)
+    write_status(tmp_path, "failed", float("nan"))
+    assert read_status(tmp_path) == Status("failed", None, "")
     (tmp_path / "status.json").write_text('{"state": "done", "objective": null, "reason": ""}')
     with pytest.raises(RunError, match=r"state is .done.(.|\n)*'running', 'finished', 'failed' or 'stopped'"):
         read_status(tmp_path)

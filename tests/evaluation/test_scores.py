@@ -17,7 +17,7 @@ def row(*log_probs: float, **fields: Any) -> Prediction:
     return replace(answered(question(0, 0, ["option"] * len(log_probs)), 0, log_probs), **fields)
 
 
-def test_scores_and_choices_by_hand() -> None:
+def test_scores_and_choices_by_hand_and_none_of_a_diverged_model() -> None:
     rows = [
         row(-6.0, -4.0, -9.0, option_tokens=(3, 1, 9), option_chars=(12, 4, 6)),
         row(-3.0, -2.0, option_tokens=(1, 2), option_chars=(3, 2)),
@@ -33,6 +33,11 @@ def test_scores_and_choices_by_hand() -> None:
         chosen, best = choose(rows, how)
         assert chosen.tolist() == choices and best.tolist() == [1, 2 if how is OptionScore.per_char else 1]
     assert [found.tolist() for found in choose([], OptionScore.sum)] == [[], []]  # a process without a share
+    # a model that has diverged
+    for bad in (float("nan"), float("-inf"), float("inf")):
+        rows = [row(-1.0, -2.0, -1.0), row(bad, -1.0, id="q:bad")]
+        with pytest.raises(RunError, match=r"of q:bad are \[(.|\n)*learning_rate"):
+            choose(rows, OptionScore.per_token)
 
 
 def test_equal_options_are_chosen_by_the_question_and_counted() -> None:
@@ -43,10 +48,3 @@ def test_equal_options_are_chosen_by_the_question_and_counted() -> None:
     assert set(best.tolist()) == {3}
     assert counts[1] == 0 and all(abs(counts[option] - 1000) < 100 for option in (0, 2, 3))
     assert choose(rows[7:8], OptionScore.sum)[0] == chosen[7]
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("-inf"), float("inf")])
-def test_diverged_model_is_an_error_not_a_choice(bad: float) -> None:
-    rows = [row(-1.0, -2.0, -1.0), row(bad, -1.0, id="q:bad")]
-    with pytest.raises(RunError, match=r"of q:bad are \[(.|\n)*learning_rate"):
-        choose(rows, OptionScore.per_token)

@@ -34,6 +34,12 @@ def uneven_questions() -> list[Example]:
     return [Example(f"u:{k}", "What is it? " * (1 + 3 * k % 7), texts[: 2 + k % 7], k % 2) for k in range(14)]
 
 
+def questions_of_many_options() -> list[Example]:
+    """More options than continue from the prompt at once, of 1 to 5 tokens."""
+    labels = tuple("T1" + "059"[: k % 4] + chr(97 + k) for k in range(2 * OPTIONS_AT_ONCE + 3))
+    return [Example(f"u:{k}", "What is it? " * (1 + k), labels, 2 * k) for k in range(3)]
+
+
 def plain_log_probs(loaded, encoded) -> list[float]:
     scores = []
     for ids in encoded.option_ids:
@@ -44,31 +50,22 @@ def plain_log_probs(loaded, encoded) -> list[float]:
     return scores
 
 
-@pytest.mark.parametrize("protocol", ["letter", "text"])
-@pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
-def test_option_log_probs_equal_one_question_at_a_time(protocol: str, method: str) -> None:
+CASES = [(uneven_questions, prompt, method) for prompt in ("letter", "text") for method in ("sft", "lora", "qlora")]
+
+
+@pytest.mark.parametrize(("made", "protocol", "method"), [*CASES, (questions_of_many_options, "text", "lora")])
+def test_option_log_probs_equal_one_question_at_a_time(made, protocol: str, method: str) -> None:
     loaded, prompt = tiny(config_of(f"method={method}", f"prompt={protocol}"))
-    questions = uneven_questions()
-    encoded = prompt.encode(questions)
+    encoded = prompt.encode(made())
+    loaded.model.train()
     with eval_mode(loaded.model):
+        assert torch.is_inference_mode_enabled()
         together = option_log_probs(loaded, collate_scoring(encoded))
         for row, item in enumerate(encoded):
             expected = plain_log_probs(loaded, item)
             assert together[row, : len(expected)].tolist() == pytest.approx(expected, abs=1e-4)
             assert torch.isinf(together[row, len(expected) :]).all()
-            alone = option_log_probs(loaded, collate_scoring([item]))[0]
-            torch.testing.assert_close(together[row, : len(alone)], alone, atol=1e-5, rtol=1e-5)
-
-
-def test_many_options_are_scored_as_each_alone() -> None:
-    """More than continue from the prompt at once, of 1 to 5 tokens."""
-    loaded, prompt = tiny(config_of("prompt=text"))
-    labels = tuple("T1" + "059"[: k % 4] + chr(97 + k) for k in range(2 * OPTIONS_AT_ONCE + 3))
-    encoded = prompt.encode([Example(f"u:{k}", "What is it? " * (1 + k), labels, 2 * k) for k in range(3)])
-    with eval_mode(loaded.model):
-        together = option_log_probs(loaded, collate_scoring(encoded))
-        for row, item in enumerate(encoded):
-            assert together[row].tolist() == pytest.approx(plain_log_probs(loaded, item), abs=1e-4)
+    assert loaded.model.training  # as it was before
 
 
 # ---------------------------------------------------------------------------------------------- float32 logits
@@ -119,27 +116,24 @@ def test_a_gpu_multiplies_bfloat16_with_a_float32_result_and_copies_no_head() ->
 @pytest.mark.parametrize("protocol", ["letter", "text"])
 def test_near_options_are_told_apart_in_bfloat16(protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores of a bfloat16 model as on a GPU: log-softmax of a float64 product of the same hidden states."""
-    monkeypatch.setattr(
-        "cyberlm.evaluation.scoring.autocast", lambda device: torch.autocast(device.type, torch.bfloat16)
-    )
+    half = lambda device: torch.autocast(device.type, torch.bfloat16)  # noqa: E731
+    monkeypatch.setattr("cyberlm.evaluation.scoring.autocast", half)
     monkeypatch.setattr("cyberlm.evaluation.scoring.LOGITS_AT_ONCE", 3 * 288)  # a few rows at a time
     loaded, prompt = tiny(config_of("method=lora", "model.dtype=bfloat16", f"prompt={protocol}"))
     with torch.no_grad():
         loaded.head.weight.mul_(8)  # logits of a trained model are near 20
     encoded = prompt.encode(uneven_questions())
-    seen: list[torch.Tensor] = []
+    batch, seen = collate_scoring(encoded), []
     loaded.backbone.register_forward_hook(lambda *given: seen.append(given[2].last_hidden_state))
     with eval_mode(loaded.model):
-        found = option_log_probs(loaded, collate_scoring(encoded))
-    batch = collate_scoring(encoded)
+        found = option_log_probs(loaded, batch)
+        logits = next_logits(loaded, [item.prompt_ids for item in encoded])
     prompts = next(hidden for hidden in seen if hidden.shape[:2] == batch.prompt_ids.shape)
     ends = prompts[torch.arange(len(encoded)), batch.prompt_mask.sum(1) - 1].double()
     exact = torch.log_softmax(ends @ loaded.head.weight.double().t(), -1).gather(1, batch.option_ids[:, :, 0])
     single = (batch.option_mask.sum(-1) == 1).bool()
     assert single.any()
     torch.testing.assert_close(found[single].double(), exact[single], atol=1e-4, rtol=0)
-    with eval_mode(loaded.model):
-        logits = next_logits(loaded, [item.prompt_ids for item in encoded])
     assert (logits != logits.bfloat16()).float().mean() > 0.9
 
 
@@ -170,9 +164,9 @@ def test_predictions_do_not_depend_on_the_batch_and_say_why_a_completion_ended()
     encoded = prompt.encode(questions)
     with eval_mode(loaded.model):
         free = generate(loaded, [item.prompt_ids for item in encoded], [], 6)
-    # A token that some completions hold and others do not: the one in the most completions but not in all.
     counts = Counter(token for row in free for token in set(row))
-    prompt.stop_ids = (max((token for token in counts if counts[token] < len(free)), key=lambda token: counts[token]),)
+    end = max((token for token in counts if counts[token] < len(free)), key=counts.get)  # in many, but not in all
+    prompt.stop_ids = (end,)
     few, many = (
         predict(loaded, prompt, questions, encoded, config.evaluation, tokens, "it") for tokens in (300, 20000)
     )
@@ -180,9 +174,8 @@ def test_predictions_do_not_depend_on_the_batch_and_say_why_a_completion_ended()
     for one, other in zip(few, many, strict=True):
         assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-4)
         assert (one.choice, one.generated, one.prompt_hash) == (other.choice, other.generated, other.prompt_hash)
-    ended = [any(token in prompt.stop_ids for token in row) for row in free]
-    assert [answer.finish_reason for answer in few] == ["stop" if end else "length" for end in ended]
-    assert len(set(ended)) == 2
+    assert [answer.finish_reason for answer in few] == ["stop" if end in row else "length" for row in free]
+    assert {answer.finish_reason for answer in few} == {"stop", "length"}
     likelihood = replace(config.evaluation, generate=False)
     silent = predict(loaded, prompt, questions, encoded, likelihood, 4096, "it")
     assert {answer.finish_reason for answer in silent} == {None}
@@ -196,12 +189,3 @@ def test_batches_are_sorted_within_the_budget_and_padded() -> None:
     assert plan_batches([], 10) == []
     ids, mask = pad_right([[0, 0, 5], [7]])
     assert (ids.tolist(), mask.tolist()) == ([[0, 0, 5], [7, 0, 0]], [[1, 1, 1], [1, 0, 0]])
-
-
-def test_answering_puts_training_mode_back() -> None:
-    loaded, _ = tiny(config_of("method.lora.dropout=0.5"))
-    loaded.model.train()
-    with eval_mode(loaded.model):
-        assert not loaded.model.training
-        assert torch.is_inference_mode_enabled()
-    assert loaded.model.training

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
-from scipy.stats import binom, binomtest, norm, permutation_test, ttest_1samp
+from scipy.stats import binom, norm, permutation_test, ttest_1samp
 from statistics_support import calmly
 from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
@@ -17,7 +17,6 @@ from statsmodels.stats.proportion import proportion_confint
 from cyberlm.evaluation.metrics.metric import share_metric
 from cyberlm.evaluation.statistics import (
     POWER_FACTOR,
-    Estimate,
     design_effect,
     detectable_difference,
     difference_interval,
@@ -35,12 +34,9 @@ COUNTS = st.one_of(st.integers(0, 6), st.integers(0, 400))
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 1), (1, 1), (0, 20), (20, 20), (56, 150), (8581, 10180), (23.31, 33.3)])
-def test_wilson_equals_scipy_and_statsmodels(correct: float, n: float) -> None:
+def test_wilson_equals_statsmodels(correct: float, n: float) -> None:
     found = wilson(correct / n, n)
     assert found == pytest.approx(proportion_confint(correct, n, method="wilson"), abs=1e-12)
-    if n == int(n):
-        expected = binomtest(int(correct), int(n)).proportion_ci(0.95, method="wilson")
-        assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
 def test_effective_questions_equal_the_clustered_variance_of_statsmodels() -> None:
@@ -69,22 +65,8 @@ def test_effective_questions_where_they_are_known(correct: object, clusters: obj
     assert effective_questions(correct, clusters) == pytest.approx(effective)
     found = share_metric("accuracy", correct, clusters)
     assert found.interval == pytest.approx(wilson(found.value, effective))
-
-
-def test_no_questions_are_an_error() -> None:
     with pytest.raises(RunError, match="no questions"):
         share_metric("accuracy", [])
-
-
-@calmly
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1, max_size=60))
-def test_interval_holds_its_share_and_ignores_order(rows: list[tuple[bool, int]]) -> None:
-    correct, clusters = zip(*rows, strict=True)
-    for found in (share_metric("accuracy", correct), share_metric("accuracy", correct, clusters)):
-        low, high = found.interval
-        assert 0 <= low <= found.value <= high <= 1
-    assert 1 <= effective_questions(correct, clusters) <= len(correct)
-    assert share_metric("accuracy", correct[::-1], clusters[::-1]).interval == pytest.approx(found.interval)
 
 
 def test_interval_of_skill_at_its_ends() -> None:
@@ -97,10 +79,7 @@ def test_interval_of_skill_at_its_ends() -> None:
     alike = [k % 8 < 6 for k in range(200)]
     twice = skill_interval(alike, [1.0, 1.0, 0.0, 0.0] * 50, np.arange(200) // 2)
     assert twice == pytest.approx(skill_interval(alike[::2], half, None))
-
-
-def test_interval_of_skill_of_one_cluster_is_that_of_one_question() -> None:
-    """Deviations of one cluster sum to 0: rounding must not make them many questions that agree."""
+    # deviations of one cluster sum to 0: rounding must not make them many questions that agree
     credits, correct = (1 / 3, 0.0, 1.0, 0.5, 1 / 3, 0.0, 0.0, 1.0, 0.5, 1 / 3), [k % 3 > 0 for k in range(10)]
     low, high = skill_interval(correct, credits, np.zeros(10))
     apart = skill_interval(correct, credits, None)
@@ -118,25 +97,21 @@ def test_mcnemar_equals_statsmodels_and_scipy(b: int, c: int) -> None:
     assert mcnemar(changes_of(c, b)) == (exact, mid) and 0 < mid <= exact <= 1
     assert exact == pytest.approx(reference_mcnemar([[2, b], [c, 2]], exact=True).pvalue, rel=1e-9)
     if b + c:
-        assert exact == pytest.approx(binomtest(b, b + c, 0.5).pvalue, rel=1e-9)
         found = binom.pmf(b, b + c, 0.5)
         assert mid == pytest.approx(exact - (found / 2 if b == c else found), rel=1e-9)
     # Fagerland et al. 2013, airway hyper-responsiveness before and after transplantation: b = 1, c = 7 of 21
     assert mcnemar(changes_of(1, 7, 21)) == pytest.approx((0.0703, 0.0391), abs=5e-5)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_mcnemar_of_clusters_equals_scipy_flipping_all_signs(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    clusters = rng.integers(0, 9, 30)
-    changes = rng.choice([-1, 0, 1, 1], 30)
+def test_mcnemar_of_clusters_equals_scipy_flipping_all_signs() -> None:
+    rng = np.random.default_rng(0)
+    clusters, changes = rng.integers(0, 9, 30), rng.choice([-1, 0, 1, 1], 30)
     totals = np.bincount(clusters, weights=changes)
     flipped = permutation_test((totals,), np.sum, permutation_type="samples", n_resamples=np.inf)
-    sums = np.abs(flipped.null_distribution)
     exact, mid = mcnemar(changes, clusters)
     assert exact == pytest.approx(flipped.pvalue, abs=1e-12)
-    assert exact == pytest.approx(np.mean(sums >= abs(totals.sum())), abs=1e-12)
-    assert mid == pytest.approx(exact - np.mean(sums == abs(totals.sum())) / 2, abs=1e-12)
+    ties = np.mean(np.abs(flipped.null_distribution) == abs(totals.sum()))
+    assert mid == pytest.approx(exact - ties / 2, abs=1e-12)
 
 
 def test_doubled_questions_count_once() -> None:
@@ -199,53 +174,31 @@ def test_interval_equals_the_score_test_inverted(b: int, c: int, n: int) -> None
     assert score_interval(b, c, n) == pytest.approx(inverted_score_test(b, c, n), abs=1e-6)
     assert difference_interval(changes_of(b, c, n)) == score_interval(b, c, n)
     assert score_interval(c, b, n) == tuple(-limit for limit in score_interval(b, c, n)[::-1])
-
-
-def test_interval_at_its_ends() -> None:
+    # at its ends
     assert score_interval(0, 10, 10)[1] == 1 and 0.4 < score_interval(0, 10, 10)[0] < 0.5
-    assert score_interval(10, 0, 10)[0] == -1
     assert difference_interval([0]) == pytest.approx((-0.79345, 0.79345), abs=1e-5)
     assert difference_interval([1, 1, 0], [2, 2, 2]) == (-1.0, 1.0)
 
 
-@calmly
-@given(st.lists(st.tuples(st.sampled_from([-1, 0, 0, 1]), st.integers(0, 6)), min_size=1, max_size=40))
-def test_interval_holds_the_difference(rows: list[tuple[int, int]]) -> None:
-    changes, clusters = (np.array(side) for side in zip(*rows, strict=True))
-    for low, high in (difference_interval(changes), difference_interval(changes, clusters)):
-        assert -1 <= low <= changes.mean() <= high <= 1
-        assert low < high
-
-
-def by_t(values: object, clusters: object = None) -> tuple[float, float, float]:
-    """Interval of a mean, and p-value of a mean of 0."""
-    found = mean_estimate(values, clusters)
-    assert isinstance(found, Estimate)
-    return *found.interval(), found.p_not(0)
-
-
-def test_mean_difference_equals_statsmodels_and_scipy() -> None:
+def test_mean_difference_equals_statsmodels_and_scipy_or_has_no_error() -> None:
     rng = np.random.default_rng(2)
     clusters = rng.integers(0, 80, 300)
     values = rng.normal(0.1, 1, 300) + rng.normal(0, 1, 80)[clusters]
     fit = OLS(values, np.ones((300, 1))).fit(cov_type="cluster", cov_kwds={"groups": clusters, "df_correction": True})
-    low, high, _ = by_t(values, clusters)
+    low, high = mean_estimate(values, clusters).interval()
     scale = math.sqrt(300 / 299)  # statsmodels also corrects for the number of questions
     half = fit.conf_int()[0, 1] - values.mean()
     assert (high - low) / 2 == pytest.approx(half / scale, rel=0.03)  # other degrees of freedom
     values = np.where(np.arange(300) % 2, 1.0, -0.5)  # of kurtosis 1, so that all degrees of freedom are there
-    plain = ttest_1samp(values, 0)
+    found, plain = mean_estimate(values), ttest_1samp(values, 0)
     expected = (*plain.confidence_interval(0.95), plain.pvalue)
-    assert by_t(values) == pytest.approx(expected, rel=1e-9)
-
-
-def test_few_differences_have_few_degrees_of_freedom_or_none() -> None:
+    assert (*found.interval(), found.p_not(0)) == pytest.approx(expected, rel=1e-9)
+    # few differences have few degrees of freedom, or none
     # 3 of 150 differ by 1: mean 0.02, standard error √(150/149 · 2.94)/150 = 0.01147; κ = 48.02, so 300/47.02 = 6.38
-    assert by_t(changes_of(0, 3, 150)) == pytest.approx((-0.00767, 0.04767, 0.1289), abs=5e-5)
+    found = mean_estimate(changes_of(0, 3, 150))
+    assert (*found.interval(), found.p_not(0)) == pytest.approx((-0.00767, 0.04767, 0.1289), abs=5e-5)
     # All clusters differ alike: the standard error is unknown, not the 1e-17 that sums of 0.1 are off by.
-    for values, clusters in (
-        *((np.zeros(150), None), ([0.5, 0.1], [1, 1]), ([0.1] * 3, None)),
-        ([0.1, 0.2, 0.1, 0.2], [0, 0, 1, 1]),
-    ):
+    alike = ([0.1, 0.2, 0.1, 0.2], [0, 0, 1, 1])
+    for values, clusters in ((np.zeros(150), None), ([0.5, 0.1], [1, 1]), ([0.1] * 3, None), alike):
         assert mean_estimate(values, clusters) is None
     assert mean_estimate([1.0, 1.0 + 1e-9]) is not None

@@ -17,13 +17,12 @@ from cyberlm.config.schema import EvaluateConfig
 from cyberlm.evaluation.comparison import compare_all
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.classification import class_baselines, macro_f1
-from cyberlm.evaluation.metrics.metric import compute_metrics
-from cyberlm.evaluation.metrics.rouge import rouge
+from cyberlm.evaluation.metrics.metric import Metric, compute_metrics
 from cyberlm.evaluation.pages.learning_curves import read_curves
 from cyberlm.evaluation.pages.run_page import Origin, run_page
-from cyberlm.evaluation.predictions import Prediction, Predictions
+from cyberlm.evaluation.predictions import Predictions
 from cyberlm.evaluation.records import ModelSpec, Results
-from cyberlm.evaluation.results import read_models, read_predictions, read_results
+from cyberlm.evaluation.results import read_models, read_results
 from cyberlm.evaluation.verdict import difference_tables, verdict, verdict_in_brief
 from cyberlm.runs.eval_set import saved_eval_set
 from cyberlm.runs.evaluate import evaluate
@@ -53,52 +52,48 @@ def scored(task: str, pairs: list[tuple[str, str]], **fields: Any) -> tuple[Eval
     """
     config = build_config(compose(*task.split(), "logger=none", command="evaluate"), EvaluateConfig)
     judge = make_task(config)
-    asked = [
-        judge.read({"question": f"text {k} of {k}{k}", "answer": right, **fields}, f"q:{k}")
-        for k, (right, _) in enumerate(pairs)
-    ]
+    asked, rows = [], []
+    for k, (right, completion) in enumerate(pairs):
+        question = judge.read({"question": f"text {k} of {k}{k}", "answer": right, **fields}, f"q:{k}")
+        said = {"generated": completion, "parsed": judge.parse(completion, question), "finish_reason": "stop"}
+        asked.append(question)
+        rows.append(replace(answered(question, 0), reference=judge.target(question), **said))
+    return EvalSet(config, asked), Predictions(rows)
 
-    def row(question, completion: str) -> Prediction:
-        parsed = judge.parse(completion, question)
-        target = judge.target(question)
-        made = replace(answered(question, 0), generated=completion, parsed=parsed, reference=target)
-        return replace(made, finish_reason="stop")
 
-    return EvalSet(config, asked), Predictions([row(q, text) for q, (_, text) in zip(asked, pairs, strict=True)])
+def figures(context: EvalSet, rows: Predictions) -> dict[str, Metric]:
+    """All metrics that the task asks for."""
+    return compute_metrics(context.config.metrics, {"model": rows}, context)["model"]
+
+
+def paired(context: EvalSet, **models: Predictions) -> tuple[Any, Any]:
+    """Comparisons of models that are tuned from `base`."""
+    specs = {name: ModelSpec("m", "adapter", tuned_from="base") for name in models} | {"base": ModelSpec("m", "base")}
+    return compare_all(models, specs, context)
 
 
 def test_five_reports_by_hand() -> None:
-    context, rows = scored("task=extraction task.main_only=true", REPORTS)
-    found = compute_metrics(context.config.metrics, {"model": rows}, context)["model"]
-    assert found["micro_f1"].value == pytest.approx(0.5)
-    assert found["micro_precision"].value == pytest.approx(5 / 9)
-    assert found["micro_recall"].value == pytest.approx(5 / 11)
-    assert found["macro_f1"].value == pytest.approx((2 / 3 + 1 + 2 / 3) / 5)
-    assert found["accuracy_generation"].value == pytest.approx(1 / 5)
-    low, high = found["micro_f1"].interval or (0, 0)
+    found = figures(*scored("task=extraction task.main_only=true", REPORTS))
+    by_hand = {"micro_f1": 0.5, "micro_precision": 5 / 9, "micro_recall": 5 / 11, "accuracy_generation": 1 / 5}
+    by_hand["macro_f1"] = (2 / 3 + 1 + 2 / 3) / 5
+    assert {name: found[name].value for name in by_hand} == pytest.approx(by_hand)
+    low, high = found["micro_f1"].interval
     assert low < 0.5 < high
     floor = found["baseline_frequent_labels"]  # each label once: two of them, in the order of their names
     assert "T1005, T1027" in floor.note and floor.value == pytest.approx(2 * 2 / (10 + 11))
 
 
-def test_vectors_by_hand() -> None:
-    completions = [(HIGHEST, HIGHEST), (HIGHEST, LOCAL), (HIGHEST, "I cannot say")]
-    context, rows = scored("task=cvss", completions)
-    found = compute_metrics(context.config.metrics, {"model": rows}, context)["model"]
-    assert found["deviation"].value == pytest.approx((0 + 1.4 + 9.8) / 3)
-    assert found["deviation_of_vectors"].value == pytest.approx(0.7) and found["deviation_of_vectors"].n == 2
-    assert found["baseline_always_7.5"].value == pytest.approx(2.3)
-    assert found["deviation_above_floor"].value == pytest.approx(11.2 / 3 - 2.3)
-    assert found["accuracy_AV"].value == pytest.approx(1 / 3)
-    assert found["accuracy_C"].value == pytest.approx(2 / 3)
-    assert found["accuracy_generation"].value == pytest.approx(1 / 3)
-
-
-def test_two_models_are_paired_by_the_figures_of_the_task() -> None:
+def test_vectors_by_hand_and_in_pairs() -> None:
+    found = figures(*scored("task=cvss", [(HIGHEST, HIGHEST), (HIGHEST, LOCAL), (HIGHEST, "I cannot say")]))
+    by_hand = {"deviation": (0 + 1.4 + 9.8) / 3, "deviation_of_vectors": 0.7, "baseline_always_7.5": 2.3}
+    by_hand |= {"accuracy_AV": 1 / 3, "accuracy_C": 2 / 3, "accuracy_generation": 1 / 3}
+    by_hand["deviation_above_floor"] = 11.2 / 3 - 2.3
+    assert {name: found[name].value for name in by_hand} == pytest.approx(by_hand)
+    assert found["deviation_of_vectors"].n == 2
+    # two models
     context, base = scored("task=cvss", [(HIGHEST, "none"), (HIGHEST, LOCAL), (LOCAL, HIGHEST), (LOCAL, "none")])
     _, tuned = scored("task=cvss", [(HIGHEST, HIGHEST), (HIGHEST, LOCAL), (LOCAL, LOCAL), (LOCAL, HIGHEST)])
-    specs = {"base": ModelSpec("m", "base"), "tuned": ModelSpec("m", "adapter", tuned_from="base")}
-    pairs, means = compare_all({"base": base, "tuned": tuned}, specs, context)
+    pairs, means = paired(context, base=base, tuned=tuned)
     assert [pair.outcome for pair in pairs] == ["generation", "option_named", "named_by_both"]
     assert (pairs[0].only_second_right, pairs[0].only_first_right) == (2, 0)
     change = {mean.outcome: mean.difference for mean in means}
@@ -144,7 +139,7 @@ def trained(folder: Path, task: str, answers: tuple[str, str], *settings: str) -
 MANY = ",".join(f"c{k}" for k in range(40))
 
 
-@pytest.mark.parametrize("labels", ["task.labels=[low,high]", f"task.labels=[{MANY},low,high]", "task.form=low|high"])
+@pytest.mark.parametrize("labels", [f"task.labels=[{MANY},low,high]", "task.form=low|high"])
 def test_a_run_of_classes(labels: str, tmp_path: Path) -> None:
     fast = ("trainer.max_steps=60", "optim.learning_rate=1e-2", "data.micro_batch_size=4")
     results = trained(tmp_path, f"task=classification {labels}", ("low", "high"), *fast, "evaluation.max_new_tokens=8")
@@ -159,9 +154,7 @@ def test_a_run_of_classes(labels: str, tmp_path: Path) -> None:
     assert found["accuracy_generation"].value > 0.3
     evaluate(evaluation_of("evaluation.max_new_tokens=8", f"run={tmp_path}/run"), tmp_path / "again")
     again = read_results(tmp_path / "again").metrics["tuned"]
-    assert again["macro_f1_generation"] == found["macro_f1_generation"] and again.get("macro_f1") == found.get(
-        "macro_f1"
-    )
+    assert all(again.get(name) == found.get(name) for name in ("macro_f1", "macro_f1_generation"))
     if MANY in labels:
         models = read_models(tmp_path / "again")
         context = saved_eval_set(tmp_path / "again", [row.hash for row in models["tuned"].test])
@@ -179,47 +172,43 @@ SETS = [  # right, completion, log-odds of yes for each of four options
 def test_sets_by_hand() -> None:
     context, rows = scored("task=multiple_answer", [(right, text) for right, text, _ in SETS], options=list("wxyz"))
     test = [replace(row, option_log_odds=odds) for row, (_, _, odds) in zip(rows.test, SETS, strict=True)]
-    found = compute_metrics(context.config.metrics, {"model": Predictions(test)}, context)["model"]
-    value = {name: metric.value for name, metric in found.items()}
-    assert (value["accuracy"], value["accuracy_generation"], value["accuracy_last_line"]) == (1 / 2, 1 / 4, 1 / 4)
-    assert value["jaccard"] == pytest.approx((1 + 1 / 3 + 0 + 1) / 4)
-    assert value["jaccard_generation"] == pytest.approx((1 + 0 + 1 / 2 + 0) / 4)
-    assert value["jaccard_last_line"] == pytest.approx((1 + 1 / 2 + 1 / 2 + 0) / 4)
-    assert value["micro_f1"] == pytest.approx(2 * (2 + 1 + 0 + 2) / ((2 + 2 + 0 + 2) + (2 + 2 + 1 + 2)))
-    assert value["micro_f1_generation"] == pytest.approx(2 * (2 + 0 + 1 + 0) / ((2 + 0 + 2 + 1) + (2 + 2 + 1 + 2)))
-    assert value["option_accuracy"] == pytest.approx((4 + 2 + 3 + 4) / 16)
-    assert (value["baseline_all_options"], value["baseline_frequent_set"]) == (0, 3 / 4)
+    found = figures(context, Predictions(test))
+    by_hand = {
+        **{"accuracy": 1 / 2, "accuracy_generation": 1 / 4, "accuracy_last_line": 1 / 4},
+        "jaccard": (1 + 1 / 3 + 0 + 1) / 4,
+        "jaccard_generation": (1 + 0 + 1 / 2 + 0) / 4,
+        "jaccard_last_line": (1 + 1 / 2 + 1 / 2 + 0) / 4,
+        "micro_f1": 2 * (2 + 1 + 0 + 2) / ((2 + 2 + 0 + 2) + (2 + 2 + 1 + 2)),
+        "micro_f1_generation": 2 * (2 + 0 + 1 + 0) / ((2 + 0 + 2 + 1) + (2 + 2 + 1 + 2)),
+        "option_accuracy": (4 + 2 + 3 + 4) / 16,
+        **{"baseline_all_options": 0, "baseline_frequent_set": 3 / 4},
+        "baseline_jaccard_all_options": (2 / 4 + 2 / 4 + 1 / 4 + 2 / 4) / 4,
+        "skill": (1 / 4 - 3 / 4) / (1 - 3 / 4),
+    }
+    assert {name: found[name].value for name in by_hand} == pytest.approx(by_hand)
     assert "always A, C, which is right in 3 of 4 test questions" in found["baseline_frequent_set"].note
-    assert value["baseline_jaccard_all_options"] == pytest.approx((2 / 4 + 2 / 4 + 1 / 4 + 2 / 4) / 4)
-    assert value["skill"] == pytest.approx((1 / 4 - 3 / 4) / (1 - 3 / 4))
     for name in ("accuracy", "jaccard", "micro_f1", "jaccard_generation", "micro_f1_generation"):
-        low, high = found[name].interval or (2, 2)
+        low, high = found[name].interval
         assert low < found[name].value < high
 
 
 def test_open_answers_by_hand() -> None:
     pairs = [("a salt is random", "a salt is random"), ("a key is secret", "a key"), ("x y", "none")]
     context, rows = scored("task=open_answer", pairs)
-    found = compute_metrics(context.config.metrics, {"model": rows}, context)["model"]
+    found = figures(context, rows)
     assert found["rougeL"].value == pytest.approx((1 + 2 / 3 + 0) / 3) and found["rougeL"].interval
     wrong = found["rouge1_always_wrong"].value  # of the next reference: 2 of 4 words, none, none
     assert wrong == pytest.approx((1 / 2 + 0 + 0) / 3)
     _, tuned = scored("task=open_answer", [(right, right) for right, _ in pairs])
-    specs = {"base": ModelSpec("m", "base"), "tuned": ModelSpec("m", "adapter", tuned_from="base")}
-    pairs_, means = compare_all({"base": rows, "tuned": tuned}, specs, context)
-    assert not pairs_ and {mean.outcome for mean in means} == {"rouge1", "rouge2", "rougeL", "gold_nll"}
-    (sentence,), (line,) = verdict(pairs_, means), verdict_in_brief(pairs_, means)
+    compared, means = paired(context, base=rows, tuned=tuned)
+    assert not compared and {mean.outcome for mean in means} == {"rouge1", "rouge2", "rougeL", "gold_nll"}
+    (sentence,), (line,) = verdict(compared, means), verdict_in_brief(compared, means)
     assert sentence.startswith("Tuned against base: gold_nll +0.0000; rouge1 +0.4444 (95% ")
     assert line.startswith("Difference: rougeL +0.4444 (95% -0.")
-
-
-def test_several_models_of_open_answers_have_a_table_of_rouge() -> None:
-    context, rows = scored("task=open_answer", [("a salt is random", "a salt"), ("x y", "x"), ("z", "z")])
-    models = dict.fromkeys(("base", "one", "two"), rows)
-    found = {name: {metric.name: metric for metric in rouge(given, context)} for name, given in models.items()}
-    specs = {name: ModelSpec("m", "adapter", tuned_from="base") for name in models} | {"base": ModelSpec("m", "base")}
-    _, means = compare_all(models, specs, context)
-    tables = difference_tables(results(metrics=found, comparisons=(), differences=means))
+    # several models have a table
+    _, means = paired(context, base=rows, one=rows, two=rows)
+    metrics = dict.fromkeys(("base", "one", "two"), found)
+    tables = difference_tables(results(metrics=metrics, comparisons=(), differences=means))
     assert [title for title, _ in tables] == [
         "ROUGE-L: each tuned model against its base (Holm over 2)",
         "ROUGE-L: tuned models among each other (Holm over 1)",
@@ -228,24 +217,22 @@ def test_several_models_of_open_answers_have_a_table_of_rouge() -> None:
 
 
 def test_the_page_shows_sets_and_hides_right_ones_where_the_licence_does() -> None:
-    context, base = scored("task=multiple_answer", [("A, C", "B or not"), ("B", "A")], options=list("wxyz"))
-    _, tuned = scored("task=multiple_answer", [("A, C", "A, C"), ("B", "A")], options=list("wxyz"))
-    rows = {
-        name: {row.id: replace(row, option_log_odds=(1.0, -1.0, -1.0, 1.0)) for row in given.test}
-        for name, given in {"base": base, "tuned": tuned}.items()
-    }
-    specs = {"base": ModelSpec("m", "base"), "tuned": ModelSpec("m", "adapter", tuned_from="base")}
-    pairs, _ = compare_all({"base": base, "tuned": tuned}, specs, context)
-    models = {name: Predictions(list(own.values())) for name, own in rows.items()}
-    found = results(comparisons=pairs)
-    for licence, shown in (
-        ("CC0-1.0", ("C) y", "base: by likelihood A, D, generated -; right is A, C")),
-        ("unknown", ()),
-    ):
+    models = {}
+    for name, completion in (("base", "B or not"), ("tuned", "A, C")):
+        context, rows = scored("task=multiple_answer", [("A, C", completion), ("B", "A")], options=list("wxyz"))
+        models[name] = Predictions([replace(row, option_log_odds=(1.0, -1.0, -1.0, 1.0)) for row in rows.test])
+    pairs, _ = paired(context, **models)
+
+    def shown(licence: str) -> str:
         context.config.data.licence = licence
-        text = " ".join(Reader(run_page(found, context, models, Origin("run", "python train.py"))).text.split())
-        assert "Gained (1)" in text and all(part in text for part in shown)
-        assert ("A, C" in text) == bool(shown)
+        page = run_page(results(comparisons=pairs), context, models, Origin("run", "python train.py"))
+        return " ".join(Reader(page).text.split())
+
+    text = shown("CC0-1.0")
+    assert "Gained (1)" in text and "C) y" in text
+    assert "base: by likelihood A, D, generated -; right is A, C" in text
+    text = shown("unknown")
+    assert "Gained (1)" in text and "A, C" not in text
     assert "base: by likelihood A, D, generated wrong" in text and "tuned: by likelihood A, D, generated right" in text
 
 
@@ -271,13 +258,10 @@ def test_a_run_of_free_answers(task: str, answers: tuple[str, str], named: tuple
     assert named[0] in {mean.outcome for mean in results.differences} or task == "extraction"
 
 
-def test_free_answers_are_not_chosen_by_accuracy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no accuracy by likelihood") as caught:
-        trained(tmp_path, "task=open_answer", ("x", "y"), "trainer.monitor=accuracy", "evaluation.generate=false")
-    assert caught.value.problems[0].fix == "trainer.monitor=option_nll"
-
-
 def test_free_answers_without_completions_have_their_nll(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no accuracy by likelihood") as caught:
+        trained(tmp_path, "task=cvss", (HIGHEST, LOCAL), "trainer.monitor=accuracy", "evaluation.generate=false")
+    assert caught.value.problems[0].fix == "trainer.monitor=option_nll"
     results = trained(tmp_path, "task=cvss", (HIGHEST, LOCAL), "trainer.max_steps=2", "evaluation.generate=false")
     assert {mean.outcome for mean in results.differences} == {"gold_nll"} and not results.comparisons
     assert results.metrics["tuned"]["leaks"].value is not None
@@ -288,14 +272,14 @@ def test_a_run_with_several_right_answers(tmp_path: Path) -> None:
     file, run = tmp_path / "q.csv", tmp_path / "run"
     file.write_text("question,A,B,C,answer\n" + "\n".join(rows))
     short = ("task.instruction='{text}:'", "task.option_instruction='{text} {letter}?'", "prompt.system=")
-    asked = ("task=multiple_answer", "data=file", f"data.path={file}", "prompt=text", *short)
-    train(config_of(*asked, "prompt.show_options=true", "trainer.max_steps=2", "evaluation.max_new_tokens=4"), run)
-    results, rows_of = read_results(run), read_predictions(run / "predictions.jsonl")
+    asked = ("task=multiple_answer", "data=file", f"data.path={file}", "prompt=text", "prompt.show_options=true")
+    train(config_of(*asked, *short, "trainer.max_steps=2", "evaluation.max_new_tokens=4"), run)
+    results, tuned = read_results(run), read_models(run)["tuned"].test
     found = results.metrics["tuned"]
     named = ("accuracy", "accuracy_generation", "jaccard", "micro_f1_last_line", "option_accuracy", "skill", "leaks")
     assert all(found[name].value is not None for name in named)
     assert {pair.outcome for pair in results.comparisons} >= {"likelihood", "generation"}
     assert "jaccard_generation" in {mean.outcome for mean in results.differences}
-    assert {len(row.option_log_odds) for row in rows_of["tuned"]} == {3}
-    assert sum(row.correct for row in rows_of["tuned"]) / len(rows_of["tuned"]) == found["accuracy"].value
+    assert {len(row.option_log_odds) for row in tuned} == {3}
+    assert sum(row.correct for row in tuned) / len(tuned) == found["accuracy"].value
     assert recompute(run) == []

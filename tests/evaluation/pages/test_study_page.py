@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from matplotlib.figure import Figure
 from pages_support import Reader, a_study
 from study_support import made_up_study
 
@@ -16,59 +15,47 @@ from cyberlm.evaluation.pages.table import as_latex, table_columns, write_table
 STUDY = made_up_study()
 
 
-@pytest.fixture(scope="module")
-def drawn() -> dict[str, Figure]:
-    return study_figures(STUDY)
-
-
-def test_differences_are_in_points_beside_the_margin(drawn: dict[str, Figure]) -> None:
+def test_figures_of_a_study() -> None:
+    drawn = study_figures(STUDY)
     (axes,) = drawn["differences"].axes
-    assert [label.get_text() for label in axes.get_yticklabels()] == [
-        *("sft − base", "lora − base", "qlora − base"),
-        *("lora − sft", "qlora − sft"),
-    ]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["sft − base", "lora − base", "qlora − base", "lora − sft", "qlora − sft"]
     pair = STUDY.comparison("qlora", "against reference", "generation")
     assert pair is not None
     limits = [line.get_xdata() for line in axes.lines if list(line.get_ydata()) == [4, 4]]
     assert list(limits[0]) == pytest.approx([100 * pair.ci_lo, 100 * pair.ci_hi])
     band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
-    assert (band.x0, band.x1) == pytest.approx((-2, 2))
+    assert (band.x0, band.x1) == pytest.approx((-2, 2))  # the margin
 
-
-def test_a_dot_a_seed_against_cost(drawn: dict[str, Figure]) -> None:
     (axes,) = drawn["cost_memory"].axes
     dots = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
-    accuracies = [job.figures["generation"] for job in STUDY.jobs if job.method == "sft"]
-    assert dots["sft"] == ([5.0] * 3, accuracies)
     assert set(dots) == {"sft", "lora", "qlora", "base"}
+    assert dots["sft"] == ([5.0] * 3, [job.figures["generation"] for job in STUDY.jobs if job.method == "sft"])
 
-
-def test_floors_are_lines_and_bars_add_up(drawn: dict[str, Figure]) -> None:
     (axes,) = drawn["accuracy"].axes
     assert {text.get_text() for text in axes.texts} == set(STUDY.floors)
     (bars,) = drawn["format_and_knowledge"].axes
     ends = [patch.get_x() + patch.get_width() for patch in bars.patches[-len(STUDY.rows) :]]
     assert ends == pytest.approx([1.0] * len(STUDY.rows))
 
-
-def test_learning_curve_is_the_mean_in_a_band(drawn: dict[str, Figure]) -> None:
     nll, _ = drawn["learning_curves"].axes
     line = next(line for line in nll.lines if line.get_label() == "lora")
     assert list(line.get_xdata()) == [20, 40, 60]
-    assert list(line.get_ydata()) == pytest.approx([1.38, 1.3, 1.27])
+    assert list(line.get_ydata()) == pytest.approx([1.38, 1.3, 1.27])  # the mean in a band
     band = nll.collections[1].get_paths()[0].vertices[:, 1]
     assert (band.min(), band.max()) == pytest.approx((1.26, 1.39))
 
+    found = colours(STUDY)
+    assert found["base"] == found["base nf4"] and len(set(found.values())) == 4
+
 
 def test_what_was_not_measured_is_left_out() -> None:
-    bare = replace(STUDY, comparisons=(), curves=(), jobs=(), rows=())
-    assert study_figures(bare) == {}
-
-
-def test_bases_are_grey_and_methods_are_not() -> None:
-    found = colours(STUDY)
-    assert found["base"] == found["base nf4"]
-    assert len(set(found.values())) == 4
+    assert study_figures(replace(STUDY, comparisons=(), curves=(), jobs=(), rows=())) == {}
+    rows = tuple(replace(row, published=None, figures={"likelihood": row.figures["likelihood"]}) for row in STUDY.rows)
+    comparisons = tuple(pair for pair in STUDY.comparisons if pair.outcome == "likelihood")
+    columns = table_columns(replace(STUDY, rows=rows, comparisons=comparisons))
+    assert not {"ROUGE-1", "published accuracy, %", "accuracy, generation, %"} & columns.keys()
+    assert "accuracy, likelihood, %" in columns
 
 
 def test_the_page_of_a_study() -> None:
@@ -78,14 +65,8 @@ def test_the_page_of_a_study() -> None:
     read = Reader(text)
     assert read.open == [] and read.tags.count("script") == 1 and "img" not in read.tags
     words = " ".join(read.text.split())
-    for shown in (
-        *study.findings,
-        *study.power,
-        *study.notes,
-        *(claim.reason for claim in study.claims),
-        study.command,
-    ):
-        assert shown in words
+    reasons = (claim.reason for claim in study.claims)
+    assert all(shown in words for shown in (*study.findings, *study.power, *study.notes, *reasons, study.command))
     lora = next(row for row in study.rows if row.name == "lora").figures["generation"]
     assert f"{lora.value:.1%}lora: accuracy by generation. 95%: {lora.ci_lo:.1%} to {lora.ci_hi:.1%}" in words
     pair = study.comparison("lora", "against base", "generation")
@@ -100,7 +81,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_markdown_has_a_column_a_model_and_a_row_a_figure(tmp_path: Path) -> None:
+def test_tables_have_a_column_a_model_and_a_row_a_figure(tmp_path: Path) -> None:
     write_table(STUDY, tmp_path)
     head, rule, *lines = (tmp_path / "table.md").read_text("utf-8").splitlines()
     assert cells(head) == ["", "base", "base nf4", "sft", "lora", "qlora"]
@@ -108,21 +89,16 @@ def test_markdown_has_a_column_a_model_and_a_row_a_figure(tmp_path: Path) -> Non
     rows = {cells(line)[0]: cells(line)[1:] for line in lines if line.startswith("|")}
     assert all(len(row) == 5 for row in rows.values())
     sft = next(row for row in STUDY.rows if row.name == "sft").figures["generation"]
-    assert sft.ci_lo is not None and sft.ci_hi is not None
     shown = f"{100 * sft.value:.1f} ({100 * sft.ci_lo:.1f} to {100 * sft.ci_hi:.1f})"
     assert rows["accuracy, generation, %"][2] == shown
     pair = STUDY.comparison("lora", "against reference", "generation")
-    assert pair is not None
-    assert rows["minus sft, generation, points"][3].startswith(f"{100 * pair.difference:+.1f} (")
-    assert rows["minus sft, generation, points"][:3] == ["–"] * 3
+    *bases, lora, _ = rows["minus sft, generation, points"]
+    assert pair is not None and lora.startswith(f"{100 * pair.difference:+.1f} (") and bases == ["–"] * 3
     assert rows["published accuracy, %"] == ["–", "–", "–", "–", "84.3"]
     assert rows["peak memory, GiB"] == ["–", "–", "3.00", "3.00", "3.00"]
     assert rows["wall time, training"][2] == "4:10"
     assert lines[-1] == "- Made by: python train.py study=paper -m"
-
-
-def test_latex_escapes_and_counts_its_columns(tmp_path: Path) -> None:
-    write_table(STUDY, tmp_path)
+    # LaTeX escapes
     text = (tmp_path / "table.tex").read_text("utf-8")
     assert r"\begin{tabular}{lrrrrr}" in text and r"\bottomrule" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
@@ -131,11 +107,3 @@ def test_latex_escapes_and_counts_its_columns(tmp_path: Path) -> None:
     assert r"accuracy, generation, \% & " in text
     assert "$<$ 0.001" in text
     assert r"a\_b" in as_latex({"model": ["a_b"], "seeds": ["1"]}, [])
-
-
-def test_figures_that_no_model_has_are_left_out() -> None:
-    rows = tuple(replace(row, published=None, figures={"likelihood": row.figures["likelihood"]}) for row in STUDY.rows)
-    comparisons = tuple(pair for pair in STUDY.comparisons if pair.outcome == "likelihood")
-    columns = table_columns(replace(STUDY, rows=rows, comparisons=comparisons))
-    assert "ROUGE-1" not in columns and "published accuracy, %" not in columns
-    assert "accuracy, generation, %" not in columns and "accuracy, likelihood, %" in columns

@@ -18,9 +18,12 @@ def test_each_job_leads_to_its_page() -> None:
     read = Reader(text)
     assert read.open == [] and read.tags.count("script") == 1 and "img" not in read.tags
     assert re.findall(r'<td><a href="([^"]*)"', text) == [f"{job}/report.html" for job in (5, 4, 3, 2, 1, 0)]
-    assert "7 jobs" in read.text and "6 of 7" in read.text and f"failed: {SCRIPT}" in read.text
-    assert "1.0000val option nll of the best, job 5" in " ".join(read.text.split())
-    assert "python -m cyberlm train -m" in read.text
+    words = " ".join(read.text.split())
+    for shown in ("7 jobs", "6 of 7", f"failed: {SCRIPT}", "1.0000val option nll of the best, job 5", "cyberlm train"):
+        assert shown in words
+    rows = [{**row, "state": "failed", "val option nll": ""} for row in a_sweep().rows]
+    text = Reader(sweep_page(replace(a_sweep(), rows=rows, figure=None))).text
+    assert "0 of 7" in text and "Parallel coordinates" not in text
 
 
 def test_every_two_swept_settings_have_a_heat_map() -> None:
@@ -30,12 +33,6 @@ def test_every_two_swept_settings_have_a_heat_map() -> None:
     three = replace(a_sweep(), rows=rows, swept=[*a_sweep().swept, "optim.learning_rate"])
     titles = re.findall(r"<figure><h3>(.*?)</h3>", sweep_page(three))
     assert titles[1:] == ["rank × alpha", "rank × learning rate", "alpha × learning rate"]
-
-
-def test_a_sweep_of_which_nothing_has_finished_has_a_page() -> None:
-    rows = [{**row, "state": "failed", "val option nll": ""} for row in a_sweep().rows]
-    text = Reader(sweep_page(replace(a_sweep(), rows=rows, figure=None))).text
-    assert "0 of 7" in text and "Parallel coordinates" not in text
 
 
 def test_cells_of_a_heat_map_are_means_of_their_jobs() -> None:

@@ -1,19 +1,15 @@
 """Whole runs, recorded before a change and compared after it.
 
-    python tests/golden.py record /tmp/before         # in a checkout of the code before; about five minutes
+    python tests/golden.py record /tmp/before         # in a checkout of the code before; ten minutes
     python tests/golden.py record /tmp/after          # in the one after
     python tests/golden.py compare /tmp/before /tmp/after
 
 Runs go through `train.py`, `evaluate.py` and `python -m cyberlm` alone, on `model=tiny_random` and a few embedded
-questions, each in a fork of one process that has imported the libraries: the same script runs unchanged on older and
-newer code (copy it into a checkout that lacks it). Compared are exit codes, tensors (bytes), rows of metrics.csv and
-predictions, and every value of the JSON files and configurations; `MASKED` names the paths left out.
+questions: the same script runs unchanged on older and newer code (copy it into a checkout that lacks it). Compared are
+exit codes, tensors (bytes), rows of metrics.csv and predictions, and every value of the JSON files and configurations;
+`MASKED` names the paths left out.
 
-Exit status 1 and a line for each difference: another value at the same path, or a value that no file of the same folder
-holds after. A change of format moves values and loses none: values at other paths are counted, and so are new paths;
-both are differences with --strict. A rename compares them path by path, with regular expressions on `file: path`:
-
-    python tests/golden.py compare /tmp/before /tmp/after --rename '/evidence.json: pairs=/results.json: comparisons'
+Exit status 1 and a line for each difference: another value at the same path, or a path of one side alone.
 """
 
 import argparse
@@ -22,12 +18,11 @@ import hashlib
 import json
 import os
 import re
-import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,53 +88,19 @@ def record(folder: Path) -> int:
     codes: dict[str, int] = {}
     (folder / EXIT_CODES).write_text(json.dumps(codes), "utf-8")
     shutil.copytree(SAVED, folder / "outputs")
-    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", WANDB_MODE="offline")
-    os.environ.update(CYBERLM_CACHE_DIR=str(folder / "cache"), PYTHONPATH=str(ROOT))
-    sys.path.insert(0, str(ROOT))
-    import bitsandbytes  # noqa: F401
-    import lightning  # noqa: F401
-    import peft  # noqa: F401
-    import torch
-    import transformers  # noqa: F401
-
-    torch.set_num_threads(1)
+    variables = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    variables |= {"WANDB_MODE": "offline", "CYBERLM_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     for name, line in jobs():
         started = time.monotonic()
-        codes[name] = run_job(folder, name, shlex.split(line))
+        script, *arguments = shlex.split(line)
+        command = [sys.executable, script if script == "-m" else str(ROOT / script), *arguments]
+        with (folder / f"{name}.log").open("w") as log:
+            done = subprocess.run(command, cwd=folder, env=os.environ | variables, stdout=log, stderr=log, check=False)
+        codes[name] = done.returncode
         (folder / EXIT_CODES).write_text(json.dumps(codes, indent=2), "utf-8")
         ended = f"exit code {codes[name]}, see {folder / name}.log" if codes[name] else "done"
         print(f"{name}: {ended} ({time.monotonic() - started:.0f} s)", flush=True)
     return sum(code != 0 for code in codes.values())
-
-
-def run_job(folder: Path, name: str, line: list[str]) -> int:
-    """Runs a command in a fork of this process, its output in a log; returns the exit code."""
-    child = os.fork()
-    if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    code = 1
-    try:
-        os.chdir(folder)
-        log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        if line[0] == "-m":
-            sys.argv = [str(ROOT / "cyberlm" / "__main__.py"), *line[2:]]
-            runpy.run_module(line[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = [str(ROOT / line[0]), *line[1:]]
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def flattened(value: object, path: str = "") -> Iterator[tuple[str, object]]:
@@ -184,8 +145,8 @@ COMPARED = (
 )
 
 
-def read_recording(folder: Path, renames: list[str]) -> tuple[dict[str, str], set[str]]:
-    """Text of every value by `file: path`, renamed, and the masked paths.
+def read_recording(folder: Path) -> tuple[dict[str, str], set[str]]:
+    """Text of every value by `file: path`, and the masked paths.
 
     None and the empty string are one value. Numbers are equal in all their digits, and 1 is not 1.0.
     """
@@ -197,38 +158,22 @@ def read_recording(folder: Path, renames: list[str]) -> tuple[dict[str, str], se
         for path, value in values_of(file):
             if any(re.search(pattern, path) for pattern in MASKED):
                 left_out.add(re.sub(r"\[\d+\]", "[]", path))
-                continue
-            name = f"{file.relative_to(folder)}: {path}"
-            for rename in renames:
-                name = re.sub(*rename.split("=", 1), name)
-            values[name] = "nothing" if value in (None, "") else repr(value)
+            else:
+                values[f"{file.relative_to(folder)}: {path}"] = "nothing" if value in (None, "") else repr(value)
     if not values:
         raise SystemExit(f"{folder} holds no recording. Make one: python tests/golden.py record {folder}")
     return values, left_out
 
 
-def compare(before: Path, after: Path, renames: list[str], strict: bool = False) -> int:
-    """Prints every difference; returns how many there are. Small integers are seldom found missing: many are equal."""
-    old, left_out = read_recording(before, renames)
-    new, _ = read_recording(after, [])
-    held = {(Path(name.split(": ")[0]).parent, value) for name, value in new.items()}
-    differences, moved = [], []
-    for name, value in old.items():
-        if name in new:
-            if value != new[name]:
-                differences.append(f"{name}: {value} -> {new[name]}")
-        elif value == "nothing" or (Path(name.split(": ")[0]).parent, value) in held:
-            moved.append(name)
-        else:
-            differences.append(f"{name}: {value} -> no file of the folder holds it")
-    added = [f"{name}: only after: {value}" for name, value in new.items() if name not in old]
-    for line in differences + (added if strict else []):
-        print(line)
+def compare(before: Path, after: Path) -> int:
+    """Prints every difference; returns how many there are."""
+    (old, left_out), (new, _) = read_recording(before), read_recording(after)
+    different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    for name in different:
+        print(f"{name}: {old.get(name, 'only after')} -> {new.get(name, 'only before')}")
     print("masked:", ", ".join(sorted(left_out)))
-    print(f"{len(moved)} paths only before, their values elsewhere in the folder; {len(added)} paths only after")
-    different = len(differences) + strict * (len(added) + len(moved))
-    print(f"{len(old)} values before, {len(new)} after: {different} differences")
-    return different
+    print(f"{len(old)} values before, {len(new)} after: {len(different)} differences")
+    return len(different)
 
 
 def main() -> int:
@@ -238,12 +183,10 @@ def main() -> int:
     both = commands.add_parser("compare")
     both.add_argument("before", type=Path)
     both.add_argument("after", type=Path)
-    both.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="regular expression for paths")
-    both.add_argument("--strict", action="store_true", help="a path that one side lacks is a difference too")
     chosen = parser.parse_args()
     if chosen.command == "record":
         return min(record(chosen.folder.resolve()), 1)
-    return min(compare(chosen.before, chosen.after, chosen.rename, chosen.strict), 1)
+    return min(compare(chosen.before, chosen.after), 1)
 
 
 if __name__ == "__main__":

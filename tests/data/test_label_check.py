@@ -154,57 +154,38 @@ BOS, CUT = "not exactly one beginning-of-sequence token", "the answer is cut or 
 DECODED = "the labels do not read as the right answer"
 
 
+second_bos = altered(2, prompt_ids=lambda item, prompt: (*item.prompt_ids, prompt.tokenizer.bos_token_id))
+end_inside = altered(0, option_ids=lambda item, prompt: tuple((*ids, *prompt.end_ids) for ids in item.option_ids))
+two_letters = altered(1, option_ids=lambda item, _: (item.option_ids[0] * 2, *item.option_ids[1:]))
+wrong_answer = altered(4, gold=lambda *_: 2)
+without_end = collated(lambda batch, prompt: kept(batch, batch.targets != prompt.end_ids[-1]))
+end_alone = collated(lambda batch, prompt: kept(batch, batch.targets == prompt.end_ids[-1]))
+first_cut = collated(lambda batch, _: kept(batch, slice(1, None)))
+moved = collated(lambda batch, _: batch._replace(answer_index=batch.answer_index - 1))
+padding = collated(with_padding_labelled)
+
+
 @pytest.mark.parametrize(
     ("make", "protocol", "broken", "expected"),
     [
         (llama3_like, "letter", bos_twice, [f"{BOS}: 12 examples, q:0, q:1, q:2, ..."]),
         (llama3_like, "letter", no_bos, [f"{BOS}: 12"]),
-        (
-            *(llama3_like, "letter"),
-            altered(2, prompt_ids=lambda item, prompt: (*item.prompt_ids, prompt.tokenizer.bos_token_id)),
-            [f"{BOS}: 1 examples, q:2"],
-        ),
-        (
-            *(llama3_like, "text"),
-            altered(0, option_ids=lambda item, prompt: tuple((*ids, *prompt.end_ids) for ids in item.option_ids)),
-            ["an end of turn is inside the answer: 1 examples, q:0", DECODED],
-        ),
-        (
-            *(tiny_tokenizer, "text"),
-            collated(lambda batch, prompt: kept(batch, batch.targets != prompt.end_ids[-1])),
-            ["the end of turn is not trained on: 12 examples", CUT, DECODED],
-        ),
-        (
-            *(tiny_tokenizer, "text", collated(with_padding_labelled)),
-            ["padding is trained on: 11", "the end of turn", "an end of turn", CUT, DECODED],
-        ),
-        (
-            *(tiny_tokenizer, "letter"),
-            collated(lambda batch, prompt: kept(batch, batch.targets == prompt.end_ids[-1])),
-            ["no token of the answer is trained on: 12"],
-        ),
-        (
-            *(tiny_tokenizer, "text", collated(lambda batch, _: kept(batch, slice(1, None)))),
-            [f"{CUT}: 1", f"{DECODED}: 1"],
-        ),
-        (
-            *(tiny_tokenizer, "text"),
-            collated(lambda batch, _: batch._replace(answer_index=batch.answer_index - 1)),
-            [f"{CUT}: 12"],
-        ),
-        (
-            *(tiny_tokenizer, "letter"),
-            altered(1, option_ids=lambda item, _: (item.option_ids[0] * 2, *item.option_ids[1:])),
-            ["a letter is not one token of its own: 1 examples, q:1"],
-        ),
-        (lossy_tokenizer, "text", None, [f"{DECODED}: 3 examples, q:2, q:6, q:10"]),
-        (tiny_tokenizer, "letter", altered(4, gold=lambda *_: 2), ["the", f"{DECODED}: 1 examples, q:4"]),
+        (llama3_like, "letter", second_bos, [f"{BOS}: 1 examples, q:2"]),
+        (llama3_like, "text", end_inside, ["an end of turn is inside the answer: 1 examples, q:0", DECODED]),
+        (tiny_tokenizer, "text", without_end, ["the end of turn is not trained on: 12 examples", CUT, DECODED]),
+        (tiny_tokenizer, "text", padding, ["padding is trained on: 11", "the end of", "an end of", CUT, DECODED]),
+        (tiny_tokenizer, "letter", end_alone, ["no token of the answer is trained on: 12"]),
+        (tiny_tokenizer, "text", first_cut, [f"{CUT}: 1", f"{DECODED}: 1"]),
+        (tiny_tokenizer, "text", moved, [f"{CUT}: 12"]),
+        (tiny_tokenizer, "letter", two_letters, ["a letter is not one token of its own: 1 examples, q:1"]),
+        (tiny_tokenizer, "letter", wrong_answer, ["the", f"{DECODED}: 1 examples, q:4"]),
+        (lossy_tokenizer, "text", lambda prompt: None, [f"{DECODED}: 3 examples, q:2, q:6, q:10"]),
     ],
 )
 def test_each_rule_is_broken_once(make, protocol: str, broken, expected: list[str]) -> None:
     prompt = prompt_of(make(), f"prompt={protocol}")
     with pytest.raises(DataError) as caught:
-        lint(prompt, **((broken(prompt) if broken else None) or {}))
+        lint(prompt, **(broken(prompt) or {}))
     found = [problem.what for problem in caught.value.problems]
     assert len(found) == len(expected) and all(map(str.startswith, found, expected))
 

@@ -76,11 +76,7 @@ def test_fields_of_a_row() -> None:
 
 
 def test_unicode_is_kept_and_white_space_is_normalised_and_counted(tmp_path: Path) -> None:
-    odd = {
-        "question": " Qué\u00a0 “port”\n\tist\u2011das? ",
-        "answers": {"A": "ﬁ\u200b", "B": "café"},
-        "solution": " A ",
-    }
+    odd = {"question": " Qué\u00a0 “port”\n\tist\u2011das? ", "answers": ["ﬁ\u200b", "café"], "solution": " A "}
     found = read(write(tmp_path, "q.json", json.dumps([odd, GOOD], ensure_ascii=False)))
     assert found.questions[0].question == "Qué “port” ist\u2011das?"
     assert found.questions[0].options == ("ﬁ\u200b", "café")
@@ -234,14 +230,11 @@ def test_no_depth_of_nesting_escapes_as_a_traceback(tmp_path: Path, depth: int) 
         ("question;A;B;solution", "field 'question;A;B;solution' is not known"),
         ("A,B,solution", "question is missing"),
         ("question,A,B", "solution is missing; allowed: one of solution, answer"),
-        ("question,A,B,solution,answer", "solution and answer are given side by side"),
-        ("question,A,solution", "answers has 1 options; allowed: 2 to 8"),
         ("question,solution", "answers is missing; allowed: one of answers, options, choices"),
         ("question,A,C,solution", "answers names its options 'A', 'C'"),
         ("question,A,a,B,solution", "field 'A' is given twice"),
         ("question,A,A,B,solution", "the header names 'A' twice"),
-        ("question,A,B,I,solution", "field 'I' is not known"),
-        ("question,A,B,solution,notes", "field 'notes' is not known; allowed: question"),
+        ("question,A,B,I,solution", "field 'I' is not known; allowed: question"),
         ("question,A,answers,solution", "the field 'A' is given beside a field of all options"),
     ],
 )

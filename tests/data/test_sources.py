@@ -1,4 +1,4 @@
-"""Sources of questions. Downloads go to a local server; nothing here touches the network."""
+"""Sources of questions. Downloads go to a local server; nothing here touches the network. All rows of files at hand."""
 
 import dataclasses
 import hashlib
@@ -9,11 +9,12 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from support import MULTIPLE_CHOICE, config_of
+from support import MULTIPLE_CHOICE, config_of, evaluation_of
 
 from cyberlm.config.compose import conf_folder
 from cyberlm.config.schema import DataConfig, OnBadRow
@@ -21,6 +22,8 @@ from cyberlm.data.readers import QuestionSet
 from cyberlm.data.sources import SAMPLE, load_sources
 from cyberlm.runtime import cache as cache_module
 from cyberlm.runtime.errors import ConfigError, DataError
+from cyberlm.tasks.cvss_vector import base_score
+from cyberlm.tasks.task import make_task
 
 DATA_DIR = os.environ.get("CYBERLM_DATA_DIR")
 needs_files = pytest.mark.skipif(DATA_DIR is None, reason="CYBERLM_DATA_DIR names no folder with the CyberMetric files")
@@ -190,7 +193,6 @@ def test_what_a_source_does_not_pin_is_asked_for_before_anything_is_read() -> No
         ("+data.files={1:{file:x}} data.size=2", "data.size=2: sample has no such file"),
         ("data.address='https://x/{commit}/q.json' data.sha256=abc", "without data.commit"),
         ("data.address=https://x/q.json data.sha256=null", "without data.sha256"),
-        ("data.size=80", "data.size=80 with data=sample"),
         ("data.address='x{y'", "data.address=x{y"),
     ):
         with pytest.raises(ConfigError, match=problem):
@@ -223,3 +225,53 @@ def test_a_file_of_a_package_needs_nothing(monkeypatch: pytest.MonkeyPatch, tmp_
         assert held_out is None
     for address, words in (("nowhere/x.json", "No module named 'nowhere'"), ("cyberlm/data/gone.json", "No such file")):
         assert words in refusal(DataConfig(name="mine", address=f"package://{address}"))
+
+
+FOLDER = Path(DATA_DIR or ".").resolve().parent
+"""Folder of folders: `tram`, `cti_bench`, `mal_api` beside that of CyberMetric."""
+
+
+def read_task(source: str, *overrides: str, folder: str = ""):
+    """Questions of a source; its test is skipped where `folder` is given and is not beside CYBERLM_DATA_DIR."""
+    if folder and not (FOLDER / folder).is_dir():
+        pytest.skip(f"no folder {folder} beside CYBERLM_DATA_DIR")
+    given = (f"data.dir={FOLDER / folder}",) if folder else ()
+    config = evaluation_of(f"data={source}", *given, *overrides)
+    return load_sources(config.data, make_task(config))[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "folder", "rows", "classes", "groups"),
+    [
+        ("cti_rcm", "cti_bench", 1000, 104, 1000),
+        ("cti_rcm_2021", "cti_bench", 1000, 97, 1000),
+        ("tram", "tram", 5089, 50, 149),
+        ("mal_api", "mal_api", 808, 8, 1),
+        ("cti_ate", "cti_bench", 60, 60, 60),
+    ],
+)
+def test_all_rows_are_read(source: str, folder: str, rows: int, classes: int, groups: int) -> None:
+    questions = read_task(source, folder=folder).questions
+    counts = len(questions), len({q.answer for q in questions}), len({q.group for q in questions})
+    assert counts == (rows, classes, groups)
+    assert max(len(q.question.split()) for q in questions) <= (101 if source == "mal_api" else 1000)
+
+
+def test_answers_in_a_file_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "calls.txt").write_text("7,7,1\n3,4\n")
+    (tmp_path / "types.txt").write_text("Virus\nWorms\n")
+    given = [f"data.address=file://{tmp_path}/calls.txt", "data.sha256=null", "data.answer_sha256=null"]
+    found = read_task("mal_api", *given, f"data.answer_address=file://{tmp_path}/types.txt")
+    assert [(q.question, q.answer) for q in found.questions] == [("7x2 1", "Virus"), ("3 4", "Worms")]
+    assert found.questions[1].id == "calls:2"
+    assert found.source.endswith("calls.txt")
+    assert found.notes == {"repeated calls written once, with their number": 1}
+    (tmp_path / "types.txt").write_text("Virus\n")
+    with pytest.raises(DataError, match="2 and 1 lines"):
+        read_task("mal_api", *given, f"data.answer_address=file://{tmp_path}/types.txt")
+
+
+def test_always_7_5_deviates_by_1_54_on_cti_vsp() -> None:
+    questions = read_task("cti_vsp", folder="cti_bench").questions
+    assert len(questions) == 1000
+    assert round(mean(abs(7.5 - base_score(question.answer)) for question in questions), 2) == 1.54

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -188,32 +189,14 @@ def test_the_manifest_holds_all_that_decided_the_split_which_is_found_again(spli
     manifest = read_manifest(path)
     for name, part in split.parts().items():
         assert select_questions(split.sources, [row["hash"] for row in manifest["parts"][name]]) == part
-    parts = manifest.pop("parts")
-    assert manifest == {
-        "version": 1,
-        "seed": 0,
-        "settings": {
-            "on_bad_row": "error",
-            "validation_fraction": 0.1,
-            "test_fraction": 0.2,
-            "near_duplicate_jaccard": 0.8,
-            "max_train": 20,
-            "max_validation": None,
-            "max_test": None,
-        },
-        "sources": [
-            {
-                "name": "q",
-                "sha256": split.sources[0].sha256,
-                "source": "q.json",
-                "questions": 40,
-                "whitespace_normalised": 2,
-                "skipped": ["row 3 (line 5): question is empty"],
-            }
-        ],
-        "clusters": 40,
-        "dropped": {"over data.max_train": 8},
-    }
+    parts, settings, (source,) = (manifest.pop(name) for name in ("parts", "settings", "sources"))
+    assert manifest == {"version": 1, "seed": 0, "clusters": 40, "dropped": {"over data.max_train": 8}}
+    fractions = {"validation_fraction": 0.1, "test_fraction": 0.2, "near_duplicate_jaccard": 0.8}
+    limits = {"max_train": 20, "max_validation": None, "max_test": None}
+    assert settings == {"on_bad_row": "error"} | fractions | limits
+    where = {"name": "q", "sha256": split.sources[0].sha256, "source": "q.json"}
+    skipped = ["row 3 (line 5): question is empty"]
+    assert source == where | {"questions": 40, "whitespace_normalised": 2, "skipped": skipped}
     assert list(parts) == ["train", "validation", "test"]
     assert parts["test"] == [{"id": question.id, "hash": question.hash} for question in split.test]
 
@@ -268,3 +251,69 @@ def test_groups_stay_on_one_side_and_their_near_duplicates_are_left_out() -> Non
     asked = {question.question for question in (*split.test, *split.validation)}
     assert not asked & {question.question for question in split.train}
     assert sum(split.dropped.values()) + sum(map(len, split.parts().values())) == 60
+
+
+def of(source: str, questions: list[str], *, held_out: bool = False) -> QuestionSet:
+    made = held_out_set(questions) if held_out else question_set(questions, source)
+    return dataclasses.replace(made, questions=tuple(dataclasses.replace(q, source=source) for q in made.questions))
+
+
+def mixed(weights: tuple[float, ...] = (), **settings: object) -> DataConfig:
+    return config(mix=["a", "b"], weights=list(weights), **settings)
+
+
+def counts(split: Split) -> dict[str, Counter[str]]:
+    return {name: Counter(item.source for item in part) for name, part in split.parts().items()}
+
+
+A, B = of("a", texts(200, seed=1)), of("b", texts(100, seed=2))
+
+
+def test_without_weights_each_source_is_split_as_it_would_be_alone() -> None:
+    split = split_questions(mixed(), [A, B])
+    assert counts(split) == {
+        "train": {"a": 140, "b": 70},
+        "validation": {"a": 20, "b": 10},
+        "test": {"a": 40, "b": 20},
+    }
+    assert split.dropped == {} and split == split_questions(mixed(), [A, B])
+    assert split.sources == (A, B) and [item.source for item in split.test] == ["a"] * 40 + ["b"] * 20
+    held_out = counts(split_questions(mixed(), [A, of("a", texts(30, seed=4), held_out=True), B]))
+    assert (held_out["test"], held_out["train"]) == ({"a": 30, "b": 20}, {"a": 180, "b": 70}), "of its source alone"
+    with pytest.raises(DataError) as caught:
+        split_questions(mixed(), [A, of("b", ["the same words every time"] * 30)])
+    assert "no test questions of b" in caught.value.screen()
+
+
+@pytest.mark.parametrize(
+    ("weights", "most", "drawn"),
+    [
+        ((2, 1), None, {"a": 140, "b": 70}),  # all that are there
+        ((1, 1), None, {"a": 70, "b": 70}),
+        ((1, 4), None, {"a": 17, "b": 70}),
+        ((0.5, 0.5), 50, {"a": 25, "b": 25}),
+        ((3, 1), 40, {"a": 30, "b": 10}),
+    ],
+)
+def test_weights_draw_as_many_training_questions_as_there_are_in_these_shares(weights, most, drawn, tmp_path) -> None:
+    settings = mixed(weights, max_train=most)
+    split = split_questions(settings, [A, B])
+    assert counts(split)["train"] == drawn
+    left = f"not drawn, by data.weights{' and data.max_train' if most else ''}"
+    assert split.dropped.get(left, 0) == 210 - sum(drawn.values())
+    assert counts(split)["test"] == {"a": 40, "b": 20}, "weights are of training alone"
+    assert split.train == split_questions(settings, [A, B]).train
+    assert set(split.train) <= set(split_questions(mixed(), [A, B]).train)
+    write_manifest(split, settings, tmp_path / "m.json")
+    manifest = read_manifest(tmp_path / "m.json")
+    assert (manifest["settings"]["mix"], manifest["settings"]["weights"]) == (["a", "b"], list(weights))
+    assert all(row["source"] == row["id"].partition(":")[0] for part in manifest["parts"].values() for row in part)
+
+
+def test_what_one_source_shares_with_the_test_of_another_leaves_training() -> None:
+    shared = texts(60, seed=3)
+    split = split_questions(mixed(), [of("a", texts(40, seed=1) + shared), of("b", [f"{text} too" for text in shared])])
+    tested = {item.question.removesuffix(" too") for item in (*split.test, *split.validation)}
+    assert not tested & {item.question.removesuffix(" too") for item in split.train}
+    found = sum(map(len, split.parts().values())) + sum(split.dropped.values())
+    assert found == 160 and split.dropped["near-duplicate of a test question"] > 0

@@ -36,7 +36,6 @@ RUNS = {
     **{name: (f"method={name}",) for name in ("sft", "lora", "qlora")},
     "dora": ("method=lora", "method.lora.use_dora=true", "method.lora.target_modules=[q_proj,down_proj]"),
 }
-RUNS["dora"] = ("method=lora", "method.lora.use_dora=true", "method.lora.target_modules=[q_proj,down_proj]")
 QUICK = ("evaluation=default", "evaluation.base=false", "evaluation.generate=false")
 
 

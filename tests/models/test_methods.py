@@ -97,7 +97,7 @@ def test_an_adapter_trains_reloads_and_merges(name: str, quant: str, tmp_path: P
     torch.testing.assert_close(logits(merged.model), tuned, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("overrides", ["method.lora.init=pissa", "method=prompt_tuning", "method=miss"])
+@pytest.mark.parametrize("overrides", ["method.lora.init=pissa", "method=prompt_tuning"])
 def test_a_run_scores_the_base_exactly_and_opens_again(overrides: str, finished_run, lora_run, tmp_path: Path) -> None:
     run = finished_run(overrides)
     first, plain = (read_predictions(folder / "predictions.jsonl") for folder in (run, lora_run))

@@ -42,13 +42,11 @@ FEW = (
 )
 
 
-def model_folder(folder: Path, model: PreTrainedModel | None = None, **generation: object) -> Path:
-    """Writes a model with the tiny tokenizer, and its generation settings."""
+def model_folder(folder: Path, model: PreTrainedModel | None = None) -> Path:
+    """Writes a model with the tiny tokenizer."""
     tokenizer = tiny_tokenizer()
     (model or tiny_model(config_of().model.tiny, len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    if generation:
-        (folder / "generation_config.json").write_text(json.dumps(generation))
     return folder
 
 
@@ -74,36 +72,26 @@ def test_a_converted_file_is_kept_for_the_version_that_converted_it(tmp_path: Pa
         locate(config)
 
 
-def test_a_tiny_model_is_the_same_every_time_and_leaves_random_numbers_alone() -> None:
-    config = config_of().model
+def test_a_local_folder_keeps_its_weights_which_are_hashed_once_until_they_change(
+    plain_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(plain_folder, tmp_path / "m"))
+    config, tokenizer = config_of(*local(folder)), tiny_tokenizer()
+    first = locate(config.model).digest
+    hashed = []
+    monkeypatch.setattr(model_files, "sha256_of", lambda files: hashed.append(files) or "another")
+    loaded = load_base(config.model, config.quant, CPU)
+    assert loaded.weights_hash == locate(config.model).digest == first and len(first) == 64
+    assert not hashed
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    first = tiny_model(config.tiny, len(tiny_tokenizer()))
-    assert torch.equal(torch.rand(3), expected)
-    second = tiny_model(config.tiny, len(tiny_tokenizer()))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-
-
-def test_a_local_folder_loads_and_keeps_its_weights(plain_folder: Path) -> None:
-    config = config_of(*local(plain_folder))
-    loaded, tokenizer = load_base(config.model, config.quant, CPU), tiny_tokenizer()
     model = tiny_model(config_of().model.tiny, len(tokenizer))
+    assert torch.equal(torch.rand(3), expected), "a tiny model has random numbers of its own"
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.causal.parameters(), strict=True))
     assert load_tokenizer(config.model)("hello")["input_ids"] == tokenizer("hello")["input_ids"]
-    assert len(loaded.weights_hash) == 64
-
-
-def test_weights_are_hashed_once_until_they_change(plain_folder: Path, tmp_path: Path, monkeypatch) -> None:
-    folder = Path(shutil.copytree(plain_folder, tmp_path / "m"))
-    config = config_of(*local(folder)).model
-    first = locate(config).digest
-    hashed = []
-    monkeypatch.setattr(model_files, "sha256_of", lambda files: hashed.append(files) or "another")
-    assert load_base(config, config_of().quant, CPU).weights_hash == locate(config).digest == first
-    assert not hashed
     os.utime(folder / "model.safetensors", (0, 0))
-    assert locate(config).digest == "another"
+    assert locate(config.model).digest == "another"
 
 
 def test_weights_are_float32_where_they_are_trained_and_on_cpu() -> None:
@@ -159,7 +147,7 @@ def test_tied_targets_are_refused() -> None:
         Lora(config.method).attach(load_base(config.model, config.quant, CPU))
 
 
-def test_tokens_without_an_embedding_are_refused_before_any_work(plain_folder: Path, tmp_path: Path) -> None:
+def test_tokens_without_an_embedding_or_a_place_are_refused_before_any_work(plain_folder: Path, tmp_path: Path) -> None:
     """Not a padding token, which never goes in."""
     folder = Path(shutil.copytree(plain_folder, tmp_path / "m"))
     tokenizer = tiny_tokenizer()
@@ -174,13 +162,9 @@ def test_tokens_without_an_embedding_are_refused_before_any_work(plain_folder: P
     assert not (tmp_path / "run" / "checkpoints").exists()
     with pytest.raises(ModelError, match="no embedding"):
         evaluate(evaluation_of("prompt=letter", "data=sample", "data.max_test=4", *local(folder)), tmp_path / "again")
-
-
-def test_questions_longer_than_the_model_reads_are_refused(tmp_path: Path) -> None:
-    shape = GPT2Config(vocab_size=len(tiny_tokenizer()), n_positions=64, n_embd=32, n_layer=1, n_head=2)
-    folder = model_folder(tmp_path / "m", GPT2LMHeadModel(shape))
+    shape = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=1, n_head=2)
     with pytest.raises(ModelError, match="max_position_embeddings=64"):
-        train(config_of(*local(folder), *FEW), tmp_path / "run")
+        train(config_of(*local(model_folder(tmp_path / "short", GPT2LMHeadModel(shape))), *FEW), tmp_path / "run")
 
 
 def test_adapters_take_narrow_inputs_as_they_are_and_compute_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,8 +238,10 @@ def test_a_base_that_lies_in_four_bits_is_tuned_with_qlora_and_exported(plain_fo
 
 
 def test_generation_settings_that_cannot_be_saved_are_dropped_and_named(tmp_path: Path, capsys) -> None:
+    folder = model_folder(tmp_path / "m")
     settings = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "repetition_penalty": 1.1}
-    given = (*local(model_folder(tmp_path / "m", **settings)), *FEW)
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    given = (*local(folder), *FEW)
     train(config_of(*given, "method=sft"), tmp_path / "sft")
     assert " ".join(capsys.readouterr().out.split()).count("temperature=0.9, top_p=0.6") == 1
     kept = json.loads((tmp_path / "sft" / "model" / "generation_config.json").read_text())
@@ -270,9 +256,7 @@ def full_disk(*arguments: object, **options: object) -> None:
 
 
 @pytest.mark.parametrize(("method", "writer"), [("lora", PeftModel), ("sft", PreTrainedModel), ("lora", None)])
-def test_saving_and_room_on_the_disk_are_tried_before_the_first_step(
-    method: str, writer: type | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_saving_and_room_on_the_disk_are_tried_before_the_first_step(method, writer, tmp_path, monkeypatch) -> None:
     words = "No space left on device"
     if writer is None:
         free, words = shutil.disk_usage(tmp_path)._replace(free=1000), "1,000 bytes free"
@@ -281,8 +265,7 @@ def test_saving_and_room_on_the_disk_are_tried_before_the_first_step(
         monkeypatch.setattr(writer, "save_pretrained", full_disk)
     with pytest.raises(RunError, match=words):
         train(config_of(f"method={method}", *FEW), tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
-    assert not list(tmp_path.glob("*model*")) and not list(tmp_path.glob("*adapter*"))
+    assert not [path for name in ("checkpoints", "*model*", "*adapter*") for path in tmp_path.glob(name)]
 
 
 def test_what_was_trained_is_kept_when_saving_fails_and_saved_when_resumed(tmp_path: Path, monkeypatch) -> None:

@@ -25,34 +25,37 @@ def test_names_of_secrets() -> None:
     assert [name for name in (*HOLD_SECRETS, *HOLD_NONE) if is_secret_name(name)] == list(HOLD_SECRETS)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("see http://user:pa55@host:5000/x", "see http://<redacted>@host:5000/x"),
-        ("'postgresql://me@db/x?password=pa55&ssl=1'", "'postgresql://<redacted>@db/x?password=<redacted>&ssl=1'"),
-        ("https://h/x?a=1&api_key=pa55", "https://h/x?a=1&api_key=<redacted>"),
-        ("https://h/x?X-Amz-Signature=pa55&b=2", "https://h/x?X-Amz-Signature=<redacted>&b=2"),
-        ("+logger.x.password=pa55 seed=1", "+logger.x.password=<redacted> seed=1"),
-        ("logger={x:{api_key:pa55,project:p}}", "logger={x:{api_key:<redacted>,project:p}}"),
-        ("    token: pa55\n    name: n", "    token: <redacted>\n    name: n"),
-        ("{'secret': 'pa 55', 'b': 1}", "{'secret': <redacted>, 'b': 1}"),
-        ("- +logger.x.token='pa 55'", "- +logger.x.token=<redacted>"),
-        ("hf_abcdefghijklmnopqrst is a token", "<redacted> is a token"),
-        ("Authorization: Bearer abcdefghijkl", "Authorization: <redacted> <redacted>"),
-        ("AKIAABCDEFGHIJKLMNOP", "<redacted>"),
-        ("evaluation.max_new_tokens=32 data.max_batch_tokens=4096", None),
-        ("Tokenising: 8/8 questions in 0:00, 973 questions/s, 176755 tokens/s", None),
-        ("token: null", None),
-        ("'logger.mine.password=${oc.env:NAME}' token: '${oc.env:NAME}'", None),
-        ("https://huggingface.co/meta-llama/Meta-Llama-3-8B", None),
-        ("sqlite:///outputs/mlflow.db", None),
-        ("What is a password? It is a secret, e.g. a token; the API key opens it.", None),
-        ("not exactly one beginning-of-sequence token: 12 examples", None),
-        ("me@example.org", None),
-    ],
-)
-def test_secrets_are_taken_out_of_text_and_ordinary_text_stays(text: str, expected: str | None) -> None:
-    assert redact(text) == (expected or text)
+def test_secrets_are_taken_out_of_text() -> None:
+    texts = {
+        "see http://user:pa55@host:5000/x": "see http://<redacted>@host:5000/x",
+        "'postgresql://me@db/x?password=pa55&ssl=1'": "'postgresql://<redacted>@db/x?password=<redacted>&ssl=1'",
+        "https://h/x?a=1&api_key=pa55": "https://h/x?a=1&api_key=<redacted>",
+        "https://h/x?X-Amz-Signature=pa55&b=2": "https://h/x?X-Amz-Signature=<redacted>&b=2",
+        "+logger.x.password=pa55 seed=1": "+logger.x.password=<redacted> seed=1",
+        "logger={x:{api_key:pa55,project:p}}": "logger={x:{api_key:<redacted>,project:p}}",
+        "    token: pa55\n    name: n": "    token: <redacted>\n    name: n",
+        "{'secret': 'pa 55', 'b': 1}": "{'secret': <redacted>, 'b': 1}",
+        "- +logger.x.token='pa 55'": "- +logger.x.token=<redacted>",
+        "hf_abcdefghijklmnopqrst is a token": "<redacted> is a token",
+        "Authorization: Bearer abcdefghijkl": "Authorization: <redacted> <redacted>",
+        "AKIAABCDEFGHIJKLMNOP": "<redacted>",
+    }
+    assert {text: redact(text) for text in texts} == texts
+
+
+def test_ordinary_text_stays() -> None:
+    for text in (
+        "evaluation.max_new_tokens=32 data.max_batch_tokens=4096",
+        "Tokenising: 8/8 questions in 0:00, 973 questions/s, 176755 tokens/s",
+        "token: null",
+        "'logger.mine.password=${oc.env:NAME}' token: '${oc.env:NAME}'",
+        "https://huggingface.co/meta-llama/Meta-Llama-3-8B",
+        "sqlite:///outputs/mlflow.db",
+        "What is a password? It is a secret, e.g. a token; the API key opens it.",
+        "not exactly one beginning-of-sequence token: 12 examples",
+        "me@example.org",
+    ):
+        assert redact(text) == text
 
 
 @pytest.mark.parametrize("part", ["-", "_", "a-", "a_", "a.", ", ", "{"])

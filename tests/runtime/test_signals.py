@@ -44,14 +44,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("signum", "batch", "step"),
     [
-        *((signum, 3, 2) for signum in signals.STOPPING),  # inside an accumulation window
+        (signal.SIGUSR1, 3, 2),  # inside an accumulation window
         (signal.SIGTERM, 16, 8),  # in the last step
-        (signal.SIGTERM, 0, 4),  # in validation
+        (signal.SIGINT, 0, 4),  # in validation
     ],
 )
-def test_training_saves_between_two_steps_and_ends_the_same(
-    signum: signal.Signals, batch: int, step: int, whole: Path, tmp_path: Path
-) -> None:
+def test_training_saves_between_two_steps_and_ends_the_same(signum, batch: int, step: int, whole, tmp_path) -> None:
     config = with_callback(run_config("lora", *ACCUMULATED), "Kill", signum=int(signum), batch=batch)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(signals.Stopped) as caught, signals.handled(), status_of(tmp_path):
@@ -70,9 +68,10 @@ def test_a_second_ctrl_c_or_a_signal_outside_training_stops_at_once(tmp_path: Pa
     with pytest.raises(signals.Stopped), signals.handled():
         fit_again(config, tmp_path, resume=False)
     assert max(file.name for file in (tmp_path / "checkpoints").iterdir()) == "step_000002.ckpt"
-    with pytest.raises(signals.Stopped, match="SIGUSR1"), signals.handled():
-        os.kill(os.getpid(), signal.SIGUSR1)
-        time.sleep(5)
+    for signum in signals.STOPPING:
+        with pytest.raises(signals.Stopped, match=signum.name), signals.handled():
+            os.kill(os.getpid(), signum)
+            time.sleep(5)
 
 
 def test_one_of_several_processes_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,24 +51,17 @@ def test_there_are_many_and_each_kind_of_them_has_some_that_name_none() -> None:
     assert all(kind.startswith(("named: ", "refused: ")) for kind in one_sided)
 
 
-@pytest.mark.parametrize(
-    "loop",
-    [
-        "A, ",
-        "A and B or ",
-        "the most likely ",
-        "The answer is ",
-        "A) Hash the password\n",
-        "so, ",
-        '{"',
-        "\\boxed{",
-        "* a",
-    ],
+LOOPS = (
+    *("A, ", "A and B or ", "the most likely ", "The answer is ", "A) Hash the password\n"),
+    *("so, ", '{"', "\\boxed{", "* a"),
 )
-def test_a_completion_that_repeats_itself_takes_no_longer(loop: str) -> None:
+
+
+def test_a_completion_that_repeats_itself_takes_no_longer() -> None:
     started = time.process_time()
-    parse_letter(loop * 500, TABLE["options"]["options"])
-    assert time.process_time() - started < 2  # 0.2 s at most on an idle core
+    for loop in LOOPS:
+        parse_letter(loop * 500, TABLE["options"]["options"])
+    assert time.process_time() - started < 5  # 0.2 s at most for each on an idle core
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,7 @@ SHAREGPT = {"conversations": [{"from": FROM[role], "value": text} for role, text
 EXAMPLE = Example("c:1", "What is\n  nmap?\n\nAnd hydra?", (SAID[-1][1],), 0, turns=tuple(SAID[:-1]))
 
 
-def read(row: object) -> Example:
-    assert isinstance(row, dict)
+def read(row: dict[str, object]) -> Example:
     return CHAT.read(row, "c:1")
 
 
@@ -64,26 +64,23 @@ def test_other_shapes_of_a_conversation() -> None:
     assert thanks.turns == EXAMPLE.turns and thanks.notes == ("messages behind the last answer left out",)
 
 
-@pytest.mark.parametrize(
-    ("row", "told"),
-    [
+def test_what_is_no_conversation_is_told() -> None:
+    question, answer = {"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}
+    for row, told in (
         ({"text": "x"}, "it has the fields text; allowed: one of messages, conversations, or instruction and output"),
         ({"messages": [], "conversations": []}, "it has the fields messages, conversations"),
         ({"messages": []}, "its roles are none"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "its roles are user; allowed: user, assistant and so on"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "its roles are assistant"),
-        ({"messages": [{"role": "user", "content": "x"}] * 2 + [{"role": "assistant", "content": "x"}]}, "user, user"),
+        ({"messages": [question]}, "its roles are user; allowed: user, assistant and so on"),
+        ({"messages": [answer]}, "its roles are assistant"),
+        ({"messages": [question, question, answer]}, "user, user"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "role of message 1 is 'tool'; allowed: system, user"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "content of message 1 is ['x']; allowed: a text"),
         ({"conversations": [{"from": "bing", "value": "x"}]}, "from of message 1 is 'bing'; allowed: system, human"),
         ({"messages": "x"}, 'messages is no list of {"role": ..., "content": ...}'),
         ({"instruction": "x", "output": ""}, "output is ''; allowed: a text"),
-    ],
-)
-def test_what_is_no_conversation_is_told(row: dict[str, object], told: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        read(row)
-    assert told in str(caught.value)
+    ):
+        with pytest.raises(ValueError, match=re.escape(told)):
+            read(row)
 
 
 BOS_EACH_TURN = LLAMA_2.removeprefix("{{ bos_token }}").replace("[INST] ", "{{ bos_token }}[INST] ")

@@ -11,28 +11,26 @@ TECHNIQUE = Classification(PROMPT, form=r"T\d{4}(?:\.\d{3})?")
 FAMILY = Classification(PROMPT, "{text}\n{labels}?", labels=["Virus", "Trojan", "Worms"])
 
 
-@pytest.mark.parametrize(
-    ("completion", "strict", "last_line"),
-    [
-        ("CWE-79", 0, 0),
-        ("cwe-79.", 0, 0),
-        ("**CWE-79**", 0, 0),
-        ("CWE-787", "CWE-787", "CWE-787"),
-        ("It is CWE-79.", None, 0),
-        ("CWE-79 it is.\nCWE-20", None, "CWE-20"),
-        ("CWE-79\n\n", 0, 0),
-        ("CWE-20 or CWE-79", None, None),
-        ("CWE-79, that is CWE-79", None, 0),
-        ("CWE-79x", None, None),
-        ("cross-site scripting", None, None),
-        ("", None, None),
-    ],
-)
-def test_a_label_of_a_form(completion: str, strict: object, last_line: object) -> None:
+def test_a_label_of_a_form() -> None:
     example = CWE.read({"question": "XSS in a form", "answer": "CWE-79", "group": "CVE-2024-1"}, "q:1")
     assert (example.answer, example.gold, example.group) == ("CWE-79", 0, "CVE-2024-1")
     assert CWE.prompt(example) == "CVE: XSS in a form" and CWE.candidates(example) is None
-    assert (CWE.parse(completion, example), CWE.parse_last_line(completion, example)) == (strict, last_line)
+    completions = {  # what is read strictly, and from the last line
+        "CWE-79": (0, 0),
+        "cwe-79.": (0, 0),
+        "**CWE-79**": (0, 0),
+        "CWE-787": ("CWE-787", "CWE-787"),
+        "It is CWE-79.": (None, 0),
+        "CWE-79 it is.\nCWE-20": (None, "CWE-20"),
+        "CWE-79\n\n": (0, 0),
+        "CWE-20 or CWE-79": (None, None),
+        "CWE-79, that is CWE-79": (None, 0),
+        "CWE-79x": (None, None),
+        "cross-site scripting": (None, None),
+        "": (None, None),
+    }
+    found = {text: (CWE.parse(text, example), CWE.parse_last_line(text, example)) for text in completions}
+    assert found == completions
 
 
 def test_a_technique_and_its_sub_technique_differ() -> None:
@@ -55,13 +53,14 @@ def test_listed_labels_are_candidates() -> None:
             Classification(PROMPT, **settings)
 
 
-@pytest.mark.parametrize(("characters", "scored"), [(2, True), (40, True), (41, False)])
-def test_labels_are_candidates_up_to_a_number_of_characters(characters: int, scored: bool) -> None:
-    labels = [f"{k:0{characters}d}" for k in range(100)]
-    many = Classification(PROMPT, labels=labels)
-    example = many.read({"question": "x", "answer": labels[99]}, "q:1")
-    assert many.candidates(example) == (tuple(labels) if scored else None)
-    assert (example.gold, example.answer, example.letter) == (99 if scored else 0, labels[99], "100" if scored else "A")
+def test_labels_are_candidates_up_to_a_number_of_characters() -> None:
+    for characters, scored in ((2, True), (40, True), (41, False)):
+        labels = [f"{k:0{characters}d}" for k in range(100)]
+        many = Classification(PROMPT, labels=labels)
+        example = many.read({"question": "x", "answer": labels[99]}, "q:1")
+        assert many.candidates(example) == (tuple(labels) if scored else None)
+        assert (example.gold, example.letter) == ((99, "100") if scored else (0, "A"))
+        assert example.answer == labels[99]
 
 
 def test_repeats_are_counted_and_long_texts_keep_both_ends() -> None:

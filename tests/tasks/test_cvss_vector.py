@@ -9,35 +9,29 @@ HIGHEST = "AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H"
 TASK = CvssVector(PromptConfig(name="text", protocol=Protocol.text, question="{question}"), "{text} Vector:")
 
 
-@pytest.mark.parametrize(
-    ("vector", "score"),  # the examples of FIRST, www.first.org/cvss/v3.1/examples
-    [
-        ("AV:N/AC:L/PR:L/UI:N/S:C/C:L/I:L/A:N", 6.4),
-        ("AV:N/AC:H/PR:N/UI:R/S:U/C:L/I:N/A:N", 3.1),
-        ("AV:L/AC:L/PR:N/UI:R/S:U/C:H/I:H/A:H", 7.8),
-        ("AV:A/AC:L/PR:N/UI:N/S:C/C:H/I:N/A:H", 9.3),
-        (HIGHEST, 9.8),
-    ],
-)
-def test_base_scores_are_those_of_first(vector: str, score: float) -> None:
-    assert base_score(vector) == score
+def test_base_scores_are_those_of_first() -> None:
+    examples = {  # of FIRST, www.first.org/cvss/v3.1/examples
+        "AV:N/AC:L/PR:L/UI:N/S:C/C:L/I:L/A:N": 6.4,
+        "AV:N/AC:H/PR:N/UI:R/S:U/C:L/I:N/A:N": 3.1,
+        "AV:L/AC:L/PR:N/UI:R/S:U/C:H/I:H/A:H": 7.8,
+        "AV:A/AC:L/PR:N/UI:N/S:C/C:H/I:N/A:H": 9.3,
+        HIGHEST: 9.8,
+    }
+    assert {vector: base_score(vector) for vector in examples} == examples
 
 
-@pytest.mark.parametrize(
-    ("completion", "found"),
-    [
-        (f"CVSS:3.1/{HIGHEST}", HIGHEST),
-        (f"So it is **{HIGHEST.lower()}**.", HIGHEST),
-        ("A:H/I:H/C:H/S:U/UI:N/PR:N/AC:L/AV:N", HIGHEST),
-        (f"Not {HIGHEST}, but AV:L/AC:L/PR:N/UI:R/S:U/C:H/I:H/A:H", "AV:L/AC:L/PR:N/UI:R/S:U/C:H/I:H/A:H"),
-        ("AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H", None),
-        ("AV:N/AV:N/PR:N/UI:N/S:U/C:H/I:H/A:H", None),
-        ("AV:X/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H", None),
-        ("9.8", None),
-    ],
-)
-def test_the_last_whole_vector_of_a_completion(completion: str, found: str | None) -> None:
-    assert vector_in(completion) == found
+def test_the_last_whole_vector_of_a_completion() -> None:
+    completions = {
+        f"CVSS:3.1/{HIGHEST}": HIGHEST,
+        f"So it is **{HIGHEST.lower()}**.": HIGHEST,
+        "A:H/I:H/C:H/S:U/UI:N/PR:N/AC:L/AV:N": HIGHEST,
+        f"Not {HIGHEST}, but AV:L/AC:L/PR:N/UI:R/S:U/C:H/I:H/A:H": "AV:L/AC:L/PR:N/UI:R/S:U/C:H/I:H/A:H",
+        "AV:N/AC:L/PR:N/UI:N/S:U/C:H/I:H": None,
+        "AV:N/AV:N/PR:N/UI:N/S:U/C:H/I:H/A:H": None,
+        "AV:X/AC:L/PR:N/UI:N/S:U/C:H/I:H/A:H": None,
+        "9.8": None,
+    }
+    assert {text: vector_in(text) for text in completions} == completions
 
 
 def test_an_answer() -> None:

@@ -119,33 +119,29 @@ def test_tokens_come_back_from_the_cache_of_their_tokenizer_or_are_made_again(tm
 
 HEADER = "<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
 CUE = "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
-ALTERNATING = (
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
-    + HEADER
-    + "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
-    + CUE
+
+
+def template_of(content: str = "{{ m['content'] }}", cue: str = CUE, messages: str = "messages") -> str:
+    """A chat template in Llama 3's layout."""
+    return f"{{{{ bos_token }}}}{{% for m in {messages} %}}{HEADER}{content}<|eot_id|>{{% endfor %}}{cue}"
+
+
+ALTERNATING = template_of(
+    "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}{{ m['content'] | trim }}"
 )
-SILENT = (
-    "{{ bos_token }}{% for m in messages if m['role'] != 'system' %}"
-    f"{HEADER}{{{{ m['content'] }}}}<|eot_id|>{{% endfor %}}{CUE}"
-)
-REASONING = (
-    "{{ bos_token }}{% for m in messages %}" + HEADER + "{{ m['content'].split('</think>')[-1] }}<|eot_id|>{% endfor %}"
-) + CUE.replace("{% endif %}", "<think>\n{% endif %}")
+SILENT = template_of(messages="messages if m['role'] != 'system'")
+THOUGHT = "<think>\n\n</think>\n\n"
+REASONING = template_of("{{ m['content'].split('</think>')[-1] }}", CUE.replace("{% endif %}", "<think>\n{% endif %}"))
 """DeepSeek R1's way: a thought is opened for the next answer, and left out of the conversation afterwards."""
-EMPTY_THOUGHT = (
-    "{{ bos_token }}{% for m in messages %}"
-    + HEADER
-    + "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
-    "{{ m['content'] }}<|eot_id|>{% endfor %}"
-)
-SWITCHED = EMPTY_THOUGHT + CUE.replace(
-    "{% endif %}", "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+ANSWERED = "{% if m['role'] == 'assistant' %}" + THOUGHT + "{% endif %}{{ m['content'] }}"
+EMPTY_THOUGHT = template_of(ANSWERED, cue="")
+SWITCHED = template_of(
+    ANSWERED, CUE.replace("{% endif %}", "{% if enable_thinking is false %}" + THOUGHT + "{% endif %}{% endif %}")
 )
 """Qwen3's way: an empty thought where thinking is switched off."""
+WITHOUT_CUE = template_of(cue="")
 LLAMA_2 = (
     "{{ bos_token }}{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}[INST] "
     "{% if loop.first and messages[0]['role'] == 'system' %}"
@@ -156,7 +152,6 @@ SPACE_AT_END = (
     "{% for m in messages %}{{ m['role'] | upper }}: {{ m['content'] }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
 )
-WITHOUT_CUE = "{{ bos_token }}{% for m in messages %}" + HEADER + "{{ m['content'] }}<|eot_id|>{% endfor %}"
 
 
 @pytest.mark.parametrize("template", [ALTERNATING, SILENT], ids=["refuses", "leaves out"])

@@ -205,26 +205,20 @@ def test_one_process_shards_too(tmp_path: Path) -> None:
     assert_equal_runs(tmp_path / "sharded", tmp_path / "plain", 1e-5)
 
 
-def test_each_file_is_sealed(tmp_path: Path) -> None:
-    folder = tmp_path / "step_000001.ckpt"
-    folder.mkdir()
-    for name in ("a.safetensors", "b.safetensors"):
-        (folder / name).write_text(name)
-    assert MANIFEST in damage(folder)
-    seal(folder)
-    assert not damage(folder)
-    (folder / "b.safetensors").unlink()
-    assert "b.safetensors" in damage(folder)
-
-
-def test_best_weights_come_back_that_were_being_replaced(tmp_path: Path) -> None:
+def test_each_file_is_sealed_and_best_weights_come_back_that_were_being_replaced(tmp_path: Path) -> None:
     aside = tmp_path / "checkpoints" / ".best.ckpt-k2x_9.old"
     aside.mkdir(parents=True)
-    (aside / "shard.safetensors").write_text("old")
+    for name in ("a.safetensors", "b.safetensors"):
+        (aside / name).write_text(name)
+    assert MANIFEST in damage(aside)
     seal(aside)
+    assert not damage(aside)
     (aside.parent / ".best.ckpt-new").mkdir()
     assert resume_point(tmp_path) is None
-    assert [path.name for path in aside.parent.iterdir()] == ["best.ckpt"]
+    (best,) = aside.parent.iterdir()
+    assert best.name == "best.ckpt" and not damage(best)
+    (best / "b.safetensors").unlink()
+    assert "b.safetensors" in damage(best)
 
 
 def test_model_that_cannot_be_read_tensor_by_tensor_is_refused(tmp_path: Path) -> None:
@@ -235,9 +229,6 @@ def test_model_that_cannot_be_read_tensor_by_tensor_is_refused(tmp_path: Path) -
     with pytest.raises(ModelError) as caught:
         load_for_training(config, torch.device("cpu"))
     assert "model.norm.weight" in caught.value.screen() and "trainer.strategy=ddp" in caught.value.screen()
-
-
-# -------------------------------------------------------------------------------------------------- whole runs
 
 
 @pytest.mark.slow
@@ -268,8 +259,6 @@ def test_runs_are_sharded_from_training_to_evaluation(tmp_path: Path) -> None:
                 assert answer.option_logprobs == pytest.approx(right.option_logprobs, abs=1e-4)
                 assert (answer.choice, answer.generated) == (right.choice, right.generated)
 
-
-# -------------------------------------------------------------------------------------------------- memory
 
 MB = 2**20
 ALLOWANCE, AT_REST = 112 * MB, 32 * MB

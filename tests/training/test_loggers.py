@@ -1,6 +1,5 @@
 """Experiment loggers: wandb asks nothing and loses nothing, a missing package is said, metrics.csv is kept."""
 
-import builtins
 import getpass
 import importlib.util
 import io
@@ -60,7 +59,6 @@ def shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[io.String
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", Terminal())
-    monkeypatch.setattr(builtins, "input", ask)
     monkeypatch.setattr(getpass, "getpass", ask)
     printed = io.StringIO()
     monkeypatch.setattr(progress, "console", Console(file=printed, soft_wrap=True))

@@ -42,8 +42,6 @@ def test_each_question_in_one_process(size: int, accumulate: int) -> None:
         assert {batch.step_label_tokens for batch in window} == {2 * len(rows)}
 
 
-# ------------------------------------------------------------------------------------------- whole runs, and sweeps
-
 SMALL = [
     *("model=tiny_random", "prompt=letter", "logger=none", "trainer.accelerator=cpu", "method=lora"),
     *("data.max_train=21", "data.max_validation=5", "data.max_test=9", "data.micro_batch_size=4"),
@@ -162,9 +160,6 @@ def test_optuna_sweep_with_two_processes_a_job(tmp_path: Path) -> None:
         seen = json.loads((folder / "0" / f"process_{process}.json").read_text())
         assert seen == {"rank": int(rank), "learning_rate": float(rate), "processes": 2}
     assert_as_one(folder / "0", tmp_path / "alone", *sampled)
-
-
-# ------------------------------------------------------------------------------------------------- what cannot work
 
 
 def test_more_devices_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from cyberlm.data.readers import QuestionSet, read_questions
 from cyberlm.runtime.errors import DataError
 from cyberlm.tasks.task import Example
 
-DATA_DIR = os.environ.get("CYBERLM_DATA_DIR")
 GOOD = {"question": "Which port does HTTPS use?", "answers": {"A": "80", "B": "443", "C": "22"}, "solution": "B"}
 READ = Example("q:1", "Which port does HTTPS use?", ("80", "443", "22"), 1)
 
@@ -256,13 +254,6 @@ def test_a_missing_file_a_folder_and_one_too_large_or_with_too_many_rows(tmp_pat
     with (tmp_path / "large.json").open("wb") as stream:
         stream.truncate(3 * 10**6)
     assert "it has 3 MB" in refusal(tmp_path / "large.json")
-
-
-@pytest.mark.skipif(DATA_DIR is None, reason="CYBERLM_DATA_DIR names no folder with the CyberMetric files")
-def test_cybermetric_reads_without_a_bad_row() -> None:
-    found = read(Path(str(DATA_DIR)) / "CyberMetric-2000-v1.json")
-    assert [sum(question.letter == letter for question in found.questions) for letter in "ABCD"] == [500] * 4
-    assert (len(found.questions), found.whitespace_normalised) == (2000, 8)
 
 
 def test_the_examples_in_the_documentation_are_read(tmp_path: Path) -> None:

@@ -161,7 +161,8 @@ def test_no_network_gives_the_address_and_every_way_out(server: Server, tmp_path
 def test_the_real_files_pass_and_one_changed_byte_is_refused_with_both_hashes(tmp_path: Path) -> None:
     main, held_out = load(cybermetric(dir=DATA_DIR, test_size=500))
     assert held_out is not None
-    assert (len(main.questions), len(held_out.questions)) == (2000, 500)
+    assert (len(main.questions), len(held_out.questions), main.whitespace_normalised) == (2000, 500, 8)
+    assert [sum(item.letter == letter for item in main.questions) for letter in "ABCD"] == [500] * 4
     assert main.source == f"{DATA_DIR}/CyberMetric-2000-v1.json"
     path = Path(shutil.copy(f"{DATA_DIR}/CyberMetric-80-v1.json", tmp_path))
     path.chmod(0o644)

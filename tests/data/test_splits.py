@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from cyberlm.config.schema import DataConfig
-from cyberlm.data import splits
 from cyberlm.data.readers import QuestionSet
 from cyberlm.data.splits import (
     Split,
@@ -161,15 +160,6 @@ def test_all_of_the_held_out_file_is_the_test_and_what_it_shares_leaves_training
     assert_nothing_is_lost(split)
     limited = split_questions(config(max_test=1), [main, held_out])
     assert limited.dropped == {"near-duplicate of a test question": 20, "over data.max_test": 49}
-
-
-def test_an_evaluation_asks_the_test_questions_that_training_holds_out() -> None:
-    settings = config(max_test=5, seed=3)
-    main, held_out = question_set(texts(60, seed=1)), held_out_set(texts(40, seed=2))
-    chosen = splits.test_questions(settings, held_out.questions)
-    assert chosen == split_questions(settings, [main, held_out]).test
-    assert chosen != held_out.questions[:5] and len(chosen) == 5
-    assert splits.test_questions(config(), held_out.questions) == held_out.questions
 
 
 @pytest.fixture

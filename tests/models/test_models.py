@@ -24,7 +24,7 @@ from cyberlm.models import gguf_import, model_files
 from cyberlm.models.loading import load_base, load_tokenizer, pick_device, weights_dtype
 from cyberlm.models.methods.adapters import skip_input_casts
 from cyberlm.models.methods.lora import Lora
-from cyberlm.models.model_files import explain_errors, locate, sha256_of
+from cyberlm.models.model_files import locate, sha256_of
 from cyberlm.models.saving import read_prompt
 from cyberlm.models.tiny import tiny_model, tiny_tokenizer
 from cyberlm.runs import train as training
@@ -116,16 +116,6 @@ def test_scoring_a_4bit_base_leaves_its_weights_alone() -> None:
     assert torch.equal(before, loaded.model(input_ids=ids).logits.detach())
     torch.testing.assert_close(before, scored, atol=1e-6, rtol=0)
     assert stored and all(torch.equal(old, new) for old, new in zip(stored, weights, strict=True))
-
-
-def test_a_gated_model_names_licence_login_and_a_way_without_it() -> None:
-    def gated() -> None:
-        raise OSError("You are trying to access a gated repo.")  # as transformers raises it
-
-    with pytest.raises(ModelError) as caught:
-        explain_errors(config_of("model=llama3_8b").model, gated)
-    for words in ("https://huggingface.co/meta-llama", "hf auth login", "python train.py method=qlora"):
-        assert words in caught.value.screen()
 
 
 def test_a_gpu_attends_without_plans_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:

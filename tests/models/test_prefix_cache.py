@@ -29,7 +29,7 @@ def loss_and_gradients(loaded: LoadedModel, batch: AnswerBatch) -> tuple[float, 
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
+@pytest.mark.parametrize("method", ["sft", "lora", "qlora", "prompt_tuning"])
 @pytest.mark.parametrize("protocol", ["letter", "text"])
 def test_loss_and_gradients_are_those_of_whole_prompts(protocol: str, method: str, attention: str) -> None:
     loaded, prompt = tiny(config_of(f"method={method}", f"prompt={protocol}", f"model.attention={attention}"))

@@ -36,6 +36,14 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+LONGEST = ("test_fsdp2.py", "test_two_processes.py", "test_bench.py", "test_serving.py")
+"""Files that take minutes in the slow tier begin first, so that no worker of pytest-xdist ends long before another."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def _no_composed_command() -> None:
     HydraConfig.instance().cfg = None  # what a command run in this process before has left

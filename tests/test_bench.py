@@ -217,13 +217,13 @@ def test_the_first_checks_of_a_gpu_pass_on_a_cpu(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_all_checks_of_a_gpu_pass_on_a_cpu(tmp_path: Path) -> None:
-    """Every step, in about five minutes."""
-    code, states, printed = accept(tmp_path)
+def test_the_other_checks_of_a_gpu_pass_on_a_cpu(tmp_path: Path) -> None:
+    """Every step but the last, which asks TRL."""
+    code, states, printed = accept(tmp_path, "--steps", "2,4,5,6,7,8,9")
     assert code == 0, printed
     missing = {name for name, state in states.items() if state == "SKIP"}
     needs_gpu = {"4.device_peak_gib", "7.paged_resumed", "9.lora_packed_mfu", "9.qlora_packed_mfu"}
-    needs_gpu |= {name for name in states if name.startswith("10.") or "_liger_" in name}
+    needs_gpu |= {name for name in states if "_liger_" in name}
     assert missing <= needs_gpu, printed
 
 

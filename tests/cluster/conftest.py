@@ -27,16 +27,18 @@ def made_once(folder: Path) -> Iterator[bool]:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run, and of its evaluation, by `trainer.devices=2`."""
-    from cluster_support import EVALUATE, TRAIN, run
+    """Folder of a run, and of its evaluation, by two processes."""
+    from cluster_support import EVALUATE, ROOT, TRAIN
+    from forks import run_ranks, type_command
 
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "reference"
     with made_once(folder) as first:
         if first:
-            run([sys.executable, "train.py", *TRAIN, "trainer.devices=2", f"hydra.run.dir={folder / 'train'}"])
-            line = [*EVALUATE, f"run={folder / 'train'}", "trainer.devices=2", f"hydra.run.dir={folder / 'evaluate'}"]
-            run([sys.executable, "evaluate.py", *line])
+            for command, given in (("train", TRAIN), ("evaluate", (*EVALUATE, f"run={folder / 'train'}"))):
+                line = (*given, f"hydra.run.dir={folder / command}")
+                codes, printed = run_ranks(2, type_command, command, *line, folder=ROOT)
+                assert codes == [0, 0], printed
     return folder
 
 

@@ -9,6 +9,8 @@ Fixtures of tests/conftest.py, for the whole session; copy a folder before you c
 - The cache (`CYBERLM_CACHE_DIR`) is one for all tests, the hub is offline, wandb too.
 """
 
+import copy
+import functools
 import warnings
 from pathlib import Path
 
@@ -42,6 +44,11 @@ def compose(*overrides: str, command: str = "train", with_hydra: bool = False):
     Args:
         with_hydra: Keep Hydra's own node, as a sweep's process has it.
     """
+    return copy.deepcopy(_composed(overrides, command, with_hydra))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...], command: str, with_hydra: bool):
     register_schemas()
     register_resolvers()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):

@@ -58,12 +58,7 @@ def test_choice_composes_resolves_and_builds(command: str, overrides: list[str])
     assert isinstance(build_config(config, SCHEMAS[command]), SCHEMAS[command])
 
 
-def test_every_file_is_seen() -> None:
-    seen = {f"{name}.yaml" for _, name, _ in CHOICES}
-    assert set(FILES) == seen | {f"hydra/{name}.yaml" for name in ("train", "evaluate", "command", "sweeper/study")}
-
-
-def test_every_choice_differs() -> None:
+def test_every_choice_differs_and_every_file_is_seen() -> None:
     """A file that changes nothing is not read: its package or its keys are wrong."""
     alike = {("logger", "csv"), ("logger", "none")}
     for command in SCHEMAS:
@@ -76,22 +71,21 @@ def test_every_choice_differs() -> None:
         for group, options in by_group.items():
             texts = [text for _, text in options]
             assert len(set(texts)) == len(texts), f"two of {group}: {[option for option, _ in options]} are the same"
+    seen = {f"{name}.yaml" for _, name, _ in CHOICES}
+    assert set(FILES) == seen | {f"hydra/{name}.yaml" for name in ("train", "evaluate", "command", "sweeper/study")}
 
 
-@pytest.mark.parametrize("sweep", sorted(path.stem for path in (CONF / "sweep").glob("*.yaml")))
-def test_sweep_names_keys_that_exist(sweep: str) -> None:
-    config = compose(f"sweep={sweep}", with_hydra=True)
+@pytest.mark.parametrize(
+    "chosen", [f"{kind}={f.stem}" for kind in ("sweep", "study") for f in (CONF / kind).glob("*.yaml")]
+)
+def test_sweeps_and_studies_name_keys_and_a_sweeper_that_exist(chosen: str) -> None:
+    config = compose(chosen, with_hydra=True)
     assert config.hydra.mode.name == "MULTIRUN"
-    params = config.hydra.sweeper.params
-    assert params
-    for key in params:
+    if chosen.startswith("study"):
+        assert config.hydra.sweeper._target_ == "hydra_plugins.cyberlm_study.StudySweeper"
+        assert config.hydra.sweep.dir == f"outputs/{chosen.replace('=', '_')}"
+        assert config.trainer.resume == "auto"
+        return
+    assert config.hydra.sweeper.params
+    for key in config.hydra.sweeper.params:
         assert OmegaConf.select(config, key, throw_on_missing=True, default="absent") != "absent"
-
-
-@pytest.mark.parametrize("study", sorted(path.stem for path in (CONF / "study").glob("*.yaml")))
-def test_study_has_a_sweeper_and_a_folder_of_its_own(study: str) -> None:
-    config = compose(f"study={study}", with_hydra=True)
-    assert config.hydra.mode.name == "MULTIRUN"
-    assert config.hydra.sweeper._target_ == "hydra_plugins.cyberlm_study.StudySweeper"
-    assert config.hydra.sweep.dir == f"outputs/study_{study}"
-    assert config.trainer.resume == "auto"

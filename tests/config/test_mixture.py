@@ -14,21 +14,14 @@ from cyberlm.config.schema import OnBadRow, TrainConfig
 from cyberlm.runtime.errors import ConfigError
 
 
-def test_each_source_has_the_settings_of_its_yaml() -> None:
-    data = config_of("data.mix=[cybermetric,cti_mcq]", "+data.sources.cybermetric.size=500", "data.max_test=9").data
-    assert (data.name, data.address, data.licence) == (
-        "cybermetric+cti_mcq",
-        None,
-        "several: none stated, CC BY-NC-SA 4.0",
-    )
+def test_each_source_has_the_settings_of_its_yaml(tmp_path: Path) -> None:
+    config = config_of("data.mix=[cybermetric,cti_mcq]", "+data.sources.cybermetric.size=500", "data.max_test=9")
+    data, licence = config.data, "several: none stated, CC BY-NC-SA 4.0"
+    assert (data.name, data.address, data.licence) == ("cybermetric+cti_mcq", None, licence)
     cybermetric, cti = source_configs(data).values()
     assert (cybermetric.size, len(cybermetric.files), cybermetric.columns["question"]) == (500, 4, None)
     assert (cti.columns["answer"], cti.on_bad_row, cti.size) == ("GT", OnBadRow.skip, None)
     assert data.max_test == 9 and "max_test" not in data.sources["cti_mcq"]
-
-
-def test_a_saved_mixture_is_read_back_and_stays_as_it_is(tmp_path: Path) -> None:
-    config = config_of("data.mix=[sample,cti_mcq]", "data.weights=[2,1]")
     save_config(tmp_path, config)
     assert saved_config_of(tmp_path) == config
 
@@ -53,21 +46,14 @@ def test_a_source_of_a_users_own_folder(tmp_path: Path, monkeypatch: pytest.Monk
     ("line", "told"),
     [
         (("data.mix=[sample,cti_mqc]",), ("there is no data=cti_mqc", "cti_mcq")),
-        (
-            ("data.mix=[cti_rcm,cti_rcm_2021]",),
-            ("Classification, the run of", "data=cti_rcm 'data.mix=[cti_rcm,cti_rcm_2021]'"),
-        ),
-        (
-            ("data.mix=[sample,cti_rcm]",),
-            ("task._target_ is", "MultipleChoice' with sample", "Classification' with cti_rcm"),
-        ),
+        (("data.mix=[cti_rcm,cti_rcm_2021]",), ("the run of", "data=cti_rcm 'data.mix=[cti_rcm,cti_rcm_2021]'")),
+        (("data.mix=[sample,cti_rcm]",), ("task._target_ is", "MultipleChoice' with sample", "cation' with cti_rcm")),
         (("data=tram", "data.mix=[tram,cti_rcm]"), ("task.form is ''", "with tram, 'CWE-", "asked in the same words")),
         (("data=mal_api", "data.mix=[sample,cti_mcq]"), ("data=mal_api is not in data.mix",)),
         (
             ("data=cybermetric", "data.size=80", "data.mix=[cybermetric,cti_mcq]"),
             ("data.size=80", "type:    +data.sources.cybermetric.size=80"),
         ),
-        (("data.mix=[sample]",), ("two sources or more",)),
         (("data.mix=[sample,sample]",), ("two sources or more, each once",)),
         (("data.mix=[sample,cti_mcq]", "data.weights=[1]"), ("1 numbers, data.mix 2 sources",)),
         (("data.weights=[1]",), ("1 numbers, data.mix 0 sources",)),
@@ -76,10 +62,7 @@ def test_a_source_of_a_users_own_folder(tmp_path: Path, monkeypatch: pytest.Monk
         (("data.mix=[sample,cti_mcq]", "+data.sources.tram.size=9"), ("data.sources.tram: it is not in data.mix",)),
         (
             ("data.mix=[sample,cybermetric]", "+data.sources.cybermetric.size=9"),
-            (
-                "data.sources.cybermetric.size=9: cybermetric has no such file",
-                "type:    +data.sources.cybermetric.size=2000",
-            ),
+            ("data.sources.cybermetric.size=9: cybermetric has no such file", "+data.sources.cybermetric.size=2000"),
         ),
         (("data.mix=[sample,cybermetric]", "+data.sources.cybermetric.size=many"), ("data.sources: ", "many")),
     ],

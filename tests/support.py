@@ -11,7 +11,9 @@ Fixtures of tests/conftest.py, for the whole session; copy a folder before you c
 
 import copy
 import functools
+import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -30,7 +32,7 @@ from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.train import train
 from cyberlm.tasks.multiple_choice import MultipleChoice
 from cyberlm.tasks.prompts import Prompt
-from cyberlm.tasks.task import Example
+from cyberlm.tasks.task import LETTERS, Example
 from cyberlm.training.callbacks.meters import CostMeter
 from cyberlm.training.fit import fit
 
@@ -80,6 +82,15 @@ def short_questions(count: int) -> tuple[Example, ...]:
 def sample_questions(count: int) -> tuple[Example, ...]:
     (main,) = load_sources(config_of("data=sample").data, MULTIPLE_CHOICE)
     return main.questions[:count]
+
+
+def questions_file(path: Path, questions: Sequence[Example]) -> Path:
+    rows = [
+        {"question": q.question, "answers": dict(zip(LETTERS, q.options, strict=False)), "solution": q.letter}
+        for q in questions
+    ]
+    path.write_text(json.dumps(rows))
+    return path
 
 
 def tiny(config: TrainConfig) -> tuple[LoadedModel, Prompt]:

@@ -2,8 +2,8 @@
 
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from support import compose
-from typed import type_line
+from typed import side_by_side, type_line
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig
@@ -21,51 +21,31 @@ from cyberlm.runtime.errors import ConfigError, RunError
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    ("launcher", "cores", "given", "threads"),
-    [
-        ({}, 8, None, None),
-        ({"n_jobs": 1}, 8, None, None),
-        ({"n_jobs": 2}, 8, None, "4"),
-        ({"n_jobs": 3}, 8, None, "2"),
-        ({"n_jobs": 16}, 8, None, "1"),
-        ({"n_jobs": -1}, 8, None, "1"),
-        ({"n_jobs": 2}, 1, None, "1"),
-        ({"n_jobs": 2}, 8, "5", "5"),
-    ],
-)
-def test_jobs_side_by_side_share_the_cores(
-    monkeypatch: pytest.MonkeyPatch, launcher: dict[str, int], cores: int, given: str | None, threads: str | None
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    if given:
-        monkeypatch.setenv("OMP_NUM_THREADS", given)
-    environment = jobs._child_environment(OmegaConf.create({"launcher": launcher}))
-    assert environment.get("OMP_NUM_THREADS") == threads
-
-
-def test_job_can_import_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can import the package, and jobs side by side share the cores."""
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # launch sets it for itself
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def given(cores: int = 8, **launcher: int) -> dict[str, str]:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+        return jobs._child_environment(OmegaConf.create({"launcher": launcher}))
+
+    assert not {"OMP_NUM_THREADS", "HYDRA_FULL_ERROR"} & given().keys()
+    threads = [given(n_jobs=3), given(n_jobs=-1), given(1, n_jobs=2)]
+    assert [environment["OMP_NUM_THREADS"] for environment in threads] == ["2", "1", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert given(n_jobs=2)["OMP_NUM_THREADS"] == "5"
     monkeypatch.setenv("PYTHONPATH", "mine")
-    environment = jobs._child_environment(OmegaConf.create({"launcher": {}}))
-    assert environment["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "mine"]
-    assert "HYDRA_FULL_ERROR" not in environment
+    assert given()["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "mine"]
     monkeypatch.delenv("PYTHONPATH")
-    assert jobs._child_environment(OmegaConf.create({"launcher": {}}))["PYTHONPATH"] == str(ROOT)
+    assert given()["PYTHONPATH"] == str(ROOT)
 
 
 @pytest.fixture
 def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     """Runs one job of a sweep with a stand-in for its process; returns the objective, the line and the status."""
 
-    def run_job(
-        code: int,
-        status: dict[str, object] | None,
-        *overrides: str,
-        sweep: str = "sweep",
-        direction: str | None = None,
-    ):
+    def run_job(code: int, status: dict[str, object] | None, *overrides: str, sweep="sweep", direction=None):
         folder = tmp_path / sweep / "0"
         lines = []
 
@@ -76,25 +56,22 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
                 (folder / "status.json").write_text(json.dumps(status))
             return code
 
-        hydra_config = OmegaConf.create(
-            {
-                "runtime": {"output_dir": str(folder)},
-                "overrides": {"task": ["group=other", *overrides]},
-                "sweep": {"dir": str(folder.parent)},
-                "job": {"config_name": "train", "num": 0},
-                "launcher": {},
-                "sweeper": {"direction": direction},
-            }
-        )
-        monkeypatch.setattr(HydraConfig, "get", lambda: hydra_config)
+        hydra_config = {
+            "runtime": {"output_dir": str(folder)},
+            "overrides": {"task": ["group=other", *overrides]},
+            "sweep": {"dir": str(folder.parent)},
+            "job": {"config_name": "train", "num": 0},
+            "launcher": {},
+            "sweeper": {"direction": direction},
+        }
+        monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create(hydra_config))
         monkeypatch.setattr(jobs.signals, "run_forwarding", stand_in)
         composed = compose("model=tiny_random", "logger=none", *overrides)
         objective = jobs.run_in_child("train", TrainConfig, composed)
         written = folder / "status.json"
         return objective, lines, json.loads(written.read_text()) if written.is_file() else None
 
-    yield run_job
-    monkeypatch.undo()
+    return run_job
 
 
 FINISHED = {"state": "finished", "objective": 0.75, "reason": ""}
@@ -125,13 +102,10 @@ def test_how_a_job_ended(job, code: int, status: dict[str, object] | None, objec
     assert (written["state"], written["reason"]) == (state, reason)
 
 
-@pytest.mark.parametrize(("monitor", "reported"), [("option_nll", -0.75), ("accuracy", 0.75)])
-def test_higher_is_better_in_what_a_sweep_gets(job, monitor: str, reported: float) -> None:
-    found, _, _ = job(0, FINISHED, f"trainer.monitor={monitor}", direction="maximize")
-    assert found == reported > jobs.WORST_OBJECTIVE
-
-
-def test_a_sweep_for_the_worst_job_is_refused(job) -> None:
+def test_higher_is_better_in_what_a_sweep_gets(job) -> None:
+    for monitor, reported in (("option_nll", -0.75), ("accuracy", 0.75)):
+        found, _, _ = job(0, FINISHED, f"trainer.monitor={monitor}", sweep=monitor, direction="maximize")
+        assert found == reported > jobs.WORST_OBJECTIVE
     with pytest.raises(ConfigError, match="would look for the worst job"):
         job(0, FINISHED, direction="minimize")
 
@@ -149,27 +123,19 @@ def test_job_repeats_the_command(job, tmp_path: Path, monkeypatch: pytest.Monkey
     ]
 
 
-def make_job(folder: Path, status: dict[str, object], *overrides: str) -> None:
-    """The folder of a job that was started before."""
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {item}\n" for item in overrides))
-    (folder / "status.json").write_text(json.dumps(status))
-
-
 def test_job_that_is_there_goes_on(job, tmp_path: Path) -> None:
     """As a launcher requeues it, or a sweep is started again."""
-    make_job(tmp_path / "sweep" / "0", STOPPED, "seed=3", "group='sweep'")
+    folder = tmp_path / "sweep" / "0"
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text("- seed=3\n- group='sweep'\n")
+    (folder / "status.json").write_text(json.dumps(STOPPED))
     found, (line,), written = job(0, FINISHED, "seed=3")
     assert line[-2:] == ["trainer.resume=auto", "hydra.output_subdir=.hydra_resumed"]
     assert (found, written["state"]) == (-0.75, "finished")
     found, lines, _ = job(1, FAILED, "seed=3")
     assert (found, lines) == (-0.75, [])
-
-
-def test_folder_of_another_job_is_refused(job, tmp_path: Path) -> None:
-    make_job(tmp_path / "sweep" / "0", FINISHED, "seed=4", "group='sweep'")
     with pytest.raises(RunError, match="holds results already"):
-        job(0, FINISHED, "seed=3")
+        job(0, FINISHED, "seed=4")
 
 
 def test_further_process_of_a_job_leaves_its_status_to_the_first(job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,41 +149,20 @@ def test_further_process_of_a_job_leaves_its_status_to_the_first(job, monkeypatc
     ("visible", "devices", "expected"),
     [("4,7", 1, ["4", "4", "7"]), ("0,1,2,3,4,5", 2, ["0,1", "2,3", "4,5"]), ("0", 1, ["None"] * 3)],
 )
-def test_jobs_side_by_side_have_gpus_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str, devices: int, expected: list[str]
-) -> None:
+def test_jobs_side_by_side_have_gpus_of_their_own(monkeypatch, tmp_path, visible, devices, expected) -> None:
     """Three jobs at a time; the third shares GPUs where there are fewer."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    code = "import sys; from omegaconf import OmegaConf; from cyberlm.runs.jobs import _gpus\n"
-    code += "config = OmegaConf.create({'launcher': {'n_jobs': 3}, 'sweep': {'dir': sys.argv[1]}})\n"
-    code += "with _gpus(config, int(sys.argv[2])) as found:\n"
-    code += "    print(found.get('CUDA_VISIBLE_DEVICES'), flush=True); sys.stdin.read()"
-    line = [sys.executable, "-c", code, str(tmp_path), str(devices)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(line, **pipes) for _ in range(3)]  # type: ignore[call-overload]
-    found = [process.stdout.readline().strip() for process in started]
-    for process in started:
-        process.communicate()
-    assert sorted(found) == expected
+    config = OmegaConf.create({"launcher": {"n_jobs": 3}, "sweep": {"dir": str(tmp_path)}})
+
+    def work(wait: Callable[[], object]) -> str:
+        with jobs._gpus(config, devices) as environment:
+            wait()
+        return str(environment.get("CUDA_VISIBLE_DEVICES"))
+
+    assert side_by_side(3, work) == expected
 
 
-ODD_NAMES = (
-    "a=b",
-    "a:b",
-    "it's",
-    "a b",
-    "a,b",
-    "a[1]",
-    "a(b)",
-    "a{b}",
-    'a"b',
-    "a\\b",
-    "a\\'b\\",
-    "@a",
-    "-a",
-    ".a",
-    "ü;%#~",
-)
+ODD_NAMES = ("a=b: it's", "a,b [1](b){b}", 'a"b\\c', "a\\'b\\", "@a", "-a", ".a", "ü;%#~")
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -238,11 +183,7 @@ def test_folder_of_a_job_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_job_of_a_broken_rule_is_not_started(job, capsys: pytest.CaptureFixture[str]) -> None:
     objective, lines, written = job(0, FINISHED, "method=qlora", "quant=none", "seed=-1")
-    assert objective == jobs.WORST_OBJECTIVE
-    assert lines == []
-    assert written == {
-        "state": "failed",
-        "objective": None,
-        "reason": "seed=-1; method=qlora quant=none: QLoRA is LoRA on a 4-bit base",
-    }
+    assert (objective, lines) == (jobs.WORST_OBJECTIVE, [])
+    reason = "seed=-1; method=qlora quant=none: QLoRA is LoRA on a 4-bit base"
+    assert written == {"state": "failed", "objective": None, "reason": reason}
     assert "The configuration has 2 problems:" in capsys.readouterr().err

@@ -39,31 +39,27 @@ def mixed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return train_tiny(folder / "run", *MIX)
 
 
-def test_accuracy_is_reported_by_source_and_over_all(mixed_run: Path) -> None:
+def test_accuracy_is_reported_by_source_and_over_all(mixed_run: Path, tmp_path: Path) -> None:
     results = read_results(mixed_run)
     parts = read_manifest(mixed_run / "split_manifest.json")["parts"]
     trained = [row["source"] for row in parts["train"]]
     assert (trained.count("sample"), trained.count("mine")) == (6, 18)
-    for model, rows in ((name, its.test) for name, its in read_models(mixed_run).items()):
+    for model, its in read_models(mixed_run).items():
         metrics = results.metrics[model]
         for name in ("sample", "mine"):
-            own = [row.correct for row in rows if row.id.startswith(f"{name}:")]
+            own = [row.correct for row in its.test if row.id.startswith(f"{name}:")]
             assert metrics[f"accuracy_{name}"].value == pytest.approx(sum(own) / len(own))
             assert metrics[f"accuracy_{name}"].n == len(own) > 20 and metrics[f"accuracy_{name}"].interval
-        assert metrics["accuracy"].n == len(rows)
+        assert metrics["accuracy"].n == len(its.test)
     assert results.data == "sample+mine"
     assert "accuracy on mine" in (mixed_run / "report.html").read_text()
-
-
-def test_a_mixture_is_scored_again_from_its_own_configuration(mixed_run: Path, tmp_path: Path) -> None:
+    # scored again from its own configuration
     evaluate(evaluation_of(f"run={mixed_run}", "evaluation.generate=false"), tmp_path / "again")
-    before, after = (read_results(folder).metrics["tuned"] for folder in (mixed_run, tmp_path / "again"))
-    assert after["accuracy_mine"] == before["accuracy_mine"]
+    again = read_results(tmp_path / "again").metrics["tuned"]
+    assert again["accuracy_mine"] == results.metrics["tuned"]["accuracy_mine"]
 
 
-def test_a_mixture_that_was_stopped_goes_on_without_the_yaml_files_of_its_sources(
-    mixed_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mixture_that_was_stopped_goes_on_without_its_yaml_files(mixed_run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", f"--config-dir={mixed_run.parent}"])
     with pytest.raises(Stopped), handled():
         train(with_callback(config_of(*RUN, *MIX), "Kill", signum=int(signal.SIGTERM), batch=4), tmp_path / "run")
@@ -75,24 +71,22 @@ def test_a_mixture_that_was_stopped_goes_on_without_the_yaml_files_of_its_source
     assert read_models(tmp_path / "run")["tuned"].test == read_models(mixed_run)["tuned"].test
 
 
-def test_benchmarks_in_the_cache_are_compared_with_what_is_trained_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_benchmarks_in_the_cache_are_compared_with_what_is_trained_on(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CYBERLM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "argv", ["train.py", f"--config-dir={tmp_path}"])
     asked = short_questions(9)
     assert trained_on_benchmarks(asked, 0.8) == {}
-    content = "Text\tKey\n" + "".join(f"{item.question.upper()}\tA\n" for item in asked[:4]) + "Another one?\tB\n"
-    cache_folder().mkdir()
-    (cache_folder() / "known.tsv").write_text(content)
+    known = cache_folder() / "known.tsv"
+    known.parent.mkdir()
+    known.write_text("Text\tKey\n" + "".join(f"{q.question.upper()}\tA\n" for q in asked[:4]) + "Another one?\tB\n")
     (tmp_path / "data").mkdir()
-    pinned = f"address: https://nowhere/known.tsv, sha256: {sha256_of([cache_folder() / 'known.tsv'])}"
+    pinned = f"address: https://nowhere/known.tsv, sha256: {sha256_of([known])}"
     source = f"data: {{name: known, {pinned}, columns: {{question: Text, answer: Key}}}}\n"
     (tmp_path / "data" / "known.yaml").write_text(
         f"# @package _global_\ndefaults: [override /task: extraction]\n{source}"
     )
     assert trained_on_benchmarks(asked, 0.8) == {"known": (4, 5)}
     assert trained_on_benchmarks(asked[5:], 0.8) == {"known": (0, 5)}
-    assert trained_on_benchmarks(asked, 0.8, {sha256_of([cache_folder() / "known.tsv"])}) == {}, "the run's own file"
-    (cache_folder() / "known.tsv").write_text("another file")
+    assert trained_on_benchmarks(asked, 0.8, {sha256_of([known])}) == {}, "the run's own file"
+    known.write_text("another file")
     assert trained_on_benchmarks(asked, 0.8) == {}

@@ -1,7 +1,6 @@
 """Several models in one evaluation: what is found, how it is named, what is refused, and what comes out."""
 
 import gc
-import json
 import shutil
 import weakref
 from collections.abc import Iterator
@@ -10,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from support import MULTIPLE_CHOICE, config_of, evaluation_of, sample_questions
-from typed import ROOT, run_python
+from support import config_of, evaluation_of, questions_file, sample_questions
+from typed import ROOT, type_line
 
-from cyberlm.config.schema import EvaluateConfig, OnBadRow, QuantName
-from cyberlm.data.readers import read_questions
+from cyberlm.config.schema import EvaluateConfig
+from cyberlm.data.splits import read_manifest
 from cyberlm.evaluation.records import ModelSpec, Results
-from cyberlm.evaluation.results import read_predictions, read_results
+from cyberlm.evaluation.results import read_results
 from cyberlm.models import loading
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import load_base, load_tokenizer
@@ -27,7 +26,8 @@ from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.model_specs import find_models
 from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
-from cyberlm.runtime.errors import ConfigError, ModelError, RunError
+from cyberlm.runtime.errors import ConfigError, RunError
+from cyberlm.tasks.task import Example
 
 SMALL = (
     *("data.max_train=16", "data.max_validation=8", "data.max_test=12", "evaluation.generate=false"),
@@ -42,31 +42,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Runs of lora, sft and qlora, one with another prompt, one of another split, a merged model, a foreign adapter."""
     folder = tmp_path_factory.mktemp("place")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CYBERLM_CACHE_DIR", str(folder / "cache"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         patch.chdir(folder)
         small = config_of(*SMALL)
-        outputs = Path("outputs")
-        train(small, outputs / "2026-01-02_03-04-05_low")
-        train(config_of(*SMALL, "method=sft", "evaluation.base=false"), outputs / "whole")
-        train(config_of(*SMALL, "method=qlora", "evaluation.base=false"), outputs / "four_bit")
-        train(config_of(*SMALL, "prompt=text", "evaluation.base=false"), outputs / "text")
-        train(config_of(*SMALL, "data.seed=1", "evaluation.base=false"), outputs / "elsewhere")
-        low = outputs / "2026-01-02_03-04-05_low"
-        merged = load_adapter(load_base(small.model, small.quant, torch.device("cpu")), low / "adapter")
+        train(small, Path(LOW))
+        others = {"whole": "method=sft", "four_bit": "method=qlora", "text": "prompt=text", "elsewhere": "data.seed=1"}
+        for name, setting in others.items():
+            train(config_of(*SMALL, setting, "evaluation.base=false"), Path("outputs", name))
+        merged = load_adapter(load_base(small.model, small.quant, torch.device("cpu")), Path(LOW, "adapter"))
         merged.model.merge_and_unload().save_pretrained("merged")  # type: ignore[operator]
         load_tokenizer(small.model).save_pretrained("merged")
-        shutil.copytree(low / "adapter", "foreign")
-        (Path("foreign") / "prompt.json").unlink()
-        (Path("outputs") / "unfinished").mkdir()
+        shutil.copytree(Path(LOW, "adapter"), "foreign", ignore=shutil.ignore_patterns("prompt.json"))
+        Path("outputs", "unfinished").mkdir()
         for name in ("config.yaml", "split_manifest.json"):
-            shutil.copy(low / name, outputs / "unfinished" / name)
+            shutil.copy(Path(LOW, name), Path("outputs", "unfinished", name))
         yield folder
 
 
 @pytest.fixture(autouse=True)
 def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CYBERLM_CACHE_DIR", str(place / "cache"))
     monkeypatch.chdir(place)
 
 
@@ -78,9 +71,7 @@ def scoring(*runs: str, more: tuple[str, ...] = ()) -> EvaluateConfig:
 
 
 def gold_nll(results: Results, model: str) -> float:
-    value = results.metrics[model]["gold_nll"].value
-    assert value is not None
-    return value
+    return results.metrics[model]["gold_nll"].value
 
 
 def names(config: EvaluateConfig) -> list[str]:
@@ -89,10 +80,10 @@ def names(config: EvaluateConfig) -> list[str]:
 
 def test_everything_that_can_be_scored_in_one_command(tmp_path: Path) -> None:
     """Through the real command line: two runs, their base, a merged folder; then all figures again from the rows."""
-    line = ("-m", "cyberlm", "evaluate", f"runs=[{LOW},outputs/whole,merged]", "report=full", "logger=none")
+    line = ("evaluate", f"runs=[{LOW},outputs/whole,merged]", "report=full", "logger=none")
     more = ("evaluation.generate=false", "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path / 'e'}")
-    done = run_python(Path.cwd(), *line, *more, COLUMNS="80")
-    assert done.returncode == 0, done.stderr
+    done = type_line(Path.cwd(), *line, *more)
+    assert done.code == 0, done.err
     results = read_results(tmp_path / "e")
     assert list(results.metrics) == list(results.models) == ["base", "low", "whole", "merged"]
     assert [model.kind for model in results.models.values()] == ["base", "adapter", "weights", "weights"]
@@ -113,14 +104,12 @@ def test_everything_that_can_be_scored_in_one_command(tmp_path: Path) -> None:
     assert {name: model.tuned_from for name, model in results.models.items()} == bases
     against = {names for names, family in pairs.items() if family == "each tuned model against its base"}
     assert against == {("base", "low"), ("base", "whole")}
-    assert set(read_predictions(tmp_path / "e" / "predictions.jsonl")) == set(results.metrics)
     assert recompute(tmp_path / "e") == []
     page = (tmp_path / "e" / "report.html").read_text("utf-8")
     assert "Evaluation<" in page and page.count("minus") >= 6  # every two models
-    for name in results.metrics:
-        assert name in done.stdout and f">{name} " in page
-    assert "low minus base" in done.stdout and "each tuned model against its base (Holm over 2)" in done.stdout
-    tables = done.stdout[done.stdout.index("Test questions") : done.stdout.index("Files:")]
+    assert all(name in done.out and f">{name} " in page for name in results.metrics)
+    assert "low minus base" in done.out and "each tuned model against its base (Holm over 2)" in done.out
+    tables = done.out[done.out.index("Test questions") : done.out.index("Files:")]
     assert max(map(len, tables.splitlines())) <= 80
 
 
@@ -145,15 +134,13 @@ def test_a_base_is_scored_once_and_memory_holds_one_model(tmp_path: Path, monkey
 
 def test_equal_weights_under_two_configurations_are_scored_once(tmp_path: Path) -> None:
     """The base of the second run differs in a key that changes no weight."""
-    saved = Path("outputs/whole/config.yaml")
-    text = saved.read_text()
-    saved.write_text(text.replace("licence: none (random weights)", "licence: another word"))
-    try:
-        assert names(scoring(LOW, "outputs/whole"))[::2] == ["base_of_low", "base_of_whole"]
-        evaluate(scoring(LOW, "outputs/whole"), tmp_path / "e")
-    finally:
-        saved.write_text(text)
-    assert list(read_results(tmp_path / "e").metrics) == ["base_of_low", "low", "whole"]
+    shutil.copytree("outputs/whole", tmp_path / "twin")
+    saved = (tmp_path / "twin" / "config.yaml").read_text()
+    (tmp_path / "twin" / "config.yaml").write_text(saved.replace("licence: none (random weights)", "licence: another"))
+    runs = scoring(LOW, str(tmp_path / "twin"))
+    assert names(runs)[::2] == ["base_of_low", "base_of_twin"]
+    evaluate(runs, tmp_path / "e")
+    assert list(read_results(tmp_path / "e").metrics) == ["base_of_low", "low", "twin"]
 
 
 def test_equal_weights_with_another_tokenizer_or_architecture_are_scored_apart(tmp_path: Path) -> None:
@@ -193,14 +180,13 @@ def test_names_are_short_and_unique() -> None:
 @pytest.mark.parametrize(
     ("runs", "told"),
     [
-        (("nowhere",), "nowhere: there is no such folder or model"),
+        (("nowhere", LOW, f"{LOW}/adapter", "outputs/unfinished"), "nowhere: there is no such folder or model"),
         (("tiny_randm",), "Did you mean 'tiny_random'"),
         (("local",), "names no weights"),
         (("outputs",), "outputs holds no run, no adapter and no model"),
         (("outputs/unfinished",), "trainer.resume=outputs/unfinished"),
         ((str(ROOT / "tests/saved_runs/evaluation"),), "is not the folder of a training run"),
         ((LOW, "./" + LOW), "are the same model"),
-        ((LOW, f"{LOW}/adapter"), "are the same model"),
         (("tiny_random", "tiny_random"), "are the same model"),
         (("foreign",), "is an adapter for tiny_random, and model=smollm2_135m is HuggingFaceTB/SmolLM2-135M-Instruct"),
     ],
@@ -211,65 +197,43 @@ def test_what_cannot_be_scored_is_one_screen(runs: tuple[str, ...], told: str) -
     screen = raised.value.screen()
     assert told in screen
     assert "the folder of a PEFT adapter" in screen and "tiny_random" in screen  # what is allowed
+    assert len(raised.value.problems) == (3 if len(runs) == 4 else 1)
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    with pytest.raises(ConfigError) as raised:
-        find_models(scoring("nowhere", LOW, f"{LOW}/adapter", "outputs/unfinished"))
-    assert len(raised.value.problems) == 3
-
-
-def test_an_adapter_from_elsewhere_stands_on_the_configured_model(tmp_path: Path) -> None:
+def test_what_brings_no_model_or_quantisation_takes_the_configured_one(tmp_path: Path) -> None:
     more = ("model=tiny_random", "prompt=letter", "data.max_test=12")
     evaluate(scoring("foreign", "merged", more=more), tmp_path / "e")
     results = read_results(tmp_path / "e")
     assert list(results.metrics) == ["foreign", "merged"] and results.questions == {"test": 12}
     assert gold_nll(results, "foreign") == pytest.approx(gold_nll(results, "merged"), abs=1e-5)
-    config = scoring("foreign", more=("model=tiny_random", "model.tiny.hidden_size=32", "prompt=letter"))
-    with pytest.raises(ModelError, match="does not fit"):
-        evaluate(config, tmp_path / "e2")
-
-
-def test_quantisation_applies_to_what_brings_none() -> None:
     found = find_models(scoring(LOW, "merged", "tiny_random", more=("quant=nf4",)))
-    quants = {contender.name: QuantName[contender.quant] for contender in found}
-    assert quants == {
-        "base": QuantName.none,
-        "low": QuantName.none,
-        "merged": QuantName.nf4,
-        "tiny_random": QuantName.nf4,
-    }
+    quants = {spec.name: spec.quant for spec in found}
+    assert quants == {"base": "none", "low": "none", "merged": "nf4", "tiny_random": "nf4"}
 
 
 def test_runs_with_other_prompts_or_other_test_questions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError) as prompts:
-        evaluate(scoring(LOW, "outputs/text"), tmp_path / "e")
-    assert "prompt.protocol: letter in " + LOW in prompts.value.screen()
-    assert "text in outputs/text" in prompts.value.screen()
-    with pytest.raises(RunError) as tests:
-        evaluate(scoring(LOW, "outputs/elsewhere"), tmp_path / "e")
-    assert "different test questions" in tests.value.screen() and "data=..." in tests.value.screen()
-    assert f"{LOW} was tested on 12 questions, outputs/elsewhere on 12" in tests.value.screen()
+    for other, told in (
+        ("text", (f"prompt.protocol: letter in {LOW}", "text in outputs/text")),
+        ("elsewhere", ("different test questions", f"{LOW} was tested on 12 questions, outputs/elsewhere on 12")),
+    ):
+        with pytest.raises(RunError) as refused:
+            evaluate(scoring(LOW, f"outputs/{other}"), tmp_path / "e")
+        assert all(words in refused.value.screen() for words in told)
 
 
 def test_a_question_that_any_run_trained_on_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the second run has seen it."""
-    parts = json.loads(Path("outputs/elsewhere/split_manifest.json").read_text())["parts"]
-    low = json.loads(Path(LOW, "split_manifest.json").read_text())["parts"]
+    low, elsewhere = (read_manifest(Path(run, "split_manifest.json"))["parts"] for run in (LOW, "outputs/elsewhere"))
     known = {row["hash"] for part in ("train", "validation") for row in low[part]}
-    leaked = next(row for row in parts["train"] if row["hash"] not in known)
-    sample = read_questions(ROOT / "cyberlm/data/sample.json", "sample", OnBadRow.error, MULTIPLE_CHOICE).questions
-    question = next(question for question in sample if question.hash == leaked["hash"])
-    row: dict[str, Any] = {"question": question.question, "solution": question.letter}
-    row["answers"] = dict(zip("ABCD", question.options, strict=True))
-    fresh = {"question": "What is new?", "answers": {"A": "w", "B": "x", "C": "y", "D": "z"}, "solution": "A"}
-    Path(tmp_path / "own.json").write_text(json.dumps({"questions": [fresh, row]}))
+    leaked = next(row["hash"] for row in elsewhere["train"] if row["hash"] not in known)
+    question = next(question for question in sample_questions(1000) if question.hash == leaked)
     monkeypatch.setattr(evaluating, "_groups_given", lambda: {"data", "runs"})
-    more = ("data=mcq", f"data.path={tmp_path / 'own.json'}")
+    own = questions_file(tmp_path / "own.json", [Example("own:1", "What is new?", ("w", "x"), 0), question])
+    asked = scoring(LOW, "outputs/elsewhere", more=("data=mcq", f"data.path={own}"))
     with pytest.raises(RunError, match=r"1 of 2 questions were trained on or validated on in outputs/elsewhere"):
-        evaluate(scoring(LOW, "outputs/elsewhere", more=more), tmp_path / "e")
-    Path(tmp_path / "own.json").write_text(json.dumps({"questions": [fresh]}))
-    evaluate(scoring(LOW, "outputs/elsewhere", more=more), tmp_path / "e2")
+        evaluate(asked, tmp_path / "e")
+    questions_file(own, [Example("own:1", "What is new?", ("w", "x"), 0)])
+    evaluate(asked, tmp_path / "e2")
     assert read_results(tmp_path / "e2").questions == {"test": 1}
     assert recompute(tmp_path / "e2") == []
 
@@ -277,14 +241,11 @@ def test_a_question_that_any_run_trained_on_is_refused(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("given", "runs", "refused"),
     [
-        ({"prompt"}, (LOW,), ["prompt=..."]),
         ({"prompt", "model", "quant"}, (LOW, "outputs/whole"), ["model=...", "prompt=...", "quant=..."]),
         ({"model", "quant"}, (LOW, "merged"), ["model=..."]),
     ],
 )
-def test_what_belongs_to_the_models_cannot_be_overridden(
-    given: set[str], runs: tuple[str, ...], refused: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_belongs_to_the_models_cannot_be_overridden(given, runs, refused, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(evaluating, "_groups_given", lambda: given)
     with pytest.raises(ConfigError) as raised:
         evaluate(scoring(*runs), tmp_path / "e")

@@ -3,14 +3,14 @@
 import functools
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 from pyarrow import parquet
-from support import MULTIPLE_CHOICE, TINY, compose, config_of, evaluation_of, sample_questions
+from support import MULTIPLE_CHOICE, TINY, compose, config_of, evaluation_of, questions_file, sample_questions
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.saved import config_of as saved_by
@@ -25,7 +25,6 @@ from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.recompute import recompute
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import RunError
-from cyberlm.tasks.task import LETTERS, Example
 
 SMALL = (
     *("data.max_train=24", "data.max_validation=8", "data.max_test=16", "evaluation.max_new_tokens=4"),
@@ -54,8 +53,7 @@ def run(lora_run: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("method", ["sft", "lora", "qlora"])
 def test_a_run_leaves_everything_it_promises(method: str, finished_run: Callable[..., Path], tmp_path: Path) -> None:
     run = finished_run(f"method={method}")
-    results = read_results(run)
-    status = read_status(run)
+    results, status = read_results(run), read_status(run)
     assert status is not None and (status.state, status.objective) == ("finished", results.objective)
     assert results.questions == {"train": 48, "validation": 8, "test": 16}
     assert results.monitor == "option_nll" and results.validation["option_nll"] == results.objective
@@ -77,7 +75,7 @@ def test_a_run_leaves_everything_it_promises(method: str, finished_run: Callable
     # the same figures from the rows, and from evaluate.py
     predictions = read_predictions(run / "predictions.jsonl")
     for name, rows in predictions.items():
-        assert results.metrics[name]["accuracy"].value == sum(row.choice == row.gold for row in rows) / 16
+        assert results.metrics[name]["accuracy"].value == sum(row.correct for row in rows) / 16
     again = evaluated(run, tmp_path / "again")
     assert recompute(run) == recompute(again) == []
     for name, metrics in read_results(again).metrics.items():
@@ -131,7 +129,7 @@ def test_a_base_model_is_scored_on_the_whole_file(tmp_path: Path) -> None:
 
 
 def test_a_test_question_that_was_trained_on_is_refused(run: Path, tmp_path: Path) -> None:
-    """One that the split itself calls a test question; bad_input_cases.py has the questions of a whole file."""
+    """One that the split itself calls a test question; config/test_bad_input.py has the questions of a whole file."""
     manifest = json.loads((run / "split_manifest.json").read_text())
     manifest["parts"]["test"][0] = manifest["parts"]["train"][0]
     (run / "split_manifest.json").write_text(json.dumps(manifest))
@@ -139,15 +137,6 @@ def test_a_test_question_that_was_trained_on_is_refused(run: Path, tmp_path: Pat
         evaluated(run, tmp_path / "e")
     status = read_status(tmp_path / "e")
     assert status is not None and status.state == "failed"
-
-
-def questions_file(path: Path, questions: Sequence[Example]) -> Path:
-    rows = [
-        {"question": q.question, "answers": dict(zip(LETTERS, q.options, strict=False)), "solution": q.letter}
-        for q in questions
-    ]
-    path.write_text(json.dumps({"questions": rows}))
-    return path
 
 
 def test_training_and_evaluation_choose_the_same_questions_of_a_file(tmp_path: Path) -> None:
@@ -184,12 +173,12 @@ def test_what_is_read_back_is_never_redacted(tmp_path: Path, monkeypatch: pytest
 TEXTS = ("${x}", "\\${x}", "\\\\\\${oc.env:HOME}", "$", "a\x85b", "a\u2028b \u2029c", "1e3", "{x: 1}", "größer", "\a\n")
 
 
-@pytest.mark.parametrize("text", TEXTS)
-def test_every_text_of_a_configuration_is_read_back_as_it_was(text: str, tmp_path: Path) -> None:
-    config = config_of()
-    config = replace(config, prompt=replace(config.prompt, system=text), model=replace(config.model, path=f"{text}/m"))
-    save_config(tmp_path, config)
-    assert saved_by(tmp_path) == config
+def test_every_text_of_a_configuration_is_read_back_as_it_was(tmp_path: Path) -> None:
+    for text in TEXTS:
+        config = config_of()
+        config.prompt.system, config.model.path = text, f"{text}/m"
+        save_config(tmp_path, config)
+        assert saved_by(tmp_path) == config
 
 
 def tracker(save_dir: str, uri: str) -> CSVLogger:
@@ -199,39 +188,17 @@ def tracker(save_dir: str, uri: str) -> CSVLogger:
 
 def test_brackets_are_never_read_as_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the names of folders and files, in questions, options and the names of models."""
-    odd = [replace(q, question=f"[/b] {q.question} :smile:", options=tuple(f"[red]{o}[/]" for o in q.options))
-           for q in sample_questions(48)]  # fmt: skip
-    file = questions_file(tmp_path / "q[i]:x:.json", odd)
-    run = tmp_path / "x[/b]y:smile:"
+    odd = [
+        replace(q, question=f"[/b] {q.question} :smile:", options=tuple(f"[red]{o}[/]" for o in q.options))
+        for q in sample_questions(48)
+    ]
+    file, run = questions_file(tmp_path / "q[i]:x:.json", odd), tmp_path / "x[/b]y:smile:"
     train(small("data=mcq", f"data.path='{file}'", "optim.learning_rate=1e-3"), run)
     told = capsys.readouterr().out
-    assert f"Folder {run}\n" in told and f"Files: {run}\n" in told
-    assert "[/b]" in told and ":smile:" in told
+    assert all(words in told for words in (f"Folder {run}\n", f"Files: {run}\n", "[/b]", ":smile:"))
     evaluate(scoring(f"runs=['{run}',tiny_random]", f"data.path='{file}'", "data=mcq"), tmp_path / "[evaluated]")
     told = capsys.readouterr().out
     assert f"Model {run.name}: adapter {run}" in told and f"Files: {tmp_path / '[evaluated]'}\n" in told
-
-
-def test_test_questions_are_never_trained_on(tmp_path: Path) -> None:
-    """Copies of test questions in the training file, in four dresses, are left out of training, and counted."""
-    held_out, rest = sample_questions(60)[:8], sample_questions(60)[8:]
-    first, second, third, fourth = held_out[:4]
-    copies = [
-        first,
-        replace(second, options=second.options[::-1], gold=3 - second.gold),
-        replace(third, question=third.question.upper()),
-        replace(fourth, question=f"Now, {fourth.question}"),
-    ]
-    train_file = questions_file(tmp_path / "train.json", [*copies, *rest])
-    test_file = questions_file(tmp_path / "test.json", held_out)
-    data = ("data=mcq", f"data.path={train_file}", f"data.test_path={test_file}", "data.max_train=null")
-    train(small(*data, "data.max_validation=null", "data.max_test=null", "trainer.max_steps=1"), tmp_path / "run")
-    manifest = json.loads((tmp_path / "run" / "split_manifest.json").read_text())
-    assert manifest["dropped"]["near-duplicate of a test question"] >= 4
-    seen = {row["hash"] for part in ("train", "validation") for row in manifest["parts"][part]}
-    assert not seen & {copy.hash for copy in copies}
-    leaks = read_results(tmp_path / "run").metrics["tuned"]["leaks"]
-    assert (leaks.value, leaks.n) == (0, 8)
 
 
 def test_max_steps_before_the_first_validation_still_has_an_objective(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from typed import ROOT, run_python
 
 from cyberlm.config.rules import build_config, without_hydra
 from cyberlm.config.schema import TrainConfig
-from cyberlm.config.study import StudyConfig
 from cyberlm.evaluation.results import read_results, write_status
 from cyberlm.evaluation.study import Study, read_study
 from cyberlm.runs.study import run_study
@@ -37,12 +36,6 @@ SMALL = (
     *("study.learning_rates={sft:[1e-3],lora:[1e-3,1e-2]}", "+study.published.lora=0.5"),
 )
 """Two methods with two seeds each, and two learning rates to choose from: six runs of seconds."""
-
-
-def study_of(*overrides: str) -> StudyConfig:
-    study = build_config(compose(*overrides), TrainConfig).study
-    assert study is not None
-    return study
 
 
 class Bench:
@@ -68,8 +61,11 @@ class Bench:
             with warnings.catch_warnings(action="ignore"):
                 train(build_config(without_hydra(composed), TrainConfig), self.folder / name)
 
+    def start(self, *typed: str) -> None:
+        run_study(self.compose(self.arguments), [*self.arguments, *typed], self.launch, self.compose)
+
     def __call__(self) -> Study:
-        run_study(compose(*self.arguments, with_hydra=True), self.arguments, self.launch, self.compose)
+        self.start()
         return read_study(self.folder)
 
 
@@ -79,63 +75,42 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, Study]:
     return bench, bench()
 
 
-def test_study_runs_each_job_once_and_writes_its_files(finished: tuple[Bench, Study]) -> None:
+def test_each_job_is_run_once_and_tuning_leaves_the_test_questions_alone(finished: tuple[Bench, Study]) -> None:
     bench, study = finished
-    assert bench.run == [
-        *("tune/lora_0.001", "tune/lora_0.01"),
-        *("sft_seed1", "sft_seed2", "lora_seed1", "lora_seed2"),
-    ]
+    seeds = ["sft_seed1", "sft_seed2", "lora_seed1", "lora_seed2"]
+    assert bench.run == ["tune/lora_0.001", "tune/lora_0.01", *seeds]
+    assert [name for name in seeds if "base" in read_results(bench.folder / name).models] == ["sft_seed1"]
     assert study.state == "finished"
-    assert [(row.name, row.kind, row.seeds) for row in study.rows] == [
-        ("base", "base", 1),
-        ("sft", "method", 2),
-        ("lora", "method", 2),
-    ]
-    for name in (
-        "study.html",
-        "table.md",
-        "table.tex",
-        "figures/differences.svg",
-        "figures/differences.png",
-        "multirun.yaml",
-    ):
+    rows = [("base", "base", 1), ("sft", "method", 2), ("lora", "method", 2)]
+    assert [(row.name, row.kind, row.seeds) for row in study.rows] == rows
+    drawn = ("figures/differences.svg", "figures/differences.png")
+    for name in ("study.html", "table.md", "table.tex", *drawn, "multirun.yaml"):
         assert (bench.folder / name).stat().st_size > 100, name
-
-
-def test_tuning_leaves_the_test_questions_alone(finished: tuple[Bench, Study]) -> None:
-    bench, study = finished
-    tried = {rate.learning_rate: rate for rate in study.tuning if rate.method == "lora"}
-    assert set(tried) == {1e-3, 1e-2}
-    for rate in tried.values():
+    # tuning sees no test question
+    tried = [rate for rate in study.tuning if rate.method == "lora"]
+    assert {rate.learning_rate for rate in tried} == {1e-3, 1e-2}
+    for rate in tried:
         results = read_results(bench.folder / rate.folder)
         assert (results.metrics, results.models, results.steps) == ({}, {}, 1)
         assert rate.option_nll == results.validation["option_nll"]
         assert not (bench.folder / rate.folder / "predictions.jsonl").exists()
-    best = min(tried.values(), key=lambda rate: rate.option_nll or 0)
-    assert [rate.chosen for rate in tried.values()] == [rate is best for rate in tried.values()]
+    best = min(tried, key=lambda rate: rate.option_nll or 0)
+    assert [rate for rate in tried if rate.chosen] == [best]
     assert {job.learning_rate for job in study.jobs if job.name.startswith("lora_seed")} == {best.learning_rate}
-
-
-def test_base_is_scored_once(finished: tuple[Bench, Study]) -> None:
-    bench, _ = finished
-    scored = {name: "base" in read_results(bench.folder / name).models for name in bench.run if "seed" in name}
-    assert scored == {"sft_seed1": True, "sft_seed2": False, "lora_seed1": False, "lora_seed2": False}
 
 
 def test_figures_are_those_of_the_runs(finished: tuple[Bench, Study]) -> None:
     bench, study = finished
-    row = next(row for row in study.rows if row.name == "lora")
-    runs = [read_results(bench.folder / f"lora_seed{seed}") for seed in (1, 2)]
-    by_seed = [run.metrics["tuned"]["accuracy"].value for run in runs]
-    assert row.figures["likelihood"].by_seed == pytest.approx(by_seed)
-    assert row.figures["likelihood"].value == pytest.approx(sum(by_seed) / 2)  # type: ignore[arg-type]
-    nll = [run.metrics["tuned"]["gold_nll"].value for run in runs]
-    assert row.figures["gold_nll"].by_seed == pytest.approx(nll)
+    sft, row = (next(row for row in study.rows if row.name == name) for name in ("sft", "lora"))
+    runs = [read_results(bench.folder / f"lora_seed{seed}").metrics["tuned"] for seed in (1, 2)]
+    for name, metric in (("likelihood", "accuracy"), ("gold_nll", "gold_nll")):
+        by_seed = [run[metric].value for run in runs]
+        assert row.figures[name].by_seed == pytest.approx(by_seed)
+        assert row.figures[name].value == pytest.approx(sum(by_seed) / 2)  # type: ignore[arg-type]
     assert row.published == 0.5
     pair = study.comparison("lora", "against reference", "likelihood")
     assert pair is not None and pair.first == "sft"
-    sft = next(row for row in study.rows if row.name == "sft").figures["likelihood"].value
-    assert pair.difference == pytest.approx(row.figures["likelihood"].value - sft)
+    assert pair.difference == pytest.approx(row.figures["likelihood"].value - sft.figures["likelihood"].value)
 
 
 def without_times(study: Study) -> Any:
@@ -165,9 +140,7 @@ def lacks_a_job(finished: tuple[Bench, Study], tmp_path: Path) -> Callable[..., 
     return prepared
 
 
-def test_same_command_goes_on_with_what_is_missing(
-    finished: tuple[Bench, Study], lacks_a_job: Callable[..., Bench], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_same_command_goes_on_with_what_is_missing(finished, lacks_a_job: Callable[..., Bench], capsys) -> None:
     bench = lacks_a_job()
     study = bench()
     assert bench.run == ["lora_seed2"]
@@ -179,42 +152,44 @@ def test_same_command_goes_on_with_what_is_missing(
 
 def test_job_that_fails_is_named_and_the_others_count(lacks_a_job: Callable[..., Bench]) -> None:
     bench = lacks_a_job(fails=["lora_seed2"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="1"):
         bench()
-    assert ended.value.code == 1
     study = read_study(bench.folder)
     assert study.state == "unfinished"
     assert study.notes[0] == "lora_seed2 has not finished: out of memory. The same command tries it again."
     assert [row.name for row in study.rows] == ["base", "sft"]  # lora has one run left, and no spread
     states = {job.name: (job.state, job.reason) for job in study.jobs if job.stage == "confirm"}
-    assert states["lora_seed2"] == ("failed", "out of memory")
-    assert [name for name, (state, _) in states.items() if state == "finished"] == [
-        "sft_seed1",
-        "sft_seed2",
-        "lora_seed1",
-    ]
+    done = dict.fromkeys(("sft_seed1", "sft_seed2", "lora_seed1"), ("finished", ""))
+    assert states == {**done, "lora_seed2": ("failed", "out of memory")}
 
 
-def test_settings_are_settled_before_the_first_result(lacks_a_job: Callable[..., Bench]) -> None:
+def edit_json(file: Path, edit: Callable[[Any], None]) -> None:
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def choose_the_other_rate(rates: list[dict[str, Any]]) -> None:
+    for rate in rates:
+        rate["chosen"] = rate["chosen"] != (rate["method"] == "lora")
+
+
+def test_what_was_decided_before_the_first_result_stays(lacks_a_job: Callable[..., Bench]) -> None:
     bench = lacks_a_job("study.margin=0.05", "data.seed=7")
     with pytest.raises(RunError, match="holds a study with other settings") as refused:
         bench()
-    assert "study.margin: 0.02 then, 0.05 now" in refused.value.screen()
-    assert "data.seed: 0 then, 7 now" in refused.value.screen()
-    assert "Its test set is open" in refused.value.screen()
-    assert bench.run == []
-
-
-def test_test_set_is_opened_with_one_choice_of_learning_rates(lacks_a_job: Callable[..., Bench]) -> None:
-    bench = lacks_a_job()
-    record = bench.folder / "plan" / "tuning.json"
-    rates = json.loads(record.read_text())
-    for rate in rates:
-        rate["chosen"] = not rate["chosen"] if rate["method"] == "lora" else rate["chosen"]
-    record.write_text(json.dumps(rates))
+    for told in ("study.margin: 0.02 then, 0.05 now", "data.seed: 0 then, 7 now", "Its test set is open"):
+        assert told in refused.value.screen()
+    bench = Bench(bench.folder)
+    tuning = bench.folder / "plan" / "tuning.json"
+    edit_json(tuning, choose_the_other_rate)
     with pytest.raises(RunError, match="has been opened with other learning rates"):
         bench()
     assert bench.run == []
+    edit_json(tuning, choose_the_other_rate)
+    edit_json(bench.folder / "sft_seed2" / "results.json", lambda found: found["provenance"].update(split="0" * 64))
+    with pytest.raises(RunError, match="have split the questions differently"):
+        bench()
 
 
 def test_no_learning_rate_without_a_finished_tuning_job(tmp_path: Path) -> None:
@@ -225,40 +200,21 @@ def test_no_learning_rate_without_a_finished_tuning_job(tmp_path: Path) -> None:
     assert not (bench.folder / "plan" / "test_set.json").exists()
 
 
-def test_jobs_of_different_splits_are_not_compared(lacks_a_job: Callable[..., Bench]) -> None:
-    bench = lacks_a_job()
-    file = bench.folder / "sft_seed2" / "results.json"
-    results = json.loads(file.read_text())
-    results["provenance"]["split"] = "0" * 64
-    file.write_text(json.dumps(results))
-    with pytest.raises(RunError, match="have split the questions differently"):
-        bench()
-
-
-def test_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_runs_nothing_and_what_a_study_sets_itself_is_refused(tmp_path: Path, capsys) -> None:
     bench = Bench(tmp_path / "study", "plan.enabled=true")
-    run_study(compose(*bench.arguments, with_hydra=True), bench.arguments, bench.launch, bench.compose)
+    bench.start()
     said = capsys.readouterr().out
     assert "Study paper: sft, lora, each with seeds 1, 2, on one split" in said
     assert "16 test questions and 2 seeds show non-inferiority within" in said
     assert not bench.run and not bench.folder.exists()
-
-
-@pytest.mark.parametrize(
-    ("override", "problem", "fix"),
-    [
-        ("method=lora", "a study sets method for each job", "study.methods=[...]"),
-        ("seed=3", "a study sets seed for each job", "study.seeds=[...]"),
-        ("optim.learning_rate=1e-3", "a study sets optim.learning_rate for each job", "study.learning_rates.METHOD"),
-        ("data.seed=1,2", "a study does not sweep", "one value"),
-    ],
-)
-def test_what_a_study_sets_itself_is_refused(tmp_path: Path, override: str, problem: str, fix: str) -> None:
-    bench = Bench(tmp_path / "study")
     with pytest.raises(ConfigError, match="makes its jobs itself") as refused:
-        run_study(compose(*bench.arguments, with_hydra=True), [*bench.arguments, override], bench.launch, bench.compose)
-    assert f"{override}: {problem}" in refused.value.screen()
-    assert fix in refused.value.screen()
+        Bench(tmp_path / "study").start("method=lora", "seed=3", "optim.learning_rate=1e-3", "data.seed=1,2")
+    assert [(problem.what.partition(": ")[2], problem.allowed) for problem in refused.value.problems] == [
+        ("a study sets method for each job", "study.methods=[...]"),
+        ("a study sets seed for each job", "study.seeds=[...]"),
+        ("a study sets optim.learning_rate for each job", "study.learning_rates.METHOD=[RATE]"),
+        ("a study does not sweep", "one value"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -286,16 +242,14 @@ def test_what_cannot_be_compared_is_refused(overrides: list[str], problem: str) 
 
 
 def test_a_job_of_each_seed_with_the_settings_of_its_method() -> None:
-    study = study_of("study=paper_llama3")
+    study = build_config(compose("study=paper_llama3"), TrainConfig).study
     tuning = tuning_jobs(study)
-    assert len(tuning) == 9
-    assert tuning[0].name == "tune/sft_5e-06"
+    assert (len(tuning), tuning[0].name) == (9, "tune/sft_5e-06")
     assert tuning[0].overrides == (
         *("method=sft", "optim=paged_adamw_8bit", "optim.learning_rate=5e-06"),
         *("evaluation.test=false", "trainer.max_steps=150"),
     )
-    quants = {"sft": "none", "lora": "none", "qlora": "nf4"}
-    jobs = confirming_jobs(study, {"sft": 1e-5}, quants)
+    jobs = confirming_jobs(study, {"sft": 1e-5}, {"sft": "none", "lora": "none", "qlora": "nf4"})
     assert [job.name for job in jobs[4:7]] == ["sft_seed5", "lora_seed1", "lora_seed2"]
     assert [job.name for job in jobs if "evaluation.base=true" in job.overrides] == ["sft_seed1", "qlora_seed1"]
     assert line_of(jobs[0], ["study=paper_llama3"]) == [
@@ -305,30 +259,31 @@ def test_a_job_of_each_seed_with_the_settings_of_its_method() -> None:
 
 
 def test_progress_counts_a_failed_job_as_left_where_it_runs_again(tmp_path: Path) -> None:
-    study = study_of(*SMALL)
-    assert progress(study, tmp_path) == "Study paper: 0 of 6 jobs, ETA unknown"
+    study = build_config(compose(*SMALL), TrainConfig).study
+    told = lambda: progress(study, tmp_path).removeprefix("Study paper: ").removesuffix(", ETA unknown")  # noqa: E731
+    assert told() == "0 of 6 jobs"
     for job in ("tune/lora_0.001", "sft_seed1"):
         (tmp_path / job).mkdir(parents=True)
         write_status(tmp_path / job, "failed", reason="out of memory")
         os.utime(tmp_path / job / "status.json", (1, 1))
-    assert progress(study, tmp_path) == "Study paper: 2 of 6 jobs, 2 failed, ETA unknown"
+    assert told() == "2 of 6 jobs, 2 failed"
     (tmp_path / "multirun.yaml").touch()  # the study is started again
-    assert progress(study, tmp_path) == "Study paper: 0 of 6 jobs, ETA unknown"
+    assert told() == "0 of 6 jobs"
     (tmp_path / "plan").mkdir()
     (tmp_path / "plan" / "tuning.json").touch()  # rates are chosen: none is tuned again
-    assert progress(study, tmp_path) == "Study paper: 1 of 6 jobs, 1 failed, ETA unknown"
+    assert told() == "1 of 6 jobs, 1 failed"
     write_status(tmp_path / "sft_seed1", "failed", reason="out of memory")
-    assert progress(study, tmp_path) == "Study paper: 2 of 6 jobs, 2 failed, ETA unknown"
+    assert told() == "2 of 6 jobs, 2 failed"
 
 
 LINE = ("train.py", *SMALL, "-m")
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     line = [sys.executable, *LINE, f"hydra.sweep.dir={folder}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        line, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, process_group=0, **pipes
     )
 
 
@@ -341,9 +296,7 @@ def wait_for(folder: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-def test_study_that_was_stopped_and_killed_ends_as_one_that_was_not(
-    finished: tuple[Bench, Study], tmp_path: Path
-) -> None:
+def test_study_that_was_stopped_and_killed_ends_as_one_that_was_not(finished, tmp_path: Path) -> None:
     folder = tmp_path / "study"
     stopped = start(folder)
     wait_for(folder / "tune" / "lora_0.01", stopped)

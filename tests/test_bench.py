@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from typed import run_python
 
 from cyberlm.data.batches import AnswerCollator
 
@@ -63,48 +64,33 @@ import measure
 channel = measure.Channel()
 print("noise of a library")
 while order := channel.receive():
-    if order["order"] == "path":
-        channel.reply(path=sys.path)
     if order["order"] == "fail":
         raise ValueError("what went wrong")
-    channel.reply(twice=2 * order["value"])
+    channel.reply(twice=2 * order["value"], path=sys.path)
 """
 
 
-def test_a_worker_answers_and_its_death_is_told() -> None:
-    import measure
-
-    command = [sys.executable, "-c", ECHO, str(BENCH)]
-    with measure.Worker("echo", command) as worker:
-        assert [worker.ask("double", value=value)["twice"] for value in (1, 4)] == [2, 8]
-    with pytest.raises(RuntimeError, match="what went wrong"), measure.Worker("echo", command) as worker:
-        worker.ask("fail")
-
-
-def test_a_worker_sees_the_packages_that_its_caller_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_answers_with_the_packages_of_its_caller_and_its_death_is_told(monkeypatch) -> None:
     import measure
 
     monkeypatch.setenv("PYTHONPATH", "/mine")
-    with measure.Worker("echo", [sys.executable, "-c", ECHO, str(BENCH)]) as worker:
-        path = worker.ask("path")["path"]
-    assert "/mine" in path and path.index(str(measure.ROOT)) < path.index("/mine")
+    command = [sys.executable, "-c", ECHO, str(BENCH)]
+    with pytest.raises(RuntimeError, match="what went wrong"), measure.Worker("echo", command) as worker:
+        assert worker.ask("double", value=1)["twice"] == 2
+        path = worker.ask("double", value=4)["path"]
+        assert path.index(str(measure.ROOT)) < path.index("/mine")
+        worker.ask("fail")
 
 
-def test_results_hold_command_machine_and_raw_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_results_hold_command_machine_and_raw_times_and_disagreement_is_loud(monkeypatch, tmp_path: Path) -> None:
     import measure
 
     monkeypatch.setattr(measure, "BENCH", tmp_path)
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", ["bench/x.py", "--pairs", "2"])
     found = json.loads(measure.write_results("x", False, {"seconds": [1.5, 2.5]}).read_text())
-    assert found["command"] == "python bench/x.py --pairs 2"
-    assert found["seconds"] == [1.5, 2.5]
+    assert (found["command"], found["seconds"]) == ("python bench/x.py --pairs 2", [1.5, 2.5])
     assert found["versions"]["torch"] and found["cpu"] and found["threads"] == 1
-
-
-def test_disagreement_is_loud() -> None:
-    import measure
-
     measure.agree("loss", 1.0, 1.0005, 1e-3)
     for other in (1.01, float("nan")):
         with pytest.raises(measure.Disagreement, match="loss"):
@@ -125,31 +111,30 @@ def test_training_flops_by_hand() -> None:
     assert training_flops(shape, [3, 1], labels, rank=1) == expected
 
 
-def test_every_script_is_listed() -> None:
+LOADED = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+for script in sys.argv[2:]:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code
+    assert "torch" not in sys.modules
+"""
+
+
+def test_every_script_is_listed_and_its_help_is_fast_and_needs_no_peer() -> None:
     listed = (BENCH / "README.md").read_text()
     assert SCRIPTS and all(f"`{name}`" in listed for name in SCRIPTS)
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_fast_and_needs_no_peer(script: str) -> None:
-    loaded = "import runpy, sys; sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[1]); del sys.argv[1]\n"
-    loaded += "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    loaded += "except SystemExit as end: assert not end.code\n"
-    loaded += "assert 'torch' not in sys.modules"
-    command = [sys.executable, "-c", loaded, str(BENCH / script), str(BENCH), "--help"]
+    command = [sys.executable, "-c", LOADED, str(BENCH), *(str(BENCH / script) for script in SCRIPTS)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "--small" in done.stdout or "measure.parser" not in (BENCH / script).read_text()
+    measuring = [name for name in SCRIPTS if "measure.parser" in (BENCH / name).read_text()]
+    assert done.stdout.count("\n  --small") >= len(measuring) > 0 and done.stdout.count("usage: ") == len(SCRIPTS)
 
 
-def test_the_gpu_script_trains_on_the_tokens_that_it_drew() -> None:
-    import gpu_training
-
-    question = gpu_training.encode(gpu_training.Example([1, 2, 3, 4, 5, 9], 3), end=1)
-    assert AnswerCollator((9,), share_prefix=False).example(question) == ((1, 2, 3, 4, 5, 9), [3, 4, 5])
-
-
-def test_a_pass_times_its_steps_after_the_first_and_ends_after_one_more() -> None:
+def test_a_pass_of_the_gpu_script() -> None:
     import gpu_training
 
     recorder = gpu_training.Pass(2)
@@ -160,14 +145,17 @@ def test_a_pass_times_its_steps_after_the_first_and_ends_after_one_more() -> Non
     assert (recorder.tokens, recorder.all_tokens, recorder.questions) == (20, 40, 8) and recorder.losses == [0, 1, 2, 5]
     assert recorder.shapes == [(4, 7)] * 3 + [(4, 9)] and recorder.allocated > 0
     assert len(recorder.step_seconds) == 2 and recorder.seconds >= sum(recorder.step_seconds) > 0
+    # it trains on the tokens that it drew
+    import gpu_training
+
+    question = gpu_training.encode(gpu_training.Example([1, 2, 3, 4, 5, 9], 3), end=1)
+    assert AnswerCollator((9,), share_prefix=False).example(question) == ((1, 2, 3, 4, 5, 9), [3, 4, 5])
 
 
 # ------------------------------------------------------------------------------------------------- acceptance on a GPU
 
-CPU = argparse.Namespace(device="cpu", small=True)
 
-
-def test_a_figure_passes_or_fails_by_its_limit_and_one_that_is_missing_fails() -> None:
+def test_a_figure_passes_or_fails_by_its_limit_and_one_that_is_missing_fails(tmp_path: Path) -> None:
     import gpu_accept
 
     def judged(**measured: float) -> list[str]:
@@ -185,64 +173,42 @@ def test_a_figure_passes_or_fails_by_its_limit_and_one_that_is_missing_fails() -
         "FAIL 2.letters_same - >=0.98 4.0 its deadline of 3 s passed",
     ]
     assert judged(loss=0.0, letters_same=1.0)[-1].startswith("FAIL 2.ended")
-
-
-def test_a_step_past_its_deadline_ends_and_what_it_had_measured_stays(tmp_path: Path) -> None:
-    import gpu_accept
-
+    # a step past its deadline ends, and what it had measured stays
     gpu_accept.Report(tmp_path / "1.json").tell(logits=1e-6)
-    step = gpu_accept.run_step(1, CPU, tmp_path, deadline=0.2)
-    assert step["lines"][0].startswith("PASS 1.logits 1e-06")
+    step = gpu_accept.run_step(1, argparse.Namespace(device="cpu", small=True), tmp_path, deadline=0.2)
+    assert step["lines"][0].startswith("PASS 1.logits 1e-06") and step["seconds"] < 10
     assert all(line.startswith("FAIL") and "deadline" in line for line in step["lines"][1:])
-    assert step["seconds"] < 10
-
-
-def accept(folder: Path, *arguments: str) -> tuple[int, dict[str, str], str]:
-    """Runs gpu_accept.py on the CPU; returns its exit code, the state of each figure, and all that it printed."""
-    command = [sys.executable, str(BENCH / "gpu_accept.py"), "--device", "cpu", "--small", *arguments]
-    environment = {**os.environ, "OUT": str(folder), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    body = json.loads((folder / "gpu_accept_small.json").read_text())
-    lines = [line for step in body["steps"].values() for line in step["lines"]]
-    assert done.stdout.splitlines()[:-1] == lines, done.stderr
-    logs = [step["log"] for step in body["steps"].values() if "log" in step]
-    return done.returncode, {line.split()[1]: line.split()[0] for line in lines}, "\n".join([done.stdout, *logs])
-
-
-def test_the_first_checks_of_a_gpu_pass_on_a_cpu(tmp_path: Path) -> None:
-    code, states, printed = accept(tmp_path, "--steps", "1,3")
-    assert code == 0 and set(states.values()) == {"PASS"}, printed
-    assert len(states) == 15
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_other_checks_of_a_gpu_pass_on_a_cpu(tmp_path: Path) -> None:
+def test_checks_of_a_gpu_pass_on_a_cpu(tmp_path: Path) -> None:
     """Every step but the last, which asks TRL."""
-    code, states, printed = accept(tmp_path, "--steps", "2,4,5,6,7,8,9")
-    assert code == 0, printed
-    missing = {name for name, state in states.items() if state == "SKIP"}
+    line = (str(BENCH / "gpu_accept.py"), "--device", "cpu", "--small", "--steps", "1,2,3,4,5,6,7,8,9")
+    done = run_python(Path.cwd(), *line, OUT=str(tmp_path))
+    steps = json.loads((tmp_path / "gpu_accept_small.json").read_text())["steps"].values()
+    lines = [line for step in steps for line in step["lines"]]
+    assert done.stdout.splitlines()[:-1] == lines, done.stderr
+    assert done.returncode == 0, "\n".join([done.stdout, *(step["log"] for step in steps if "log" in step)])
+    skipped = {line.split()[1] for line in lines if line.startswith("SKIP")}
     needs_gpu = {"4.device_peak_gib", "7.paged_resumed", "9.lora_packed_mfu", "9.qlora_packed_mfu"}
-    needs_gpu |= {name for name in states if "_liger_" in name}
-    assert missing <= needs_gpu, printed
+    assert not {name for name in skipped - needs_gpu if "_liger_" not in name}
 
 
 # ------------------------------------------------------------------------------------------------------------ the kit
 
 
 def wheel(folder: Path, name: str, files: dict[str, str]) -> Path:
-    file = folder / f"{name}-1.0-py3-none-any.whl"
-    record = "".join(f"{path},sha256=x,1\n" for path in [*files, f"{name}-1.0.dist-info/RECORD"])
-    about = {
-        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
-        "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        "RECORD": record,
+    file, about = folder / f"{name}-1.0-py3-none-any.whl", f"{name}-1.0.dist-info"
+    every = {
+        **files,
+        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+        f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{about}/RECORD": "".join(f"{path},sha256=x,1\n" for path in [*files, f"{about}/RECORD"]),
     }
     with zipfile.ZipFile(file, "w") as archive:
-        for path, text in files.items():
+        for path, text in every.items():
             archive.writestr(path, text)
-        for path, text in about.items():
-            archive.writestr(f"{name}-1.0.dist-info/{path}", text)
     return file
 
 
@@ -260,13 +226,8 @@ def test_the_kit_keeps_the_libraries_of_one_cuda_version(tmp_path: Path) -> None
     assert [line.split(",")[0] for line in record.splitlines() if ".so," in line] == libraries
     with pytest.raises(SystemExit, match="no library for CUDA 118"):
         pack_gpu_kit.reduce_bitsandbytes(whole, "118")
-
-
-def test_every_package_of_the_kit_has_a_pinned_version() -> None:
-    import pack_gpu_kit
-
-    wanted = pack_gpu_kit.requirements()
-    assert {requirement.split("==")[0] for requirement in wanted} == {*pack_gpu_kit.LACKING, "trl", "liger-kernel"}
+    wanted = {requirement.split("==")[0] for requirement in pack_gpu_kit.requirements()}
+    assert wanted == {*pack_gpu_kit.LACKING, "trl", "liger-kernel"}
 
 
 def test_the_kit_installs_without_a_network_where_child_processes_see_it(tmp_path: Path) -> None:

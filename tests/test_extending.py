@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import TINY
+from support import TINY, compose
 from transformers import AutoModelForCausalLM
 
-from cyberlm.config.commands import ExportConfig, ExportForm, register_schemas
-from cyberlm.config.compose import conf_folder
+from cyberlm.config.commands import ExportConfig, ExportForm
 from cyberlm.config.rules import build_config
 from cyberlm.config.saved import config_of
 from cyberlm.config.schema import EvaluateConfig, Monitor, TrainConfig
@@ -25,7 +23,6 @@ from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.export import export
 from cyberlm.runs.open_run import load_tuned
 from cyberlm.runs.recompute import recompute
-from cyberlm.runs.run_folder import register_resolvers
 from cyberlm.runs.train import train
 from cyberlm.runtime.errors import ConfigError, DataError
 from cyberlm.tasks.task import make_task
@@ -61,11 +58,14 @@ def write(folder: Path, *names: str, **texts: str) -> None:
 
 
 def composed(folder: Path, *overrides: str, command: str = "train"):
-    register_schemas()
-    register_resolvers()
-    path = f"hydra.searchpath=[file://{folder}]"
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
-        return hydra.compose(command, [path, *overrides])
+    return compose(f"hydra.searchpath=[file://{folder}]", *overrides, command=command)
+
+
+def again(folder: Path, run: Path) -> Path:
+    """Scores the run once more."""
+    asked = composed(folder, "logger=none", "trainer.accelerator=cpu", f"run={run}", command="evaluate")
+    evaluate(build_config(asked, EvaluateConfig), run.parent / "again")
+    return run.parent / "again"
 
 
 FEW = ("data.max_train=32", "data.max_validation=8", "data.max_test=8", "evaluation.generate=false")
@@ -81,12 +81,10 @@ def test_a_method(own_folder: Path, tmp_path: Path) -> None:
     card = (run / "adapter" / "README.md").read_text()
     assert "- method: norms" in card and "- suffix: norm.weight" in card and "library_name: cyberlm" in card
 
-    asked = composed(own_folder, "logger=none", "trainer.accelerator=cpu", f"run={run}", command="evaluate")
-    evaluate(build_config(asked, EvaluateConfig), tmp_path / "again")
-    first, again = (read_predictions(folder / "predictions.jsonl") for folder in (run, tmp_path / "again"))
+    first, second = (read_predictions(folder / "predictions.jsonl") for folder in (run, again(own_folder, run)))
     assert first["base"] != first["tuned"]
     for name in ("base", "tuned"):
-        for one, other in zip(first[name], again[name], strict=True):
+        for one, other in zip(first[name], second[name], strict=True):
             assert one.option_logprobs == pytest.approx(other.option_logprobs, abs=1e-6)
 
     out = export(ExportConfig(run=str(run), to=ExportForm.merged, accelerator="cpu"))
@@ -95,15 +93,6 @@ def test_a_method(own_folder: Path, tmp_path: Path) -> None:
     with eval_mode(tuned.model), torch.inference_mode():
         merged = AutoModelForCausalLM.from_pretrained(out).eval()
         torch.testing.assert_close(merged(input_ids=IDS).logits, tuned.model(input_ids=IDS).logits)
-
-
-def test_a_method_that_cannot_be_used_says_why(own_folder: Path, tmp_path: Path) -> None:
-    write(own_folder, "my_methods.py", "method/norms.yaml")
-    write(own_folder, method__typo_yaml="_target_: my_methods.Normz\nname: typo\n")
-    for overrides, words in ((("method=typo",), "my_methods.Normz"), (("method=norms", "quant=nf4"), "quant=none")):
-        config = build_config(composed(own_folder, *TINY, *FEW, *overrides), TrainConfig)
-        with pytest.raises(ConfigError, match=words):
-            train(config, tmp_path / "run")
 
 
 ADVISORIES = "Id,Text,Severity\n" + "".join(
@@ -118,14 +107,13 @@ def test_a_task_and_a_data_source(own_folder: Path, tmp_path: Path) -> None:
     source = FILES["data/advisories.yaml"].replace("FOLDER", str(own_folder))
     write(own_folder, data__advisories_yaml=source.replace("SHA256", sha256(ADVISORIES.encode()).hexdigest()))
     (own_folder / "advisories.csv").write_text(ADVISORIES)
-    tiny = [item for item in TINY if not item.startswith("prompt=")]
     fast = (
         "trainer.max_epochs=4",
         "optim.learning_rate=1e-2",
         "data.micro_batch_size=4",
         "evaluation.max_new_tokens=8",
     )
-    config = build_config(composed(own_folder, *tiny, "task=severity", "data=advisories", *fast), TrainConfig)
+    config = build_config(composed(own_folder, *BARE, "task=severity", "data=advisories", *fast), TrainConfig)
     assert config.trainer.monitor is Monitor.accuracy
     run = tmp_path / "run"
     train(config, run)
@@ -135,58 +123,42 @@ def test_a_task_and_a_data_source(own_folder: Path, tmp_path: Path) -> None:
     assert sum(row.parsed == row.gold for row in tuned) > len(tuned) / 2
     assert read_results(run).metrics["tuned"]["accuracy_generation"].value is not None
     assert "advisories" in (run / "adapter" / "README.md").read_text()
-
-    asked = composed(own_folder, "logger=none", "trainer.accelerator=cpu", f"run={run}", command="evaluate")
-    evaluate(build_config(asked, EvaluateConfig), tmp_path / "again")
-    again = {row.hash: row for row in read_predictions(tmp_path / "again" / "predictions.jsonl")["tuned"]}
-    assert {row.hash: row.generated for row in tuned} == {key: row.generated for key, row in again.items()}
-    assert all(again[row.hash].choice == row.choice for row in tuned)
+    answers = {row.hash: (row.generated, row.choice) for row in tuned}
+    scored = read_predictions(again(own_folder, run) / "predictions.jsonl")["tuned"]
+    assert {row.hash: (row.generated, row.choice) for row in scored} == answers
 
 
-def test_twenty_classes_are_scored_and_more_than_letters_are_refused(own_folder: Path, tmp_path: Path) -> None:
-    labels = [f"cwe{k:02d}" for k in range(27)]
-    settings = FILES["task/severity.yaml"].replace("[low, medium, high]", f"[{', '.join(labels)}]")
-    write(own_folder, "my_tasks.py", task__severity_yaml=settings)
-    file = own_folder / "q.csv"
-    rows = (f"word{k} in module {k * 7 % 31},{labels[k % 20]}\n" for k in range(60))
-    file.write_text("text,severity\n" + "".join(rows))
-    tiny = [item for item in TINY if not item.startswith(("prompt=", "data"))]
-    typed = (*tiny, "task=severity", "data=mcq", f"data.path={file}", "trainer.max_steps=2", "evaluation=full")
-    with pytest.raises(DataError, match="every row: the task gives 27 candidates; allowed: 2 to 26"):
-        train(build_config(composed(own_folder, *typed), TrainConfig), tmp_path / "refused")
-    fewer = f"task.labels=[{','.join(labels[:20])}]"
-    short = ("evaluation.max_new_tokens=4", "evaluation.rotations=false")
-    train(build_config(composed(own_folder, *typed, *short, fewer), TrainConfig), tmp_path / "run")
-    for rows in read_predictions(tmp_path / "run" / "predictions.jsonl").values():
-        assert {row.n_options for row in rows} == {20} and max(row.gold for row in rows) > 7
+BARE = [item for item in TINY if not item.startswith("prompt=")]
 
 
-def test_a_row_that_a_task_cannot_use_is_named(own_folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_used_says_why(own_folder: Path, tmp_path: Path) -> None:
     write(own_folder, "my_tasks.py", "task/severity.yaml")
     file = own_folder / "q.csv"
-    typed = composed(own_folder, "model=tiny_random", "logger=none", "task=severity", "data=mcq", f"data.path={file}")
-    for content, words in (
-        ("text,severity\na,low\nb,dire\n", r"row 2 \(line 3\): severity is 'dire'; allowed: low, medium, high"),
-        ("text,level\na,low\nb,low\n", "every row: there is no field 'severity'"),
+    many = f"task.labels=[{','.join(f'cwe{k}' for k in range(27))}]"
+    for content, settings, words in (
+        ("text,severity\na,low\nb,dire\n", [], r"row 2 \(line 3\): severity is 'dire'; allowed: low, medium, high"),
+        ("text,level\na,low\nb,low\n", [], "every row: there is no field 'severity'"),
+        ("text,severity\na,cwe1\nb,cwe2\n", [many], "every row: the task gives 27 candidates; allowed: 2 to 26"),
     ):
         file.write_text(content)
+        typed = composed(own_folder, *BARE, "task=severity", "data=mcq", f"data.path={file}", *settings)
         with pytest.raises(DataError, match=words):
             train(build_config(typed, TrainConfig), tmp_path / "run")
-
-
-@pytest.mark.parametrize(
-    ("target", "words"),
-    [
+    for target, words in (
         ("nowhere.Task", "No module named 'nowhere'"),
         ("my_tasks.Gone", "Are you sure that 'Gone' is importable"),
         ("collections.Counter", "it has no read"),
-    ],
-)
-def test_a_task_that_cannot_be_used_says_why(target: str, words: str, own_folder: Path) -> None:
-    write(own_folder, "my_tasks.py")
-    config = build_config(composed(own_folder, *TINY, f"task._target_={target}"), TrainConfig)
-    with pytest.raises(ConfigError, match=words):
-        make_task(config)
+    ):
+        config = build_config(composed(own_folder, *TINY, f"task._target_={target}"), TrainConfig)
+        with pytest.raises(ConfigError, match=words):
+            make_task(config)
+    # a method
+    write(own_folder, "my_methods.py", "method/norms.yaml")
+    write(own_folder, method__typo_yaml="_target_: my_methods.Normz\nname: typo\n")
+    for overrides, words in ((("method=typo",), "my_methods.Normz"), (("method=norms", "quant=nf4"), "quant=none")):
+        config = build_config(composed(own_folder, *TINY, *FEW, *overrides), TrainConfig)
+        with pytest.raises(ConfigError, match=words):
+            train(config, tmp_path / "run")
 
 
 def test_a_metric(own_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

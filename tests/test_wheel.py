@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +40,7 @@ def under(folder: Path, suffix: str = "") -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob(f"*{suffix}") if path.is_file()}
 
 
-def test_wheel_holds_all_that_is_needed(unpacked: Path) -> None:
+def test_wheel_holds_all_that_is_needed_and_states_its_licence(unpacked: Path) -> None:
     shipped = under(unpacked)
     assert {f"cyberlm/{name}" for name in under(ROOT / "cyberlm", ".py")} <= shipped
     assert {f"hydra_plugins/{name}" for name in under(ROOT / "hydra_plugins", ".py")} <= shipped
@@ -52,9 +51,6 @@ def test_wheel_holds_all_that_is_needed(unpacked: Path) -> None:
     for name in ("cyberlm/data/sample.json", "cyberlm/conf/train.yaml"):
         assert (unpacked / name).read_bytes() == (ROOT / name.replace("cyberlm/conf", "conf")).read_bytes()
     assert not {name.split("/")[0] for name in shipped} & {"tests", "bench", "docs", "conf", "outputs"}
-
-
-def test_wheel_states_its_licence(unpacked: Path) -> None:
     (info,) = unpacked.glob("cyberlm-*.dist-info")
     for name in ("LICENSE", "NOTICE"):
         assert (info / "licenses" / name).read_bytes() == (ROOT / name).read_bytes()
@@ -63,38 +59,28 @@ def test_wheel_states_its_licence(unpacked: Path) -> None:
     assert metadata["Requires-Python"] == ">=3.11"
     assert {"tensorboard", "mlflow", "serve", "dev"} <= set(metadata.get_all("Provides-Extra", []))
     assert (info / "entry_points.txt").read_text().split() == [
-        *("[console_scripts]", "cyberlm", "=", "cyberlm.__main__:main"),
+        *("[console_scripts]", "cyberlm", "=", "cyberlm.__main__:main")
     ]
 
 
-def test_unpacked_wheel_prints_its_configuration(unpacked: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, sys.executable, "-m", "cyberlm", "train", "--cfg", "job", PYTHONPATH=str(unpacked))
-    assert done.returncode == 0, done.stderr
-    printed = yaml.safe_load(done.stdout)
-    assert (printed["method"]["name"], printed["model"]["name"]) == ("lora", "smollm2_135m")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_unpacked_wheel_reads_its_own_files(unpacked: Path, tmp_path: Path) -> None:
+def test_unpacked_wheel_prints_its_own_configuration(unpacked: Path, tmp_path: Path) -> None:
     """Configuration and sample questions come from the wheel, not from the checkout that happens to be here."""
+
+    def python(*line: str) -> subprocess.CompletedProcess[str]:
+        return run(tmp_path, sys.executable, *line, PYTHONPATH=str(unpacked))
+
     (unpacked / "cyberlm" / "conf" / "experiment" / "here_only.yaml").write_text("# @package _global_\nseed: 77\n")
+    (unpacked / "conf").mkdir()  # another package's
     code = (
         "from importlib import resources; import cyberlm; "
         "print(cyberlm.__file__); print((resources.files('cyberlm.data') / 'sample.json').is_file())"
     )
-    done = run(tmp_path, sys.executable, "-c", code, PYTHONPATH=str(unpacked))
-    assert done.stdout.split() == [str(unpacked / "cyberlm" / "__init__.py"), "True"]
-    line = (sys.executable, "-m", "cyberlm", "train", "experiment=here_only", "--cfg", "job")
-    done = run(tmp_path, *line, PYTHONPATH=str(unpacked))
-    assert OmegaConf.create(done.stdout).seed == 77, done.stderr
-    done = run(tmp_path, sys.executable, "-m", "cyberlm", "train", "model=lama3", PYTHONPATH=str(unpacked))
-    assert done.returncode == 1
-    assert "there is no model 'lama3'" in done.stderr
+    assert python("-c", code).stdout.split() == [str(unpacked / "cyberlm" / "__init__.py"), "True"]
+    done = python("-m", "cyberlm", "train", "experiment=here_only", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    printed = yaml.safe_load(done.stdout)
+    assert (printed["method"]["name"], printed["model"]["name"], printed["seed"]) == ("lora", "smollm2_135m", 77)
+    assert list(tmp_path.iterdir()) == []
+    done = python("-m", "cyberlm", "train", "model=lama3")
+    assert done.returncode == 1 and "there is no model 'lama3'" in done.stderr
     assert "All keys and values: python -m cyberlm train --help" in done.stderr
-
-
-@pytest.mark.parametrize("line", [[], ["trian"], ["leaderboard"]])
-def test_command_that_does_not_exist(unpacked: Path, tmp_path: Path, line: list[str]) -> None:
-    done = run(tmp_path, sys.executable, "-m", "cyberlm", *line, PYTHONPATH=str(unpacked))
-    assert done.returncode == 1
-    assert done.stderr.startswith("usage: cyberlm ")

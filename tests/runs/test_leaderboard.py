@@ -215,7 +215,7 @@ def test_sweep_outlives_a_killed_job(tmp_path: Path) -> None:
         process.kill()
     shown = (tmp_path / "log").read_text()
     assert code == 0 and "Traceback" not in shown, shown
-    assert "job 1 failed (exit code -9); the sweep goes on" in shown
+    assert "job 1 failed (exit code -9); the sweep continues" in shown
     rows = list(csv.DictReader((folder / "leaderboard.csv").read_text().splitlines()))
     ended = {row["job"]: (row["method.lora.rank"], row["state"], row["reason"]) for row in rows}
     failed = ("4", "failed", "killed by SIGKILL")

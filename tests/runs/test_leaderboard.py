@@ -17,6 +17,7 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 from results_support import COST, named, results
 from typed import TRAIN
+from wandb_support import wandb_run
 
 from cyberlm.evaluation.metrics.metric import Metric
 from cyberlm.evaluation.records import Results
@@ -205,7 +206,7 @@ def test_sweep_outlives_a_killed_job(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     line = [sys.executable, TRAIN, "-m", *SMALL, *CHOSEN, "method.lora.rank=2,4,8", f"hydra.sweep.dir={folder}"]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*line, "logger=none"], cwd=tmp_path, stdout=log, stderr=log)
+        process = subprocess.Popen([*line, "logger=wandb"], cwd=tmp_path, stdout=log, stderr=log)
     try:
         child_of(process, folder / "1", timeout=120).send_signal(signal.SIGKILL)
         code = process.wait(timeout=300)
@@ -221,3 +222,9 @@ def test_sweep_outlives_a_killed_job(tmp_path: Path) -> None:
     failed = ("4", "failed", "killed by SIGKILL")
     assert ended == {"0": ("2", "finished", ""), "1": failed, "2": ("8", "finished", "")}
     assert rows[-1]["job"] == "1" and len({row["trainable"] for row in rows}) == 3
+    runs = [wandb_run(folder / job) for job in ("0", "2")]
+    assert [(run["name"], run["group"], run["exit"]) for run in runs] == [
+        ("0 rank=2", "sweep", 0),
+        ("2 rank=8", "sweep", 0),
+    ]
+    assert runs[0]["id"] != runs[1]["id"]

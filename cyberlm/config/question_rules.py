@@ -55,7 +55,8 @@ def _pinned_problems(data: DataConfig, address: str) -> Iterator[Problem]:
     for name, required in (("size", True), ("test_size", False)) if data.files else ():
         value = getattr(data, name)
         if value not in data.files and (required or value is not None):
-            fix = f"data.{name}={2000 if 2000 in data.files else next(iter(data.files))}"
+            free = [size for size in data.files if name == "size" or size != data.size] or list(data.files)
+            fix = f"data.{name}={2000 if 2000 in free else free[0]}"
             yield Problem(f"data.{name}={value}: {data.name} has no such file", sizes, fix)
     if data.test_size is not None and data.test_size == data.size:
         what = f"data.test_size={data.test_size} is the training file itself"

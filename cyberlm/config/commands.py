@@ -57,7 +57,7 @@ class ServeConfig(OpenConfig):
     port: int = between(0, 65535, 8000)
     """Port to listen on; 0 for any that is free."""
     allow_remote: bool = False
-    """Listen on an address that other machines reach, although nobody is asked for a password."""
+    """Listen on an address that other machines reach, although no password is needed."""
     engine: Engine = Engine.auto
     """transformers (one request at a time), vllm (GPU, many at once), or auto: vllm where it and a GPU are there."""
 

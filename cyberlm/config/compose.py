@@ -44,7 +44,7 @@ def group_files(group: str) -> dict[str, Path]:
 
 
 def composition_error(command: str, error: Exception) -> ConfigError:
-    """Every override that cannot be composed, not only the first that Hydra met."""
+    """Every override that cannot be composed, not only the first that Hydra finds."""
     overrides = [item for item in sys.argv[1:] if "=" in item and not item.startswith("-")]
     problems = list(_unquoted(overrides))
     if problems:
@@ -103,7 +103,7 @@ def _override_problems(command: str, overrides: Sequence[str], keys: Sequence[st
 def _values(override: str) -> list[str]:
     """The overrides that a sweep makes of one; outside a sweep, the override itself."""
     sweeps = any(item in ("-m", "--multirun") or item.startswith("sweep=") for item in sys.argv[1:])
-    with contextlib.suppress(HydraException):  # which is the override's own problem
+    with contextlib.suppress(HydraException):  # the override itself is wrong
         parsed = OverridesParser.create().parse_override(override)
         if sweeps and parsed.is_sweep_override() and parsed.is_discrete_sweep():
             return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]

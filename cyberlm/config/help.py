@@ -31,7 +31,7 @@ REQUIRED = "required"
 
 @dataclass(frozen=True)
 class Key:
-    """One setting, in words.
+    """One setting, as text.
 
     Attributes:
         kind: Its type, or the names that it may be.

@@ -17,7 +17,7 @@ SOURCE_KEYS = (
     *("name", "path", "address", "commit", "sha256", "size", "files", "dir", "answer_address", "answer_sha256"),
     *("reader", "subset", "split", "columns", "licence", "test_size", "test_path", "test_split", "on_bad_row"),
 )
-"""Keys of `data` that say what a source is and how it is read; the others are of the whole mixture."""
+"""Keys of `data` that say what a source is and how it is read; the others hold for all sources."""
 
 
 def with_sources(composed: DictConfig) -> DictConfig:
@@ -27,7 +27,7 @@ def with_sources(composed: DictConfig) -> DictConfig:
         ConfigError: With the sources that do not exist or are of different tasks, and the settings that belong to one.
     """
     names = list(OmegaConf.select(composed, "data.mix") or ())
-    if not names or set(names) == {name for name, its in composed.data.sources.items() if "name" in its}:
+    if not names or set(names) == {name for name, source in composed.data.sources.items() if "name" in source}:
         return composed
     known = group_files("data")
     _refuse(Problem(f"data.mix: there is no data={name}", ", ".join(known)) for name in names if name not in known)
@@ -38,8 +38,8 @@ def with_sources(composed: DictConfig) -> DictConfig:
     default: Any = OmegaConf.to_container(OmegaConf.structured(DataConfig), enum_to_str=True)
     sources: dict[str, Any] = {}
     for name in names:
-        its: Any = OmegaConf.to_container(alone[name].data, resolve=True, enum_to_str=True)
-        kept = {key: its[key] for key in SOURCE_KEYS if its[key] != default[key]}
+        source: Any = OmegaConf.to_container(alone[name].data, resolve=True, enum_to_str=True)
+        kept = {key: source[key] for key in SOURCE_KEYS if source[key] != default[key]}
         sources[name] = kept | own["sources"].get(name, {})
     licences = list(dict.fromkeys(source.get("licence", "unknown") for source in sources.values()))
     plain: Any = OmegaConf.to_container(composed, resolve=False)
@@ -55,8 +55,8 @@ def with_sources(composed: DictConfig) -> DictConfig:
 def source_configs(data: DataConfig) -> dict[str, DataConfig]:
     """The settings of each source of a mixture, by its name."""
     schema = OmegaConf.structured(DataConfig)
-    typed = {name: OmegaConf.to_object(OmegaConf.merge(schema, its)) for name, its in data.sources.items()}
-    return {name: its for name, its in typed.items() if isinstance(its, DataConfig)}
+    typed = {name: OmegaConf.to_object(OmegaConf.merge(schema, source)) for name, source in data.sources.items()}
+    return {name: source for name, source in typed.items() if isinstance(source, DataConfig)}
 
 
 def mixture_problems(data: DataConfig) -> Iterator[Problem]:
@@ -89,13 +89,13 @@ def _refuse(found: Any) -> None:
 
 def _task_problems(composed: DictConfig, alone: Mapping[str, DictConfig]) -> Iterator[Problem]:
     """Sources of another task than the first, and a run of another task than its sources."""
-    tasks: dict[str, Any] = {name: OmegaConf.to_container(its.task) for name, its in alone.items()}
+    tasks: dict[str, Any] = {name: OmegaConf.to_container(source.task) for name, source in alone.items()}
     (first, expected), *others = tasks.items()
     for name, task in others:
         for key in ["_target_"] if task["_target_"] != expected["_target_"] else list(expected | task):
             if task.get(key) != expected.get(key):
-                ours, theirs = (short_repr(str(its.get(key))) for its in (expected, task))
-                what = f"task.{key} is {ours} with {first}, {theirs} with {name}"
+                first_value, other = (short_repr(str(source.get(key))) for source in (expected, task))
+                what = f"task.{key} is {first_value} with {first}, {other} with {name}"
                 yield Problem(what, "sources of one task, asked in the same words")
     if expected["_target_"] != composed.task._target_:
         what = f"{first} is of task {expected['_target_']}, the run of {composed.task._target_}"
@@ -113,8 +113,8 @@ def _misplaced(own: dict[str, Any], names: list[str], alone: Mapping[str, DictCo
     if chosen not in (*names, "sample"):
         yield Problem(f"data={chosen} is not in data.mix", f"one of {', '.join(names)}, or data.mix alone")
     if chosen in alone:
-        its: Any = OmegaConf.to_container(alone[chosen].data, resolve=True, enum_to_str=True)
+        source: Any = OmegaConf.to_container(alone[chosen].data, resolve=True, enum_to_str=True)
         for key in SOURCE_KEYS:
-            if own[key] != its[key]:
+            if own[key] != source[key]:
                 fix = f"+data.sources.{names[0]}.{key}={own[key]}"
                 yield Problem(f"data.{key}={own[key]} with data.mix", "a key of one of the sources", fix)

@@ -24,7 +24,7 @@ ODD_BREAKS = re.compile("[\x85\u2028\u2029]")
 
 
 def plain_config(config: RootConfig) -> dict[str, Any]:
-    """The configuration as it is written, and read back."""
+    """The configuration as config.yaml holds it."""
     plain = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
@@ -62,7 +62,7 @@ def flatten_config(plain: Any) -> dict[str, str]:
 def setting_changes(
     then: Mapping[str, str], now: Mapping[str, str], keys: Iterable[str] | None = None
 ) -> list[Problem]:
-    """A problem for each setting, of `keys` where they are given, that is another now than it was."""
+    """A problem for each setting, of `keys` where they are given, that has changed."""
     return [
         Problem(f"{key}: {then.get(key, 'absent')} then, {now.get(key, 'absent')} now")
         for key in (sorted({*then, *now}) if keys is None else keys)
@@ -71,7 +71,7 @@ def setting_changes(
 
 
 def save_config(folder: Path, config: RootConfig) -> None:
-    """Writes config.yaml so that every text comes back as it is; parts that are made later keep their references."""
+    """Writes config.yaml: every text is read back unchanged, and groups that are instantiated keep their references."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = {
         key: value if key in INSTANTIATED_GROUPS else _literal(value) for key, value in plain_config(config).items()
@@ -113,7 +113,7 @@ OLDER_METHODS = {"sft": FULL, "lora": LORA, "qlora": LORA}
 
 
 def config_of(run: Path) -> TrainConfig:
-    """The configuration that a training run was made with; what it names may be gone since."""
+    """The configuration that a training run was made with; files that it names may no longer exist."""
     return load_config(run, TrainConfig)
 
 

@@ -150,8 +150,8 @@ class DataConfig:
     files: dict[int, dict[str, str]] = field(default_factory=dict)
     """Files of a source that has several, by data.size, each with its sha256 and what data.address names."""
     answer_address: str | None = None
-    """Pinned file of the answers, where a source keeps them apart: line k is the answer of line k of data.address. Both
-    may be zip archives of one file. A row has the fields question and answer then."""
+    """Pinned file of the answers, where a source keeps them in another file: its line k answers line k of data.address.
+    Both may be zip archives of one file. A row has the fields question and answer then."""
     answer_sha256: str | None = None
     """SHA-256 of that file's bytes."""
     reader: str | None = None
@@ -189,7 +189,7 @@ class DataConfig:
     test_fraction: float = share(0.2)
     """Share of questions for the test; ignored where a test file is named."""
     near_duplicate_jaccard: float = above_zero(0.8, most=1)
-    """Questions whose word sets are at least this alike count as one cluster, and stay on one side of the split."""
+    """Questions whose word sets have at least this Jaccard index are one cluster, and stay on one side of the split."""
     seed: int = at_least(0, 0)
     """Seed of the split."""
     max_train: int | None = at_least(1, None)
@@ -280,7 +280,7 @@ class TrainerConfig:
     """Division of work among several processes: ddp (each holds the whole model; auto), or fsdp2 (each holds its share
     of weights, gradients and optimizer states, from loading to saving)."""
     replicas: int = at_least(1, 1)
-    """With fsdp2: groups of processes that hold a whole model each, such as one for each node (HSDP)."""
+    """With fsdp2: groups of processes that hold a full model each, such as one for each node (HSDP)."""
     cpu_offload: bool = False
     """With fsdp2: weights, gradients and optimizer states stay in host memory, and a GPU is given a layer at a time."""
     precision: str = one_of("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -292,11 +292,11 @@ class TrainerConfig:
     log_every_n_steps: int = at_least(1, 1)
     """Optimizer steps between two rows of training metrics."""
     checkpoint_every_n_steps: int = at_least(1, 100)
-    """Optimizer steps between two checkpoints that trainer.resume can start from; each epoch ends with one besides."""
+    """Optimizer steps between two checkpoints that trainer.resume can start from; each epoch ends with one, too."""
     checkpoint_every_minutes: float | None = above_zero(15.0)
     """Most minutes between two checkpoints, however many steps these are; null for no limit."""
     keep_checkpoints: int = at_least(1, 2)
-    """Number of these that are kept, the newest ones; best.ckpt is kept besides."""
+    """Number of these that are kept, the newest ones; best.ckpt is kept, too."""
     resume: str | None = run_folder(word=AUTO)
     """Run folder to continue; its own configuration is used. auto: hydra.run.dir, which has to be named, is continued
     where it holds a run with the same settings, and begun where it does not."""

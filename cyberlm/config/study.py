@@ -34,6 +34,6 @@ class StudyConfig:
     tune_seed: int = between(0, MAX_SEED, 0)
     """Seed of the tuning jobs, none of study.seeds."""
     overrides: dict[str, list[str]] = field(default_factory=dict)
-    """Settings that one method needs besides, by method: a list of overrides."""
+    """Additional settings by method: a list of overrides."""
     published: dict[str, float] = field(default_factory=dict)
     """Published accuracies to show beside one's own, by method."""

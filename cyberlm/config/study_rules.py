@@ -18,7 +18,13 @@ def study_problems(config: TrainConfig) -> Iterator[Problem]:
     if study is None:
         return
     yield from _method_problems(study)
-    yield from _seed_problems(study)
+    yield from _few_or_repeated("seeds", study.seeds, "study.seeds=[1,2,3]")
+    for seed in study.seeds:
+        if not 0 <= seed <= MAX_SEED:
+            yield Problem(f"study.seeds holds {seed}", f"0 to {MAX_SEED}")
+    if study.tune and study.tune_seed in study.seeds:
+        what = f"study.tune_seed={study.tune_seed} is one of study.seeds: learning rates would be chosen on one of them"
+        yield Problem(what, "another seed", f"study.tune_seed={max(study.seeds) + 1}")
     yield from _rate_problems(study)
     if study.outcome is StudyOutcome.generation and not (config.evaluation.generate and config.prompt.show_options):
         what = "study.outcome=generation needs completions, and options in the prompt that these can name"
@@ -43,16 +49,6 @@ def _method_problems(study: StudyConfig) -> Iterator[Problem]:
         what = f"study.reference={study.reference} is none of study.methods"
         fix = f"study.reference={study.methods[0]}" if study.methods else ""
         yield Problem(what, ", ".join(study.methods), fix)
-
-
-def _seed_problems(study: StudyConfig) -> Iterator[Problem]:
-    yield from _few_or_repeated("seeds", study.seeds, "study.seeds=[1,2,3]")
-    for seed in study.seeds:
-        if not 0 <= seed <= MAX_SEED:
-            yield Problem(f"study.seeds holds {seed}", f"0 to {MAX_SEED}")
-    if study.tune and study.tune_seed in study.seeds:
-        what = f"study.tune_seed={study.tune_seed} is one of study.seeds: learning rates would be chosen on one of them"
-        yield Problem(what, "another seed", f"study.tune_seed={max(study.seeds) + 1}")
 
 
 def _few_or_repeated(key: str, values: list[str] | list[int], example: str) -> Iterator[Problem]:

@@ -164,8 +164,8 @@ def batches_of_rank(planned: Sequence[PlannedBatch], accumulate: int, rank: int,
     part: list[PlannedBatch] = []
     for start in range(0, len(planned), accumulate):
         step = planned[start : start + accumulate]
-        mine = list(step[rank::size])
-        part += mine + [PlannedBatch((), step[0].step_label_tokens)] * (-(-len(step) // size) - len(mine))
+        own = list(step[rank::size])
+        part += own + [PlannedBatch((), step[0].step_label_tokens)] * (-(-len(step) // size) - len(own))
     return part
 
 
@@ -210,7 +210,7 @@ class EpochBatches:
 
 
 class PlannedDataset(Dataset[Any]):
-    """Hands a planned batch's questions to the collator in one go (torch calls `__getitems__` with what is sampled)."""
+    """Gives a planned batch's questions to the collator at once (torch calls `__getitems__` with what is sampled)."""
 
     def __init__(self, questions: Sequence[EncodedQuestion]) -> None:
         self.questions = questions

@@ -1,4 +1,4 @@
-"""Known benchmarks in the cache: how many of their questions a run is trained on, whatever its own files are."""
+"""Known benchmarks in the cache: how many of their questions a run is trained on."""
 
 import contextlib
 from collections.abc import Collection, Iterator, Sequence
@@ -39,7 +39,7 @@ def trained_on_benchmarks(
 
 
 def _cached(own: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """Question texts of every other pinned file that lies in the cache as it is pinned."""
+    """Question texts of every other pinned file that is in the cache."""
     for file in group_files("data").values():
         loaded: Any = OmegaConf.load(file)
         given = loaded.get("data", loaded)

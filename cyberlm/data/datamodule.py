@@ -1,4 +1,4 @@
-"""The LightningDataModule: tokenises once, keeps the tokens in Arrow, and hands out batches."""
+"""The LightningDataModule: tokenises once, keeps the tokens in Arrow, and makes batches."""
 
 import hashlib
 import json

@@ -156,8 +156,8 @@ class _Rules:
         if self.prompt.config.protocol is Protocol.letter and not one_token_each:
             yield LETTER
         answers = [*(item.prompt_ids[first:end] for first, end in item.turns), tuple(answer)]
-        said = [text for role, text in question.turns if role == "assistant"]
-        if list(map(self.read, answers)) != list(map(_canonical, [*said, self.prompt.task.target(question)])):
+        earlier = [text for role, text in question.turns if role == "assistant"]
+        if list(map(self.read, answers)) != list(map(_canonical, [*earlier, self.prompt.task.target(question)])):
             yield DECODED
 
 

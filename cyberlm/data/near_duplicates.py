@@ -53,7 +53,7 @@ def similar_pairs_between(sets: Sequence[WordSet], count: int, jaccard: float) -
 
 
 def _groups(sets: Sequence[WordSet], jaccard: float, count: int) -> Iterator[Sequence[int]]:
-    """Rows in ascending order, such that every pair of sets that is alike is in one of the groups.
+    """Rows in ascending order, such that every pair of similar sets is in one of the groups.
 
     Sets that are alike share k of their first words, for every k up to what they must share in all.
 
@@ -84,7 +84,7 @@ def _groups(sets: Sequence[WordSet], jaccard: float, count: int) -> Iterator[Seq
 
 
 def _similar_among(pairs: Iterable[tuple[int, int]], sets: Sequence[WordSet], jaccard: float) -> set[tuple[int, int]]:
-    """The pairs that are alike, each once."""
+    """The similar pairs, each once."""
     found = set()
     for i, j in pairs:
         fewer, more = sorted((len(sets[i]), len(sets[j])))

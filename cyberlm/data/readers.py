@@ -26,7 +26,7 @@ class QuestionSet:
     Attributes:
         name: For example `CyberMetric-2000-v1` or `sample`.
         skipped: Bad rows left out (only under `data.on_bad_row=skip`), each with its place and reason.
-        whitespace_normalised: How many rows had white space put right.
+        whitespace_normalised: Rows whose white space was normalised.
         unread: Columns that are there and that `data.columns` does not name.
         held_out: All of it is for the test.
     """

@@ -89,7 +89,7 @@ def load_sources(config: DataConfig, task: Task) -> tuple[QuestionSet, ...]:
 
 
 def _named(file: QuestionSet, source: str) -> QuestionSet:
-    """A file of a source in a mixture: with ids of its own, whatever the names of files."""
+    """A file of a source in a mixture: its ids differ from those of all other files."""
     name = f"{source}-test" if file.held_out else source
     renamed = (replace(item, id=f"{name}{item.id.removeprefix(file.name)}", source=source) for item in file.questions)
     return replace(file, name=name, questions=tuple(renamed))

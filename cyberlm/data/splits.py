@@ -54,7 +54,7 @@ class Split:
 
 @gc_disabled()
 def near_duplicate_clusters(texts: Sequence[str], jaccard: float) -> list[int]:
-    """Groups texts that are the same or nearly so: connected components over pairs whose word sets are alike.
+    """Groups texts that are the same or nearly so: connected components over pairs whose word sets are similar.
 
     Args:
         jaccard: Least |A ∩ B| / |A ∪ B| of the word sets A and B of a pair, in (0, 1].

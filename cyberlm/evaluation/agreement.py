@@ -32,7 +32,7 @@ class Agreement:
 
     Attributes:
         largest_logprob_difference: Of all options of all questions, in nats (sums over an option's tokens).
-        largest_logit_difference: Of the whole vocabulary, at the first token of every answer; None where not known.
+        largest_logit_difference: Over the vocabulary, at the first token of every answer; None where not known.
     """
 
     before: str
@@ -65,7 +65,9 @@ def compare_answers(
         pairs = zip(first.option_logprobs, second.option_logprobs, strict=True)
         largest = max(largest, *(abs(one - other) for one, other in pairs))
         if first.choice != second.choice:
-            mine, other = (first.option_logprobs[k] / first.option_tokens[k] for k in (first.choice, second.choice))
+            lengths = zip(first.option_logprobs, first.option_tokens, strict=True)
+            per_token = [log_prob / tokens for log_prob, tokens in lengths]
             gold, chosen, then = map(option_name, (first.gold, first.choice, second.choice))
-            flips.append(Flip(first.id, gold, chosen, then, mine - other))
+            margin = per_token[first.choice] - per_token[second.choice]
+            flips.append(Flip(first.id, gold, chosen, then, margin))
     return Agreement(*names, len(before), tuple(flips), largest, largest_logit_difference)

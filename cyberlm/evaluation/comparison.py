@@ -1,4 +1,4 @@
-"""Comparison of models, two by two, on the same questions: by what is right, and by the means of what each has."""
+"""Comparison of models, two by two, on the same questions: by correctness, and by means of figures."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +93,7 @@ def compare_models(
     tuned_from: Mapping[str, str | None] | None = None,
     generated: bool = False,
 ) -> tuple[PairComparison, ...]:
-    """Compares every two of several models by likelihood, and by generation where that is asked for.
+    """Compares every two of several models by likelihood, and by generation where `generated`.
 
     Args:
         models: Predictions by the model's name: the same questions, in any order.

@@ -96,15 +96,15 @@ def predict(
     Where several processes work together, each answers its share of the questions, and all get all answers.
     """
     rows = distributed.rows_of_rank(len(questions))
-    mine, encoded = [questions[row] for row in rows], [encoded[row] for row in rows]
+    asked, encoded = [questions[row] for row in rows], [encoded[row] for row in rows]
     if distributed.world_size() > 1:
         label = f"{label} ({len(rows)} of {len(questions)} questions, one process's share)"
     with eval_mode(loaded.model):
-        with track(f"Scoring {label}", len(mine), "questions") as advance, equal_calls(loaded):
+        with track(f"Scoring {label}", len(asked), "questions") as advance, equal_calls(loaded):
             scored = loaded.within(_score, loaded, encoded, max_batch_tokens, advance)
-        completions: Sequence[Completion] = [Completion(None, None)] * len(mine)
+        completions: Sequence[Completion] = [Completion(None, None)] * len(asked)
         if config.generate:
-            with track(f"Generating with {label}", len(mine), "questions") as advance, equal_calls(loaded):
+            with track(f"Generating with {label}", len(asked), "questions") as advance, equal_calls(loaded):
                 completions = loaded.within(_complete, loaded, prompt, encoded, config, max_batch_tokens, advance)
     predictions = [
         Prediction(
@@ -124,7 +124,7 @@ def predict(
             topic=question.topic,
             finish_reason=completion.finish_reason,
         )
-        for question, item, log_probs, completion in zip(mine, encoded, scored, completions, strict=True)
+        for question, item, log_probs, completion in zip(asked, encoded, scored, completions, strict=True)
     ]
     chosen, best = (found.tolist() for found in choose(predictions, config.option_score))
     made = zip(predictions, chosen, best, strict=True)

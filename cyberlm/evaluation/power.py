@@ -24,7 +24,7 @@ class Variability:
         discordance: Share of the questions that a run of each answers unlike: one right, one wrong. Of a score, the
             mean squared difference.
         seed_discordance: The same of two runs of one method with different seeds.
-        seed_sd: Standard deviation of a method's mean over seeds, the choice of questions apart.
+        seed_sd: Standard deviation of a method's mean over seeds, on the same questions.
         effect: Design effect of near-duplicate questions, at least 1.
     """
 
@@ -50,20 +50,20 @@ def measured_variability(first: FloatArray, second: FloatArray, clusters: Cluste
 def planned_error(questions: int, seeds: int, variability: Variability) -> tuple[float, float]:
     """Standard error, and its degrees of freedom, that the difference of two methods is going to have.
 
-    V_q = effect (discordance - seed_discordance (1 - 1/S)) / Q and, with several seeds, 2 seed_sd²/S besides, as in
+    V_q = effect (discordance - seed_discordance (1 - 1/S)) / Q and, with several seeds, 2 seed_sd²/S added, as in
     `seeds.estimate`. With one seed the error is of questions alone. The degrees of freedom are those that the analysis
     is going to find: V² and V_s² at what their estimates are on average, for V_s² (S + 1)/(S - 1) times the true one.
     """
     noise = variability.effect * variability.seed_discordance / questions
     share = variability.effect * variability.discordance
     of_questions = max(share / questions - noise * (1 - 1 / seeds), noise / seeds, questions**-2.0)
-    freedom = max(1.0, min(questions - 1.0, 2 * questions * variability.discordance))  # kurtosis 1/discordance
+    df = max(1.0, min(questions - 1.0, 2 * questions * variability.discordance))  # kurtosis 1/discordance
     if seeds == 1:
-        return math.sqrt(of_questions), freedom
+        return math.sqrt(of_questions), df
     of_seeds = variability.seed_sd**2 / seeds  # of each method
     spread = 2 * (of_seeds + noise / (2 * seeds)) ** 2 / (seeds - 1)
     variance = of_questions + 2 * of_seeds
-    found = (variance**2 + 2 * spread) / (of_questions**2 / freedom + spread * (seeds + 1) / (seeds - 1))
+    found = (variance**2 + 2 * spread) / (of_questions**2 / df + spread * (seeds + 1) / (seeds - 1))
     return math.sqrt(variance), found
 
 
@@ -75,8 +75,8 @@ def powered_margin(difference: Estimate, claim: str) -> float:
     """
     level, power = LEVELS_AND_POWERS[claim]
     each = power if claim == "non-inferior" else (1 + power) / 2
-    freedom = difference.freedom
-    return difference.error * float(nctdtrinc(freedom, 1 - each, student.ppf(1 - level, freedom)))
+    df = difference.df
+    return difference.error * float(nctdtrinc(df, 1 - each, student.ppf(1 - level, df)))
 
 
 def supported_margin(questions: int, seeds: int, variability: Variability, claim: str = "non-inferior") -> float:

@@ -33,7 +33,7 @@ class Prediction:
         option_logprobs: Summed log-probability (nats) of each option's answer tokens, given the prompt.
         option_tokens, option_chars: Answer tokens and characters of each option.
         gold_nll: Mean negative log-likelihood a token of the right answer, end of turn left out (nats).
-        generated: Greedy completion, or None where generation was not asked for.
+        generated: Greedy completion, or None without generation.
         parsed: Option that the completion names, the text of a free answer, or None where it has neither.
         reference: The text that ROUGE compares the completion with.
         prompt_hash: SHA-256 (first 16 hex digits) of the rendered prompt.
@@ -79,7 +79,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One model's predictions; what was not asked for is empty.
+    """One model's predictions; passes that were not run are empty.
 
     Attributes:
         rotated: Of every rotation of each question that may be rotated (`metrics.rotations`), the unrotated one first.
@@ -101,7 +101,7 @@ def choices(predictions: Sequence[Prediction], generated: bool = False) -> IntAr
     """Indices of the options chosen by likelihood, or named by the completions (`NO_CHOICE` for none), (N,) int64.
 
     Raises:
-        RunError: If completions are asked for and some predictions hold none.
+        RunError: If `generated`, and some predictions hold no completion.
     """
     if not generated:
         return np.array([prediction.choice for prediction in predictions], dtype=np.int64)

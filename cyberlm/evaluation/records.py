@@ -16,13 +16,13 @@ SCHEMA_VERSION = 2
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model of an evaluation: what was asked for and, once it is loaded, what it is.
+    """A model of an evaluation: as requested and, once it is loaded, as found.
 
     Attributes:
         kind: `base`, `adapter`, or `weights` (merged or fully tuned).
         name: In tables and files; in results.json the key.
         model, quant_config: The weights to load; for an adapter, those of its base. Not in results.json.
-        folder: Of the adapter, or of the whole weights; None for a base model. Not in results.json.
+        folder: Of the adapter, or of the weights; None for a base model. Not in results.json.
         runs: Training runs that it comes from. Not in results.json.
     """
 

@@ -20,7 +20,7 @@ MAX_MODELS = 4
 
 
 def print_summary(results: Results, files: Path) -> None:
-    """Prints at most eight lines: the run, its models, their difference in words, the cost, and where to look."""
+    """Prints at most eight lines: the run, its models, the verdict on them, the cost, and the files to read."""
     questions = ", ".join(f"{count} {part}" for part, count in results.questions.items())
     say()
     say(f"{results.model}, {results.method}, {results.data}: {questions} questions")

@@ -1,6 +1,6 @@
 """Files of a run folder, written and read: results.json, predictions.jsonl, passes.jsonl and status.json.
 
-Files appear whole or not at all, and are checked against their dataclasses when read. docs/results.md documents every
+Files are written atomically, and are checked against their dataclasses when read. docs/results.md documents every
 field.
 """
 
@@ -161,9 +161,9 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     from pyarrow import parquet
 
     table = pyarrow.Table.from_pylist(rows)
-    # a column that is null throughout has its type all the same
-    text, whole, truth = pyarrow.string(), pyarrow.int64(), pyarrow.bool_()
-    types = {"generated": text, "parsed": whole, "finish_reason": text, "generated_correct": truth}
+    # a column of nulls alone has its type, too
+    text, integer, boolean = pyarrow.string(), pyarrow.int64(), pyarrow.bool_()
+    types = {"generated": text, "parsed": integer, "finish_reason": text, "generated_correct": boolean}
     schema = [(f.name, types[f.name] if pyarrow.types.is_null(f.type) else f.type) for f in table.schema]
     write_atomic(path, lambda file: parquet.write_table(table.cast(pyarrow.schema(schema)), file))
 

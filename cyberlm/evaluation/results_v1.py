@@ -20,22 +20,18 @@ def results_of_v1(value: Any, path: Path, hint: str) -> Results:
     """
     evidence = read_json(path.with_name(EVIDENCE_FILE), hint)
     try:
-        current = _as_current(value, evidence)
+        scores = value["scores"]
+        current = {
+            **{name: item for name, item in value.items() if name not in ("scores", "comparison")},
+            "models": value.get("models") or {name: _trained(name, value) for name in scores},
+            "metrics": {name: {metric.name: vars(metric) for metric in _metrics(of)} for name, of in scores.items()},
+            "comparisons": evidence.get("pairs", []),
+            "differences": evidence.get("differences", []),
+        }
     except (AttributeError, KeyError, TypeError) as error:
         problem = Problem(f"it is not as version 1 was written ({type(error).__name__}: {error})")
         raise RunError(f"{path} or {EVIDENCE_FILE} cannot be read.", [problem], hint) from error
     return from_json(Results, current, str(path), hint)
-
-
-def _as_current(old: dict[str, Any], evidence: dict[str, Any]) -> dict[str, Any]:
-    scores = old["scores"]
-    unchanged = {name: item for name, item in old.items() if name not in ("scores", "comparison")}
-    return unchanged | {
-        "models": old.get("models") or {name: _trained(name, old) for name in scores},
-        "metrics": {name: {metric.name: vars(metric) for metric in _metrics(of)} for name, of in scores.items()},
-        "comparisons": evidence.get("pairs", []),
-        "differences": evidence.get("differences", []),
-    }
 
 
 def _trained(name: str, old: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Work is shared: the common prefix of a batch's prompts is encoded once; letters need one forward pass a question; option
 texts continue from their prompt's keys and values. A model whose cache does not hold all keys and values of a batch
-(`LoadedModel.cacheable_tokens`) reads whole rows instead. Neither batch size nor padding changes a result.
+(`LoadedModel.cacheable_tokens`) reads prompt and option together. Neither batch size nor padding changes a result.
 """
 
 import contextlib
@@ -58,7 +58,7 @@ def option_log_probs(loaded: LoadedModel, batch: ScoringBatch) -> Tensor:
 
 
 def _whole_rows(loaded: LoadedModel, batch: ScoringBatch) -> Tensor:
-    """`option_log_probs` without a cache: of each question's options one at a time, behind its whole prompt."""
+    """`option_log_probs` without a cache: of each question's options one at a time, behind its prompt."""
     width = batch.option_ids.shape[2]
     ids = F.pad(batch.prompt_ids, (0, width))  # (B, P+O)
     places = batch.prompt_mask.sum(1, keepdim=True) + torch.arange(width, device=ids.device)  # (B, O)
@@ -196,12 +196,12 @@ def _generate_unpadded(
         own, loaded.causal.generation_config = loaded.causal.generation_config, GenerationConfig()
         try:  # without the model's own settings (a repetition penalty, for example), which transformers would mix in
             with autocast(loaded.device):
-                whole = loaded.causal.generate(  # type: ignore[operator]
+                sequences = loaded.causal.generate(  # type: ignore[operator]
                     input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=greedy
                 )
         finally:
             loaded.causal.generation_config = own
-        for row, new in zip(rows, whole[:, length:].tolist(), strict=True):
+        for row, new in zip(rows, sequences[:, length:].tolist(), strict=True):
             end = next((k for k, token in enumerate(new) if token in stop_ids), len(new))
             completions[row] = new[:end]
     return [completions[row] for row in range(len(prompts))]

@@ -61,9 +61,9 @@ def estimate(methods: Sequence[FloatArray], weights: Sequence[float], clusters: 
     if of_seeds <= 0:
         return found
     variance = found.error**2 + of_seeds
-    fewest = min(found.freedom, *(len(rows) - 1 for rows in methods if len(rows) > 1))
-    freedom = max(fewest, variance**2 / (found.error**4 / found.freedom + spread))
-    return Estimate(found.value, math.sqrt(variance), freedom)
+    fewest = min(found.df, *(len(rows) - 1 for rows in methods if len(rows) > 1))
+    df = max(fewest, variance**2 / (found.error**4 / found.df + spread))
+    return Estimate(found.value, math.sqrt(variance), df)
 
 
 def seed_variances(rows: FloatArray, clusters: Clusters = None) -> tuple[float, float]:
@@ -86,7 +86,7 @@ def method_mean(rows: FloatArray, clusters: Clusters = None) -> Figure:
     found, questions = estimate([rows], [1.0], clusters), rows.shape[1]
     share = min(1.0, max(0.0, found.value))
     if 0 < share < 1:
-        effective, z = share * (1 - share) / found.error**2, float(student.ppf(0.975, found.freedom))
+        effective, z = share * (1 - share) / found.error**2, float(student.ppf(0.975, found.df))
     else:
         effective, z = np.unique(np.arange(questions) if clusters is None else np.asarray(clusters)).size, Z95
     return Figure(share, *wilson(share, min(effective, questions), z), tuple(rows.mean(axis=1).tolist()))

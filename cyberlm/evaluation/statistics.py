@@ -44,20 +44,20 @@ class Estimate:
 
     value: float
     error: float
-    freedom: float
+    df: float
 
     def interval(self) -> tuple[float, float]:
         """Two-sided 95% interval by t."""
-        half = self.error * float(student.ppf(0.975, self.freedom))
+        half = self.error * float(student.ppf(0.975, self.df))
         return self.value - half, self.value + half
 
     def p_above(self, bound: float) -> float:
         """One-sided p-value of the hypothesis that the true value is at most `bound`."""
-        return float(student.sf((self.value - bound) / self.error, self.freedom))
+        return float(student.sf((self.value - bound) / self.error, self.df))
 
     def p_below(self, bound: float) -> float:
         """One-sided p-value of the hypothesis that the true value is at least `bound`."""
-        return float(student.cdf((self.value - bound) / self.error, self.freedom))
+        return float(student.cdf((self.value - bound) / self.error, self.df))
 
     def p_not(self, bound: float) -> float:
         """Two-sided p-value of the hypothesis that the true value is `bound`."""
@@ -79,8 +79,8 @@ def mean_estimate(values: ArrayLike, clusters: Clusters = None) -> Estimate | No
     if count < 2 or np.abs(sums).max() <= ROUNDING * np.abs(each).sum():
         return None
     kurtosis = count * float((sums**4).sum()) / squares**2
-    freedom = min(count - 1.0, 2 * count / (kurtosis - 1)) if kurtosis > 1 else count - 1.0
-    return Estimate(float(each.mean()), math.sqrt(count / (count - 1) * squares) / each.size, freedom)
+    df = min(count - 1.0, 2 * count / (kurtosis - 1)) if kurtosis > 1 else count - 1.0
+    return Estimate(float(each.mean()), math.sqrt(count / (count - 1) * squares) / each.size, df)
 
 
 def wilson(share: float, n: float, z: float = Z95) -> tuple[float, float]:

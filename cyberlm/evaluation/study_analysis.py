@@ -161,7 +161,7 @@ def analyse(
     claims += _against_reference(p_values, reference, above, margin)
     equivalent = {claim.method for claim in claims if claim.name == EQUIVALENT and claim.holds}
     words = [verdict(pair.p_holm, pair.second in equivalent, margin) for pair in to_reference]
-    worded = [replace(pair, words=said) for pair, said in zip(to_reference, words, strict=True)]
+    with_words = [replace(pair, words=text) for pair, text in zip(to_reference, words, strict=True)]
     margins = [powered_margin(_difference(outcomes, reference, method, clusters), NON_INFERIOR) for method in others]
     wanted = []
     for method in others:
@@ -170,7 +170,7 @@ def analyse(
         wanted.append(needed_questions(margin, min(len(first), len(second)), variability))
     needed = None if None in wanted else max((number for number in wanted if number), default=None)
     questions = outcomes[base].shape[1]
-    return StudyAnalysis(questions, (*above_base, *worded), tuple(claims), max(margins, default=None), needed)
+    return StudyAnalysis(questions, (*above_base, *with_words), tuple(claims), max(margins, default=None), needed)
 
 
 def verdict(p_difference: float, equivalent: bool, margin: float) -> str:
@@ -227,7 +227,7 @@ def _p_values(
 def _against_reference(
     p_values: Mapping[str, Mapping[str, float]], reference: str, above: Sequence[str], margin: float
 ) -> list[Claim]:
-    """Claims 2 to 4, by method in each; one that is not tested counts in Holm's correction all the same."""
+    """Claims 2 to 4, by method in each; one that is not tested counts in Holm's correction, too."""
     points = f"{100 * margin:g} points"
     sentences = {
         NON_INFERIOR: f"is less than {points} below {reference} and keeps more than {KEPT:.0%} of its gain",

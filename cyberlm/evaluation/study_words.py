@@ -37,7 +37,7 @@ def plan_lines(study: StudyConfig) -> list[str]:
 def findings(
     rows: Sequence[StudyRow], comparisons: Sequence[StudyComparison], claims: Sequence[Claim], outcome: str
 ) -> list[str]:
-    """Accuracy of each row and its differences, each method in a line, then format apart from knowledge."""
+    """Accuracy of each row and its differences, each method in a line, then format separately from knowledge."""
     by_row = {(pair.second, pair.family): pair for pair in comparisons if pair.outcome == outcome}
     lines = []
     for row in rows:
@@ -65,7 +65,7 @@ def _difference(pair: StudyComparison) -> str:
 
 
 def _format(rows: Sequence[StudyRow]) -> list[str]:
-    """Format apart from knowledge: completions that name an option, and how many of these are right."""
+    """Format, separately from knowledge: completions that name an option, and how many of these are right."""
     found = []
     for row in rows:
         if NAMED in row.figures:

@@ -1,4 +1,4 @@
-"""Comparisons in words and tables."""
+"""Comparisons as sentences and tables."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def main_means(means: Sequence[MeanDifference]) -> list[MeanDifference]:
 
 
 def task_figure(pair: PairComparison, means: Sequence[MeanDifference]) -> MeanDifference | None:
-    """The first of the task's own figures, of the same models: what an answer that is right in part is worth."""
+    """The first of the task's figures, of the same models: it gives credit to an answer that is right in part."""
     same = (mean for mean in means if (mean.first, mean.second) == (pair.first, pair.second))
     return next((mean for mean in same if mean.outcome not in NLLS and not mean.outcome.startswith("rouge")), None)
 
@@ -43,13 +43,13 @@ def verdict(pairs: Sequence[PairComparison], means: Sequence[MeanDifference] = (
     if pair is None:
         listed = [_mean(mean) for mean in means if not pairs and (mean.first, mean.second) == ("base", "tuned")]
         return [f"Tuned against base: {'; '.join(listed)}."] if listed else []
-    said = (
+    sentence = (
         f"Tuned against base: {_points(pair)} of accuracy by {pair.outcome} ({_interval(pair)}), "
         f"{_finding(pair)} ({p_text(pair.p)}): {_changes(pair)}."
     )
     by, figure = _by_outcome(pair, pairs), task_figure(pair, means)
     moved = [_moved(pair, by[NAMED], by.get(NAMED_BY_BOTH))] if pair.outcome == GENERATION else []
-    return [said, *moved, *([f"Answers that are right in part count in {_mean(figure)}."] if figure else [])]
+    return [sentence, *moved, *([f"Answers that are right in part count in {_mean(figure)}."] if figure else [])]
 
 
 def verdict_in_brief(pairs: Sequence[PairComparison], means: Sequence[MeanDifference] = ()) -> list[str]:
@@ -107,7 +107,7 @@ def _knowledge(generation: PairComparison, both: PairComparison | None) -> float
 
 
 def _moved(generation: PairComparison, named: PairComparison, both: PairComparison | None) -> str:
-    """Format apart from knowledge: their points add up to the difference by generation."""
+    """Format separately from knowledge: their points add up to the difference by generation."""
     knowledge = _knowledge(generation, both)
     unnamed = [f"{1 - (right or 0) / named.n:.1%}" for right in (named.first_right, named.second_right)]
     format_part = (
@@ -158,14 +158,14 @@ def power(pairs: Sequence[PairComparison]) -> list[str]:
     """From what difference on an evaluation like this would show one, and where all comparisons are."""
     main = primary_comparisons(pairs)
     detectable = [100 * pair.detectable for pair in main if pair.detectable is not None]
-    said = []
+    sentences = []
     if detectable:
         least, most = min(detectable), max(detectable)
         found = f"{least:.1f}" if len(detectable) == 1 else f"{least:.1f} to {most:.1f}"
-        said.append(
+        sentences.append(
             f"A difference of accuracy by {main[0].outcome} would be found 80 times in 100 from {found} points on."
         )
-    return said + (["Other measures of these pairs are in results.json."] if len(main) > 1 else [])
+    return sentences + (["Other measures of these pairs are in results.json."] if len(main) > 1 else [])
 
 
 def _columns(labels: list[str], rows: Sequence[PairComparison | MeanDifference]) -> dict[str, list[str]]:

@@ -35,7 +35,7 @@ def save_merged(
 
 
 def load_exported(folder: Path, device: torch.device, attention: str) -> tuple[LoadedModel, PreTrainedTokenizerBase]:
-    """Loads a saved model and its tokenizer with transformers alone, as those who get the folder will."""
+    """Loads a saved model and its tokenizer with transformers alone, as users of the folder will."""
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(str(folder))
         causal = AutoModelForCausalLM.from_pretrained(

@@ -1,4 +1,4 @@
-"""The model card beside an adapter: what was trained on what, what it scored, what it cost, under which licence."""
+"""The model card beside an adapter: its model, data, scores, cost and licence."""
 
 import re
 from collections.abc import Sequence

@@ -155,7 +155,7 @@ def running(command: Sequence[str], environment: Mapping[str, str], port: int) -
 
 
 def run_chat_client(folder: Path, name: str, port: int, max_new_tokens: int, temperature: float) -> None:
-    """Runs transformers' chat client of a server on this machine until the person leaves it."""
+    """Runs transformers' chat client of a server on this machine until the user leaves it."""
     flags = [f"max_new_tokens={max_new_tokens}", *([f"temperature={temperature}"] if temperature else [])]
     settings = ["--generation-config", str(folder / "generation_config.json")]
     command = [sys.executable, "-c", CHAT_CLIENT, "chat", name, f"http://127.0.0.1:{port}/v1", *flags, *settings]

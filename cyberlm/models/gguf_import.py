@@ -1,4 +1,4 @@
-"""GGUF files from outside: checked before they are believed, and made transformers folders once.
+"""GGUF files from outside: checked, then converted to transformers folders once.
 
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. What transformers' reader allocates is in proportion
 to the file; what a model allocates is in proportion to sizes that the file only claims.

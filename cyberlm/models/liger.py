@@ -34,7 +34,7 @@ def choose_kernels(causal: PreTrainedModel, *, liger: bool) -> None:
         )
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as KNOWN
 
-    if causal.config.model_type not in KNOWN:  # transformers would leave it as it is without a word
+    if causal.config.model_type not in KNOWN:  # transformers would change nothing and say nothing
         what = f"model.use_liger_kernel=true with a model of type {causal.config.model_type}"
         problem = Problem(what, ", ".join(sorted(KNOWN)), "model.use_liger_kernel=false")
         raise ModelError("Liger has no kernels for this model.", [problem])

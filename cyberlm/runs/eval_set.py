@@ -42,8 +42,8 @@ def build_eval_set(
     """
     own_data = "data" in given or not trained
     if trained:
-        _refuse_different(trained, "prompt", lambda its: {**vars(its.prompt), "name": None})
-        _refuse_different(trained, "task", lambda its: its.task)
+        _refuse_different(trained, "prompt", lambda run_config: {**vars(run_config.prompt), "name": None})
+        _refuse_different(trained, "task", lambda run_config: run_config.task)
         first = next(iter(trained.values()))
         if "metrics" not in given and config.task.get("_target_") != first.task.get("_target_"):
             config = replace(config, metrics=first.metrics)
@@ -55,8 +55,8 @@ def build_eval_set(
         last = {file.questions[0].source: file for file in _sources(config)}  # of each source the test file, if any
         sources = tuple(last.values())
         questions = test_questions(config.data, [item for file in sources for item in file.questions])
-    for run, its in trained.items():
-        refuse_contaminated(questions, seen_by({run: its}), str(run))
+    for run, run_config in trained.items():
+        refuse_contaminated(questions, seen_by({run: run_config}), str(run))
     eval_set = EvalSet(config, questions, seen=seen_by(trained))
     check_metrics(eval_set)
     return eval_set, sources

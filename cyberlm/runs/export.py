@@ -1,4 +1,4 @@
-"""An export, from top to bottom: made in a folder of its own, asked the run's questions, and only then put in place."""
+"""An export, from top to bottom: made in a temporary folder, checked on the run's questions, then renamed."""
 
 import shutil
 import tempfile

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> float:
-    """Runs one job of a sweep in its own process; a job that is there already, and has not finished, is resumed.
+    """Runs one job of a sweep in its own process; one that has not finished is resumed.
 
     Where its launcher starts a job as several processes (`hydra.launcher.nodes`, `tasks_per_node`), the children of
     these are one world, whose first process reports for the job.
@@ -69,7 +69,7 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
         return WORST_OBJECTIVE
     monitor = OmegaConf.select(composed, "trainer.monitor")
     if (before := read_status(folder)) is not None:
-        if recorded_overrides(folder) not in (None, overrides):  # another job's folder: its name is not enough
+        if recorded_overrides(folder) not in (None, overrides):  # another job's folder of the same name
             refuse_results(folder, ("status.json",), "hydra.sweep.subdir")
         if before.state == "finished":
             return _maximised(before.objective, monitor)

@@ -46,7 +46,7 @@ NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACC
 
 
 def prepare_process() -> None:
-    """Gives a command what it needs of its process, whoever started it: lasting output, a home, quiet libraries."""
+    """Prepares the process of a command: output that outlives its terminal, a home folder, quiet libraries."""
     keep_output()
     ensure_home()
     redact_output()
@@ -88,7 +88,7 @@ def _compose_and_run(command: str, schema: type[Config], run: Callable[[Config, 
     register_schemas()
     register_resolvers()
     full_error = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: the screen is ours
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing: this module prints the screen
     composing = True
 
     def job(composed: DictConfig) -> float | None:
@@ -134,16 +134,16 @@ def _explain_in_run(error: Exception, folder: Path) -> UserError | None:
 def _one_screen(
     explain: Callable[[Exception], UserError | None], command: str = "", folder: Path | None = None
 ) -> Iterator[None]:
-    """Ends the process with one screen where somebody at the keyboard has stopped it, or can put right what went wrong.
+    """Ends the process with one screen where the user has stopped it, or can fix what went wrong.
 
     Args:
-        explain: The user's error that another one is; null for a defect, which keeps its traceback.
+        explain: Makes a `UserError` of another error; None for a defect, which keeps its traceback.
         command: Of the run in `folder`; both empty for a sweep.
     """
     try:
         yield
     except signals.Stopped as stop:
-        print(f"\nStopped by {stop.signum.name}. {_how_to_go_on(command, folder)}\n", file=sys.stderr)
+        print(f"\nStopped by {stop.signum.name}. {_resume_hint(command, folder)}\n", file=sys.stderr)
         raise SystemExit(signals.EXIT_STOPPED) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
@@ -154,7 +154,7 @@ def _one_screen(
         raise SystemExit(print_error(shown)) from None
 
 
-def _how_to_go_on(command: str, folder: Path | None) -> str:
+def _resume_hint(command: str, folder: Path | None) -> str:
     """Advice after a signal has ended a run in its folder, or a sweep."""
     if folder is None and any(item.startswith("study=") for item in sys.argv):
         return f"To resume, type:\n{signals.train_command(sys.argv[1:])}"

@@ -60,9 +60,9 @@ def show_leaderboard(folder: Path) -> list[dict[str, str]]:
         writer.writeheader()
         writer.writerows(rows)
     own = [key for key in rows[0] if key not in (*FIRST, *LAST) and not key.startswith(TEST)]
-    alike = {key for key in own if len(rows) > 1 and len({row[key] for row in rows}) == 1}  # leaderboard.csv has them
-    shown = [{key: text for key, text in row.items() if key not in alike} for row in rows]
-    swept = [key for key in own if key not in alike and len(rows) > 1]
+    constant = {key for key in own if len(rows) > 1 and len({row[key] for row in rows}) == 1}  # in leaderboard.csv
+    shown = [{key: text for key, text in row.items() if key not in constant} for row in rows]
+    swept = [key for key in own if key not in constant and len(rows) > 1]
     write_sweep_page(folder, shown, swept, _ranked_by(rows))
     print_leaderboard(shown)
     return rows

@@ -1,4 +1,4 @@
-"""Memory of a run: `plan=true`, the estimate before each run, and the screen of a run that ran out."""
+"""Memory of a run: `plan=true`, the estimate before each run, and the screen of a run that is out of memory."""
 
 import contextlib
 import functools
@@ -45,7 +45,7 @@ from cyberlm.training.optim import check_optimizer
 
 GIB = 2**30
 ASSUMED_OPTIONS = 4
-"""Of a question, where the questions are not at hand."""
+"""Options of a question, where the questions are out of reach."""
 SHARE_ADVISED = 0.8
 """Of a host's memory, that advised overrides may take: a host's peak is estimated to within 25%."""
 TOO_LARGE = "The run takes more memory than there is:"

@@ -27,7 +27,7 @@ Each of runs=[...] is one of
     a base model, by the name of its option      {options}"""
 
 GENERIC_NAMES = re.compile(r"adapter|model|\d+")
-"""Folder names that say too little without the folder above."""
+"""Folder names that need the name of the folder above."""
 
 TIME_OF_RUN = re.compile(r"^\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_")
 

@@ -34,7 +34,7 @@ FOLDER_OVERRIDES = (
     "group=",
     "trainer.resume=",
 )
-"""Overrides that a run which is repeated does without."""
+"""Overrides that a repeated run does not need."""
 
 
 def write_run_page(folder: Path, results: Results, eval_set: EvalSet, models: Mapping[str, Predictions]) -> None:
@@ -69,7 +69,7 @@ def write_sweep_page(
 
 @contextlib.contextmanager
 def _report_failure(folder: Path, again: str) -> Iterator[None]:
-    """Says that a page could not be written, whatever the reason: the results are in their own files."""
+    """Prints that a page could not be written, whatever the reason: the results are in their own files."""
     if not writable(user_cache_path("matplotlib")):  # where it keeps its list of fonts
         os.environ.setdefault("MPLCONFIGDIR", str(cache_folder() / "matplotlib"))
     try:
@@ -81,7 +81,7 @@ def _report_failure(folder: Path, again: str) -> Iterator[None]:
 
 
 def command_of(folder: Path, results: Results) -> str:
-    """The command that makes a run again, as it was first typed."""
+    """The command that repeats a run, as first typed."""
     typed = shlex.split(results.provenance.get("command", ""))
     script = f"{results.kind}.py"
     start = f"python {script}" if typed[:1] == [script] else f"python -m cyberlm {results.kind}"
@@ -94,7 +94,7 @@ def command_of(folder: Path, results: Results) -> str:
 
 
 def _sweep_command(folder: Path) -> str:
-    """The command that makes a sweep again, as far as Hydra has kept it."""
+    """The command that repeats a sweep, as far as Hydra has recorded it."""
     record = folder / "multirun.yaml"
     kept = yaml.safe_load(record.read_text("utf-8")) if record.is_file() else None
     if not kept:

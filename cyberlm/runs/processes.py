@@ -83,7 +83,7 @@ def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
 
 
 def follow() -> None:
-    """Works with rank 0 until it has nothing more, as a higher rank; of several that fail, one says why."""
+    """Work of a higher rank: what rank 0 calls; of several ranks that fail, one shows why."""
     console.quiet = True
     logging.disable(logging.WARNING)  # rank 0 says the same
     try:
@@ -100,11 +100,11 @@ def follow() -> None:
             else:
                 traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # a group that has lost a process cannot be taken down in order
+        os._exit(1)  # a group that has lost a process cannot be destroyed
 
 
 def _end_at_once() -> None:
-    """Ends this process before Python takes itself down, which a thread of gloo may not live to see.
+    """Ends this process without Python's finalisation, in which a thread of gloo may crash.
 
     Threads of gloo outlive a group that shards were made in. One that lets go of the last message then needs Python's
     lock, and is ended without it: the whole process aborts (SIGABRT).

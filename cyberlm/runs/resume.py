@@ -167,9 +167,9 @@ def write_or_check_provenance(folder: Path, config: TrainConfig, provenance: Map
 
 def _changed_settings(folder: Path, now: Mapping[str, str], written: Set[str]) -> list[Problem]:
     """Each key of config.yaml that is not as the newest checkpoint has it."""
-    from cyberlm.training.checkpointing import CHECKPOINTS, ORIGIN, newest_whole, read_checkpoint  # here: torch
+    from cyberlm.training.checkpointing import CHECKPOINTS, ORIGIN, newest_intact, read_checkpoint  # here: torch
 
-    checkpoint = newest_whole(folder / CHECKPOINTS)
+    checkpoint = newest_intact(folder / CHECKPOINTS)
     if checkpoint is None:
         return [Problem("config.yaml was changed, and there is no checkpoint that says where")]
     then = read_checkpoint(checkpoint)[ORIGIN]["settings"]

@@ -55,6 +55,6 @@ def _own_temporary() -> Path:
     folder = Path(tempfile.gettempdir()) / f"cyberlm-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():  # somebody else was there first
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():  # another user made it
         return Path(tempfile.mkdtemp(prefix="cyberlm-"))
     return folder

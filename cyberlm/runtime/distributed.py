@@ -34,7 +34,7 @@ PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process is sent when its parent ends."""
 
 _busy = False
-"""The other processes work on what rank 0 has handed out, or rank 0 has let them go."""
+"""The other processes run the calls of rank 0, or rank 0 has released them."""
 
 
 def world_size() -> int:
@@ -55,13 +55,13 @@ def local_rank() -> int:
 
 
 def join(world: World) -> None:
-    """Joins the group of all processes: gloo on a CPU, NCCL for what lies on a GPU.
+    """Joins the group of all processes: gloo for tensors on a CPU, NCCL for those on a GPU.
 
     Under Ray Train the group is there already. A process of torch's elastic agent ends with the agent, which, killed,
     could not end it any more. Each node's agent counts its own restarts, of which all have to know.
 
     Raises:
-        RunError: If they do not meet.
+        RunError: If they cannot connect.
     """
     os.environ["LOCAL_RANK"] = str(world.local_rank)
     if "TORCHELASTIC_RUN_ID" in os.environ and os.uname().sysname == "Linux":
@@ -76,8 +76,8 @@ def join(world: World) -> None:
         except (dist.DistError, RuntimeError) as error:
             where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}" if "env" in world.init_method else ""
             problem = Problem(f"rank {world.rank} at {where or world.init_method}: {str(error).splitlines()[0]}")
-            hint = "MASTER_ADDR and MASTER_PORT name the place: an address and a port of rank 0's node, open to all."
-            raise RunError(f"The {world.size} processes of this run have not met:", [problem], hint) from error
+            hint = "MASTER_ADDR and MASTER_PORT must be an address and a port of rank 0's node that all nodes reach."
+            raise RunError(f"The {world.size} processes of this run could not connect:", [problem], hint) from error
         dist.distributed_c10d._set_pg_timeout(WORK_TIMEOUT)
     if RESTARTS in os.environ:
         os.environ[RESTARTS] = max(all_gather(os.environ[RESTARTS]), key=int)
@@ -90,26 +90,26 @@ def fresh_store(store: dist.Store, rank: int, size: int) -> dist.Store:
     and know of no number of the start that all nodes share. So rank 0 makes one up. It answers the request of each
     other rank with it, until that confirms: that of a process that has ended is answered, too, but never confirmed.
     """
-    mine = uuid.uuid4().hex
+    own = uuid.uuid4().hex
     if rank:
-        store.set(f"request/{rank}", mine)
-        start = store.get(mine).decode()
+        store.set(f"request/{rank}", own)
+        start = store.get(own).decode()
         store.set(f"{start}/{rank}", "")
         return dist.PrefixStore(start, store)
     missing, until = list(range(1, size)), time.monotonic() + JOIN_TIMEOUT.total_seconds()
     while missing:
         for other in missing:
-            store.set(store.get(f"request/{other}").decode(), mine)
+            store.set(store.get(f"request/{other}").decode(), own)
         time.sleep(0.01)
-        missing = [other for other in missing if not store.check([f"{mine}/{other}"])]
+        missing = [other for other in missing if not store.check([f"{own}/{other}"])]
         if missing and time.monotonic() > until:
             raise dist.DistStoreError(f"waiting for ranks {missing}")
-    return dist.PrefixStore(mine, store)
+    return dist.PrefixStore(own, store)
 
 
 @contextlib.contextmanager
 def joined(world: World) -> Iterator[None]:
-    """Within it, this process is one of a world. Rank 0 lets the others go at its end, or if it fails before they work.
+    """Within it, this process is one of a world. Rank 0 releases the others at its end, or if it fails before that.
 
     Those that work when rank 0 fails notice that its connection closes.
     """
@@ -145,7 +145,7 @@ def call_on_other_ranks(function: Callable[..., object], *arguments: object) -> 
 
 
 def release() -> None:
-    """Lets the other processes go: from here on rank 0 is alone."""
+    """Releases the other processes: from here on rank 0 is alone."""
     global _busy
     if world_size() > 1:
         broadcast(None)
@@ -154,7 +154,7 @@ def release() -> None:
 
 
 def follow() -> None:
-    """Calls what rank 0 hands out, one thing after the other, until it has nothing more."""
+    """Runs the calls that rank 0 sends, until it sends no more."""
     while (order := broadcast(None)) is not None:
         function, arguments = order
         function(*arguments)
@@ -187,11 +187,11 @@ def rows_of_rank(count: int) -> range:
     return range(rank(), count, world_size())
 
 
-def gather_rows(mine: Sequence[Item], count: int) -> list[Item]:
+def gather_rows(own: Sequence[Item], count: int) -> list[Item]:
     """Results of all processes, each of its `rows_of_rank` of `count` rows, in the order of the rows."""
     if world_size() == 1:
-        return list(mine)
-    parts = all_gather(list(mine))
+        return list(own)
+    parts = all_gather(list(own))
     return [parts[row % world_size()][row // world_size()] for row in range(count)]
 
 
@@ -205,7 +205,7 @@ def all_gather(value: Item) -> list[Item]:
 
 
 def broadcast(value: Item) -> Item:
-    """Rank 0's value; what the others give is left aside."""
+    """Rank 0's value."""
     values = [value]
     if world_size() > 1:
         dist.broadcast_object_list(values)

@@ -1,4 +1,4 @@
-"""Errors that a user can put right. Each is shown as one screen, without a traceback, and ends with exit code 1."""
+"""Errors that a user can fix. Each is shown as one screen, without a traceback, and ends with exit code 1."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ class Problem:
 
 
 class UserError(Exception):
-    """Base of every error that the person at the keyboard can put right.
+    """Base of every error that the user can fix.
 
     Args:
         problems: Every problem found, not only the first.
@@ -57,11 +57,11 @@ class DataError(UserError):
 
 
 class ModelError(UserError):
-    """A model or adapter cannot be had, or does not fit what is asked of it."""
+    """A model or adapter cannot be loaded, or does not fit its use."""
 
 
 class RunError(UserError):
-    """A run folder is missing, unfinished, or does not fit what is asked of it."""
+    """A run folder is missing, unfinished, or does not fit its use."""
 
 
 class OutOfMemory(UserError):

@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, JSON read with errors that name the file, and hashes of files."""
+"""Atomic writes of files and folders, JSON read with errors that name the file, and hashes of files."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ from cyberlm.runtime.errors import Problem, RunError
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file of indented JSON, whole or not at all; keys keep their order.
+    """Writes a file of indented JSON atomically; keys keep their order.
 
     Raises:
         RunError: If a number is infinite or not a number: JSON has no such thing.
@@ -31,7 +31,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes beside the file, then renames: a reader, a crash or a power cut never leaves half a file."""
+    """Writes a temporary file, then renames it: a reader, a crash or a power cut never finds half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -51,10 +51,10 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path, *, existing: Literal["refuse", "keep", "replace"] = "refuse") -> Iterator[Path]:
-    """A temporary folder beside `path`, which becomes `path` if nothing fails, and vanishes otherwise.
+    """A temporary folder beside `path`, which becomes `path` if nothing fails, and is deleted otherwise.
 
     Args:
-        existing: Done with a folder that is at `path` once the new one is whole; one that is kept is taken for equal.
+        existing: What happens to a folder at `path` once the new one is complete; one that is kept is taken for equal.
 
     Raises:
         OSError: If that folder is to be replaced and cannot be moved.

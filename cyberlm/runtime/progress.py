@@ -89,7 +89,7 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def say(content: str | Text | Table = "", *, wrap: bool = False) -> None:
-    """Prints what a person reads, as it is: brackets and colons in it are never read as rich's markup or emoji.
+    """Prints a text as it is: brackets and colons in it are not rich's markup or emoji.
 
     Args:
         wrap: Breaks lines at the terminal's width; a path stays in one piece without.
@@ -109,7 +109,7 @@ def rendered(table: Table) -> str:
 
 @functools.cache
 def say_once(line: str) -> None:
-    """Prints a line, the first time that this process has it to say."""
+    """Prints a line, once in this process."""
     say(line)
 
 
@@ -159,6 +159,6 @@ def track(label: str, total: int, unit: str) -> Iterator[Advance]:
 
 def clock(seconds: float) -> str:
     """`83.4` -> `1:23`; `4000` -> `1:06:40`."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

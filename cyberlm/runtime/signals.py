@@ -113,7 +113,7 @@ def defer() -> None:
 
 
 def stop_deferring() -> None:
-    """A signal raises `Stopped` at once again; so does one that has been noted and not yet handled."""
+    """Signals raise `Stopped` at once again, one that has been noted included."""
     if _requests is not None and _requests.deferred:
         _requests.deferred = False
         if _requests.first is not None:

@@ -1,4 +1,4 @@
-"""Records to JSON and back by pydantic; what it refuses, in words that name the place and the value."""
+"""Records to JSON and back by pydantic; its errors as sentences that name the field and the value."""
 
 import functools
 import json
@@ -97,7 +97,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def from_json(kind: type[Record], value: Any, where: str, hint: str = "") -> Record:
-    """Make a dataclass of JSON values. A float may be whole; nothing else is converted.
+    """Makes a dataclass of JSON values. An integer is a float, too; nothing else is converted.
 
     Raises:
         RunError: If fields are unknown, missing or mistyped; with all of these, and `hint`.

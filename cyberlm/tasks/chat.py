@@ -57,17 +57,17 @@ def _messages(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "user", "\n\n".join(filter(None, (_text(row, "instruction"), _text(row, "input", optional=True))))
         yield "assistant", _text(row, "output")
         return
-    speaker, said = ("role", "content") if shapes == ["messages"] else ("from", "value")
+    role_key, text_key = ("role", "content") if shapes == ["messages"] else ("from", "value")
     messages = row[shapes[0]]
     if not isinstance(messages, list) or not all(isinstance(item, Mapping) for item in messages):
-        raise ValueError(f'{shapes[0]} is no list of {{"{speaker}": ..., "{said}": ...}}')
+        raise ValueError(f'{shapes[0]} is no list of {{"{role_key}": ..., "{text_key}": ...}}')
     for number, item in enumerate(messages, start=1):
-        role = item.get(speaker)
-        known = SHAREGPT.get(role) if speaker == "from" else role if role in ROLES else None
+        role = item.get(role_key)
+        known = SHAREGPT.get(role) if role_key == "from" else role if role in ROLES else None
         if known is None:
-            names = ROLES if speaker == "role" else SHAREGPT
-            raise ValueError(f"{speaker} of message {number} is {role!r}; allowed: {', '.join(names)}")
-        yield known, _text(item, said, f" of message {number}")
+            names = ROLES if role_key == "role" else SHAREGPT
+            raise ValueError(f"{role_key} of message {number} is {role!r}; allowed: {', '.join(names)}")
+        yield known, _text(item, text_key, f" of message {number}")
 
 
 def _text(row: Mapping[str, Any], name: str, place: str = "", *, optional: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read only where their checksums hold.
+"""Checkpoints: written atomically, and read only where their checksums hold.
 
 A checkpoint is what `torch.save` writes: a zip archive that has a CRC-32 of each tensor. `torch.load` opens it without
 cyberlm. That of a sharded model is a folder (`cyberlm.training.sharded_checkpoints`) with the SHA-256 of each file.
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of tensors and plain values, mapped into memory: only what is used of it is read.
 
-    Of a sharded one, `state_dict` and `optimizer_shapes` hold tensors on the meta device, with whole shapes.
+    Of a sharded one, `state_dict` and `optimizer_shapes` hold tensors on the meta device, with their full shapes.
     """
     file = path / STATE if path.is_dir() else path
     checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -105,10 +105,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def not_written(path: Path, error: OSError, size: int = 0) -> RunError:
-    """The screen for a checkpoint that could not be written: the room that is left, and what can be gone on from."""
+    """The screen for a checkpoint that could not be written: the free space, and the checkpoint to resume from."""
     free = shutil.disk_usage(next(folder for folder in path.parents if folder.exists())).free
     needed = f"{size:,} bytes needed, " if size else ""
-    good = newest_whole(path.parent)
+    good = newest_intact(path.parent)
     kept = f"The last good checkpoint stays: {good}." if good else "There is no earlier checkpoint."
     return RunError(
         f"A checkpoint could not be written: {error.strerror or error}.",
@@ -118,7 +118,7 @@ def not_written(path: Path, error: OSError, size: int = 0) -> RunError:
 
 
 def damage(path: Path) -> str:
-    """Reason why a checkpoint cannot be used; empty where it is whole. Reads all of the file."""
+    """Reason why a checkpoint cannot be used; empty where it is intact. Reads all of the file."""
     if path.is_dir():
         return _damaged_shard(path)
     try:
@@ -126,7 +126,7 @@ def damage(path: Path) -> str:
             part = archive.testzip()
         if part is None:
             read_checkpoint(path)["state_dict"]
-    except Exception as error:  # zipfile and torch raise what they meet: a dozen types
+    except Exception as error:  # zipfile and torch raise a dozen types
         first = (str(error).splitlines() or [""])[0].split(". ")[0]
         return f"it is not a whole checkpoint of tensors and plain values ({type(error).__name__}: {first})"
     return f"its bytes are not those that were written (checksum of {part})" if part else ""
@@ -149,12 +149,12 @@ def _by_step(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.ckpt"), key=lambda path: int(path.stem.removeprefix("step_")), reverse=True)
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_intact(folder: Path) -> Path | None:
     return next((file for file in _by_step(folder) if not damage(file)), None)
 
 
 def resume_point(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; a damaged one is set aside under another name, with a warning.
+    """The newest intact checkpoint; a damaged one is renamed, with a warning.
 
     Args:
         folder: Of the run. No other process may be writing there.
@@ -173,17 +173,17 @@ def resume_point(folder: Path) -> Path | None:
         if wrong := damage(file):
             file.replace(file.with_name(f"{file.name}.damaged"))
             log.warning("%s is damaged: %s. It is set aside as %s.damaged.", file, wrong, file.name)
-    whole = _by_step(checkpoints)
+    intact = _by_step(checkpoints)
     if not (checkpoints / BEST_NAME).exists():
-        usable = [file for file in whole if not _had_best(file)]
-        if len(usable) < len(whole):
+        usable = [file for file in intact if not _had_best(file)]
+        if len(usable) < len(intact):
             log.warning("The best weights so far are lost with best.ckpt: what came after them is trained again.")
-        whole = usable
-    return whole[0] if whole else None
+        intact = usable
+    return intact[0] if intact else None
 
 
 def _had_best(file: Path) -> bool:
-    """True where validation had already chosen weights, which lie in best.ckpt, when this checkpoint was written."""
+    """True where validation had already chosen weights (best.ckpt) when this checkpoint was written."""
     states = read_checkpoint(file)["callbacks"].items()
     (best,) = (state for name, state in states if name.startswith("BestWeights"))
     return bool(best.get("figures") or best.get("best_model_path"))  # the latter in older runs

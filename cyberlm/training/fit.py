@@ -192,7 +192,7 @@ def shares_prefix(
 
     Not with dropout, which each example draws for itself, nor with checkpointing, which allows no cache. Nor with
     FSDP2, whose processes must call the same layers equally often: batches need not share a beginning. Nor where the
-    longest example passes what the model's cache keeps whole, or where a GPU would save too little.
+    longest example is longer than the model's cache keeps, or where a GPU would save too little.
 
     Args:
         end: Tokens that close an answer.
@@ -265,7 +265,7 @@ def restore(module: FineTuningModule, file: Path) -> None:
 
 
 def _resume_point(config: TrainConfig, folder: Path, module: FineTuningModule) -> Path | None:
-    """The newest whole checkpoint of the run that is continued, after a look at whether it fits."""
+    """The newest intact checkpoint of the run that is continued, checked against the model."""
     if config.trainer.resume is None:
         return None
     file = resume_point(folder)

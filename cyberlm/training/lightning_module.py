@@ -67,7 +67,7 @@ class FineTuningModule(L.LightningModule):
         self.model.train()  # transformers loads in eval mode, and Lightning leaves it so: dropout would be off
 
     def on_train_end(self) -> None:
-        """Lets go of the optimizer and its states, which Lightning would otherwise copy to host memory."""
+        """Drops the optimizer and its states, which Lightning would otherwise copy to host memory."""
         self.trainer.optimizers = []
         self.trainer.strategy.lr_scheduler_configs = []
 
@@ -121,7 +121,7 @@ class FineTuningModule(L.LightningModule):
 
     @functools.cached_property
     def _trained(self) -> list[nn.Parameter]:
-        """Looked for once: a search through the layers of an 8B model takes as long as several of them compute."""
+        """Cached: a search through the layers of an 8B model takes as long as several of them compute."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def gradient_norm(self) -> Tensor:

@@ -36,7 +36,7 @@ CALLED_BY_LIGHTNING = ("log_metrics", "log_hyperparams", "log_graph", "save", "a
 
 
 def open_failsafe(logger: Logger) -> Logger:
-    """Opens a logger and returns it; from here on its failures, whoever calls it, end nothing."""
+    """Opens a logger and returns it; its failures end no run."""
     getattr(logger, "experiment", None)
     for name in CALLED_BY_LIGHTNING:
         setattr(logger, name, functools.partial(call_failsafe, logger, getattr(logger, name)))
@@ -72,7 +72,7 @@ def wandb_logger(save_dir: str, project: str, group: str | None = None, entity: 
     for variable, place in {"DATA": Path(wandb.env.get_data_dir()), "CACHE": wandb.env.get_cache_dir()}.items():
         if not writable(place):
             os.environ[f"WANDB_{variable}_DIR"] = str(Path(save_dir, "wandb").absolute())
-    mode = wandb.setup(wandb.Settings(silent=True)).settings.mode  # silent: its advice would break up the screen
+    mode = wandb.setup(wandb.Settings(silent=True)).settings.mode  # silent: without its advice
     if wandb.run is not None:  # left by a run before this one in the same process
         wandb.finish()
     settings: dict[str, Any] = {
@@ -169,7 +169,7 @@ class MetricsFile(Logger):
         self.last: dict[str, Any] = {}
 
     def keep(self, rows: int) -> None:
-        """Goes on after the first `rows` rows; what a killed process has written after them is taken out."""
+        """Appends after the first `rows` rows; what a killed process has written after them is removed."""
         if distributed.rank():
             return
         kept = [{name: value for name, value in row.items() if value} for row in self._read()[:rows]]
@@ -200,7 +200,7 @@ class MetricsFile(Logger):
         """config.yaml holds them."""
 
     def sync(self) -> None:
-        """Returns once the rows would last through a power cut."""
+        """Returns once the rows are on disk."""
         if self.file.is_file():
             with self.file.open("rb") as stream:
                 os.fsync(stream.fileno())

@@ -1,4 +1,4 @@
-"""Checkpoints of a sharded model: folders to which each process writes its shards of what trains, sealed by hashes.
+"""Checkpoints of a sharded model: folders to which each process writes its shards of what trains, with SHA-256 hashes.
 
 The shards are safetensors files as torch.distributed.checkpoint writes them, and any number of processes reads them.
 """
@@ -30,7 +30,7 @@ class ShardedStrategy(ModelParallelStrategy):
     """Lightning's FSDP2, with these checkpoints. Every method is called by all processes."""
 
     def model_to_device(self) -> None:
-        """Moves the metrics alone: the model lies where it was loaded to, which may be host memory."""
+        """Moves the metrics alone: the model stays where it was loaded, which may be host memory."""
         assert self.lightning_module is not None
         for name, part in self.lightning_module.named_children():
             if name != "model":
@@ -52,7 +52,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return {"state": state, "param_groups": groups}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
-        """Writes a folder, whole or not at all.
+        """Writes a folder atomically.
 
         Raises:
             RunError: If a process cannot write, a full disk included.

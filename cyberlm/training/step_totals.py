@@ -1,4 +1,4 @@
-"""Numbers of an optimizer step: what all its micro-batches in all processes add up to."""
+"""Sums over an optimizer step's micro-batches, of all processes."""
 
 import math
 

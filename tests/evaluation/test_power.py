@@ -36,11 +36,11 @@ def test_margins_of_one_seed_with_eight_in_a_hundred_discordant() -> None:
 
 def test_error_and_needed_questions_of_five_seeds() -> None:
     # (0.08 - 0.05 + 0.05/5)/2000 + 2 (0.004²)/5 = 2e-5 + 6.4e-6
-    error, freedom = planned_error(2000, 5, SMALL)
+    error, df = planned_error(2000, 5, SMALL)
     assert error**2 == pytest.approx(2.64e-5)
     of_seeds = 0.004**2 / 5 + 0.025 / 2000 / 5
     spread = 2 * of_seeds**2 / 4
-    assert freedom == pytest.approx((2.64e-5**2 + 2 * spread) / (2e-5**2 / 320 + spread * 6 / 4))
+    assert df == pytest.approx((2.64e-5**2 + 2 * spread) / (2e-5**2 / 320 + spread * 6 / 4))
     # the fewest questions
     questions = needed_questions(0.02, 5, SMALL)
     assert supported_margin(questions, 5, SMALL) <= 0.02 < supported_margin(questions - 1, 5, SMALL)

@@ -28,7 +28,7 @@ def test_estimate_of_a_layout_worked_by_hand() -> None:
     # questions' means, 2 (1/2)^4 + 2 (1/6)^4 = 41/324, give kurtosis 4 (41/324) / (5/9)^2 = 1.64: f_q = 3.
     found = estimate([LAYOUT], [1.0])
     assert (found.value, found.error**2) == pytest.approx((1 / 2, 1 / 18))
-    assert found.freedom == pytest.approx((1 / 18) ** 2 / ((5 / 108) ** 2 / 3 + (1 / 48) ** 2 / 2))
+    assert found.df == pytest.approx((1 / 18) ** 2 / ((5 / 108) ** 2 / 3 + (1 / 48) ** 2 / 2))
     low, high = found.interval()
     assert (found.p_not(low), found.p_not(high)) == pytest.approx((0.05, 0.05))
     assert (found.p_above(low), found.p_below(high)) == pytest.approx((0.025, 0.025))
@@ -41,7 +41,7 @@ def test_clusters_of_copies_count_once_and_nothing_that_changed_is_not_certainty
     numbers = np.random.default_rng(0).permutation(np.repeat(np.arange(40), 2))
     once = estimate([rows, others], [-1.0, 1.0])
     found = estimate([rows[:, numbers], others[:, numbers]], [-1.0, 1.0], numbers)
-    assert (found.value, found.error, found.freedom) == pytest.approx((once.value, once.error, once.freedom))
+    assert (found.value, found.error, found.df) == pytest.approx((once.value, once.error, once.df))
     # nothing that changed is not certainty
     rows = drawn(1, 300)
     found = estimate([rows, rows], [-1.0, 1.0])
@@ -64,7 +64,7 @@ def test_seeds_that_differ_far_more_than_questions_leave_their_degrees_of_freedo
     """A t-test of the seeds' means, where each seed shifts every question alike."""
     shift = np.array([[0.1], [0.2], [0.6]])
     found = estimate([np.broadcast_to(shift, (3, 5000))], [1.0])
-    assert found.freedom == pytest.approx(2, rel=1e-3)
+    assert found.df == pytest.approx(2, rel=1e-3)
     assert found.error == pytest.approx(float(shift.std(ddof=1)) / 3**0.5, rel=1e-3)
 
 

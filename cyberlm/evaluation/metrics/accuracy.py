@@ -13,7 +13,7 @@ from cyberlm.evaluation.statistics import BoolArray, effective_questions
 
 
 def accuracy(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
-    """Accuracy by likelihood and by generation, and the questions in which either says less than it seems to.
+    """Accuracy by likelihood and by generation, and the questions on which either is less reliable.
 
     Raises:
         RunError: If there are no predictions, or only some of them hold a generated answer.

@@ -159,7 +159,7 @@ def _option_features(questions: Sequence[Example]) -> csr_array:
 def skill_limits(
     correct: Sequence[bool], found: Sequence[Baseline], clusters: Clusters = None
 ) -> tuple[float, float] | None:
-    """95% interval of the skill above the highest of several baselines, whichever that is in truth.
+    """95% interval of the skill above the highest of several baselines, whichever that truly is.
 
     Skill above the truly highest is the lowest of all skills: no lower than the lowest of their lower limits (at 97.5%
     each), among which is that of the highest baseline; no higher than any of their upper limits, which therefore share

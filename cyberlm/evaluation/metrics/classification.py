@@ -8,6 +8,7 @@ right somewhere in the test set; a class that never is, and is answered, counts 
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from operator import eq
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -38,21 +39,22 @@ def classes(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         label = f"macro-F1, {LABELS[suffix]}"
         yield Metric(f"macro_f1{suffix}", *macro_f1(gold, given, context.clusters), n=n, label=label, format_spec=".3f")
         if suffix == "_last_line":
-            correct = [mine == its for mine, its in zip(given, gold, strict=True)]
+            correct = list(map(eq, given, gold))
             yield share_metric("accuracy_last_line", correct, context.clusters, label=f"accuracy, {LABELS[suffix]}")
     if not answers:
         return
     main = next(iter(answers.values()))
-    recalls = {name: [mine == name for mine, its in zip(main, gold, strict=True) if its == name] for name in set(gold)}
+    pairs = list(zip(main, gold, strict=True))
+    recalls = {name: [answer == name for answer, truth in pairs if truth == name] for name in set(gold)}
     lowest = min(sorted(recalls), key=lambda name: np.mean(recalls[name]))
     note = f"Recall is lowest for {lowest}: {sum(recalls[lowest])} of {len(recalls[lowest])}, of {len(recalls)} classes"
     yield share_metric("lowest_recall", recalls[lowest], note=note, label="lowest recall", place="evidence")
     for name in sorted(recalls):
         yield share_metric(f"recall_{name}", recalls[name], place="detail")
-    confused = Counter((its, mine) for mine, its in zip(main, gold, strict=True) if mine != its)
-    for (its, mine), count in confused.most_common(MAX_CONFUSIONS):
-        hits = np.arange(len(recalls[its])) < count
-        yield share_metric(f"confusion_{its}_as_{mine}", hits, place="detail")
+    confused = Counter((truth, answer) for answer, truth in pairs if answer != truth)
+    for (truth, answer), count in confused.most_common(MAX_CONFUSIONS):
+        hits = np.arange(len(recalls[truth])) < count
+        yield share_metric(f"confusion_{truth}_as_{answer}", hits, place="detail")
 
 
 def _answers(predictions: Predictions, context: EvalSet) -> dict[str, list[str]]:
@@ -94,12 +96,12 @@ def macro_f1(gold: Sequence[str], given: Sequence[str], clusters: Clusters = Non
 def _f1(truth: IntArray, answer: IntArray, weights: FloatArray | IntArray) -> float:
     size = int(truth.max()) + 2  # the last for answers that are no class
     hit = truth == answer
-    asked, said, right_ = (
+    true_counts, answer_counts, hits = (
         np.bincount(numbers, some, minlength=size)[:-1]
         for numbers, some in ((truth, weights), (answer, weights), (truth[hit], weights[hit]))
     )
-    there = asked > 0
-    return float((2 * right_[there] / (asked + said)[there]).mean())
+    there = true_counts > 0
+    return float((2 * hits[there] / (true_counts + answer_counts)[there]).mean())
 
 
 def floors(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
@@ -129,8 +131,7 @@ def class_baselines(context: EvalSet) -> tuple[tuple[Baseline, list[str]], ...]:
         given = tfidf_svm(train, test, [question.answer for question in seen])
         answers.append(("tfidf_svm", given, f"TF-IDF and a linear SVM, fitted on {len(seen)} questions"))
     return tuple(
-        (Baseline(name, tuple(float(mine == its) for mine, its in zip(given, gold, strict=True)), note), given)
-        for name, given, note in answers
+        (Baseline(name, tuple(map(float, map(eq, given, gold))), note), given) for name, given, note in answers
     )
 
 

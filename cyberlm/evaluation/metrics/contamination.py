@@ -27,7 +27,7 @@ CHECKS = {
     "ngram": "13 consecutive words of question and options shared",
 }
 JACCARD = 0.8
-"""Least share of two questions' words that is called alike: `data.near_duplicate_jaccard` unless that was changed."""
+"""Least Jaccard index of two questions' words: the default of `data.near_duplicate_jaccard`."""
 NGRAM = 13
 """Words (Brown et al. 2020, "Language Models are Few-Shot Learners", arXiv:2005.14165, appendix C)."""
 COMMON_NGRAM = 10
@@ -41,7 +41,7 @@ Matches = dict[int, list[int]]
 
 
 def contamination(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
-    """Test questions that each check found among the seen ones, and accuracy apart on these and on the others.
+    """Test questions that each check found among the seen ones, and accuracy on these and on the others.
 
     Flagged questions may be easier or harder than the others even for a model that never saw them: compare the
     difference with the base model's.
@@ -77,10 +77,10 @@ def _matches(context: EvalSet) -> dict[str, Matches]:
 def find_contamination(test: Sequence[Example], train: Sequence[Example]) -> dict[str, Matches]:
     """Compares every test question with every question that a model has seen, by each of `CHECKS`."""
     sets = number_words(words_of(question.question) for question in chain(test, train))
-    alike: Matches = {}
+    similar: Matches = {}
     for i, j in similar_pairs_between(sets, len(test), JACCARD):
-        alike.setdefault(i, []).append(j)
-    return {**_same_text(test, train), "jaccard": alike, "ngram": _share_ngram(test, train)}
+        similar.setdefault(i, []).append(j)
+    return {**_same_text(test, train), "jaccard": similar, "ngram": _share_ngram(test, train)}
 
 
 def refuse_contaminated(test: Sequence[Example], train: Sequence[Example], run: str) -> None:
@@ -89,7 +89,7 @@ def refuse_contaminated(test: Sequence[Example], train: Sequence[Example], run: 
     Questions that are only nearly the same (`jaccard`, `ngram`) are not refused: the metrics count them.
 
     Raises:
-        RunError: If the text of a test question is that of a training question, case and punctuation apart.
+        RunError: If the text of a test question is that of a training question but for case and punctuation.
     """
     twins: dict[str, tuple[str, str]] = {}
     for check, matches in _same_text(test, train).items():
@@ -147,7 +147,7 @@ def _share_ngram(test: Sequence[Example], train: Sequence[Example]) -> Matches:
 
 
 def _all_words(question: Example) -> Words:
-    """Words of a question and its options; more options than letters are classes, which all questions have alike."""
+    """Words of a question and its options; more options than letters are classes, the same for all questions."""
     options = question.options if len(question.options) <= len(LETTERS) else ()
     return words_of(" ".join((question.question, *options)))
 

@@ -29,5 +29,5 @@ def cvss_score(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         kept = [value for value, holds in zip(given, held, strict=True) if holds]
         numbers = [number for number, holds in zip(clusters.tolist(), held, strict=True) if holds]
         yield mean_metric("deviation_of_vectors", kept, numbers, "deviation where a vector is given")
-    below = [mine - its for mine, its in zip(given, always, strict=True)]
+    below = [value - baseline for value, baseline in zip(given, always, strict=True)]
     yield mean_metric("deviation_above_floor", below, clusters, "  above that", "evidence")

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 
@@ -21,15 +22,19 @@ Labels = Sequence[frozenset[str]]
 def extraction(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     """Micro-F1, precision and recall of the completions' labels; micro-F1 of the most frequent labels."""
     right = [labels_of(question.answer) for question in context.questions]
-    most_frequent, note = frequent_labels([labels_of(question.answer) for question in context.seen] or right)
-    always, label = [most_frequent] * len(right), "micro-F1 of the most frequent"
+    train = [labels_of(question.answer) for question in context.seen] or right
+    counts = Counter(chain.from_iterable(train))
+    size = max(1, round(counts.total() / len(train)))  # as many labels as a text has on average
+    most = sorted(counts, key=lambda label: (-counts[label], label))[:size]
+    note = f"The most frequent labels of {len(train)} texts: {', '.join(most)}"
+    always, label = [frozenset(most)] * len(right), "micro-F1 of the most frequent"
     baseline = _metric("baseline_frequent_labels", always, right, context.clusters, label)
     yield replace(baseline, note=note, place="evidence")
     rows = predictions.test
     if any(row.generated is None for row in rows):
         return
     answers = zip(context.questions, rows, strict=True)
-    given = [labels_of(its.answer if row.parsed == 0 else str(row.parsed or "")) for its, row in answers]
+    given = [labels_of(question.answer if row.parsed == 0 else str(row.parsed or "")) for question, row in answers]
     yield _metric("micro_f1", given, right, context.clusters, "micro-F1")
     named, true, common = _counts(given, right).sum(axis=0).tolist()
     precision, recall = common / named if named else 0.0, common / true
@@ -38,17 +43,10 @@ def extraction(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         yield Metric(f"micro_{name}", value, n=len(rows), label=label, format_spec=".3f", place="evidence")
 
 
-def frequent_labels(train: Labels) -> tuple[frozenset[str], str]:
-    """As many of the most frequent labels as a text has on average, and a sentence on it."""
-    count = max(1, round(sum(map(len, train)) / len(train)))
-    counts = Counter(label for labels in train for label in labels)
-    most = sorted(counts, key=lambda label: (-counts[label], label))[:count]
-    return frozenset(most), f"The most frequent labels of {len(train)} texts: {', '.join(most)}"
-
-
 def _counts(given: Labels, right: Labels) -> np.ndarray:
     """Labels named, labels that are right, and those in common: (N, 3)."""
-    return np.array([[len(mine), len(its), len(mine & its)] for mine, its in zip(given, right, strict=True)])
+    pairs = zip(given, right, strict=True)
+    return np.array([[len(answer), len(truth), len(answer & truth)] for answer, truth in pairs])
 
 
 def micro_f1(given: Labels, right: Labels, clusters: Clusters = None) -> tuple[float, tuple[float, float]]:

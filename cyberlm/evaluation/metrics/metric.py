@@ -110,7 +110,7 @@ def mean_metric(
 
 
 def chance_metric(name: str, draws: FloatArray, n: int, label: str) -> Metric:
-    """Mean of draws of a figure by chance alone, with what lies below it 5 times and 95 times in 100."""
+    """Mean of draws of a figure under chance, with their 5% and 95% quantiles."""
     low, high = np.quantile(draws, 0.05), np.quantile(draws, 0.95)
     return Metric(name, float(draws.mean()), (float(low), float(high)), n, "", label, ".3f", "evidence")
 

@@ -7,6 +7,7 @@ a completion that is a set (strict); and from the last line of a completion (`la
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import eq
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.baselines import Baseline, above_baselines
@@ -23,12 +24,15 @@ def sets(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     right = [labels_of(question.answer) for question in context.questions]
     for suffix, given in _answers(predictions).items():
         if suffix != "_generation":
-            exact = [mine == its for mine, its in zip(given, right, strict=True)]
+            exact = list(map(eq, given, right))
             yield share_metric(f"accuracy{suffix}", exact, context.clusters, label=f"accuracy, {LABELS[suffix]}")
         yield from _overlap(suffix, LABELS[suffix], given, right, context)
     judged = [
-        [(odds > 0) == (letter in its) for letter, odds in zip(letters_of(question), row.option_log_odds, strict=True)]
-        for question, row, its in zip(context.questions, predictions.test, right, strict=True)
+        [
+            (odds > 0) == (letter in truth)
+            for letter, odds in zip(letters_of(question), row.option_log_odds, strict=True)
+        ]
+        for question, row, truth in zip(context.questions, predictions.test, right, strict=True)
         if row.option_log_odds
     ]
     if len(judged) == len(right):
@@ -49,7 +53,7 @@ def _answers(predictions: Predictions) -> dict[str, Labels]:
 
 
 def _overlap(suffix: str, label: str, given: Labels, right: Labels, context: EvalSet) -> Iterator[Metric]:
-    each = [jaccard(mine, its) for mine, its in zip(given, right, strict=True)]
+    each = [jaccard(answer, truth) for answer, truth in zip(given, right, strict=True)]
     yield mean_metric(f"jaccard{suffix}", each, context.clusters, label=f"Jaccard, {label}")
     value, limits = micro_f1(given, right, context.clusters)
     yield Metric(f"micro_f1{suffix}", value, limits, len(right), label=f"micro-F1, {label}", format_spec=".3f")
@@ -70,9 +74,8 @@ def floors(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         "all_options": ([frozenset(letters_of(question)) for question in context.questions], "always all options"),
         "frequent_set": ([labels_of(most)] * len(right), f"always {most}, which is right in {count} of {of} questions"),
     }
-    exact = {name: [mine == its for mine, its in zip(given, right, strict=True)] for name, (given, _) in found.items()}
-    mine = answers.get("_generation", answers.get("", []))
-    correct = [given == its for given, its in zip(mine, right, strict=True)]
+    exact = {name: list(map(eq, given, right)) for name, (given, _) in found.items()}
+    correct = list(map(eq, answers.get("_generation", answers.get("", [])), right))
     baselines = [Baseline(name, tuple(map(float, exact[name])), note) for name, (_, note) in found.items()]
     yield from above_baselines(baselines, correct, context.clusters)
     for name, (given, _) in found.items():

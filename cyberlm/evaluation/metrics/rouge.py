@@ -36,7 +36,7 @@ def rouge(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     for name, value in mean_rouge(generated, references).items():
         shown = Metric(name, value, n=n, note=note if name == "rouge2" else "", label=ROUGE[name])
         if free and value is not None:
-            each = [rouge_of(answer, its)[name] for answer, its in zip(generated, references, strict=True)]
+            each = [rouge_of(answer, reference)[name] for answer, reference in zip(generated, references, strict=True)]
             shown = replace(shown, interval=mean_metric(name, each, context.clusters, label=name).interval)
         yield shown
 

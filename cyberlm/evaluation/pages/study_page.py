@@ -58,7 +58,7 @@ def write_study_figures(study: Study, folder: Path) -> dict[str, str]:
 
 
 def study_figures(study: Study) -> dict[str, Figure]:
-    """Figures by name, in the order to be shown; those for which the study has nothing are left out."""
+    """Figures by name, in the order to be shown, without those that the study lacks."""
     found = {}
     if any(pair.outcome == study.outcome for pair in study.comparisons):
         found["differences"] = differences(study)

@@ -63,7 +63,7 @@ _MARKUP = (
 
 
 def spelled(text: str) -> str:
-    """The text with one spelling of what looks alike, and nothing that cannot be seen."""
+    """The text with one character for those that look the same, and no invisible ones."""
     text = unicodedata.normalize("NFKC", text.replace("\r\n", "\n")).translate(_SAME)
     kept = ((char, unicodedata.category(char)) for char in text)
     return "".join(

@@ -86,10 +86,10 @@ class CostMeter(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         figures = validation_figures(trainer)
-        said = self.validated = f"NLL {figures['nll']:.3f}"
+        text = self.validated = f"NLL {figures['nll']:.3f}"
         if (accuracy := figures.get("accuracy")) is not None:
-            said, self.validated = f"accuracy {accuracy:.1%}, option NLL {figures['option_nll']:.3f}", f"{accuracy:.1%}"
-        say(f"Validation after step {trainer.global_step}: {said}")
+            text, self.validated = f"accuracy {accuracy:.1%}, option NLL {figures['option_nll']:.3f}", f"{accuracy:.1%}"
+        say(f"Validation after step {trainer.global_step}: {text}")
 
     def on_train_end(self, *_: Any) -> None:
         self.on_validation_start()

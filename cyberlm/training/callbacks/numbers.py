@@ -63,7 +63,7 @@ class FiniteNumbers(L.Callback):
         if bad is not None:
             self.window = [self.window[bad]]
             self._stop(trainer, pl_module, "loss", totals.losses[bad])
-        # a scaler meets infinite gradients as a matter of course, and skips them
+        # a gradient scaler skips steps with infinite gradients
         if not math.isfinite(totals.gradient_norm) and trainer.precision != "16-mixed":
             self._stop(trainer, pl_module, "gradient norm", totals.gradient_norm)
 
@@ -76,11 +76,11 @@ class FiniteNumbers(L.Callback):
             broken = broken if broken or torch.isfinite(weights).all() else name
             if not pl_module.loaded.sharded:  # else no process could hold them all
                 kept[f"weights.{name}"] = weights
-        mine = [
+        own = [
             {name: torch.as_tensor(part).cpu() for name, part in {**batch._asdict(), **states}.items()}
             for batch, states in self.window
         ]
-        window = list(chain(*distributed.all_gather(mine)))
+        window = list(chain(*distributed.all_gather(own)))
         if distributed.rank() == 0:
             kept |= {f"batch{k}.{name}": part for k, parts in enumerate(window) for name, part in parts.items()}
             about = {"step": step, "seed": self.seed, "what": what, "value": value, "batches": len(window)}
@@ -155,7 +155,7 @@ class LearningWatch(L.Callback):
         self.validations.append([right, len(self.golds)])
 
     def findings(self, figures: Mapping[str, float]) -> list[str]:
-        """Sentences on what the whole of training showed, from the figures of the validation that chose the weights."""
+        """Warnings at the end of training, from the figures of the validation that chose the weights."""
         # a run that was resumed after its last validation has said it already; of free answers there is no choice
         if not self.golds or set(self.options) == {1}:
             return []

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class BestWeights(Checkpoint):
-    """best.ckpt: the weights that did best in validation so far, and nothing that training needs to go on.
+    """best.ckpt: the weights that did best in validation so far, and nothing that resuming needs.
 
     Args:
         monitor: Figure that decides; of two that are equal in it, those better in the other are kept.

@@ -21,7 +21,7 @@ from cyberlm.data.label_check import lint_labels, visible
 from cyberlm.data.splits import Split, read_manifest
 from cyberlm.evaluation.results import read_results
 from cyberlm.models.loading import load_tokenizer
-from cyberlm.models.tiny import SPECIAL, tiny_tokenizer
+from cyberlm.models.tiny import CHAT_TEMPLATE, SPECIAL, tiny_tokenizer
 from cyberlm.runs.train import train
 from cyberlm.runtime import progress
 from cyberlm.runtime.errors import DataError
@@ -32,27 +32,14 @@ QUESTIONS = tuple(
     Example(f"q:{k}", f"Which port is number {k}?", (f"port {k}", "none", "é and ☃", "all of them"), k % 4)
     for k in range(12)
 )
-LLAMA3_TEMPLATE = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}"
-    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim "
-    "+ '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-"""Of the Llama 3 instruct models."""
 
 
-def llama3_like() -> PreTrainedTokenizerFast:
-    """Bytes, Llama 3's template, and a tokenizer that adds a BOS to every text, as Llama 3's does."""
+def with_bos() -> PreTrainedTokenizerFast:
+    """Adds a beginning-of-sequence token to every text, as Llama 3's tokenizer does."""
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = LLAMA3_TEMPLATE
-    return with_bos(tokenizer)
-
-
-def with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     bos = str(tokenizer.bos_token)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
-    )
+    special = [(bos, tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=special)
     return tokenizer
 
 
@@ -78,7 +65,7 @@ def smollm2() -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("protocol", ["letter", "text"])
 @pytest.mark.parametrize("style", ["chat", "plain"])
-@pytest.mark.parametrize("make", [tiny_tokenizer, llama3_like, lambda: with_bos(tiny_tokenizer()), smollm2])
+@pytest.mark.parametrize("make", [tiny_tokenizer, with_bos, smollm2])
 def test_sound_examples_pass(make: Callable[[], PreTrainedTokenizerFast], style: str, protocol: str, shown) -> None:
     """Also where texts hold control tokens."""
     odd = replace(QUESTIONS[0], question="What is <|begin_of_text|>?", options=("a <|eot_id|> b", "c"))
@@ -112,8 +99,7 @@ def bos_twice(prompt: Prompt) -> None:
 
 
 def no_bos(prompt: Prompt) -> None:
-    template = LLAMA3_TEMPLATE.replace("bos_token + content", "content")
-    prompt.tokenizer.chat_template = template
+    prompt.tokenizer.chat_template = CHAT_TEMPLATE.replace("{{ bos_token }}", "")
     prompt.__init__(prompt.config, prompt.tokenizer)  # type: ignore[misc]
 
 
@@ -168,10 +154,10 @@ padding = collated(with_padding_labelled)
 @pytest.mark.parametrize(
     ("make", "protocol", "broken", "expected"),
     [
-        (llama3_like, "letter", bos_twice, [f"{BOS}: 12 examples, q:0, q:1, q:2, ..."]),
-        (llama3_like, "letter", no_bos, [f"{BOS}: 12"]),
-        (llama3_like, "letter", second_bos, [f"{BOS}: 1 examples, q:2"]),
-        (llama3_like, "text", end_inside, ["an end of turn is inside the answer: 1 examples, q:0", DECODED]),
+        (with_bos, "letter", bos_twice, [f"{BOS}: 12 examples, q:0, q:1, q:2, ..."]),
+        (with_bos, "letter", no_bos, [f"{BOS}: 12"]),
+        (with_bos, "letter", second_bos, [f"{BOS}: 1 examples, q:2"]),
+        (with_bos, "text", end_inside, ["an end of turn is inside the answer: 1 examples, q:0", DECODED]),
         (tiny_tokenizer, "text", without_end, ["the end of turn is not trained on: 12 examples", CUT, DECODED]),
         (tiny_tokenizer, "text", padding, ["padding is trained on: 11", "the end of", "an end of", CUT, DECODED]),
         (tiny_tokenizer, "letter", end_alone, ["no token of the answer is trained on: 12"]),
@@ -219,23 +205,19 @@ def test_what_could_steer_a_terminal_is_shown_as_an_escape(shown: io.StringIO) -
     assert visible("a\tb\r\n\ud800") == "a\\tb\\r\n\\ud800"
 
 
-@pytest.mark.parametrize(
-    ("policy", "part", "hint"),
-    [
-        ("error", "train", "data.on_long_prompt=skip"),
-        ("skip", "all of train", "data.on_long_prompt=skip"),  # nothing would be left to train on
-        ("skip", "validation", "Questions of the validation set are never left out"),
-        ("skip", "test", "Questions of the test set are never left out"),
-    ],
-)
-def test_long_questions_are_refused(policy: str, part: str, hint: str) -> None:
+def test_long_questions_are_refused() -> None:
     short, long = (Example(f"q:{words}", "word " * words, ("a", "b"), 0) for words in (5, 90))
-    parts = dict.fromkeys(("train", "validation", "test"), (short,))
-    parts |= {"train": (short, long)} if part == "train" else {part.removeprefix("all of "): (long,)}
-    config = config_of("data.max_length=400", f"data.on_long_prompt={policy}")
-    with pytest.raises(DataError, match=r"q:90: \d+ tokens") as caught:
-        encode_split(Split(**parts, sources=(), clusters=5), prompt_of(tiny_tokenizer()), config.data)
-    assert hint in caught.value.hint
+    sound = dict.fromkeys(("train", "validation", "test"), (short,))
+    for policy, parts, hint in (
+        ("error", {"train": (short, long)}, "data.on_long_prompt=skip"),
+        ("skip", {"train": (long,)}, "data.on_long_prompt=skip"),  # nothing would be left to train on
+        ("skip", {"validation": (long,)}, "Questions of the validation set are never left out"),
+        ("skip", {"test": (long,)}, "Questions of the test set are never left out"),
+    ):
+        config = config_of("data.max_length=400", f"data.on_long_prompt={policy}")
+        with pytest.raises(DataError, match=r"q:90: \d+ tokens") as caught:
+            encode_split(Split(**sound | parts, sources=(), clusters=5), prompt_of(tiny_tokenizer()), config.data)
+        assert hint in caught.value.hint
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # between libraries

@@ -142,6 +142,13 @@ SWITCHED = template_of(
 )
 """Qwen3's way: an empty thought where thinking is switched off."""
 WITHOUT_CUE = template_of(cue="")
+LLAMA_3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim "
+    "+ '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}{{ content }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+"""Of the Llama 3 instruct models."""
 LLAMA_2 = (
     "{{ bos_token }}{% for m in messages if m['role'] != 'system' %}{% if m['role'] == 'user' %}[INST] "
     "{% if loop.first and messages[0]['role'] == 'system' %}"
@@ -192,7 +199,7 @@ def test_a_chat_template_that_cannot_be_used_is_refused(template: str, why: str)
 
 @pytest.mark.parametrize("protocol", ["letter", "text"])
 @pytest.mark.parametrize(
-    "template", [CHAT_TEMPLATE, ALTERNATING, EMPTY_THOUGHT, SWITCHED, LLAMA_2, SPACE_AT_END, WITHOUT_CUE]
+    "template", [LLAMA_3, ALTERNATING, EMPTY_THOUGHT, SWITCHED, LLAMA_2, SPACE_AT_END, WITHOUT_CUE]
 )
 def test_what_is_trained_is_what_the_template_writes(template: str, protocol: str) -> None:
     """Prompt, answer and end are the tokens of the whole conversation as transformers renders it."""
@@ -242,9 +249,7 @@ CONVERSATIONS = [
 
 
 @pytest.mark.parametrize("overrides", [("prompt=letter",), ("prompt=text", "prompt.system="), ("prompt.style=plain",)])
-@pytest.mark.parametrize(
-    "template", [CHAT_TEMPLATE, ALTERNATING, EMPTY_THOUGHT, SWITCHED, LLAMA_2, SPACE_AT_END, REASONING]
-)
+@pytest.mark.parametrize("template", [LLAMA_3, ALTERNATING, EMPTY_THOUGHT, SWITCHED, LLAMA_2, SPACE_AT_END, REASONING])
 def test_the_served_template_writes_the_prompt_of_the_run(template: str, overrides: tuple[str, ...]) -> None:
     tokenizer = templated(template)
     prompt = make(*overrides, tokenizer=tokenizer)

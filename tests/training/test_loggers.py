@@ -125,19 +125,6 @@ def test_a_whole_run_is_read_back_from_the_offline_file(shown: io.StringIO, tmp_
     assert run["summary"]["test/tuned/accuracy"] == read_results(folder).metrics["tuned"]["accuracy"].value
 
 
-def test_a_job_of_a_sweep_is_named_by_what_is_its_own(tmp_path: Path) -> None:
-    job = tmp_path / "sweep" / "3"
-    (job / ".hydra").mkdir(parents=True)
-    typed = (
-        "hydra: {overrides: {task: ['method.lora.rank=4,8', 'seed=1,2', data.max_train=8, evaluation.generate=false]}}"
-    )
-    (tmp_path / "sweep" / "multirun.yaml").write_text(typed)
-    overrides = ["data.max_train=8", "evaluation.generate=False", "method.lora.rank=8", "seed=1", "group=sweep"]
-    (job / ".hydra" / "overrides.yaml").write_text(json.dumps(overrides))
-    assert loggers._run_name(str(job)) == "3 rank=8 seed=1"
-    assert loggers._run_name(str(tmp_path / "alone")) == "alone"
-
-
 def test_wandb_run_is_one_for_each_folder(shown: io.StringIO, tmp_path: Path) -> None:
     """A job never logs into the run of the job before it, even one that was left open; a resumed run goes on."""
     first = loggers.wandb_logger(str(tmp_path / "1"), "cyberlm")

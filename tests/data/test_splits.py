@@ -175,7 +175,7 @@ def test_the_manifest_holds_all_that_decided_the_split_which_is_found_again(spli
     assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     again = split_questions(config(max_train=20), [split.sources[0]])
     assert write_manifest(again, config(max_train=20), path) == sha256
-    assert split_questions(config(seed=1, max_train=20), [split.sources[0]]).train != split.train
+    assert split_questions(config(seed=1, max_train=20), [split.sources[0]]).test != split.test
     manifest = read_manifest(path)
     for name, part in split.parts().items():
         assert select_questions(split.sources, [row["hash"] for row in manifest["parts"][name]]) == part

@@ -14,14 +14,15 @@ from support import compose, config_of, evaluation_of
 
 from cyberlm.config.commands import ExportConfig, ExportForm
 from cyberlm.config.rules import build_config
-from cyberlm.config.schema import TrainConfig
+from cyberlm.config.schema import Monitor, TrainConfig
 from cyberlm.evaluation.results import read_predictions, read_results
 from cyberlm.evaluation.verdict import verdict
 from cyberlm.runs.evaluate import evaluate
 from cyberlm.runs.export import export
 from cyberlm.runs.recompute import show_recomputed
 from cyberlm.runs.train import train
-from cyberlm.training.callbacks.resuming import EarlyStopping
+from cyberlm.training.callbacks.resuming import BestWeights, EarlyStopping
+from cyberlm.training.checkpointing import read_checkpoint
 
 SAVED = Path(__file__).parents[1] / "saved_runs"
 
@@ -62,6 +63,9 @@ def test_saved_figures_are_read(folder: str, outputs: Path, capsys: pytest.Captu
 
 def test_a_stopped_run_ends_as_the_unbroken_one_did(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"overrides": {"task": ["trainer.resume=x"]}}))
+    best = BestWeights(outputs, Monitor.accuracy)
+    best.on_load_checkpoint(None, None, read_checkpoint(outputs / "stopped" / "checkpoints" / "step_000018.ckpt"))
+    assert best.figures == {"accuracy": 0.25}
     config = config_of()
     config.trainer.resume = str(outputs / "stopped")
     train(config, outputs / "stopped")

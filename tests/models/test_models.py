@@ -124,6 +124,12 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch: pytest.Monkey
     with pytest.raises(ModelError, match=r"the Hugging Face hub cannot be reached \(ConnectError\)"):
         load_tokenizer(config_of("model=llama3_8b").model)
 
+    def gated() -> None:
+        raise OSError("You are trying to access a gated repo.")  # as transformers raises it
+
+    with pytest.raises(ModelError, match=r"gated repo(.|\n)*https://huggingface.co/meta-llama(.|\n)*hf auth login"):
+        model_files.explain_errors(config_of("model=llama3_8b").model, gated)
+
 
 def test_a_gpu_attends_without_plans_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.backends.cuda.cudnn_sdp_enabled()

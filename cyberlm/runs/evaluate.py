@@ -11,7 +11,6 @@ from pathlib import Path
 import lightning.pytorch as L
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.loggers import Logger
 
 from cyberlm.config.saved import config_of, plain_config, save_config
 from cyberlm.config.schema import EvaluateConfig, ModelConfig, Strategy
@@ -19,7 +18,7 @@ from cyberlm.data.datamodule import check_model_limits, encode_questions
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.inference import run_inference
 from cyberlm.evaluation.predictions import Predictions
-from cyberlm.evaluation.records import ModelSpec, Results
+from cyberlm.evaluation.records import ModelSpec
 from cyberlm.evaluation.results import environment
 from cyberlm.models.loaded import LoadedModel
 from cyberlm.models.loading import BaseModel, load_tokenizer, pick_device, read_shape
@@ -45,17 +44,12 @@ from cyberlm.training import loggers as experiment_loggers
 
 
 def evaluate(config: EvaluateConfig, folder: Path) -> None:
-    """Scores one or more models on the same questions, with status and loggers."""
-    with (
-        locked_folder(folder),
-        status_of(folder),
-        opened_loggers(config) as loggers,
-        explain_lost_process("evaluate", folder),
-    ):
-        run_evaluation(config, folder, loggers)
+    """Scores one or more models on the same questions, with status."""
+    with locked_folder(folder), status_of(folder), explain_lost_process("evaluate", folder):
+        run_evaluation(config, folder)
 
 
-def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logger]) -> Results:
+def run_evaluation(config: EvaluateConfig, folder: Path) -> None:
     """Scores a model as it is, a run's base and tuned model, or several models, and compares every two of them.
 
     Raises:
@@ -82,43 +76,44 @@ def run_evaluation(config: EvaluateConfig, folder: Path, loggers: Sequence[Logge
 
     prompted = [_prompted(spec, eval_set.questions, config) for spec in specs]  # all, before any is loaded
     models_used = [spec.model for spec in specs]
-    distributed.call_on_other_ranks(take_part, config, eval_set, models_used)
-    fetch(models_used)
-    loader = _ModelLoader(config)
-    loaded = loader.weights_of(distributed.broadcast(specs[0]))
-    asked = hashlib.sha256("".join(question.hash for question in eval_set.questions).encode()).hexdigest()
-    provenance = provenance_of(config, sources, asked, prompted[0].prompt, loaded)
-    del loaded
-    save_config(folder, config)
-    write_json(folder / "provenance.json", provenance)
-    write_json(folder / "environment.json", environment())
-    experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
 
-    models: dict[str, Predictions] = {}
-    scored: dict[str, ModelSpec] = {}
-    names: dict[Hashable, str] = {}
-    scored_as: dict[str, str] = {}
-    for model in prompted:
-        name = model.spec.name
-        spec = loaded_spec(model.spec, loader.weights_of(distributed.broadcast(model).spec), model.prompt)
-        first = scored_as[name] = names.setdefault(loader.identity(model), name)
-        if distributed.broadcast(first == name):
-            models[name] = _score(model, loader, eval_set)
-            scored[name] = spec
-        else:
-            say(f"{name} has the weights of {first}: scored once")
+    with opened_loggers(config) as loggers:
+        distributed.call_on_other_ranks(take_part, config, eval_set, models_used)
+        fetch(models_used)
+        loader = _ModelLoader(config)
+        loaded = loader.weights_of(distributed.broadcast(specs[0]))
+        asked = hashlib.sha256("".join(question.hash for question in eval_set.questions).encode()).hexdigest()
+        provenance = provenance_of(config, sources, asked, prompted[0].prompt, loaded)
+        del loaded
+        save_config(folder, config)
+        write_json(folder / "provenance.json", provenance)
+        write_json(folder / "environment.json", environment())
+        experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
 
-    distributed.broadcast(None)
-    distributed.release()
-    results = results_of(eval_set, models, _with_bases(scored, specs, scored_as), provenance)
-    results = replace(
-        results,
-        model=", ".join(dict.fromkeys(spec.model.name for spec in specs)),
-        method=", ".join(dict.fromkeys(run.method.name for run in trained.values())) or "none",
-        quant=", ".join(dict.fromkeys(spec.quant for spec in specs)),
-    )
-    write_outputs(folder, results, eval_set, models, loggers)
-    return results
+        models: dict[str, Predictions] = {}
+        scored: dict[str, ModelSpec] = {}
+        names: dict[Hashable, str] = {}
+        scored_as: dict[str, str] = {}
+        for model in prompted:
+            name = model.spec.name
+            spec = loaded_spec(model.spec, loader.weights_of(distributed.broadcast(model).spec), model.prompt)
+            first = scored_as[name] = names.setdefault(loader.identity(model), name)
+            if distributed.broadcast(first == name):
+                models[name] = _score(model, loader, eval_set)
+                scored[name] = spec
+            else:
+                say(f"{name} has the weights of {first}: scored once")
+
+        distributed.broadcast(None)
+        distributed.release()
+        results = results_of(eval_set, models, _with_bases(scored, specs, scored_as), provenance)
+        results = replace(
+            results,
+            model=", ".join(dict.fromkeys(spec.model.name for spec in specs)),
+            method=", ".join(dict.fromkeys(run.method.name for run in trained.values())) or "none",
+            quant=", ".join(dict.fromkeys(spec.quant for spec in specs)),
+        )
+        write_outputs(folder, results, eval_set, models, loggers)
 
 
 def take_part(config: EvaluateConfig, eval_set: EvalSet, models: Sequence[ModelConfig]) -> None:

@@ -64,7 +64,7 @@ Encoded = dict[str, list[EncodedQuestion]]
 
 
 def train(config: TrainConfig, folder: Path) -> float | None:
-    """Trains, or continues a run, with its status and loggers; returns the validation figure that chose the weights."""
+    """Trains, or continues a run, with its status; returns the validation figure that chose the weights."""
     with locked_folder(folder):
         if continues_run(config, folder):
             if (status := read_status(folder)) is not None and status.state == "finished":
@@ -77,18 +77,12 @@ def train(config: TrainConfig, folder: Path) -> float | None:
         else:
             config.trainer.resume = None
             save_config(folder, config)  # at once: from here on the run can be resumed
-        with (
-            status_of(folder) as report,
-            opened_loggers(config) as loggers,
-            explain_lost_process("train", folder),
-            explain_out_of_memory(config),
-        ):
-            objective = run_training(config, folder, loggers)
-            report.objective = objective
+        with status_of(folder) as report, explain_lost_process("train", folder), explain_out_of_memory(config):
+            objective = report.objective = run_training(config, folder)
     return objective
 
 
-def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -> float:
+def run_training(config: TrainConfig, folder: Path) -> float:
     """Trains, scores the base and the tuned model on the same questions, and writes what was found.
 
     A frozen base is scored behind the training, with its adapter switched off, so that training begins at once.
@@ -111,40 +105,43 @@ def run_training(config: TrainConfig, folder: Path, loggers: Sequence[Logger]) -
         announce_benchmarks(benchmarks)
         check_model_limits(read_shape(config.model), prompt, chain(*encoded.values()), config.evaluation)
         lint_labels(split.train, encoded["train"], prompt)
+        eval_set = EvalSet(config, split.test, split.validation, seen=(*split.train, *split.validation))
+        check_metrics(eval_set)
         estimate = check_memory(config, encoded, prompt, device)
         check_work(len(encoded["train"]))
-        distributed.call_on_other_ranks(take_part, config, folder.absolute())
-        check_nodes(folder.absolute())
-        fetch([config.model])
-        loaded = load_for_training(config, device)
-    provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
-    provenance |= {"benchmarks": ", ".join(f"{name} {seen}/{n}" for name, (seen, n) in benchmarks.items())}
-    write_or_check_provenance(folder, config, provenance)
-    experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
 
-    eval_set = EvalSet(config, split.test, split.validation, seen=(*split.train, *split.validation))
-    check_metrics(eval_set)
-    meter = CostMeter()
-    learned = train_and_score(config, folder, loaded, prompt, (encoded, eval_set), loggers, meter, clock)
-    distributed.release()
-    loaded, tuned = learned.loaded, saved_folder(config.method, folder)
+    with opened_loggers(config) as loggers:
+        with clock.phase("load"):
+            distributed.call_on_other_ranks(take_part, config, folder.absolute())
+            check_nodes(folder.absolute())
+            fetch([config.model])
+            loaded = load_for_training(config, device)
+        provenance = provenance_of(config, split.sources, split_hash, prompt, loaded)
+        provenance |= {"benchmarks": ", ".join(f"{name} {seen}/{n}" for name, (seen, n) in benchmarks.items())}
+        write_or_check_provenance(folder, config, provenance)
+        experiment_loggers.log_config(loggers, {**plain_config(config), "provenance": provenance})
 
-    with clock.phase("compute metrics"):
-        specs = {name: _spec(name, config, loaded, prompt, tuned) for name in learned.predictions}
-        results = results_of(eval_set, learned.predictions, specs, provenance)
-    results = replace(
-        results,
-        kind="train",
-        method=config.method.name,
-        questions={name: len(part) for name, part in split.parts().items()},
-        objective=learned.validation[config.trainer.monitor.name],
-        monitor=config.trainer.monitor.name,
-        validation=dict(learned.validation),
-        steps=learned.steps,
-        cost=_cost(loaded, clock, meter, tuned, estimate),
-    )
-    write_card(tuned, config, loaded.name, results)
-    write_outputs(folder, results, eval_set, learned.predictions, loggers)
+        meter = CostMeter()
+        learned = train_and_score(config, folder, loaded, prompt, (encoded, eval_set), loggers, meter, clock)
+        distributed.release()
+        loaded, tuned = learned.loaded, saved_folder(config.method, folder)
+
+        with clock.phase("compute metrics"):
+            specs = {name: _spec(name, config, loaded, prompt, tuned) for name in learned.predictions}
+            results = results_of(eval_set, learned.predictions, specs, provenance)
+        results = replace(
+            results,
+            kind="train",
+            method=config.method.name,
+            questions={name: len(part) for name, part in split.parts().items()},
+            objective=learned.validation[config.trainer.monitor.name],
+            monitor=config.trainer.monitor.name,
+            validation=dict(learned.validation),
+            steps=learned.steps,
+            cost=_cost(loaded, clock, meter, tuned, estimate),
+        )
+        write_card(tuned, config, loaded.name, results)
+        write_outputs(folder, results, eval_set, learned.predictions, loggers)
     return learned.validation[config.trainer.monitor.name]
 
 

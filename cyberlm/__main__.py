@@ -29,6 +29,9 @@ FUNCTIONS = {
     **{"leaderboard": "leaderboard.show_leaderboard", "recompute": "recompute.show_recomputed"},
 }
 """Of each command, in cyberlm.runs."""
+FOLDERS = {"leaderboard": "outputs/SWEEP", "recompute": "outputs/RUN"}
+"""Commands that take a folder alone, without a configuration."""
+HELP = {"--help", "-h"}
 
 
 def run_command(command: str) -> None:
@@ -52,9 +55,12 @@ def run_command(command: str) -> None:
 
         launch(command, SCHEMAS[command], run)
         return
+    usage = f"usage: cyberlm {command} {FOLDERS[command]}"
+    if HELP & set(sys.argv[1:]):
+        print(f"{COMMANDS[command]}\n\n{usage}")
+        return
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        folder = {"leaderboard": "outputs/SWEEP", "recompute": "outputs/RUN"}[command]
-        raise SystemExit(f"usage: cyberlm {command} {folder}")
+        raise SystemExit(usage)
     prepare_process()
     with exit_on_user_error():
         _function(FUNCTIONS[command])(Path(sys.argv[1]))
@@ -70,10 +76,15 @@ def _function(name: str) -> Any:
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        lines = (f"  {name:<12} {what}" for name, what in COMMANDS.items())
-        raise SystemExit("\n".join(["usage: cyberlm COMMAND ..., and cyberlm COMMAND --help", *lines]))
-    run_command(sys.argv.pop(1))
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    if word in COMMANDS:
+        run_command(sys.argv.pop(1))
+        return
+    lines = (f"  {name:<12} {what}" for name, what in COMMANDS.items())
+    usage = "\n".join(["usage: cyberlm COMMAND ..., and cyberlm COMMAND --help", *lines])
+    if word not in HELP:
+        raise SystemExit(usage)
+    print(usage)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import re
 import shlex
 import sys
@@ -30,10 +31,16 @@ def conf_folder() -> Path:
     return beside if (beside / "train.yaml").is_file() else package / "conf"
 
 
+def _given_folder() -> Path | None:
+    """The folder that --config-dir names."""
+    given = re.search(r"(?:^|\0)(?:--config-dir|-cd)[=\0]([^\0]+)", "\0".join(sys.argv[1:]))
+    return Path(given[1]) if given else None
+
+
 def user_config_folder() -> Path | None:
     """The folder that --config-dir adds to conf/, where it was given."""
-    given = re.search(r"(?:^|\0)(?:--config-dir|-cd)[=\0]([^\0]+)", "\0".join(sys.argv[1:]))
-    return Path(given[1]).resolve() if given and Path(given[1]).is_dir() else None
+    given = _given_folder()
+    return given.resolve() if given and given.is_dir() else None
 
 
 def group_files(group: str) -> dict[str, Path]:
@@ -49,13 +56,29 @@ def composition_error(command: str, error: Exception) -> ConfigError:
     problems = list(_unquoted(overrides))
     if problems:
         return ConfigError("These overrides cannot be read:", problems)
+    problems = [*_no_folder(), *_bare_words(command)]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(conf_folder())):
         plain = _composed(command, [])
         if isinstance(plain, DictConfig):  # else a file under conf/ is broken, and every override would be blamed
             keys = list(_keys(OmegaConf.to_container(plain, resolve=False)))
-            problems = _override_problems(command, overrides, keys)
+            problems += _override_problems(command, overrides, keys)
     problems = problems or [Problem(first_lines(error.__cause__ or error))]
     return ConfigError("These overrides cannot be used:", problems, f"All keys and values: {_typed(command)} --help")
+
+
+def _no_folder() -> Iterator[Problem]:
+    given = _given_folder()
+    if given and not given.is_dir():
+        yield Problem(f"--config-dir={given}: there is no such folder")
+
+
+def _bare_words(command: str) -> Iterator[Problem]:
+    """Words that are neither overrides nor flags and their values, which stand last."""
+    for word in itertools.takewhile(lambda item: not item.startswith("-"), sys.argv[1:]):
+        if "=" not in word and not word.startswith("~"):
+            yield Problem(
+                f"{word}: this is no KEY=VALUE", fix=f"run={word}" if command != "train" and Path(word).is_dir() else ""
+            )
 
 
 def _unquoted(overrides: Sequence[str]) -> Iterator[Problem]:

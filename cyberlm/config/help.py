@@ -93,6 +93,8 @@ def typed_value(value: Any) -> str:
         return REQUIRED
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {typed_value(item)}" for key, item in value.items()) + "}"
     return value.name if isinstance(value, Enum) else str(value) or "empty"
 
 
@@ -128,7 +130,7 @@ def help_text(command: str) -> str:
         parts.append(group)
         for option, file in group_files(group).items():
             mark = "*" if option in chosen else " "
-            parts.append(f"  {mark} {option:<20} {description(file).partition(chr(10))[0]}")
+            parts.append(f"  {mark} {option:<22} {description(file).partition(chr(10))[0]}")
     parts.append("\nKEY=VALUE (default):\n")
     for key in keys_of(SCHEMAS[command]):
         default = "from the file of its group" if key.default == REQUIRED and "." in key.name else key.default

@@ -27,8 +27,8 @@ def test_help_opens_with_what_is_typed(monkeypatch, tmp_path: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert "  python train.py method=qlora model=llama3_8b data=cybermetric  " in shown.partition("GROUP=OPTION")[0]
     for line in (
-        "  * lora                 Low-rank adapters (arXiv 2106.09685) on a frozen base.",
-        "    own                  Trains nothing.",
+        "  * lora                   Low-rank adapters (arXiv 2106.09685) on a frozen base.",
+        "    own                    Trains nothing.",
         "trainer.max_epochs (1): Passes over the training questions. [int: 1 or more]",
         "model.name (from the file of its group): Short name, used in folder and run names.",
     ):
@@ -37,10 +37,15 @@ def test_help_opens_with_what_is_typed(monkeypatch, tmp_path: Path, capsys: pyte
     assert description(tmp_path / "late.yaml") == ""
 
 
-def test_every_command_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command_has_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     for line in ([], ["trian"]):
         monkeypatch.setattr(sys, "argv", ["cyberlm", *line])
         with pytest.raises(SystemExit) as ended:
             entries.main()
         for name, what in entries.COMMANDS.items():
             assert f"\n  {name:<12} {what}" in str(ended.value)
+    for name in ("", *entries.COMMANDS):
+        monkeypatch.setattr(sys, "argv", ["cyberlm", *filter(None, [name]), "--help"])
+        entries.main()
+        shown = capsys.readouterr().out
+        assert f"cyberlm {name or 'COMMAND'} " in shown or f"{name}.py" in shown

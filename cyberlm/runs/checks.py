@@ -44,6 +44,8 @@ class CheckFirst(Callback):
                 fix = "'hydra.sweep.subdir=${hydra.job.num}'"
                 problem = Problem(f"hydra.sweep.subdir={subdir}", "a name with ${...} in it, another for each job", fix)
                 raise ConfigError("All jobs of the sweep would write into one folder:", [problem])
+            if OmegaConf.select(config, "study") and config.plan.enabled:
+                return  # the plan is printed, and no job run
             results = ("**/results.json", "**/checkpoints/*.ckpt")
             refuse = functools.partial(refuse_results, patterns=results, key="hydra.sweep.dir")
             again = restarted() or config.trainer.resume == AUTO

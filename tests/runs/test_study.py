@@ -17,7 +17,7 @@ import psutil
 import pytest
 from omegaconf import DictConfig
 from support import SHORT, TINY, compose
-from typed import ROOT, run_python
+from typed import ROOT, run_python, type_line
 
 from cyberlm.config.rules import build_config, without_hydra
 from cyberlm.config.schema import TrainConfig
@@ -200,13 +200,11 @@ def test_no_learning_rate_without_a_finished_tuning_job(tmp_path: Path) -> None:
     assert not (bench.folder / "plan" / "test_set.json").exists()
 
 
-def test_plan_runs_nothing_and_what_a_study_sets_itself_is_refused(tmp_path: Path, capsys) -> None:
-    bench = Bench(tmp_path / "study", "plan.enabled=true")
-    bench.start()
-    said = capsys.readouterr().out
+def test_plan_runs_nothing_and_what_a_study_sets_itself_is_refused(tmp_path: Path) -> None:
+    said = type_line(tmp_path, "train", "-m", *SMALL, "plan=true").out
     assert "Study paper: sft, lora, each with seeds 1, 2, on one split" in said
     assert "16 test questions and 2 seeds show non-inferiority within" in said
-    assert not bench.run and not bench.folder.exists()
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="makes its jobs itself") as refused:
         Bench(tmp_path / "study").start("method=lora", "seed=3", "optim.learning_rate=1e-3", "data.seed=1,2")
     assert [(problem.what.partition(": ")[2], problem.allowed) for problem in refused.value.problems] == [

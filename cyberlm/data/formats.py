@@ -126,6 +126,7 @@ def _csv_rows(
             if not cells:
                 continue
             if not columns:
+                _check_separator(path, cells, delimiter)
                 names = [" ".join(cell.split()) for cell in cells]
                 columns = names if header else list(range(1, len(cells) + 1))
                 repeated = ", ".join(short_repr(name) for name in dict.fromkeys(names) if names.count(name) > 1)
@@ -148,6 +149,15 @@ def _csv_rows(
         ) from error
     finally:
         csv.field_size_limit(previous_limit)
+
+
+def _check_separator(path: Path, cells: list[str], delimiter: str) -> None:
+    """Refuses a table whose first row is one cell with other separators in it."""
+    for mark, fix in {";": "", "|": "", "\t": "data.reader=tsv", ",": "data.reader=csv"}.items():
+        if len(cells) == 1 and mark in cells[0]:
+            raise unreadable(
+                path, f"its first row is one cell with {mark!r} in it", f"cells apart by {delimiter!r}", fix
+            )
 
 
 def _parquet_rows(path: Path, content: bytes, header: bool) -> Iterator[Row]:

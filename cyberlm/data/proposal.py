@@ -55,8 +55,11 @@ def proposal(opened: QuestionFile, task: Task) -> str:
     tasks = [task, *([MultipleAnswer(task.config)] if isinstance(task, MultipleChoice) else [])]
     trials = [trial for other in tasks for rows in views if (trial := _best(rows, other)) is not None]
     if not trials:
-        typed = "data.columns.question=COLUMN 'data.columns.options=[COLUMN,COLUMN]' data.columns.answer=COLUMN"
-        return f"{_first_row(views[0])}\nName the columns that hold what the task reads (docs/data.md):\n    {typed}"
+        typed = "data.columns.FIELD=COLUMN"
+        if isinstance(task, MultipleChoice):
+            typed = "data.columns.question=COLUMN 'data.columns.options=[COLUMN,COLUMN]' data.columns.answer=COLUMN"
+        advice = "Name the columns that hold what the task reads, or another task (docs/data.md):"
+        return f"{_first_row(views[0])}\n{advice}\n    {typed}"
     trial = max(trials, key=lambda trial: trial.read / trial.rows)
     rows = views[0] if trial.columns.header else views[1]
     bad = trial.rows - trial.read

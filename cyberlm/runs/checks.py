@@ -24,7 +24,10 @@ from cyberlm.runtime.errors import ConfigError, Problem
 from cyberlm.runtime.progress import exit_on_user_error
 from cyberlm.runtime.redaction import refuse_secrets
 
-PROMPT_TEXTS = ("question", "option", "system", "plain_cue")
+PROMPT_TEXTS = (
+    *("prompt.question", "prompt.option", "prompt.system", "prompt.plain_cue"),
+    *("task.instruction", "task.option_instruction"),
+)
 ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
 
 
@@ -113,7 +116,7 @@ def checked_config(composed: DictConfig, schema: type[Config], folder: Path) -> 
 def _read_escapes(composed: DictConfig) -> None:
     r"""Reads \n, \t and \\ in prompt texts that are typed as overrides, which Hydra leaves as they are."""
     typed = {item.split("=")[0].lstrip("+") for item in typed_overrides(HydraConfig.get())}
-    for key in (f"prompt.{name}" for name in PROMPT_TEXTS):
+    for key in PROMPT_TEXTS:
         text = OmegaConf.select(composed, key)
         if key in typed and isinstance(text, str):
             read = re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], text)

@@ -37,9 +37,8 @@ def _show_source(source: QuestionSet, task: Task) -> None:
         say(f"  {row}")
     if len(source.skipped) > SHOWN:
         say(f"  and {len(source.skipped) - SHOWN:,} more")
-    answers = Counter(
-        task.target(example) if task.candidates(example) is None else example.letter for example in source.questions
-    )
+    own_options = len({tuple(task.candidates(example) or ()) for example in source.questions}) > 1
+    answers = Counter(example.letter if own_options else task.target(example) for example in source.questions)
     if len(answers) == len(source.questions):  # texts, no labels
         return
     counts = [f"{answer} {count:,}" for answer, count in answers.most_common(MAX_ANSWERS)]

@@ -41,7 +41,7 @@ class Classification:
         run_lengths: bool = False,
     ) -> None:
         if bool(labels) == bool(form):
-            raise TypeError("task.labels or task.form is needed, and not both")
+            raise TypeError("task.labels=[LABEL,LABEL] or task.form=EXPRESSION is needed, and not both")
         self.labels = tuple(map(str, labels))
         self.instruction, self.max_words, self.run_lengths = instruction, max_words, run_lengths
         ordered = sorted(self.labels, key=len, reverse=True)  # the longest first: T1003.001 before T1003

@@ -95,7 +95,7 @@ def _in_one_shape(row: Mapping[str, Any]) -> dict[str, Any]:
         found = f"{', '.join(map(short_repr, unknown[:8]))} {'is' if len(unknown) == 1 else 'are'} not known"
         hint = did_you_mean(unknown[0].lower(), FIELDS) if len(unknown) == 1 else ""
         allowed = ", ".join(field for field in FIELDS if field != "answer_is")
-        problems.append(f"field{'s' * (len(unknown) > 1)} {found}; allowed: {allowed}. {hint}".rstrip())
+        problems.append(f"field{'s' * (len(unknown) > 1)} {found}; allowed: {allowed}. {hint}".rstrip(". "))
     if options and not fields.keys().isdisjoint(OPTIONS_FIELDS):
         problems.append(f"the field '{next(iter(options))}' is given beside a field of all options")
     elif options:

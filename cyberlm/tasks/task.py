@@ -145,7 +145,7 @@ def make_task(config: RootConfig) -> Task:
         task = hydra.utils.instantiate(dict(entry), _partial_=True, _convert_="all")(prompt=config.prompt)
     except (InstantiationException, TypeError) as error:
         what = " ".join(str(error.__cause__ or error).split())
-        problem = Problem(what, "a class whose module is on PYTHONPATH")
+        problem = Problem(what, "a class whose module is on PYTHONPATH" * isinstance(error, InstantiationException))
         raise ConfigError(f"The task {entry.get('_target_')} cannot be made:", [problem]) from error
     if not isinstance(task, Task):
         parts = ("read", "prompt", "target", "candidates", "parse")

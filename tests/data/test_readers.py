@@ -207,6 +207,7 @@ def test_a_message_cannot_drive_the_terminal(tmp_path: Path) -> None:
         ("q.jsonl", "x" * 1_000_001, "line 1 has 1.0 MB"),
         ("q.csv", "question,A,B,solution\n" + "x" * 1_200_000 + ",1,2,A", "line 2 has 1.2 MB"),
         ("q.csv", 'question,A,B,solution\n"x?,1,2,A\ny?,1,2,A\n', "the row that begins on line 2 is malformed"),
+        ("q.csv", "question;A;B;solution\nx?;1;2;A\n", "its first row is one cell with ';' in it"),
         ("q.csv", 'question,A,B,solution\n"' + "x\n" * 600_000, "the row that begins on line 2 is malformed"),
     ],
     ids=lambda value: str(value)[:40],

@@ -27,6 +27,15 @@ def test_five_questions_are_shown_as_they_are_asked(tmp_path: Path, capsys: pyte
     )
 
 
+def test_labels_are_counted_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "q.csv").write_text(
+        "question,answer\n" + "".join(f"text {k},{['low', 'high'][k % 2]}\n" for k in range(5))
+    )
+    labels = ("task=classification", "task.labels=[low,high]")
+    show_preview(config_of("data=file", f"data.path={tmp_path}/q.csv", *labels), tmp_path)
+    assert "Right answers: low 3, high 2\n" in capsys.readouterr().out
+
+
 def test_a_preview_needs_no_torch_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text(ROWS)
     code = "import sys; from cyberlm.__main__ import run_command; run_command('train'); print('torch' in sys.modules)"

@@ -72,7 +72,9 @@ def test_every_choice_differs_and_every_file_is_seen() -> None:
             texts = [text for _, text in options]
             assert len(set(texts)) == len(texts), f"two of {group}: {[option for option, _ in options]} are the same"
     seen = {f"{name}.yaml" for _, name, _ in CHOICES}
-    assert set(FILES) == seen | {f"hydra/{name}.yaml" for name in ("train", "evaluate", "command", "sweeper/study")}
+    assert set(FILES) == seen | {
+        f"hydra/{name}.yaml" for name in ("train", "evaluate", "folder", "command", "sweeper/study")
+    }
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_listed_labels_are_candidates() -> None:
     with pytest.raises(ValueError, match="empty"):
         FAMILY.read({"question": " ", "answer": "Virus"}, "q:1")
     for settings in ({}, {"labels": ["a", "b"], "form": "a|b"}):
-        with pytest.raises(TypeError, match=r"task\.labels or task\.form"):
+        with pytest.raises(TypeError, match=r"task\.labels=.* or task\.form="):
             Classification(PROMPT, **settings)
 
 

@@ -45,7 +45,9 @@ def start_processes(command: str, trainer: TrainerConfig, folder: Path) -> None:
         allowed = f"at most {found}, or processes on the CPU with trainer.accelerator=cpu"
         problem = Problem(f"trainer.devices={trainer.devices}", allowed, f"trainer.devices={found}")
         raise ConfigError(f"Only {found} GPU{'s are' if found > 1 else ' is'} available:", [problem])
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what went wrong
+    elastic = logging.getLogger("torch.distributed.elastic")  # the processes say what went wrong
+    for logger in (elastic, elastic.getChild("agent.server.api")):  # the latter has a level of its own
+        logger.setLevel(logging.CRITICAL)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.getenv("PYTHONPATH")]))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // trainer.devices)))
     handled = [signum.name for signum in signals.STOPPING if signal.getsignal(signum) != signal.SIG_IGN]
@@ -124,7 +126,7 @@ def explain_lost_process(command: str, folder: Path) -> Iterator[None]:
             raise
         problem = Problem("its own output, or that of its node, says why")
         hint = signals.resume_advice(command, folder)
-        raise RunError("Another process of this run has ended.", [problem], hint) from error
+        raise RunError("Another process of this run has ended:", [problem], hint) from error
 
 
 def check_work(questions: int) -> None:

@@ -43,11 +43,12 @@ class CostMeter(L.Callback):
 
     Attributes:
         processed, nonpadding, label: Tokens so far, of all processes.
+        questions: Trained on so far.
         seconds: From the start of the first batch, without validation.
     """
 
     def __init__(self) -> None:
-        self.processed = self.nonpadding = self.label = 0
+        self.processed = self.nonpadding = self.label = self.questions = 0
         self.seconds = 0.0
         self.started: float | None = None
         self.validated = ""
@@ -60,7 +61,7 @@ class CostMeter(L.Callback):
         if trainer.max_steps > 0:
             share = trainer.max_steps * trainer.accumulate_grad_batches / (int(trainer.num_training_batches) * epochs)
             total = min(total, round(total * share))
-        self.advance = self.progress.enter_context(track("Training", total, "questions"))
+        self.advance = self.progress.enter_context(track("Training", total - self.questions, "questions"))
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self.started is None:
@@ -75,6 +76,7 @@ class CostMeter(L.Callback):
         self.processed += step.computed_tokens
         self.nonpadding += step.tokens
         self.label += step.label_tokens
+        self.questions += step.questions
         self.advance(step.questions, step.tokens, f"loss {step.loss:.3f}{self.validated and f', val {self.validated}'}")
 
     def on_validation_start(self, *_: Any) -> None:
@@ -104,7 +106,7 @@ class CostMeter(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         counts = {"processed": self.processed, "nonpadding": self.nonpadding, "label": self.label}
-        return {**counts, "seconds": self.elapsed()}
+        return {**counts, "questions": self.questions, "seconds": self.elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update(state_dict)

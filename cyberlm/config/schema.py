@@ -381,7 +381,7 @@ class TrainConfig(RootConfig):
 
 @dataclass
 class EvaluateConfig(RootConfig):
-    run: str | None = folder("the folder of a finished run, under outputs/")
+    run: str | None = run_folder()
     """Run folder whose base and tuned model are scored; null: score `model` as it is."""
     runs: list[str] = field(default_factory=list)
     """Models scored together and paired: folders of runs, of adapters and of whole models, and `model` options."""

@@ -45,7 +45,7 @@ def run_command(command: str) -> None:
             if not in_folder:
                 return _function(FUNCTIONS[command])(config)
             if config.dry_run:
-                return _function("preview.show_preview" if config.data.preview else "memory.show_plan")(config, folder)
+                return _function("preview.show_preview" if config.data.preview else "memory.show_plan")(config)
             if find_world() is None:
                 began = config.trainer.resume in (None, AUTO)
                 started = config if began else _function("resume.resumed_config")(config, folder)

@@ -75,14 +75,15 @@ def run_in_child(command: str, schema: type[Config], composed: DictConfig) -> fl
             return _maximised(before.objective, monitor)
         line += ["trainer.resume=auto", "hydra.output_subdir=.hydra_resumed"] if command == "train" else []
     try:
-        checked_config(composed, schema, relative_folder(str(folder)))
+        checked: Any = checked_config(composed, schema, relative_folder(str(folder)))
     except ConfigError as error:
         print_error(error)
         write_status(folder, "failed", reason="; ".join(problem.what for problem in error.problems))
         return WORST_OBJECTIVE
-    log.info("job %s: %s", config.job.num, " ".join(overrides))
     with _gpus(config, composed.trainer.devices) as gpus:
         code = signals.run_forwarding(line, _child_environment(config) | gpus)
+    if code == 0 and checked.dry_run:
+        return WORST_OBJECTIVE
     status = read_status(folder)
     if code == 0 and status is not None and status.state == "finished":
         return _maximised(status.objective, monitor)

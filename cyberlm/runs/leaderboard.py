@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.schema import Monitor
 from cyberlm.evaluation.report import print_leaderboard
@@ -40,6 +40,8 @@ class LeaderboardCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the process with exit code 1 where no job has finished."""
+        if any(OmegaConf.select(config, key) for key in ("data.preview", "plan.enabled")):
+            return  # jobs that show something, and leave nothing to rank
         try:
             rows = show_leaderboard(Path(config.hydra.sweep.dir))
         except RunError as error:  # of a range without values; Hydra would turn it into a warning

@@ -6,7 +6,6 @@ import math
 import shlex
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +17,6 @@ from cyberlm.data.datamodule import encode_split
 from cyberlm.data.sources import load_sources
 from cyberlm.data.splits import split_questions
 from cyberlm.evaluation.inference import generated_tokens, scored_tokens
-from cyberlm.evaluation.results import write_status
 from cyberlm.evaluation.scoring import OPTIONS_AT_ONCE
 from cyberlm.models.loading import load_tokenizer, pick_device, read_shape
 from cyberlm.models.memory import (
@@ -135,7 +133,7 @@ class RunMemory:
         return shlex.join(["python", "train.py", *kept, *changes]) if changes else ""
 
 
-def show_plan(config: TrainConfig, folder: Path) -> None:
+def show_plan(config: TrainConfig) -> None:
     """Prints what a process of a run would take, phase by phase, and whether it fits (`plan=true`).
 
     Where the model is out of reach, its published sizes are taken, and questions of `data.max_length` tokens. Neither
@@ -171,8 +169,6 @@ def show_plan(config: TrainConfig, folder: Path) -> None:
         say(f"This fits: {command}" if command else "No change that is known here makes it fit.")
     if config.plan.device_memory_gib is None and device.type == "cpu":
         say("On a GPU of 24 GiB instead: add plan.device_memory_gib=24")
-    if config.group is not None:  # a job of a sweep, whose parent waits for its state
-        write_status(folder, "finished")
 
 
 def check_memory(config: TrainConfig, encoded: Encoded, prompt: Prompt, device: torch.device) -> MemoryEstimate | None:

@@ -1,7 +1,6 @@
 """The first questions as a model would be asked them (`data.preview=true`): neither a model nor torch is needed."""
 
 from collections import Counter
-from pathlib import Path
 
 from cyberlm.config.schema import RootConfig
 from cyberlm.data.readers import QuestionSet
@@ -13,7 +12,7 @@ SHOWN = 5
 MAX_ANSWERS = 8
 
 
-def show_preview(config: RootConfig, folder: Path) -> None:
+def show_preview(config: RootConfig) -> None:
     """Prints what was read of each file, and its first questions with the right answers."""
     task = make_task(config)
     for source in load_sources(config.data, task):

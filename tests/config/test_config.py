@@ -150,7 +150,8 @@ def test_every_value_out_of_bounds_is_told_at_once() -> None:
 
 def test_bad_evaluation_config() -> None:
     assert [problem.what for problem in problems("run=/nowhere", "evaluate")] == [f"run=/nowhere{A_RUN}"]
-    assert [problem.what for problem in problems(f"run={ROOT}/tests/saved_runs/lora runs=[x]", "evaluate")] == ["run=... and runs=[...]"]
+    run = ROOT / "tests" / "saved_runs" / "lora"
+    assert [problem.what for problem in problems(f"run={run} runs=[x]", "evaluate")] == ["run=... and runs=[...]"]
     screen = ConfigError("Many:", [Problem(f"number {k}") for k in range(50)]).screen()
     assert "number 39" in screen and "number 40" not in screen and screen.endswith("... and 10 more")
 

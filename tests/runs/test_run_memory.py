@@ -51,7 +51,7 @@ def test_a_plan_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def planned(capsys: pytest.CaptureFixture[str], *overrides: str) -> str:
-    show_plan(build_config(compose(*overrides), TrainConfig), Path("unused"))
+    show_plan(build_config(compose(*overrides), TrainConfig))
     return capsys.readouterr().out
 
 
@@ -66,7 +66,7 @@ def test_a_model_out_of_reach_is_planned_with_its_published_sizes(capsys: pytest
         shown = planned(capsys, f"experiment={preset}", "trainer.devices=8", "plan.device_memory_gib=24")
         assert "GiB in each of 8 processes; GPU 24.00 GiB: fits." in shown
     with pytest.raises(ModelError, match="cannot be"):  # it has none
-        show_plan(config_of("model=smollm2_135m", "model.source=hub"), Path("unused"))
+        show_plan(config_of("model=smollm2_135m", "model.source=hub"))
 
 
 @pytest.mark.parametrize("method", ["lora", "sft"])

@@ -21,6 +21,7 @@ from cyberlm.config.schema import (
     ModelConfig,
     ModelSource,
     OptimizerName,
+    Protocol,
     RootConfig,
     Strategy,
     TrainConfig,
@@ -138,7 +139,10 @@ def _problems(config: Any) -> Iterator[Problem]:
         yield from _model_problems(config.model)
         yield from data_problems(config.data)
         yield from mixture_problems(config.data)
-        yield from prompt_problems(config.prompt, templates=config.task.get("_target_") == MULTIPLE_CHOICE)
+        task = str(config.task.get("_target_"))
+        yield from prompt_problems(config.prompt, templates=task == MULTIPLE_CHOICE)
+        if config.prompt.protocol is Protocol.letter and task.startswith("cyberlm.") and task != MULTIPLE_CHOICE:
+            yield Problem("prompt.protocol=letter: an answer of this task is not one letter", "text", "prompt=text")
         yield from _trainer_problems(config.trainer)
         yield from _target_problems(config)
     if isinstance(config, TrainConfig):

@@ -67,6 +67,7 @@ BAD = [
         "prompt=letter prompt.show_options=false prompt.question='{question}'",
         "prompt.protocol=letter prompt.show_options=false: a letter means nothing without the options",
     ),
+    ("task=cvss prompt=letter", "prompt.protocol=letter: an answer of this task is not one letter"),
     ("prompt.plain_cue=''", "prompt.plain_cue is empty"),
     (
         "optim=paged_adamw_8bit trainer.accelerator=cpu",

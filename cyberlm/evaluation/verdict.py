@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
+from cyberlm.evaluation.metrics.rouge import ROUGE
 from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, NAMED, NAMED_BY_BOTH, OUTCOMES
 from cyberlm.evaluation.records import MeanDifference, PairComparison, Results
 
-NLLS = ("gold_nll", "option_nll")
+NLLS = {"gold_nll": "gold answer NLL", "option_nll": "right option's NLL"}
+LABELS = OUTCOMES | ROUGE | NLLS
+"""Of outcomes; a task's own figure has its name."""
 SIGNIFICANCE = 0.05
 """A difference with a smaller p-value is called significant."""
 
@@ -82,9 +85,9 @@ def _by_outcome(pair: PairComparison, pairs: Sequence[PairComparison]) -> dict[s
 
 
 def _mean(mean: MeanDifference) -> str:
-    """`rougeL +0.0532 (95% +0.0104 to +0.0960, p = 0.0152)`."""
+    """`ROUGE-L +0.0532 (95% +0.0104 to +0.0960, p = 0.0152)`."""
     more = "" if mean.p is None else f" (95% {_limits(mean)}, {p_text(mean.p)})"
-    return f"{mean.outcome} {mean.difference:+.4f}{more}"
+    return f"{LABELS.get(mean.outcome, mean.outcome.replace('_', ' '))} {mean.difference:+.4f}{more}"
 
 
 def _points(pair: PairComparison) -> str:
@@ -138,7 +141,7 @@ def difference_tables(results: Results) -> list[tuple[str, dict[str, list[str]]]
     Differences of accuracy are in points. p is mid-p for these, with Holm's correction beside it where several pairs
     ask the same.
     """
-    labels = OUTCOMES | {m.name: m.label or m.name for found in results.metrics.values() for m in found.values()}
+    labels = LABELS | {m.name: m.label or m.name for found in results.metrics.values() for m in found.values()}
     rows: list[PairComparison | MeanDifference] = [*results.comparisons, *results.differences]
     if len({(row.first, row.second) for row in rows}) <= 1:
         return [(_names(rows[0]), _columns([labels.get(r.outcome, r.outcome) for r in rows], rows))] if rows else []

@@ -203,8 +203,8 @@ def test_open_answers_by_hand() -> None:
     compared, means = paired(context, base=rows, tuned=tuned)
     assert not compared and {mean.outcome for mean in means} == {"rouge1", "rouge2", "rougeL", "gold_nll"}
     (sentence,), (line,) = verdict(compared, means), verdict_in_brief(compared, means)
-    assert sentence.startswith("Tuned against base: gold_nll +0.0000; rouge1 +0.4444 (95% ")
-    assert line.startswith("Difference: rougeL +0.4444 (95% -0.")
+    assert sentence.startswith("Tuned against base: gold answer NLL +0.0000; ROUGE-1 +0.4444 (95% ")
+    assert line.startswith("Difference: ROUGE-L +0.4444 (95% -0.")
     # several models have a table
     _, means = paired(context, base=rows, one=rows, two=rows)
     metrics = dict.fromkeys(("base", "one", "two"), found)

@@ -62,7 +62,7 @@ def test_what_is_right_in_part_is_said_by_the_figure_of_the_task() -> None:
     one = MeanDifference("base", "tuned", "gold_nll", 3, -0.4, -0.8, -0.1, 0.03, 0.03, "")
     f1 = replace(one, outcome="macro_f1", difference=0.25, ci_lo=0.1, ci_hi=0.4)
     means = (one, replace(one, outcome="rougeL"), f1)
-    figure = "macro_f1 +0.2500 (95% +0.1000 to +0.4000, p = 0.03)"
+    figure = "macro f1 +0.2500 (95% +0.1000 to +0.4000, p = 0.03)"
     assert verdict_in_brief(pairs, means)[1] == f"  0 gained, 0 lost; {figure}"
     assert verdict(pairs, means)[-1] == f"Answers that are right in part count in {figure}."
     assert verdict(pairs, means[:2]) == verdict(pairs)
@@ -122,7 +122,7 @@ def test_one_pair_is_told_by_every_measure() -> None:
     rows = {label: cells for label, *cells in zip(*columns.values(), strict=True)}
     assert list(rows) == [
         *("accuracy, likelihood", "accuracy, generation", "  an option is named", "  where both name one"),
-        *("NLL", "option_nll", "ROUGE-1", "rougeL"),  # letters have no pairs of words
+        *("NLL", "right option's NLL", "ROUGE-1", "ROUGE-L"),  # letters have no pairs of words
     ]
     assert rows["accuracy, generation"] == rows["accuracy, likelihood"] == ["+5.0", "+2.7 to +9.0", "< 0.001"]
     assert rows["  an option is named"] == ["+0.0", "-1.9 to +1.9", "1.000"]

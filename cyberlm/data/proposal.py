@@ -96,7 +96,7 @@ def _best(rows: Sequence[Fields], task: Task) -> Trial | None:
         return None
     few = rows[:TRIED_ROWS]
     best: Trial | None = None
-    for columns in _mappings(few):
+    for columns in _mappings(few, task):
         trial = _trial(few, columns, task)
         if trial.read > (best.read if best else 0):
             best = trial
@@ -105,7 +105,7 @@ def _best(rows: Sequence[Fields], task: Task) -> Trial | None:
     return best and _trial(rows, _with_topic(best.columns, rows[0], task), task)
 
 
-def _mappings(rows: Sequence[Fields]) -> Iterator[Columns]:
+def _mappings(rows: Sequence[Fields], task: Task) -> Iterator[Columns]:
     names = list(rows[0])
     for name in names:
         if isinstance(rows[0][name], list) and any(isinstance(item, dict) for item in rows[0][name]):
@@ -115,7 +115,8 @@ def _mappings(rows: Sequence[Fields]) -> Iterator[Columns]:
     for question in _likely(texts, QUESTION_WORDS)[:MAX_TRIED]:
         rest = [name for name in names if name != question]
         for answer in _likely(rest[::-1], ANSWER_WORDS)[:MAX_TRIED]:
-            for options in _options([name for name in rest if name != answer], rows[0]):
+            found = list(_options([name for name in rest if name != answer], rows[0]))
+            for options in found if isinstance(task, MultipleChoice | MultipleAnswer) else reversed(found):
                 fields = {"question": question, "options": options, "answer": answer}
                 for answer_is in (None, *AnswerIs) if options else (None,):
                     yield Columns.of(fields | {ANSWER_IS: answer_is and answer_is.name})

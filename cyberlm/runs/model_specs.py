@@ -102,7 +102,7 @@ def _of_run(folder: Path, entry: str) -> tuple[ModelSpec, ModelSpec]:
         raise _cannot(what, allowed="a folder that train.py wrote")
     trained = config_of(folder)
     if not (folder / SPLIT_MANIFEST).is_file():
-        raise _cannot(f"{folder / SPLIT_MANIFEST} cannot be read", allowed="a folder that train.py wrote")
+        raise _cannot(f"{entry} has no {SPLIT_MANIFEST}", allowed="a training run that has finished")
     tuned = saved_folder(trained.method, folder)
     if not tuned.is_dir():
         raise _cannot(

@@ -11,13 +11,14 @@ from numpy.typing import ArrayLike
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.calibration import option_nll
-from cyberlm.evaluation.metrics.rouge import ROUGE, rouge_of, short_references
+from cyberlm.evaluation.metrics.rouge import rouge_of, short_references
 from cyberlm.evaluation.predictions import (
     LIKELIHOOD,
     NAMED,
     NAMED_BY_BOTH,
     NO_CHOICE,
     OUTCOMES,
+    ROUGE,
     Prediction,
     Predictions,
     choices,

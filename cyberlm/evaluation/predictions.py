@@ -18,6 +18,8 @@ OUTCOMES = {
 }
 """Outcomes by question, with their labels: right by likelihood; right by generation; the completion names an option
 (format); right by generation where both models' completions name one (knowledge)."""
+ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
+"""Labels of ROUGE by name."""
 NO_CHOICE = -1
 """Choice of a completion that names no option."""
 OTHER_ANSWER = -2

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 
-from cyberlm.evaluation.metrics.rouge import ROUGE
-from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, NAMED, NAMED_BY_BOTH, OUTCOMES
+from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, NAMED, NAMED_BY_BOTH, OUTCOMES, ROUGE
 from cyberlm.evaluation.records import MeanDifference, PairComparison, Results
 
 NLLS = {"gold_nll": "gold answer NLL", "option_nll": "right option's NLL"}

@@ -7,7 +7,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from statistics_support import answered, measured, question
 
 from cyberlm.evaluation.metrics.metric import Metric
-from cyberlm.evaluation.metrics.rouge import ROUGE, rouge
+from cyberlm.evaluation.metrics.rouge import rouge
+from cyberlm.evaluation.predictions import ROUGE
 
 TEXTS = [
     ("Encrypt data at rest", "Encrypt the data at rest and in transit"),

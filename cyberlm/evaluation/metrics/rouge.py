@@ -10,11 +10,8 @@ from torchmetrics.functional.text import rouge_score
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.metric import Metric, mean_metric
-from cyberlm.evaluation.predictions import Predictions, has_candidates
+from cyberlm.evaluation.predictions import ROUGE, Predictions, has_candidates
 from cyberlm.tasks.task import LETTERS
-
-ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
-"""Labels by name."""
 
 
 def rouge(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from cyberlm.evaluation.metrics.rouge import ROUGE
-from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD
+from cyberlm.evaluation.predictions import GENERATION, LIKELIHOOD, ROUGE
 from cyberlm.evaluation.study import AGAINST_BASE, AGAINST_REFERENCE, Study, StudyComparison, StudyCost, StudyRow
 from cyberlm.evaluation.verdict import p_cell
 from cyberlm.runtime.files import write_text

@@ -19,7 +19,7 @@ COMMANDS = {
     "evaluate": "Scores a finished run, several models on the same questions, or a model as it is.",
     "export": "Makes a merged model, a GGUF file or a plain adapter of a finished run.",
     "chat": "Answers what is typed in the terminal, by transformers' chat client.",
-    "serve": "Serves OpenAI's chat completions, by vLLM's or transformers' server.",
+    "serve": "Serves OpenAI's chat completions API, by vLLM's or transformers' server.",
     "leaderboard": "Ranks the jobs of a sweep's folder again, for example after the sweep itself was killed.",
     "recompute": "Computes every figure of a run again from its rows, without a model.",
 }
@@ -69,10 +69,11 @@ def run_command(command: str) -> None:
 def _function(name: str) -> Any:
     """A function of cyberlm.runs; torch and the rest are imported only now that the configuration is right."""
     module, _, function = name.partition(".")
-    story = getattr(importlib.import_module(f"cyberlm.runs.{module}"), function)
-    if not gc.get_freeze_count():
+    module = f"cyberlm.runs.{module}"
+    if module not in sys.modules:
+        importlib.import_module(module)
         gc.freeze()  # collections between a run's phases leave out what was imported
-    return story
+    return getattr(sys.modules[module], function)
 
 
 def main() -> None:

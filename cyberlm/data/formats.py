@@ -154,7 +154,7 @@ def _csv_rows(
 def _check_separator(path: Path, cells: list[str], delimiter: str) -> None:
     """Refuses a table whose first row is one cell with other separators in it."""
     for mark, fix in {";": "", "|": "", "\t": "data.reader=tsv", ",": "data.reader=csv"}.items():
-        if len(cells) == 1 and mark in cells[0]:
+        if mark != delimiter and len(cells) == 1 and mark in cells[0]:
             raise unreadable(
                 path, f"its first row is one cell with {mark!r} in it", f"cells apart by {delimiter!r}", fix
             )

@@ -37,7 +37,7 @@ PACKAGES = ("torch", "transformers", "peft", "lightning", "bitsandbytes", "datas
 """Whose versions decide what a run computes."""
 
 _RESCORE = "A training run is scored again by: python evaluate.py run={}"
-_RESUME = "A training run is resumed by: python train.py trainer.resume={}"
+_AGAIN = "Type its command again; a training run is resumed by: python train.py trainer.resume={}"
 _DEFAULTS = {field.name: field.default for field in fields(Metric)}
 
 
@@ -79,7 +79,7 @@ def read_results(folder: Path) -> Results:
         if status is not None and status.state != "finished":
             reason = f": {status.reason}" if status.reason else ""
             problems = [Problem(f"the run's state is {status.state}{reason}")]
-            hint = _RESUME.format(folder)
+            hint = _AGAIN.format(folder)
         raise RunError(f"There is no {RESULTS_FILE} in {folder}.", problems, hint)
     value = read_json(path, hint)
     found = value.get("schema_version") if isinstance(value, dict) else None

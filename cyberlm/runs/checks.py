@@ -114,13 +114,16 @@ def checked_config(composed: DictConfig, schema: type[Config], folder: Path) -> 
 
 
 def _read_escapes(composed: DictConfig) -> None:
-    r"""Reads \n, \t and \\ in prompt texts that are typed as overrides, which Hydra leaves as they are."""
+    r"""Reads \n, \t and \\ in prompt texts that are typed as overrides, which Hydra leaves as they are.
+
+    Backslashes before `${` are OmegaConf's: `\${` is no reference.
+    """
     typed = {item.split("=")[0].lstrip("+") for item in typed_overrides(HydraConfig.get())}
-    for key in PROMPT_TEXTS:
-        text = OmegaConf.select(composed, key)
-        if key in typed and isinstance(text, str):
-            read = re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], text)
-            OmegaConf.update(composed, key, re.sub(r"(\\*)\$\{", r"\1\1\\${", read))  # no text is a reference
+    for group, name in (key.split(".") for key in PROMPT_TEXTS if key in typed):
+        text = OmegaConf.to_container(composed[group], resolve=False)[name]  # type: ignore[call-overload,index]
+        if isinstance(text, str):
+            read = re.sub(r"(\\+)(?=\$\{)|\\[nt\\]", lambda found: found[1] or ESCAPES[found[0]], text)
+            OmegaConf.update(composed, f"{group}.{name}", read)
 
 
 def _check_places(config: object, folder: Path) -> None:

@@ -156,7 +156,7 @@ def _one_screen(
 
 def _resume_hint(command: str, folder: Path | None) -> str:
     """Advice after a signal has ended a run in its folder, or a sweep."""
-    if any(item.startswith("study=") for item in sys.argv):
+    if any(item.startswith("study=") and item != "study=null" for item in sys.argv):
         whole = f"To resume, type:\n{signals.train_command(sys.argv[1:])}"
         return whole if folder is None else "The study says how to resume."
     if folder is None:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cyberlm.config.schema import Monitor
 from cyberlm.evaluation.report import print_leaderboard
-from cyberlm.evaluation.results import read_results
+from cyberlm.evaluation.results import read_results, read_status
 from cyberlm.runs.pages import write_sweep_page
 from cyberlm.runs.run_folder import recorded_overrides, state_of
 from cyberlm.runtime.errors import RunError
@@ -40,10 +40,14 @@ class LeaderboardCallback(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Ends the process with exit code 1 where no job has finished."""
+        folder = Path(config.hydra.sweep.dir)
         if any(OmegaConf.select(config, key) for key in ("data.preview", "plan.enabled")):
-            return  # jobs that show something, and leave nothing to rank
+            states = (read_status(job) for job in _jobs(folder))  # jobs that show something leave nothing to rank
+            if any(status is not None and status.state == "failed" for status in states):
+                raise SystemExit(1)
+            return
         try:
-            rows = show_leaderboard(Path(config.hydra.sweep.dir))
+            rows = show_leaderboard(folder)
         except RunError as error:  # of a range without values; Hydra would turn it into a warning
             say(error.title)
             raise SystemExit(1) from None

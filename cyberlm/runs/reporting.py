@@ -85,7 +85,7 @@ MISCONFIGURED = (UserError, ImportError, TypeError, OmegaConfBaseException)
 
 @contextlib.contextmanager
 def opened_loggers(config: RootConfig) -> Iterator[list[Logger]]:
-    """Opens the loggers, each tried at once, and closes them; one that fails is left aside.
+    """Opens the loggers, each tried at once, and closes them; one that fails is disabled.
 
     Raises:
         HydraException: If one is missing or is given arguments that it does not take.

@@ -45,12 +45,12 @@ def open_failsafe(logger: Logger) -> Logger:
 
 def call_failsafe(logger: Logger, call: Callable[..., Any], *args: Any, **named: Any) -> None:
     """Calls a logger; after a failure, which is printed, it is disabled, and the run continues."""
-    if vars(logger).get("disabled"):
+    if vars(logger).get("_cyberlm_disabled"):
         return
     try:
         call(*args, **named)
     except Exception as error:  # of any type: each logger has its own
-        vars(logger)["disabled"] = True
+        vars(logger)["_cyberlm_disabled"] = True
         report_failure(type(logger).__name__, error)
 
 

@@ -236,9 +236,10 @@ def test_own_options_are_named_beside_ours_and_a_broken_file_too(tmp_path: Path,
 )
 def test_escapes_of_prompt_texts(typed: str, read: str, tmp_path: Path) -> None:
     others = (r"prompt.option='{letter}\t{text}'", r"prompt.plain_cue='x\n:'", r"+task.instruction='{text}\n'")
+    others += (r"+task.option_instruction='${oc.env:HOME}\n'",)
     config = given(tmp_path, typed, "prompt=letter", *others)[0]
     prompt = config.prompt
-    assert config.task["instruction"] == "{text}\n"
+    assert (config.task["instruction"], config.task["option_instruction"]) == ("{text}\n", "${oc.env:HOME}\n")
     assert (prompt.option, prompt.plain_cue) == ("{letter}\t{text}", "x\n:")
     assert read == (prompt.question if "question" in typed else prompt.system)
 

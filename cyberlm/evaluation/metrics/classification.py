@@ -8,7 +8,6 @@ right somewhere in the test set; a class that never is, and is answered, counts 
 import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from operator import eq
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -39,7 +38,7 @@ def classes(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         label = f"macro-F1, {LABELS[suffix]}"
         yield Metric(f"macro_f1{suffix}", *macro_f1(gold, given, context.clusters), n=n, label=label, format_spec=".3f")
         if suffix == "_last_line":
-            correct = list(map(eq, given, gold))
+            correct = [a == b for a, b in zip(given, gold, strict=True)]
             yield share_metric("accuracy_last_line", correct, context.clusters, label=f"accuracy, {LABELS[suffix]}")
     if not answers:
         return
@@ -131,7 +130,8 @@ def class_baselines(context: EvalSet) -> tuple[tuple[Baseline, list[str]], ...]:
         given = tfidf_svm(train, test, [question.answer for question in seen])
         answers.append(("tfidf_svm", given, f"TF-IDF and a linear SVM, fitted on {len(seen)} questions"))
     return tuple(
-        (Baseline(name, tuple(map(float, map(eq, given, gold))), note), given) for name, given, note in answers
+        (Baseline(name, tuple(float(a == b) for a, b in zip(given, gold, strict=True)), note), given)
+        for name, given, note in answers
     )
 
 

@@ -7,7 +7,6 @@ a completion that is a set (strict); and from the last line of a completion (`la
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from operator import eq
 
 from cyberlm.evaluation.eval_set import EvalSet
 from cyberlm.evaluation.metrics.baselines import Baseline, above_baselines
@@ -24,7 +23,7 @@ def sets(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
     right = [labels_of(question.answer) for question in context.questions]
     for suffix, given in _answers(predictions).items():
         if suffix != "_generation":
-            exact = list(map(eq, given, right))
+            exact = [a == b for a, b in zip(given, right, strict=True)]
             yield share_metric(f"accuracy{suffix}", exact, context.clusters, label=f"accuracy, {LABELS[suffix]}")
         yield from _overlap(suffix, LABELS[suffix], given, right, context)
     judged = [
@@ -74,8 +73,9 @@ def floors(predictions: Predictions, context: EvalSet) -> Iterator[Metric]:
         "all_options": ([frozenset(letters_of(question)) for question in context.questions], "always all options"),
         "frequent_set": ([labels_of(most)] * len(right), f"always {most}, which is right in {count} of {of} questions"),
     }
-    exact = {name: list(map(eq, given, right)) for name, (given, _) in found.items()}
-    correct = list(map(eq, answers.get("_generation", answers.get("", [])), right))
+    exact = {name: [a == b for a, b in zip(given, right, strict=True)] for name, (given, _) in found.items()}
+    answered = answers.get("_generation", answers.get("", []))
+    correct = [a == b for a, b in zip(answered, right, strict=True)]
     baselines = [Baseline(name, tuple(map(float, exact[name])), note) for name, (_, note) in found.items()]
     yield from above_baselines(baselines, correct, context.clusters)
     for name, (given, _) in found.items():

@@ -74,9 +74,10 @@ def read_results(folder: Path) -> Results:
     path = folder / RESULTS_FILE
     hint = _RESCORE.format(folder)
     if not path.is_file():
-        status = read_status(folder)
         problems = []
-        if status is not None and status.state != "finished":
+        if not folder.is_dir():
+            problems, hint = [Problem("there is no such folder", "the folder of a run")], ""
+        elif (status := read_status(folder)) is not None and status.state != "finished":
             reason = f": {status.reason}" if status.reason else ""
             problems = [Problem(f"the run's state is {status.state}{reason}")]
             hint = _AGAIN.format(folder)

@@ -296,7 +296,7 @@ UNFINISHED = [
 
 READING = [
     Case("recompute of nothing", ("recompute",), ("usage: cyberlm recompute outputs/RUN",)),
-    Case("recompute of a folder that does not exist", ("recompute", "nowhere"), ("There is no results.json in nowhere",)),
+    Case("recompute of a folder that does not exist", ("recompute", "nowhere"), ("There is no results.json in nowhere", "there is no such folder")),
     Case("results that break off", ("recompute", "run"), ("run/results.json cannot be read", "complete JSON"), changed(lora, cut("results.json"))),
     Case("results nested a hundred thousand deep", ("recompute", "run"), ("run/results.json cannot be read",), changed(lora, text("results.json", "[" * 10**5))),
     Case("results that are not UTF-8", ("recompute", "run"), ("run/results.json cannot be read", "UTF-8"), changed(lora, text("results.json", b"\xff\xfe{"))),

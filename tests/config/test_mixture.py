@@ -27,7 +27,7 @@ def test_each_source_has_the_settings_of_its_yaml(tmp_path: Path) -> None:
 
 
 def test_a_mixture_of_another_task_takes_what_its_sources_choose() -> None:
-    config = config_of("data=cti_rcm", "data.mix=[cti_rcm,cti_rcm_2021]", "metrics=[classification]")
+    config = config_of("prompt=text", "data=cti_rcm", "data.mix=[cti_rcm,cti_rcm_2021]", "metrics=[classification]")
     assert config.task["form"] == r"CWE-\d+"
     assert [source.reader for source in source_configs(config.data).values()] == [None, "raw_tsv"]
 

@@ -111,7 +111,6 @@ def run_training(config: TrainConfig, folder: Path) -> float:
         check_work(len(encoded["train"]))
 
     with opened_loggers(config) as loggers:
-        L.seed_everything(config.seed, workers=True, verbose=False)  # a logger may have drawn numbers
         with clock.phase("load"):
             distributed.call_on_other_ranks(take_part, config, folder.absolute())
             check_nodes(folder.absolute())

@@ -18,18 +18,23 @@ absl.logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 torch.set_num_threads(1)  # tiny models: a second thread costs more than it brings
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of pytest-xdist share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache for all tests, those of pytest-xdist's other processes too, and paths for the processes they start.
+def _session(shared_folder: Path) -> Iterator[None]:
+    """One cache for all tests, and paths for the processes that they start.
 
     Runs collect garbage between their phases: what was imported is left out of it.
     """
     gc.freeze()
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS.parent), str(TESTS)]))
-        patch.setenv("CYBERLM_CACHE_DIR", str(base / "cache"))
+        patch.setenv("CYBERLM_CACHE_DIR", str(shared_folder / "cache"))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("WANDB_MODE", "offline")
         patch.delenv("WANDB_API_KEY", raising=False)

@@ -4,7 +4,6 @@ import atexit
 import gc
 import multiprocessing
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from cyberlm.__main__ import run_command
+from cyberlm.export.serving import free_port
 
 SERVER: Any = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["forks", "cyberlm.runs.train", "cyberlm.runs.evaluate", "training_support"])
@@ -28,7 +28,7 @@ def type_command(command: str, *arguments: str) -> None:
 
 
 class Fork:
-    """A call in a process of its own, which prints to a file and ends as Python ends a program.
+    """A call in a process of its own, which prints to a file.
 
     Args:
         call: A function of a module.
@@ -47,18 +47,30 @@ class Fork:
         """Waits for the end; returns the exit code (minus the signal that killed it), and all that was printed."""
         self.process.join(SECONDS)
         printed = Path(self.log).read_text()
+        Path(self.log).unlink()
         assert self.process.exitcode is not None, printed
         return self.process.exitcode, printed
 
 
 def run_ranks(count: int, call: Callable[..., object], *given: object, folder: Path) -> tuple[list[int], str]:
     """Calls in several processes, as a launcher on one machine does; returns their exit codes, and what all print."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1]), "WORLD_SIZE": str(count)}
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1", 0)), "WORLD_SIZE": str(count)}
     forks = [Fork(call, *given, folder=folder, RANK=str(k), LOCAL_RANK=str(k), **world) for k in range(count)]
     codes, printed = zip(*(fork.ended() for fork in forks), strict=True)
     return list(codes), "".join(printed)
+
+
+def side_by_side(count: int, work: Callable[[Callable[[], object]], str]) -> list[str]:
+    """What `work` returns in each of several forks of this process; it is given a function that waits for all."""
+    fork = multiprocessing.get_context("fork")
+    found, together = fork.SimpleQueue(), fork.Barrier(count, timeout=60)
+    started = [fork.Process(target=lambda: found.put(work(together.wait))) for _ in range(count)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+        assert process.exitcode == 0
+    return sorted(found.get() for _ in started)
 
 
 def _work(call: Callable[..., object], given: tuple[object, ...], folder: Path, log: str, variables: Any) -> None:
@@ -71,16 +83,7 @@ def _work(call: Callable[..., object], given: tuple[object, ...], folder: Path, 
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
     torch.set_num_threads(1)
     gc.freeze()  # as conftest.py does
-    code: object = 0
     try:
         call(*given)
-    except SystemExit as end:
-        code = end.code
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        code = 1
-    atexit._run_exitfuncs()
-    os._exit(int(code or 0))  # type: ignore[call-overload]
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out

@@ -1,9 +1,8 @@
-"""Command lines, typed in this process, which is as before afterwards, or run in processes of their own."""
+"""Command lines, typed in this process, which is as before afterwards, or run in a process of its own."""
 
 import contextlib
 import io
 import logging
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -38,19 +37,6 @@ def run_python(
         text=True,
         check=False,
     )
-
-
-def side_by_side(count: int, work: Callable[[Callable[[], object]], str]) -> list[str]:
-    """What `work` returns in each of several forks of this process; it is given a function that waits for all."""
-    fork = multiprocessing.get_context("fork")
-    found, together = fork.SimpleQueue(), fork.Barrier(count, timeout=60)
-    started = [fork.Process(target=lambda: found.put(work(together.wait))) for _ in range(count)]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join()
-        assert process.exitcode == 0
-    return sorted(found.get() for _ in started)
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,12 @@ def made_once(folder: Path) -> Iterator[bool]:
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def reference(shared_folder: Path) -> Path:
     """Folder of a run, and of its evaluation, by two processes."""
     from cluster_support import EVALUATE, ROOT, TRAIN
     from forks import run_ranks, type_command
 
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "reference"
+    folder = shared_folder / "reference"
     with made_once(folder) as first:
         if first:
             for command, given in (("train", TRAIN), ("evaluate", (*EVALUATE, f"run={folder / 'train'}"))):
@@ -40,12 +39,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 codes, printed = run_ranks(2, type_command, command, *line, folder=ROOT)
                 assert codes == [0, 0], printed
     return folder
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 SLURM_CONF = """
@@ -85,13 +78,15 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     from cluster_support import wait_for
     from debian import install
 
+    from cyberlm.export.serving import free_port
+
     if os.geteuid():
         pytest.skip("Slurm's daemons want root")
     install("slurmctld", "slurmd", "slurm-client", program="slurmctld")
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "state").mkdir()
     host, conf = socket.gethostname().split(".")[0], folder / "slurm.conf"
-    conf.write_text(SLURM_CONF.format(host=host, folder=folder, ports=[free_port() for _ in range(3)]))
+    conf.write_text(SLURM_CONF.format(host=host, folder=folder, ports=[free_port("127.0.0.1", 0) for _ in range(3)]))
     variables = {"SLURM_CONF": str(conf), "MASTER_ADDR": "127.0.0.1"}
     lines = [["slurmctld", "-D"], ["slurmd", "-D", "-N", "n1"], ["slurmd", "-D", "-N", "n2"]]
     path = f"{os.environ['PATH']}:/usr/sbin"

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forks import side_by_side
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from support import compose
-from typed import side_by_side, type_line
+from typed import type_line
 
 from cyberlm.config.rules import build_config
 from cyberlm.config.schema import TrainConfig

@@ -7,8 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from forks import side_by_side
 from omegaconf import OmegaConf
-from typed import side_by_side, type_line
+from typed import type_line
 
 from cyberlm.runs import run_folder
 

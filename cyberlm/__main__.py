@@ -24,11 +24,15 @@ COMMANDS = {
     "recompute": "Computes every figure of a run again from its rows, without a model.",
 }
 FUNCTIONS = {
-    **{"train": "train.train", "evaluate": "evaluate.evaluate", "export": "export.export"},
-    **{"chat": "serving.chat", "serve": "serving.serve"},
-    **{"leaderboard": "leaderboard.show_leaderboard", "recompute": "recompute.show_recomputed"},
+    "train": "train.train",
+    "evaluate": "evaluate.evaluate",
+    "export": "export.export",
+    "chat": "serving.chat",
+    "serve": "serving.serve",
+    "leaderboard": "leaderboard.show_leaderboard",
+    "recompute": "recompute.show_recomputed",
 }
-"""Of each command, in cyberlm.runs."""
+"""Function of each command, in cyberlm.runs."""
 FOLDERS = {"leaderboard": "outputs/SWEEP", "recompute": "outputs/RUN"}
 """Commands that take a folder alone, without a configuration."""
 HELP = {"--help", "-h"}

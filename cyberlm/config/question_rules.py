@@ -7,6 +7,8 @@ from typing import Any
 from cyberlm.config.schema import AnswerIs, DataConfig, PromptConfig, PromptStyle, Protocol
 from cyberlm.runtime.errors import Problem
 
+MULTIPLE_CHOICE = "cyberlm.tasks.multiple_choice.MultipleChoice"
+
 
 def data_problems(data: DataConfig) -> Iterator[Problem]:
     """Every rule of `data` that is broken."""
@@ -82,12 +84,16 @@ def _belongs_to(data: DataConfig, owner: str, names: tuple[str, ...]) -> Iterato
             )
 
 
-def prompt_problems(prompt: PromptConfig, *, templates: bool) -> Iterator[Problem]:
-    """Rules of the prompt; a task of a user's own renders its questions itself, without the templates."""
+def prompt_problems(prompt: PromptConfig, task: str) -> Iterator[Problem]:
+    """Rules of the prompt for the task of this `_target_`.
+
+    Other tasks than multiple choice render their questions themselves, without the templates; whether an answer is a
+    letter is known of cyberlm's own alone.
+    """
     wanted = {"question", "options"} if prompt.show_options else {"question"}
     for name, allowed in (("question", wanted), ("option", {"letter", "text"})):
         template = getattr(prompt, name)
-        if templates and _placeholders(template) != allowed:
+        if task == MULTIPLE_CHOICE and _placeholders(template) != allowed:
             wants = " and ".join(f"{{{item}}}" for item in sorted(allowed))
             yield Problem(f"prompt.{name}={template!r}", f"a template with {wants} and no other placeholder")
     if prompt.protocol is Protocol.letter and not prompt.show_options:
@@ -95,6 +101,8 @@ def prompt_problems(prompt: PromptConfig, *, templates: bool) -> Iterator[Proble
         yield Problem(what, "prompt.show_options=true, or prompt=text", "prompt=text")
     if prompt.style is not PromptStyle.chat and not prompt.plain_cue.strip():
         yield Problem("prompt.plain_cue is empty", "the last words of a plain prompt", "'prompt.plain_cue=Answer:'")
+    if prompt.protocol is Protocol.letter and task.startswith("cyberlm.") and task != MULTIPLE_CHOICE:
+        yield Problem("prompt.protocol=letter: an answer of this task is not one letter", "text", "prompt=text")
 
 
 def _placeholders(template: str) -> set[str] | None:

@@ -21,7 +21,6 @@ from cyberlm.config.schema import (
     ModelConfig,
     ModelSource,
     OptimizerName,
-    Protocol,
     RootConfig,
     Strategy,
     TrainConfig,
@@ -30,9 +29,6 @@ from cyberlm.config.schema import (
 from cyberlm.config.study_rules import study_problems
 from cyberlm.runtime.errors import ConfigError, Problem, did_you_mean
 from cyberlm.runtime.world import find_world
-
-MULTIPLE_CHOICE = "cyberlm.tasks.multiple_choice.MultipleChoice"
-
 
 INSTANTIATED_GROUPS = ("logger", "callbacks", "metrics", "task")
 """Groups whose entries are instantiated when a run begins; their texts may refer to the environment."""
@@ -139,10 +135,7 @@ def _problems(config: Any) -> Iterator[Problem]:
         yield from _model_problems(config.model)
         yield from data_problems(config.data)
         yield from mixture_problems(config.data)
-        task = str(config.task.get("_target_"))
-        yield from prompt_problems(config.prompt, templates=task == MULTIPLE_CHOICE)
-        if config.prompt.protocol is Protocol.letter and task.startswith("cyberlm.") and task != MULTIPLE_CHOICE:
-            yield Problem("prompt.protocol=letter: an answer of this task is not one letter", "text", "prompt=text")
+        yield from prompt_problems(config.prompt, str(config.task.get("_target_")))
         yield from _trainer_problems(config.trainer)
         yield from _target_problems(config)
     if isinstance(config, TrainConfig):

@@ -14,7 +14,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cyberlm.config.compose import conf_folder
 from cyberlm.config.method_rules import FULL, LORA
-from cyberlm.config.rules import INSTANTIATED_GROUPS, MULTIPLE_CHOICE, Config, read_config
+from cyberlm.config.question_rules import MULTIPLE_CHOICE
+from cyberlm.config.rules import INSTANTIATED_GROUPS, Config, read_config
 from cyberlm.config.schema import Monitor, RootConfig, TrainConfig
 from cyberlm.runtime.errors import ConfigError, Problem, RunError
 from cyberlm.runtime.files import write_text
